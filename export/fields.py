@@ -1,0 +1,73 @@
+"""The vocabulary: every tensor that crosses a graph's boundary, with its shape, dtype, unit and meaning.
+
+One layout serves every backend: a padded neighbour matrix. Atom i has `slots` places for neighbours; an edge sits in
+slot k of atom i and points from i to j = neighbours[i, k]. Every pair is stored twice, once from either end, and
+`reverse` finds the other end. Batching is concatenation along `atoms` with the indices offset.
+"""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+__all__ = ["FIELDS", "INPUTS", "OUTPUTS", "UNITS", "Field"]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One tensor of the graph contract.
+
+    Attributes:
+        name: the tensor's name in every graph and engine.
+        shape: axis names (dynamic) and sizes (fixed).
+        dtype: numpy's name of the element type.
+        unit: physical unit, empty for indices and flags.
+        meaning: one sentence.
+    """
+
+    name: str
+    shape: tuple[str | int, ...]
+    dtype: str
+    unit: str
+    meaning: str
+
+
+INPUTS = (
+    Field("atomic_numbers", ("atoms",), "int32", "", "Z of each atom; 0 marks a padded atom, whose outputs are dropped"),
+    Field(
+        "displacements",
+        ("atoms", "slots", 3),
+        "float32",
+        "Angstrom",
+        "r_j + S·cell - r_i of each slot, subtracted in float64 and then rounded; 0 in a padded slot",
+    ),
+    Field("neighbours", ("atoms", "slots"), "int32", "", "j of each slot; the atom's own index in a padded slot"),
+    Field(
+        "reverse",
+        ("atoms", "slots"),
+        "int32",
+        "",
+        "flat index j*slots + (slot of the same pair, shift -S, seen from j); the slot's own flat index in padding",
+    ),
+    Field(
+        "mask",
+        ("atoms", "slots"),
+        "float32",
+        "",
+        "1 for an edge (d < cutoff in float64), 0 for padding and for a stored pair that is beyond the cutoff",
+    ),
+)
+
+OUTPUTS = (
+    Field("atomic_energies", ("atoms",), "float32", "eV", "each atom's share of the energy; summed in float64 outside"),
+    Field("forces", ("atoms", 3), "float32", "eV/Angstrom", "minus the gradient of the energy with the positions"),
+    Field(
+        "virials",
+        ("atoms", 3, 3),
+        "float32",
+        "eV",
+        "sum over slots of dE/d(displacement) ⊗ displacement; stress = their sum over the volume, in ASE's sign",
+    ),
+)
+
+FIELDS = MappingProxyType({field.name: field for field in (*INPUTS, *OUTPUTS)})
+
+UNITS = MappingProxyType({"length": "Angstrom", "energy": "eV", "forces": "eV/Angstrom", "virials": "eV"})
