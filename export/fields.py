@@ -7,8 +7,12 @@ slot k of atom i and points from i to j = neighbours[i, k]. Every pair is stored
 
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
-__all__ = ["FIELDS", "INPUTS", "OUTPUTS", "UNITS", "Field"]
+import numpy as np
+from jaxtyping import Float, Int32
+
+__all__ = ["FIELDS", "INPUTS", "OUTPUTS", "UNITS", "Field", "GraphInputs", "GraphOutputs"]
 
 
 @dataclass(frozen=True)
@@ -71,3 +75,21 @@ OUTPUTS = (
 FIELDS = MappingProxyType({field.name: field for field in (*INPUTS, *OUTPUTS)})
 
 UNITS = MappingProxyType({"length": "Angstrom", "energy": "eV", "forces": "eV/Angstrom", "virials": "eV"})
+
+
+class GraphInputs(NamedTuple):
+    """The contract's inputs as arrays, in its order; see `INPUTS`."""
+
+    atomic_numbers: Int32[np.ndarray, " atoms"]
+    displacements: Float[np.ndarray, "atoms slots 3"]
+    neighbours: Int32[np.ndarray, "atoms slots"]
+    reverse: Int32[np.ndarray, "atoms slots"]
+    mask: Float[np.ndarray, "atoms slots"]
+
+
+class GraphOutputs(NamedTuple):
+    """The contract's outputs as arrays, in its order; see `OUTPUTS`."""
+
+    atomic_energies: Float[np.ndarray, " atoms"]
+    forces: Float[np.ndarray, "atoms 3"]
+    virials: Float[np.ndarray, "atoms 3 3"]

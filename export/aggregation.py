@@ -1,0 +1,147 @@
+"""Sums over neighbours whose gradients need no scatter: the primitives that both architectures are written in.
+
+Differentiating a gather gives a scatter-add, which engines refuse, run slowly, or sum in a random order. In a padded
+neighbour matrix it can be avoided. Filters depend on the distance alone, so the filter of an edge is the filter of its
+reverse, and the direction of the reverse edge is the negative. With f(j→i) the filters and x the features of atoms,
+
+    y_i = Σ_j f(ij) x_j    has the adjoint    dL/dx_j = Σ_i f(ij) dL/dy_i = Σ_i f(ji) dL/dy_i,
+
+which is the same sum over the neighbours of j, now of the gradients that sit on them.
+
+`PLAIN` holds the sums as ordinary differentiable code; `CLOSED_FORM` holds the same values with the adjoints above.
+A gradient by filters or directions is the gradient for the slot alone: a pair's is the sum over its two slots, which
+the caller forms once, at the very end, for displacements.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd import Function
+
+__all__ = ["CLOSED_FORM", "PLAIN", "Aggregation"]
+
+Neighbours = Int[Tensor, "atoms slots"]
+Filters = Float[Tensor, "atoms slots features"]
+Directions = Float[Tensor, "atoms slots 3"]
+Scalars = Float[Tensor, "atoms features"]
+Vectors = Float[Tensor, "atoms 3 features"]
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """The sums over neighbours that a message function may use.
+
+    Attributes:
+        scalars: (filters [atoms, slots, features], x [atoms, features], neighbours) -> Σ_k filters·x_j,
+            shape [atoms, features].
+        dipoles: (directions [atoms, slots, 3], filters, x, neighbours) -> Σ_k u ⊗ (filters·x_j),
+            shape [atoms, 3, features].
+        vectors: (filters, y [atoms, 3, features], neighbours) -> Σ_k filters·y_j, shape [atoms, 3, features].
+        norm: (v [atoms, 3, features]) -> |v|, shape [atoms, features], with derivative 0 at v = 0.
+    """
+
+    scalars: Callable[[Filters, Scalars, Neighbours], Scalars]
+    dipoles: Callable[[Directions, Filters, Scalars, Neighbours], Vectors]
+    vectors: Callable[[Filters, Vectors, Neighbours], Vectors]
+    norm: Callable[[Vectors], Scalars]
+
+
+def gather(x: Scalars, neighbours: Neighbours) -> Filters:
+    """Rows of x for every slot; an embedding look-up, because that becomes one Gather of any index shape."""
+    return torch.nn.functional.embedding(neighbours, x)
+
+
+def gather_vectors(y: Vectors, neighbours: Neighbours) -> Float[Tensor, "atoms slots 3 features"]:
+    return gather(y.flatten(1), neighbours).unflatten(-1, (3, y.shape[-1]))
+
+
+def _sum_scalars(filters: Filters, x: Scalars, neighbours: Neighbours) -> Scalars:
+    return (filters * gather(x, neighbours)).sum(1)
+
+
+def _sum_dipoles(directions: Directions, filters: Filters, x: Scalars, neighbours: Neighbours) -> Vectors:
+    return directions.mT @ (filters * gather(x, neighbours))
+
+
+def _sum_vectors(filters: Filters, y: Vectors, neighbours: Neighbours) -> Vectors:
+    return (filters[:, :, None] * gather_vectors(y, neighbours)).sum(1)
+
+
+def _norm(v: Vectors) -> Scalars:
+    squared = (v * v).sum(1)
+    moving = squared > 0
+    return torch.where(moving, torch.where(moving, squared, 1.0).sqrt(), 0.0)
+
+
+class _SumScalars(Function):
+    @staticmethod
+    def forward(ctx: Any, filters: Filters, x: Scalars, neighbours: Neighbours) -> Scalars:
+        ctx.save_for_backward(filters, x, neighbours)
+        return _sum_scalars(filters, x, neighbours)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        filters, x, neighbours = ctx.saved_tensors
+        (grad,) = grads
+        grad_x = _SumScalars.apply(filters, grad, neighbours) if ctx.needs_input_grad[1] else None
+        return gather(x, neighbours) * grad[:, None], grad_x, None
+
+
+class _SumDipoles(Function):
+    @staticmethod
+    def forward(ctx: Any, directions: Directions, filters: Filters, x: Scalars, neighbours: Neighbours) -> Vectors:
+        ctx.save_for_backward(directions, filters, x, neighbours)
+        return _sum_dipoles(directions, filters, x, neighbours)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        directions, filters, x, neighbours = ctx.saved_tensors
+        (grad,) = grads
+        gathered = gather(x, neighbours)
+        grad_directions = (filters * gathered) @ grad.mT
+        grad_filters = (directions @ grad) * gathered
+        grad_x = None
+        if ctx.needs_input_grad[2]:  # the reverse edge points the other way: hence the minus
+            projected = (directions[..., None] * gather_vectors(grad, neighbours)).sum(2)
+            grad_x = -(filters * projected).sum(1)
+        return grad_directions, grad_filters, grad_x, None
+
+
+class _SumVectors(Function):
+    @staticmethod
+    def forward(ctx: Any, filters: Filters, y: Vectors, neighbours: Neighbours) -> Vectors:
+        ctx.save_for_backward(filters, y, neighbours)
+        return _sum_vectors(filters, y, neighbours)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        filters, y, neighbours = ctx.saved_tensors
+        (grad,) = grads
+        grad_filters = (gather_vectors(y, neighbours) * grad[:, None]).sum(2)
+        grad_y = _SumVectors.apply(filters, grad, neighbours) if ctx.needs_input_grad[1] else None
+        return grad_filters, grad_y, None
+
+
+class _Norm(Function):
+    @staticmethod
+    def forward(ctx: Any, v: Vectors) -> Scalars:
+        norm = (v * v).sum(1).sqrt()
+        ctx.save_for_backward(v, norm)
+        return norm
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        v, norm = ctx.saved_tensors
+        (grad,) = grads
+        # v = 0 in the numerator makes the derivative 0 there, as the contract wants, without a branch
+        return v * (grad / torch.where(norm > 0, norm, 1.0))[:, None]
+
+
+PLAIN = Aggregation(scalars=_sum_scalars, dipoles=_sum_dipoles, vectors=_sum_vectors, norm=_norm)
+CLOSED_FORM = Aggregation(
+    scalars=_SumScalars.apply, dipoles=_SumDipoles.apply, vectors=_SumVectors.apply, norm=_Norm.apply
+)

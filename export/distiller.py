@@ -1,0 +1,114 @@
+"""The seed project's student (StudentForceField of MLFF-Distiller), on a padded neighbour matrix.
+
+Three of its properties are the student's own and are kept: its mixing matrix acts on Cartesian axes, so the energy is
+not invariant under rotation; |v| has a cusp where symmetry makes v vanish; and its filters do not vanish at the cutoff.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from painn_deploy.export.aggregation import PLAIN, Aggregation, Vectors
+from painn_deploy.export.errors import CheckpointError, ConfigurationError
+from painn_deploy.export.student import Configuration, NeighbourGraph, Student, hidden_sizes, lengths_and_directions, mlp
+
+__all__ = ["Distiller"]
+
+DIRECTION_EPSILON = 1e-8
+"""Å, what the seed's code adds to d in u = r/(d + 1e-8): it matters to float64, and is below float32's rounding."""
+
+
+class Distiller(Student):
+    """StudentForceField.
+
+    Args:
+        configuration: hyperparameters.
+        rows: rows of the embedding.
+        readout: sizes of the read-out's hidden layers.
+    """
+
+    def __init__(self, configuration: Configuration, rows: int = 101, readout: tuple[int, ...] | None = None) -> None:
+        super().__init__(configuration, rows)
+        features, layers, rbf = configuration.hidden_dim, configuration.num_interactions, configuration.num_rbf
+        self.register_buffer("centres", torch.linspace(0, configuration.cutoff, rbf))
+        self.register_buffer("widths", torch.full((rbf,), configuration.cutoff / rbf))
+        self.filters = nn.ModuleList(mlp([rbf, features, 3 * features]) for _ in range(layers))
+        self.update = nn.ModuleList(mlp([2 * features, features, 3 * features]) for _ in range(layers))
+        self.mixing = nn.ParameterList(torch.eye(3) for _ in range(layers))
+        hidden = (features // 2, features // 4) if readout is None else readout
+        self.readout = mlp([features, *hidden, 1])
+
+    def forward(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> Float[Tensor, " atoms"]:
+        distances, directions = lengths_and_directions(graph.displacements, graph.mask, DIRECTION_EPSILON)
+        radial = self._radial(distances)
+        scalars = self.embedding(graph.atomic_numbers)
+        vectors: Vectors | None = None  # zero at first: terms that hold them are left out, not multiplied by zero
+        last = len(self.filters) - 1
+        for layer, filters in enumerate(self.filters):
+            # biases make filters non-zero in padded slots: there the mask, and u = 0, must take them out
+            w_scalar, w_vector, w_direction = filters(radial).chunk(3, -1)
+            change = directions.mT @ w_direction
+            if vectors is not None:
+                change = change + aggregation.vectors(w_vector * graph.mask[..., None], vectors, graph.neighbours)
+                change = change + vectors
+            scalars = scalars + aggregation.scalars(w_scalar * graph.mask[..., None], scalars, graph.neighbours)
+            vectors = change
+            parts = self.update[layer](torch.cat([scalars, aggregation.norm(vectors)], -1)).chunk(3, -1)
+            scalars = scalars + parts[0]
+            if layer < last:  # nothing reads the last interaction's vectors
+                mixed = self.mixing[layer] @ vectors
+                vectors = parts[1][:, None] * vectors + parts[2][:, None] * mixed
+        return self.readout(scalars).squeeze(-1)
+
+    def _radial(self, distances: Tensor) -> Float[Tensor, "atoms slots rbf"]:
+        cutoff = 0.5 * (torch.cos(distances * (math.pi / self.configuration.cutoff)) + 1.0)
+        basis = torch.exp(-(((distances[..., None] - self.centres) / self.widths) ** 2))
+        return basis * cutoff[..., None]
+
+    @classmethod
+    def from_state_dict(cls, configuration: Configuration, state: Mapping[str, Tensor], source: str) -> "Distiller":
+        """Build from the seed's state dict; sizes are read from the weights and held against the configuration.
+
+        Raises:
+            CheckpointError: keys are missing or left over.
+            ConfigurationError: the weights have other sizes than the configuration says.
+        """
+        renamed = {rename(key): value for key, value in state.items()}
+        if "centres" not in renamed:
+            raise CheckpointError(f"{source} holds no rbf.centers: it is not a `distiller` checkpoint.")
+        if len(renamed["centres"]) != configuration.num_rbf:
+            raise ConfigurationError(
+                f"{source} has {len(renamed['centres'])} radial basis functions, its configuration "
+                f"{configuration.num_rbf}."
+            )
+        last = float(renamed["centres"][-1])
+        if configuration.num_rbf > 1 and abs(last - configuration.cutoff) > 1e-4:
+            raise ConfigurationError(
+                f"{source} was trained with a cutoff of {last:.4f} Å (its last radial centre), its configuration says "
+                f"{configuration.cutoff} Å."
+            )
+        student = cls(configuration, len(renamed.get("embedding.weight", torch.empty(0))), hidden_sizes(renamed))
+        student.load_weights(renamed, source)
+        return student
+
+
+def rename(key: str) -> str:
+    """The seed's name of a tensor, in ours; a key that we do not know stays as it is, and is refused later."""
+    parts = key.split(".")
+    match parts:
+        case ["rbf", "centers"]:
+            return "centres"
+        case ["rbf", "widths"]:
+            return "widths"
+        case ["interactions", layer, "message", "rbf_to_scalar", position, name]:
+            return f"filters.{layer}.{position}.{name}"
+        case ["interactions", layer, "update", "update_mlp", position, name]:
+            return f"update.{layer}.{position}.{name}"
+        case ["interactions", layer, "update", "mixing_matrix"]:
+            return f"mixing.{layer}"
+        case ["energy_head", position, name]:
+            return f"readout.{position}.{name}"
+    return key

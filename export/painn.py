@@ -1,0 +1,180 @@
+"""PaiNN (Schütt, Unke, Gastegger 2021, arXiv:2102.03150), as SchNetPack 2.1 writes it, on a padded neighbour matrix.
+
+Equation numbers are the paper's. SchNetPack's state dicts load unchanged; names of modules are ours and `rename` maps
+one to the other.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from painn_deploy.export.aggregation import PLAIN, Aggregation, Vectors
+from painn_deploy.export.errors import CheckpointError, ConfigurationError
+from painn_deploy.export.student import Configuration, NeighbourGraph, Student, hidden_sizes, lengths_and_directions, mlp
+
+__all__ = ["PaiNN"]
+
+
+class GaussianBasis(nn.Module):
+    """exp(-((d - offset)/width)²/2)."""
+
+    def __init__(self, offsets: Tensor, widths: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("offsets", offsets)
+        self.register_buffer("widths", widths)
+
+    def forward(self, distances: Float[Tensor, "atoms slots"]) -> Float[Tensor, "atoms slots rbf"]:
+        return torch.exp(-0.5 * ((distances[..., None] - self.offsets) / self.widths) ** 2)
+
+
+class BesselBasis(nn.Module):
+    """sin(frequency·d)/d, the paper's."""
+
+    def __init__(self, freqs: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("freqs", freqs)
+
+    def forward(self, distances: Float[Tensor, "atoms slots"]) -> Float[Tensor, "atoms slots rbf"]:
+        return torch.sin(distances[..., None] * self.freqs) / distances[..., None]
+
+
+class PaiNN(Student):
+    """Polarisable atom interaction network.
+
+    Args:
+        configuration: hyperparameters.
+        rows: rows of the embedding, the largest Z plus one.
+        basis: radial basis; by default Gaussians on an even grid from 0 to the cutoff, as in SchNetPack.
+        readout: sizes of the read-out's hidden layers; by default one of half the features.
+        shared_filters: one set of filters for all interactions.
+    """
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        rows: int = 100,
+        *,
+        basis: nn.Module | None = None,
+        readout: tuple[int, ...] | None = None,
+        shared_filters: bool = False,
+    ) -> None:
+        super().__init__(configuration, rows)
+        features, layers = configuration.hidden_dim, configuration.num_interactions
+        centres = torch.linspace(0, configuration.cutoff, configuration.num_rbf)
+        if basis is None:
+            spacing = configuration.cutoff / max(configuration.num_rbf - 1, 1)
+            basis = GaussianBasis(centres, torch.full_like(centres, spacing))
+        self.basis = basis
+        self.filters = nn.Linear(configuration.num_rbf, 3 * features * (1 if shared_filters else layers))
+        self.message = nn.ModuleList(mlp([features, features, 3 * features]) for _ in range(layers))
+        self.mixing = nn.ModuleList(nn.Linear(features, 2 * features, bias=False) for _ in range(layers))
+        self.update = nn.ModuleList(mlp([2 * features, features, 3 * features]) for _ in range(layers))
+        self.readout = mlp([features, *((features // 2,) if readout is None else readout), 1])
+
+    def forward(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> Float[Tensor, " atoms"]:
+        distances, directions = lengths_and_directions(graph.displacements, graph.mask)
+        radial = self._radial(distances, graph.mask)
+        weights = self._filter_weights()
+        scalars = self.embedding(graph.atomic_numbers)
+        vectors: Vectors | None = None  # zero at first: terms that hold them are left out, not multiplied by zero
+        for layer, message in enumerate(self.message):
+            x_scalar, x_direction, x_vector = message(scalars).chunk(3, -1)
+            w_scalar, w_direction, w_vector = weights[layer % len(weights)]
+            # eq. 7 and 8; the filters' cutoff, mask and bias sit in the radial features
+            change = aggregation.dipoles(directions, radial @ w_direction, x_direction, graph.neighbours)
+            if vectors is not None:
+                products = x_vector[:, None] * vectors
+                change = change + aggregation.vectors(radial @ w_vector, products, graph.neighbours) + vectors
+            scalars = scalars + aggregation.scalars(radial @ w_scalar, x_scalar, graph.neighbours)
+            vectors = change
+            # eq. 9 and 10
+            v, w = self.mixing[layer](vectors).chunk(2, -1)
+            norm = torch.sqrt((v * v).sum(1) + self.configuration.epsilon)
+            a_scalar, a_vector, a_product = self.update[layer](torch.cat([scalars, norm], -1)).chunk(3, -1)
+            scalars = scalars + a_scalar + a_product * (v * w).sum(1)
+            vectors = vectors + a_vector[:, None] * w
+        return self.readout(scalars).squeeze(-1)
+
+    def _radial(self, distances: Tensor, mask: Tensor) -> Float[Tensor, "atoms slots rbf_and_bias"]:
+        """Radial basis times cutoff times mask, and cutoff times mask, the column that the filters' bias multiplies.
+
+        (W·φ + b)·f = [W, b]·[φ·f, f]: the wide filters need neither a bias nor a mask of their own.
+        """
+        cutoff = 0.5 * (torch.cos(distances * (math.pi / self.configuration.cutoff)) + 1.0) * mask
+        return torch.cat([self.basis(distances) * cutoff[..., None], cutoff[..., None]], -1)
+
+    def _filter_weights(self) -> list[tuple[Tensor, ...]]:
+        """For each interaction the weights [rbf and bias, features] of its scalar, direction and vector filters."""
+        weights = torch.cat([self.filters.weight, self.filters.bias[:, None]], -1).mT
+        parts = weights.split(self.configuration.hidden_dim, -1)
+        return [parts[i : i + 3] for i in range(0, len(parts), 3)]
+
+    @classmethod
+    def from_state_dict(cls, configuration: Configuration, state: Mapping[str, Tensor], source: str) -> "PaiNN":
+        """Build from SchNetPack's state dict; sizes are read from the weights and held against the configuration.
+
+        Raises:
+            CheckpointError: keys are missing or left over.
+            ConfigurationError: the weights have other sizes than the configuration says.
+        """
+        renamed = {rename(key): value for key, value in state.items()}
+        basis: nn.Module
+        if "basis.offsets" in renamed and "basis.widths" in renamed:
+            basis = GaussianBasis(renamed["basis.offsets"], renamed["basis.widths"])
+            num_rbf = len(renamed["basis.offsets"])
+        elif "basis.freqs" in renamed:
+            basis = BesselBasis(renamed["basis.freqs"])
+            num_rbf = len(renamed["basis.freqs"])
+        else:
+            raise CheckpointError(
+                f"{source} holds no radial basis that we know: expected representation.radial_basis.offsets and "
+                "widths (Gaussians) or representation.radial_basis.freqs (sine)."
+            )
+        if num_rbf != configuration.num_rbf:
+            raise ConfigurationError(
+                f"{source} has {num_rbf} radial basis functions, its configuration {configuration.num_rbf}."
+            )
+        stored_cutoff = renamed.pop("cutoff", None)
+        if stored_cutoff is not None and abs(float(stored_cutoff) - configuration.cutoff) > 1e-6:
+            raise ConfigurationError(
+                f"{source} was trained with a cutoff of {float(stored_cutoff)} Å, its configuration says "
+                f"{configuration.cutoff} Å."
+            )
+        features = configuration.hidden_dim
+        filters = renamed.get("filters.bias", torch.empty(0))
+        rows = len(renamed.get("embedding.weight", torch.empty(0)))
+        student = cls(
+            configuration,
+            rows,
+            basis=basis,
+            readout=hidden_sizes(renamed),
+            shared_filters=len(filters) == 3 * features and configuration.num_interactions > 1,
+        )
+        student.load_weights(renamed, source)
+        return student
+
+
+def rename(key: str) -> str:
+    """SchNetPack's name of a tensor, in ours; a key that we do not know stays as it is, and is refused later."""
+    parts = key.split(".")
+    match parts:
+        case ["representation", "embedding", "weight"]:
+            return "embedding.weight"
+        case ["representation", "cutoff_fn", "cutoff"] | ["representation", "cutoff"]:
+            return "cutoff"
+        case ["representation", "radial_basis", name]:
+            return f"basis.{name}"
+        case ["representation", "filter_net", name]:
+            return f"filters.{name}"
+        case ["representation", "interactions", layer, "interatomic_context_net", position, name]:
+            return f"message.{layer}.{2 * int(position)}.{name}"
+        case ["representation", "mixing", layer, "mu_channel_mix", name]:
+            return f"mixing.{layer}.{name}"
+        case ["representation", "mixing", layer, "intraatomic_context_net", position, name]:
+            return f"update.{layer}.{2 * int(position)}.{name}"
+        case ["output_modules", "0", "outnet", position, name]:
+            return f"readout.{2 * int(position)}.{name}"
+    return key

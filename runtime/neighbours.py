@@ -1,0 +1,216 @@
+"""Neighbour search into the padded matrix of the graph contract.
+
+vesin finds each pair once; its other end is written down with the exact negative displacement and the same mask, so
+that an edge and its reverse can never disagree, whatever the rounding. Distances are compared with the cutoff in
+float64, here and nowhere else.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import vesin
+from ase import Atoms
+from ase.geometry import complete_cell
+from jaxtyping import Bool, Float64, Int32, Int64
+
+from painn_deploy.export.errors import StructureError
+from painn_deploy.export.fields import GraphInputs
+
+__all__ = ["Pairs", "SlotLayout", "check_structure", "find_pairs", "graph_inputs"]
+
+ONE_SPOT = 1e-3
+"""Å; atoms closer than this are one atom written twice, not chemistry."""
+
+FLAT = 1e-6
+"""Volume, area or length of the periodic vectors, over the product of their lengths, below which they are dependent."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Each pair of neighbours once: atom `first`, and atom `second` moved by `shifts` cells.
+
+    Attributes:
+        first: index of one atom.
+        second: index of the other.
+        shifts: S, whole cells that the second atom is moved by.
+    """
+
+    first: Int64[np.ndarray, " pairs"]
+    second: Int64[np.ndarray, " pairs"]
+    shifts: Int32[np.ndarray, "pairs 3"]
+
+    def displacements(
+        self, positions: Float64[np.ndarray, "atoms 3"], cell: Float64[np.ndarray, "3 3"]
+    ) -> Float64[np.ndarray, "pairs 3"]:
+        """r_second + S·cell - r_first in Å."""
+        vectors = positions[self.second] - positions[self.first]
+        if self.shifts.any():
+            vectors += self.shifts @ cell
+        return vectors
+
+
+def check_structure(atoms: Atoms) -> None:
+    """Refuse what no force field can answer for.
+
+    Raises:
+        StructureError: no atoms, positions or cell not finite, or linearly dependent periodic cell vectors.
+    """
+    if len(atoms) == 0:
+        raise StructureError("The structure has no atoms.")
+    finite = np.isfinite(atoms.positions)
+    if not finite.all():
+        index = int(np.argmin(finite.all(1)))
+        raise StructureError(
+            f"Atom {index} ({atoms.symbols[index]}) is at {atoms.positions[index]}: NaN or infinite positions. "
+            "A simulation that got here has diverged; look at the frames before, or use a shorter time step."
+        )
+    periodic = np.asarray(atoms.pbc)
+    if not periodic.any():
+        return
+    vectors = np.asarray(atoms.cell)[periodic]
+    if not np.isfinite(vectors).all():
+        raise StructureError(f"The cell holds NaN or infinity: {np.asarray(atoms.cell).tolist()}.")
+    lengths = np.linalg.norm(vectors, axis=1)
+    volume = np.sqrt(max(np.linalg.det(vectors @ vectors.T), 0.0))
+    if volume <= FLAT * lengths.prod():
+        axes = ", ".join(axis for axis, flag in zip("abc", periodic, strict=True) if flag)
+        raise StructureError(
+            f"The periodic cell vectors {axes} are linearly dependent: {vectors.tolist()}. "
+            "Set a cell, or switch pbc off in the directions that do not repeat."
+        )
+
+
+def find_pairs(atoms: Atoms, cutoff: float) -> Pairs:
+    """Every pair with d < cutoff, once, images of an atom itself among them.
+
+    Args:
+        atoms: a structure that `check_structure` let pass; any cell, any mix of periodic directions.
+        cutoff: Å.
+
+    Raises:
+        StructureError: two atoms are on one spot.
+    """
+    periodic = np.asarray(atoms.pbc)
+    cell = np.zeros((3, 3))
+    if periodic.any():
+        cell[periodic] = np.asarray(atoms.cell)[periodic]
+        cell = np.ascontiguousarray(complete_cell(cell))
+    search = vesin.NeighborList(cutoff=cutoff * (1 + 1e-9), full_list=False, n_threads=1)
+    indices, shifts = search.compute(atoms.positions, cell, periodic, "PS", copy=True)
+    pairs = Pairs(indices[:, 0].astype(np.int64), indices[:, 1].astype(np.int64), shifts)
+    vectors = pairs.displacements(atoms.positions, cell)
+    squared = np.einsum("pc,pc->p", vectors, vectors)
+    if len(squared) and squared.min() < ONE_SPOT**2:
+        worst = int(squared.argmin())
+        one, other = int(pairs.first[worst]), int(pairs.second[worst])
+        raise StructureError(
+            f"Atoms {one} ({atoms.symbols[one]}) and {other} ({atoms.symbols[other]}) are on one spot, "
+            f"{squared[worst] ** 0.5:.2e} Å apart; remove the one that was written twice."
+        )
+    within = np.sqrt(squared) < cutoff
+    return pairs if within.all() else Pairs(pairs.first[within], pairs.second[within], pairs.shifts[within])
+
+
+@dataclass(frozen=True)
+class SlotLayout:
+    """Where the two ends of each pair sit in the matrix.
+
+    Attributes:
+        atoms: number of rows.
+        slots: number of columns, at least 1.
+        forward: flat slot of each pair seen from its first atom.
+        backward: flat slot of each pair seen from its second atom.
+        neighbours: as in the graph contract.
+        reverse: as in the graph contract.
+    """
+
+    atoms: int
+    slots: int
+    forward: Int64[np.ndarray, " pairs"]
+    backward: Int64[np.ndarray, " pairs"]
+    neighbours: Int32[np.ndarray, "atoms slots"]
+    reverse: Int32[np.ndarray, "atoms slots"]
+
+    @classmethod
+    def of(
+        cls, first: Int64[np.ndarray, " pairs"], second: Int64[np.ndarray, " pairs"], atoms: int, slots: int = 1
+    ) -> "SlotLayout":
+        """Give each end of each pair a slot, in the order of the pairs; as many slots as the busiest atom needs.
+
+        Args:
+            first: index of one atom of each pair.
+            second: index of the other.
+            atoms: how many rows; may be more than there are atoms, the rest is padding.
+            slots: least number of columns.
+        """
+        ends = np.concatenate([first, second])
+        counts = np.bincount(ends, minlength=atoms)
+        slots = max(slots, int(counts.max(initial=1)))
+        order = np.argsort(ends, kind="stable")
+        starts = np.cumsum(counts) - counts
+        flat = np.empty(len(ends), np.int64)
+        sorted_ends = ends[order]
+        flat[order] = sorted_ends * slots + np.arange(len(ends)) - starts[sorted_ends]
+        forward, backward = flat[: len(first)], flat[len(first) :]
+        neighbours = np.repeat(np.arange(atoms, dtype=np.int32), slots)
+        neighbours[forward] = second
+        neighbours[backward] = first
+        reverse = np.arange(atoms * slots, dtype=np.int32)
+        reverse[forward] = backward
+        reverse[backward] = forward
+        return cls(atoms, slots, forward, backward, neighbours.reshape(atoms, slots), reverse.reshape(atoms, slots))
+
+    def scatter(
+        self,
+        vectors: Float64[np.ndarray, "pairs 3"],
+        edges: Bool[np.ndarray, " pairs"] | bool = True,
+        dtype: type[np.floating] = np.float32,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Displacements [atoms, slots, 3] and mask [atoms, slots] of the contract.
+
+        Args:
+            vectors: displacements of the pairs, Å; rounded to `dtype` here.
+            edges: which pairs are within the cutoff.
+            dtype: float32 for engines, float64 for references.
+        """
+        displacements = np.zeros((self.atoms * self.slots, 3), dtype)
+        rounded = vectors.astype(dtype)
+        displacements[self.forward] = rounded
+        displacements[self.backward] = -rounded
+        mask = np.zeros(self.atoms * self.slots, dtype)
+        mask[self.forward] = edges
+        mask[self.backward] = edges
+        return displacements.reshape(self.atoms, self.slots, 3), mask.reshape(self.atoms, self.slots)
+
+
+def graph_inputs(structures: Sequence[Atoms], cutoff: float, dtype: type[np.floating] = np.float32) -> GraphInputs:
+    """Structures side by side in one padded neighbour matrix.
+
+    Args:
+        structures: at least one; molecules and crystals may be mixed.
+        cutoff: Å.
+        dtype: float32 for engines, float64 for references.
+
+    Raises:
+        StructureError: one of them is nothing that a force field can answer for; the message says which.
+    """
+    if not structures:
+        raise StructureError("No structures were given.")
+    first, second, vectors, offset = [], [], [], 0
+    for index, atoms in enumerate(structures):
+        try:
+            check_structure(atoms)
+            pairs = find_pairs(atoms, cutoff)
+        except StructureError as error:
+            if len(structures) == 1:
+                raise
+            raise StructureError(f"Structure {index} ({atoms.symbols}): {error}") from error
+        first.append(pairs.first + offset)
+        second.append(pairs.second + offset)
+        vectors.append(pairs.displacements(atoms.positions, np.asarray(atoms.cell)))
+        offset += len(atoms)
+    layout = SlotLayout.of(np.concatenate(first), np.concatenate(second), offset)
+    displacements, mask = layout.scatter(np.concatenate(vectors), dtype=dtype)
+    numbers = np.concatenate([atoms.numbers for atoms in structures]).astype(np.int32)
+    return GraphInputs(numbers, displacements, layout.neighbours, layout.reverse, mask)
