@@ -68,7 +68,7 @@ def _sum_dipoles(directions: Directions, filters: Filters, x: Scalars, neighbour
 
 
 def _sum_vectors(filters: Filters, y: Vectors, neighbours: Neighbours) -> Vectors:
-    return (filters[:, :, None] * gather_vectors(y, neighbours)).sum(1)
+    return (filters.unsqueeze(2) * gather_vectors(y, neighbours)).sum(1)
 
 
 def _norm(v: Vectors) -> Scalars:
@@ -88,7 +88,7 @@ class _SumScalars(Function):
         filters, x, neighbours = ctx.saved_tensors
         (grad,) = grads
         grad_x = _SumScalars.apply(filters, grad, neighbours) if ctx.needs_input_grad[1] else None
-        return gather(x, neighbours) * grad[:, None], grad_x, None
+        return gather(x, neighbours) * grad.unsqueeze(1), grad_x, None
 
 
 class _SumDipoles(Function):
@@ -106,7 +106,7 @@ class _SumDipoles(Function):
         grad_filters = (directions @ grad) * gathered
         grad_x = None
         if ctx.needs_input_grad[2]:  # the reverse edge points the other way: hence the minus
-            projected = (directions[..., None] * gather_vectors(grad, neighbours)).sum(2)
+            projected = (directions.unsqueeze(-1) * gather_vectors(grad, neighbours)).sum(2)
             grad_x = -(filters * projected).sum(1)
         return grad_directions, grad_filters, grad_x, None
 
@@ -121,7 +121,7 @@ class _SumVectors(Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         filters, y, neighbours = ctx.saved_tensors
         (grad,) = grads
-        grad_filters = (gather_vectors(y, neighbours) * grad[:, None]).sum(2)
+        grad_filters = (gather_vectors(y, neighbours) * grad.unsqueeze(1)).sum(2)
         grad_y = _SumVectors.apply(filters, grad, neighbours) if ctx.needs_input_grad[1] else None
         return grad_filters, grad_y, None
 
@@ -138,7 +138,7 @@ class _Norm(Function):
         v, norm = ctx.saved_tensors
         (grad,) = grads
         # v = 0 in the numerator makes the derivative 0 there, as the contract wants, without a branch
-        return v * (grad / torch.where(norm > 0, norm, 1.0))[:, None]
+        return v * (grad / torch.where(norm > 0, norm, 1.0)).unsqueeze(1)
 
 
 PLAIN = Aggregation(scalars=_sum_scalars, dipoles=_sum_dipoles, vectors=_sum_vectors, norm=_norm)

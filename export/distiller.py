@@ -6,6 +6,7 @@ not invariant under rotation; |v| has a cusp where symmetry makes v vanish; and 
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,16 @@ from torch import Tensor, nn
 
 from painn_deploy.export.aggregation import PLAIN, Aggregation, Vectors
 from painn_deploy.export.errors import CheckpointError, ConfigurationError
-from painn_deploy.export.student import Configuration, NeighbourGraph, Student, hidden_sizes, lengths_and_directions, mlp
+from painn_deploy.export.student import (
+    Configuration,
+    NeighbourGraph,
+    Student,
+    hidden_sizes,
+    lengths_and_directions,
+    mlp,
+    parts,
+    separate_parts,
+)
 
 __all__ = ["Distiller"]
 
@@ -47,26 +57,32 @@ class Distiller(Student):
         scalars = self.embedding(graph.atomic_numbers)
         vectors: Vectors | None = None  # zero at first: terms that hold them are left out, not multiplied by zero
         last = len(self.filters) - 1
-        for layer, filters in enumerate(self.filters):
+        mask = graph.mask.unsqueeze(-1)
+        for layer in range(last + 1):
+            filters, update = cast(nn.Sequential, self.filters[layer]), cast(nn.Sequential, self.update[layer])
             # biases make filters non-zero in padded slots: there the mask, and u = 0, must take them out
-            w_scalar, w_vector, w_direction = filters(radial).chunk(3, -1)
-            change = directions.mT @ w_direction
-            if vectors is not None:
-                change = change + aggregation.vectors(w_vector * graph.mask[..., None], vectors, graph.neighbours)
-                change = change + vectors
-            scalars = scalars + aggregation.scalars(w_scalar * graph.mask[..., None], scalars, graph.neighbours)
+            if vectors is None:
+                w_scalar, w_direction = separate_parts(filters, radial, (0, 2))
+                change = directions.mT @ w_direction
+            else:
+                w_scalar, w_vector, w_direction = separate_parts(filters, radial, (0, 1, 2))
+                change = directions.mT @ w_direction
+                change = change + aggregation.vectors(w_vector * mask, vectors, graph.neighbours) + vectors
+            scalars = scalars + aggregation.scalars(w_scalar * mask, scalars, graph.neighbours)
             vectors = change
-            parts = self.update[layer](torch.cat([scalars, aggregation.norm(vectors)], -1)).chunk(3, -1)
-            scalars = scalars + parts[0]
-            if layer < last:  # nothing reads the last interaction's vectors
-                mixed = self.mixing[layer] @ vectors
-                vectors = parts[1][:, None] * vectors + parts[2][:, None] * mixed
+            features = torch.cat([scalars, aggregation.norm(vectors)], -1)
+            if layer < last:
+                change_scalar, gate, gate_mixed = parts(update, features, (0, 1, 2))
+                vectors = gate.unsqueeze(1) * vectors + gate_mixed.unsqueeze(1) * (self.mixing[layer] @ vectors)
+            else:  # nothing reads the last interaction's vectors
+                (change_scalar,) = parts(update, features, (0,))
+            scalars = scalars + change_scalar
         return self.readout(scalars).squeeze(-1)
 
     def _radial(self, distances: Tensor) -> Float[Tensor, "atoms slots rbf"]:
         cutoff = 0.5 * (torch.cos(distances * (math.pi / self.configuration.cutoff)) + 1.0)
-        basis = torch.exp(-(((distances[..., None] - self.centres) / self.widths) ** 2))
-        return basis * cutoff[..., None]
+        scaled = (distances.unsqueeze(-1) - self.centres) / self.widths
+        return torch.exp(-(scaled * scaled)) * cutoff.unsqueeze(-1)
 
     @classmethod
     def from_state_dict(cls, configuration: Configuration, state: Mapping[str, Tensor], source: str) -> "Distiller":

@@ -35,7 +35,9 @@ class Field:
 
 
 INPUTS = (
-    Field("atomic_numbers", ("atoms",), "int32", "", "Z of each atom; 0 marks a padded atom, whose outputs are dropped"),
+    Field(
+        "atomic_numbers", ("atoms",), "int32", "", "Z of each atom; 0 marks a padded atom, whose outputs are dropped"
+    ),
     Field(
         "displacements",
         ("atoms", "slots", 3),

@@ -6,6 +6,7 @@ one to the other.
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,15 @@ from torch import Tensor, nn
 
 from painn_deploy.export.aggregation import PLAIN, Aggregation, Vectors
 from painn_deploy.export.errors import CheckpointError, ConfigurationError
-from painn_deploy.export.student import Configuration, NeighbourGraph, Student, hidden_sizes, lengths_and_directions, mlp
+from painn_deploy.export.student import (
+    Configuration,
+    NeighbourGraph,
+    Student,
+    hidden_sizes,
+    lengths_and_directions,
+    mlp,
+    parts,
+)
 
 __all__ = ["PaiNN"]
 
@@ -27,7 +36,8 @@ class GaussianBasis(nn.Module):
         self.register_buffer("widths", widths)
 
     def forward(self, distances: Float[Tensor, "atoms slots"]) -> Float[Tensor, "atoms slots rbf"]:
-        return torch.exp(-0.5 * ((distances[..., None] - self.offsets) / self.widths) ** 2)
+        scaled = (distances.unsqueeze(-1) - self.offsets) / self.widths
+        return torch.exp(-0.5 * (scaled * scaled))
 
 
 class BesselBasis(nn.Module):
@@ -38,7 +48,7 @@ class BesselBasis(nn.Module):
         self.register_buffer("freqs", freqs)
 
     def forward(self, distances: Float[Tensor, "atoms slots"]) -> Float[Tensor, "atoms slots rbf"]:
-        return torch.sin(distances[..., None] * self.freqs) / distances[..., None]
+        return torch.sin(distances.unsqueeze(-1) * self.freqs) / distances.unsqueeze(-1)
 
 
 class PaiNN(Student):
@@ -80,22 +90,31 @@ class PaiNN(Student):
         weights = self._filter_weights()
         scalars = self.embedding(graph.atomic_numbers)
         vectors: Vectors | None = None  # zero at first: terms that hold them are left out, not multiplied by zero
-        for layer, message in enumerate(self.message):
-            x_scalar, x_direction, x_vector = message(scalars).chunk(3, -1)
+        last = len(self.message) - 1
+        for layer in range(last + 1):
+            message, update = cast(nn.Sequential, self.message[layer]), cast(nn.Sequential, self.update[layer])
             w_scalar, w_direction, w_vector = weights[layer % len(weights)]
             # eq. 7 and 8; the filters' cutoff, mask and bias sit in the radial features
-            change = aggregation.dipoles(directions, radial @ w_direction, x_direction, graph.neighbours)
-            if vectors is not None:
-                products = x_vector[:, None] * vectors
+            if vectors is None:
+                x_scalar, x_direction = parts(message, scalars, (0, 1))
+                change = aggregation.dipoles(directions, radial @ w_direction, x_direction, graph.neighbours)
+            else:
+                x_scalar, x_direction, x_vector = parts(message, scalars, (0, 1, 2))
+                change = aggregation.dipoles(directions, radial @ w_direction, x_direction, graph.neighbours)
+                products = x_vector.unsqueeze(1) * vectors
                 change = change + aggregation.vectors(radial @ w_vector, products, graph.neighbours) + vectors
             scalars = scalars + aggregation.scalars(radial @ w_scalar, x_scalar, graph.neighbours)
             vectors = change
             # eq. 9 and 10
             v, w = self.mixing[layer](vectors).chunk(2, -1)
             norm = torch.sqrt((v * v).sum(1) + self.configuration.epsilon)
-            a_scalar, a_vector, a_product = self.update[layer](torch.cat([scalars, norm], -1)).chunk(3, -1)
+            features = torch.cat([scalars, norm], -1)
+            if layer < last:
+                a_scalar, a_vector, a_product = parts(update, features, (0, 1, 2))
+                vectors = vectors + a_vector.unsqueeze(1) * w
+            else:  # nothing reads the last interaction's vectors
+                a_scalar, a_product = parts(update, features, (0, 2))
             scalars = scalars + a_scalar + a_product * (v * w).sum(1)
-            vectors = vectors + a_vector[:, None] * w
         return self.readout(scalars).squeeze(-1)
 
     def _radial(self, distances: Tensor, mask: Tensor) -> Float[Tensor, "atoms slots rbf_and_bias"]:
@@ -104,7 +123,7 @@ class PaiNN(Student):
         (W·φ + b)·f = [W, b]·[φ·f, f]: the wide filters need neither a bias nor a mask of their own.
         """
         cutoff = 0.5 * (torch.cos(distances * (math.pi / self.configuration.cutoff)) + 1.0) * mask
-        return torch.cat([self.basis(distances) * cutoff[..., None], cutoff[..., None]], -1)
+        return torch.cat([self.basis(distances) * cutoff.unsqueeze(-1), cutoff.unsqueeze(-1)], -1)
 
     def _filter_weights(self) -> list[tuple[Tensor, ...]]:
         """For each interaction the weights [rbf and bias, features] of its scalar, direction and vector filters."""

@@ -1,9 +1,9 @@
 """What every student is: a configuration, and an energy for each atom of a neighbour graph."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from ase.data import atomic_numbers as numbers_of_symbols
@@ -59,7 +59,9 @@ class Configuration:
         required = ("architecture", "hidden_dim", "num_interactions", "num_rbf", "cutoff")
         missing = [key for key in required if key not in values]
         if missing:
-            raise ConfigurationError(f"{source} lacks {', '.join(missing)}; a configuration needs {', '.join(required)}.")
+            raise ConfigurationError(
+                f"{source} lacks {', '.join(missing)}; a configuration needs {', '.join(required)}."
+            )
         read = {key: value for key, value in values.items() if key not in FIXED and key not in DESCRIPTIVE}
         for key, accepted in FIXED.items():
             if values.get(key, accepted[0]) not in accepted:
@@ -182,7 +184,9 @@ class Student(nn.Module, ABC):
                     f"{tuple(wanted[key].shape)}; hidden_dim, num_rbf or num_interactions is not what was trained."
                 )
             if not torch.isfinite(value).all():
-                raise CheckpointError(f"{source}: {key} holds NaN or infinity; the training diverged before it was saved.")
+                raise CheckpointError(
+                    f"{source}: {key} holds NaN or infinity; the training diverged before it was saved."
+                )
         if references is not None:
             if references.shape != self.atomic_references.shape or not torch.isfinite(references).all():
                 raise CheckpointError(
@@ -215,15 +219,37 @@ def lengths_and_directions(
     squared = torch.where(mask > 0, (displacements * displacements).sum(-1), 1.0)
     distances = squared.sqrt()
     scale = mask / (distances + epsilon if epsilon else distances)  # a pair kept beyond the cutoff has r, but no say
-    return distances, displacements * scale[..., None]
+    return distances, displacements * scale.unsqueeze(-1)
 
 
-def mlp(sizes: list[int]) -> nn.Sequential:
+def mlp(sizes: Sequence[int]) -> nn.Sequential:
     """Linear layers with SiLU between them."""
     layers: list[nn.Module] = []
     for rows, columns in zip(sizes, sizes[1:], strict=False):
         layers += [nn.Linear(rows, columns), nn.SiLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def parts(network: nn.Sequential, x: Tensor, wanted: tuple[int, ...], of: int = 3) -> tuple[Tensor, ...]:
+    """Some of the equal parts of a network's output; the last layer's other rows are not computed.
+
+    Args:
+        network: made by `mlp`.
+        x: its input.
+        wanted: which parts, in ascending order.
+        of: how many parts the whole output has.
+    """
+    last = cast(nn.Linear, network[-1])
+    weight = torch.cat([last.weight.chunk(of)[i] for i in wanted])
+    bias = torch.cat([last.bias.chunk(of)[i] for i in wanted])
+    return nn.functional.linear(network[:-1](x), weight, bias).chunk(len(wanted), -1)
+
+
+def separate_parts(network: nn.Sequential, x: Tensor, wanted: tuple[int, ...], of: int = 3) -> list[Tensor]:
+    """The same, each part from a product of its own: for outputs on edges, too wide to be copied apart."""
+    last = cast(nn.Linear, network[-1])
+    hidden = network[:-1](x)
+    return [nn.functional.linear(hidden, last.weight.chunk(of)[i], last.bias.chunk(of)[i]) for i in wanted]
 
 
 def hidden_sizes(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
