@@ -1,0 +1,26 @@
+"""From the graph to engines, one module a backend behind one small protocol.
+
+Adding a backend is adding its module, which holds a `BACKEND`, and its line in `BACKENDS`.
+"""
+
+from importlib import import_module
+from types import MappingProxyType
+
+from painn_deploy.engines.backend import Backend, EngineInfo, Session
+from painn_deploy.export.errors import EngineUnavailableError
+
+__all__ = ["BACKENDS", "Backend", "EngineInfo", "Session", "get_backend"]
+
+BACKENDS = MappingProxyType({"onnxruntime": "painn_deploy.engines.onnxruntime"})
+
+
+def get_backend(name: str) -> Backend:
+    """A backend by name; its library is imported when it is first asked for something.
+
+    Raises:
+        EngineUnavailableError: this version has no such backend.
+    """
+    if name not in BACKENDS:
+        raise EngineUnavailableError(f"There is no engine {name!r} in this version; there are: {', '.join(BACKENDS)}.")
+    backend: Backend = import_module(BACKENDS[name]).BACKEND
+    return backend

@@ -1,0 +1,94 @@
+"""What a backend is: it builds engines from the graph, and opens sessions that run them."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Protocol, Self, TypedDict
+
+from painn_deploy.export.fields import GraphInputs, GraphOutputs
+from painn_deploy.export.manifest import Bundle
+
+__all__ = ["Backend", "EngineInfo", "Session"]
+
+
+class EngineInfo(TypedDict):
+    """What runs, said by the session that runs it.
+
+    Attributes:
+        backend: name, as in the manifest.
+        version: of the backend here.
+        device: what the session runs on, such as `cpu` or `cuda:0`.
+        precision: of the engine, as in the manifest.
+        bundle_sha256: of the bundle's manifest.
+    """
+
+    backend: str
+    version: str
+    device: str
+    precision: str
+    bundle_sha256: str
+
+
+class Session(Protocol):
+    """A loaded engine. It belongs to one thread at a time; open one for each."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """Backend, version, device, precision and bundle that run."""
+
+    def run(self, inputs: GraphInputs) -> GraphOutputs:
+        """Energies, forces and virials of one padded neighbour matrix.
+
+        Raises:
+            ShapeError: arrays that do not keep the graph contract, or lie outside every profile.
+            EngineError: the engine failed, or the session is closed.
+        """
+
+    def close(self) -> None:
+        """Give back memory and threads; may be called twice."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Backend(Protocol):
+    """One way to run a graph; a module each, found by name in `painn_deploy.engines`."""
+
+    name: str
+    extra: str
+
+    def version(self) -> str:
+        """Of the library.
+
+        Raises:
+            EngineUnavailableError: it is not installed; the message names the extra to install.
+        """
+
+    def devices(self) -> tuple[str, ...]:
+        """Devices that sessions can run on here, the preferred one first.
+
+        Raises:
+            EngineUnavailableError: the library is not installed.
+        """
+
+    def build(self, model: bytes) -> Mapping[str, bytes]:
+        """Files that a bundle holds for this backend beside model.onnx.
+
+        Raises:
+            EngineError: the graph cannot be built.
+        """
+
+    def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> Session:
+        """Load a bundle's engine.
+
+        Args:
+            bundle: one that this backend built.
+            device: `auto` for the first of `devices`, or one by name.
+            threads: of the CPU; None for as many as there are cores.
+
+        Raises:
+            EngineUnavailableError: the library or the device is not here.
+            EngineError: the engine cannot be loaded.
+        """

@@ -1,0 +1,150 @@
+"""The `onnxruntime` backend: the embedded default, which runs anywhere; on a GPU with onnxruntime-gpu."""
+
+from collections.abc import Mapping
+from importlib import metadata
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from painn_deploy.engines.backend import EngineInfo
+from painn_deploy.engines.contract import check_inputs
+from painn_deploy.export.errors import EngineError, EngineUnavailableError
+from painn_deploy.export.fields import OUTPUTS, GraphInputs, GraphOutputs
+from painn_deploy.export.manifest import MODEL, Bundle
+
+__all__ = ["BACKEND", "OnnxRuntimeBackend", "OnnxRuntimeSession"]
+
+_OUTPUT_NAMES = [field.name for field in OUTPUTS]
+_PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+
+
+def _library() -> Any:
+    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
+    if len(installed) == 2:
+        raise EngineUnavailableError(
+            "onnxruntime and onnxruntime-gpu are both installed; they are one module under two names and break each "
+            "other. Run `pip uninstall -y onnxruntime onnxruntime-gpu`, then install painn-deploy[cpu] or "
+            "painn-deploy[cuda], not both."
+        )
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineUnavailableError(
+            'The engine onnxruntime is not installed: pip install "painn-deploy[cpu]", or "painn-deploy[cuda]" for a GPU.'
+        ) from error
+    return onnxruntime
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+class OnnxRuntimeBackend:
+    """ONNX Runtime on the CPU or through CUDA."""
+
+    name = "onnxruntime"
+    extra = "cpu"
+
+    def version(self) -> str:
+        """See `Backend.version`."""
+        return str(_library().__version__)
+
+    def devices(self) -> tuple[str, ...]:
+        """See `Backend.devices`; that a provider is listed does not prove that a GPU is there, `open` does."""
+        available = _library().get_available_providers()
+        return tuple(device for device, provider in _PROVIDERS.items() if provider in available)
+
+    def build(self, model: bytes) -> Mapping[str, bytes]:
+        """See `Backend.build`: ONNX Runtime reads model.onnx itself, so that loading it is the whole proof."""
+        OnnxRuntimeSession(model, "cpu", None, EngineInfo(backend="", version="", device="", precision="", bundle_sha256=""))
+        return {}
+
+    def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> "OnnxRuntimeSession":
+        """See `Backend.open`."""
+        devices = self.devices()
+        chosen = devices[0] if device == "auto" else device.split(":")[0]
+        if chosen not in devices:
+            raise EngineUnavailableError(
+                f"onnxruntime {self.version()} cannot run on {device!r} here, only on {', '.join(devices)}. "
+                'For an NVIDIA GPU: pip uninstall -y onnxruntime, then pip install "painn-deploy[cuda]".'
+            )
+        info = EngineInfo(
+            backend=self.name,
+            version=self.version(),
+            device=chosen if device == "auto" else device,
+            precision=bundle.manifest.precision,
+            bundle_sha256=bundle.sha256,
+        )
+        return OnnxRuntimeSession(bundle.file(MODEL), info["device"], threads, info)
+
+
+BACKEND = OnnxRuntimeBackend()
+
+
+class OnnxRuntimeSession:
+    """A loaded ONNX Runtime engine.
+
+    Args:
+        model: the graph.
+        device: `cpu`, `cuda` or `cuda:N`.
+        threads: of the CPU; None for as many as there are cores.
+        info: what the session says of itself.
+    """
+
+    def __init__(self, model: bytes, device: str, threads: int | None, info: EngineInfo) -> None:
+        library = _library()
+        options = library.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        kind, _, index = device.partition(":")
+        provider: Any = _PROVIDERS[kind]
+        if kind == "cuda":  # TF32 would round FP32 products to 10 bits
+            provider = (provider, {"device_id": index or "0", "use_tf32": "0"})
+        try:
+            session = library.InferenceSession(model, options, providers=[provider])
+        except Exception as error:  # its errors share no base class but this one
+            raise EngineError(f"onnxruntime cannot load this graph: {error}") from error
+        session.disable_fallback()
+        if session.get_providers()[0] != _PROVIDERS[kind]:
+            raise EngineUnavailableError(
+                f"onnxruntime could not start on {device!r} and offered {session.get_providers()[0]} instead. "
+                "Check the NVIDIA driver and that CUDA and cuDNN are those that onnxruntime-gpu names."
+            )
+        self._info = info
+        self._session: Any = session
+
+    @property
+    def info(self) -> EngineInfo:
+        """See `Session.info`."""
+        return self._info
+
+    def run(self, inputs: GraphInputs) -> GraphOutputs:
+        """See `Session.run`."""
+        if self._session is None:
+            raise EngineError("This session is closed; open another one.")
+        check_inputs(inputs)
+        try:
+            outputs = self._session.run(_OUTPUT_NAMES, inputs._asdict())
+        except Exception as error:  # as above
+            raise EngineError(
+                f"onnxruntime failed on {inputs.mask.shape[0]} atoms x {inputs.mask.shape[1]} slots: {error}"
+            ) from error
+        return GraphOutputs(*(np.asarray(output) for output in outputs))
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

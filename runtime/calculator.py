@@ -1,0 +1,143 @@
+"""`PaiNNCalculator`: an engine as an ASE calculator, for one structure or for many at once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.data import chemical_symbols
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from painn_deploy.engines import EngineInfo, Session, get_backend
+from painn_deploy.export.errors import EngineError, SpeciesError
+from painn_deploy.export.fields import GraphOutputs
+from painn_deploy.export.manifest import Manifest, read_bundle
+from painn_deploy.runtime.neighbours import graph_inputs
+
+__all__ = ["PaiNNCalculator"]
+
+
+class PaiNNCalculator(Calculator):
+    """An ASE calculator backed by an engine.
+
+    Energies are in eV, forces in eV/Å, stresses in eV/Å³ (Voigt order xx, yy, zz, yz, xz, xy, ASE's sign). The stress is
+    that of the symmetrised virial, for any structure whose cell has a volume.
+
+    Args:
+        bundle: a folder NAME.engine, made by `painn-deploy export`.
+        device: `auto`, or what the backend names, such as `cpu` or `cuda:0`. Nothing falls back to another device.
+        threads: of the CPU; None for as many as there are cores.
+
+    Raises:
+        BundleError: the bundle is damaged, foreign or of a newer format.
+        EngineUnavailableError: its backend or the device is not here.
+    """
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
+
+    def __init__(self, bundle: str | Path, *, device: str = "auto", threads: int | None = None) -> None:
+        super().__init__()
+        opened = read_bundle(bundle)
+        self.manifest: Manifest = opened.manifest
+        self._session: Session = get_backend(opened.manifest.engine).open(opened, device, threads)
+        self._references = np.full(len(chemical_symbols) + 1, np.nan)
+        self._references[list(self.manifest.species)] = self.manifest.atomic_references
+
+    @property
+    def engine_info(self) -> EngineInfo:
+        """Backend, its version, device, precision and bundle hash: what runs, not what was asked for."""
+        return self._session.info
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """ASE's entry: everything is computed at once, since forces cost less than a second call would.
+
+        Raises:
+            StructureError: see `calculate_batch`.
+            PropertyNotImplementedError: a stress is asked for and the cell has no volume.
+        """
+        super().calculate(atoms, list(properties), list(system_changes))
+        (self.results,) = self.calculate_batch([self.atoms])
+        for name in ("stress", "stresses"):
+            if name in properties and name not in self.results:
+                raise PropertyNotImplementedError(
+                    f"{name}: the cell has no volume (rank {self.atoms.cell.rank}); set three cell vectors."
+                )
+
+    def calculate_batch(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
+        """Evaluate structures together, molecules and crystals mixed; calculators attached to them are not touched.
+
+        Returns:
+            For each structure, in order: energy and free_energy (float, eV), energies [atoms] (eV), forces [atoms, 3]
+            (eV/Å), and where the cell has a volume stress [6] and stresses [atoms, 6] (eV/Å³). float64 arrays.
+
+        Raises:
+            StructureError: one of them has no atoms, NaN positions, two atoms on one spot, dependent periodic cell
+                vectors, or (SpeciesError) an element that the student has not learnt; the message says which.
+            EngineError: the engine failed.
+        """
+        structures = list(structures)
+        if not structures:
+            return []
+        references = [self._references_of(atoms, index, len(structures)) for index, atoms in enumerate(structures)]
+        outputs = self._session.run(graph_inputs(structures, self.manifest.cutoff))
+        results, start = [], 0
+        for index, (atoms, reference) in enumerate(zip(structures, references, strict=True)):
+            part = GraphOutputs(*(array[start : start + len(atoms)] for array in outputs))
+            results.append(_results(atoms, part, reference, index))
+            start += len(atoms)
+        return results
+
+    def _references_of(self, atoms: Atoms, index: int, count: int) -> np.ndarray:
+        """Atomic reference energies, NaN being the mark of an element that was not learnt."""
+        inside = (atoms.numbers >= 0) & (atoms.numbers < len(self._references))
+        references = self._references[np.where(inside, atoms.numbers, 0)]
+        unknown = np.isnan(references)
+        if unknown.any():
+            atom = int(unknown.argmax())
+            known = " ".join(chemical_symbols[z] for z in self.manifest.species[:20])
+            more = " ..." if len(self.manifest.species) > 20 else ""
+            where = f"Structure {index} ({atoms.symbols}): atom" if count > 1 else "Atom"
+            raise SpeciesError(
+                f"{where} {atom} is {atoms.symbols[atom]} (Z = {atoms.numbers[atom]}), which this student has no "
+                f"embedding for; it knows {known}{more}. Use a student that was trained on it."
+            )
+        return references
+
+    def close(self) -> None:
+        """Give back the engine's memory; the calculator cannot be used afterwards."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _results(atoms: Atoms, outputs: GraphOutputs, reference: np.ndarray, index: int) -> dict[str, Any]:
+    """ASE's results of one structure; sums are in float64."""
+    energies = outputs.atomic_energies.astype(np.float64) + reference
+    forces = outputs.forces.astype(np.float64)
+    virials = outputs.virials.astype(np.float64)
+    energy = float(energies.sum())
+    if not (np.isfinite(energy) and np.isfinite(forces).all() and np.isfinite(virials).all()):
+        raise EngineError(
+            f"The engine gave NaN or infinity for structure {index} ({atoms.symbols}). Its geometry is too far from "
+            "anything the student has learnt, or the engine's precision overflows; try FP32."
+        )
+    results: dict[str, Any] = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
+    if atoms.cell.rank == 3:
+        symmetric = (virials + virials.transpose(0, 2, 1)) / (2 * atoms.get_volume())
+        results["stresses"] = full_3x3_to_voigt_6_stress(symmetric)
+        results["stress"] = full_3x3_to_voigt_6_stress(symmetric.sum(0))
+    return results

@@ -1,0 +1,344 @@
+"""Builds a training set: structures of many molecules, labelled with energies and forces by a teacher.
+
+    python -m painn_deploy.scripts.make_dataset --output data
+
+Every *item* (a molecule, a pair, a cluster) has its own seed, derived from the master seed and the item's name, and its
+own file under `parts/`: the result depends neither on the number of workers nor on what was finished before an
+interruption. The split is decided by the names and the composition alone and is written before any label is computed.
+"""
+
+import hashlib
+import importlib
+import json
+import multiprocessing
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from ase.data import chemical_symbols
+from jaxtyping import Float
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from painn_deploy.export.errors import DatasetError, PaiNNDeployError
+from painn_deploy.scripts.dataset_plan import SPLITS, Item, plan, read_molecules
+from painn_deploy.scripts.dataset_structures import TEACHER_FAILURES, Sampler, Structure
+
+__all__ = ["MOLECULES", "Settings", "load_teacher", "main", "make_dataset"]
+
+MOLECULES = Path(__file__).with_name("molecules.smi")
+
+RECIPE_VERSION = 1  # raise it when the same settings would give other structures
+PACKAGES = ("ase", "rdkit", "tblite")  # a different version of these may give other labels or other conformers
+REPORT_EVERY = 30.0  # s, where there is no terminal to draw a bar on
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that the labels depend on besides the code: a rerun has to agree with it."""
+
+    teacher: str = "tblite:GFN2-xTB"
+    frames: int = 24
+    seed: int = 1
+    max_force: float = 50.0  # eV/Å
+
+
+def load_teacher(teacher: str) -> Callable[[], Any]:
+    """What makes fresh ASE calculators: `tblite:METHOD`, or `package.module:factory` called without arguments."""
+    module_name, _, name = teacher.partition(":")
+    if not name:
+        raise DatasetError(f"--teacher {teacher!r} is neither 'tblite:METHOD' nor 'package.module:factory'")
+    try:
+        module = importlib.import_module("tblite.ase" if module_name == "tblite" else module_name)
+        return partial(module.TBLite, method=name, verbosity=0) if module_name == "tblite" else getattr(module, name)
+    except (ImportError, AttributeError) as error:
+        raise DatasetError(
+            f"the teacher {teacher!r} cannot be imported ({error}): tblite comes with "
+            "pip install 'painn-deploy[train]'; another teacher has to be on the Python path"
+        ) from error
+
+
+def part_path(output: Path, item: Item) -> Path:
+    """The file of an item: a readable name, and a digest for what file names cannot hold."""
+    readable = re.sub(r"[^A-Za-z0-9*+-]", "_", item.name.replace("*", "x"))[:80]
+    return output / "parts" / f"{readable}-{hashlib.sha256(item.name.encode()).hexdigest()[:8]}.npz"
+
+
+def label_item(item: Item, settings: Settings, output: Path) -> None:
+    """Makes and labels the structures of an item and writes its part: runs in a worker process."""
+    teacher = load_teacher(settings.teacher)
+    digest = hashlib.sha256(f"{settings.seed}:{item.name}".encode()).digest()
+    failures: list[str] = []
+    sampler = Sampler(teacher, settings.frames, np.random.default_rng(int.from_bytes(digest[:8])), failures)
+    kept: list[Label] = []
+    dropped = 0
+    try:
+        for structure in sampler.structures(item.recipe, item.smiles):
+            try:
+                label = labelled(structure, teacher())  # fresh: a label must not depend on the structures before it
+            except TEACHER_FAILURES as failure:
+                failures.append(f"{structure.kind}: {failure}")
+                continue
+            if label.largest_force <= settings.max_force:
+                kept.append(label)
+            else:  # NaN too
+                dropped += 1
+    except DatasetError as failure:  # RDKit found no conformer
+        failures.append(str(failure))
+    write_part(part_path(output, item), kept, dropped, failures)
+
+
+@dataclass(frozen=True)
+class Label:
+    """A structure with the teacher's energy in eV and its forces in eV/Å."""
+
+    structure: Structure
+    energy: float
+    forces: Float[np.ndarray, "atoms 3"]
+
+    @property
+    def largest_force(self) -> float:
+        """The largest norm of the forces, eV/Å; NaN where energy or forces are not finite."""
+        largest = float(np.linalg.norm(self.forces, axis=1).max())
+        return largest if np.isfinite(self.energy) and np.isfinite(largest) else float("nan")
+
+
+def labelled(structure: Structure, calculator: Any) -> Label:
+    atoms = structure.atoms.copy()
+    atoms.calc = calculator
+    return Label(structure, float(atoms.get_potential_energy()), np.asarray(atoms.get_forces()))
+
+
+def write_part(path: Path, kept: list[Label], dropped: int, failures: list[str]) -> None:
+    atoms = [label.structure.atoms for label in kept]
+    write_arrays(
+        path,
+        numbers=np.concatenate([np.zeros(0), *(one.numbers for one in atoms)]).astype(np.int8),
+        positions=np.concatenate([np.zeros((0, 3)), *(one.positions for one in atoms)]),
+        forces=np.concatenate([np.zeros((0, 3)), *(label.forces for label in kept)]).astype(np.float32),
+        energies=np.array([label.energy for label in kept], dtype=np.float64),
+        offsets=np.cumsum([0, *map(len, atoms)], dtype=np.int64),
+        kinds=np.array([label.structure.kind for label in kept], dtype=str),
+        dropped=np.array(dropped),
+        failures=np.array(failures, dtype=str),
+    )
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Writes an npz file that is either complete or not there."""
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy takes the names for its own options
+    unfinished.replace(path)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes a JSON file that is either complete or not there."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def claim_folder(output: Path, settings: Settings, molecules: dict[str, str], items: list[Item]) -> str:
+    """Writes split and settings into the folder, or checks those that are there; returns the split's digest."""
+    listing = "\n".join(sorted(f"{item.name} {item.split}" for item in items))
+    digest = hashlib.sha256(listing.encode()).hexdigest()
+    claim: dict[str, Any] = asdict(settings) | {
+        "recipe": RECIPE_VERSION,
+        "molecules": hashlib.sha256(json.dumps(molecules, sort_keys=True).encode()).hexdigest(),
+        "split": digest,
+        "packages": dict(versions()),
+    }
+    path = output / "settings.json"
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = sorted(key for key in before.keys() | claim.keys() if before.get(key) != claim.get(key))
+        if changed:
+            raise DatasetError(
+                f"{output} was begun with different settings ({', '.join(changed)}): "
+                "repeat them, or take another --output, or remove the folder"
+            )
+        return digest
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DatasetError(f"{output} is there and is no folder of a training set: take another --output")
+    (output / "parts").mkdir(parents=True)
+    write_json(output / "split.json", {"sha256": digest, "split": {item.name: item.split for item in items}})
+    write_json(path, claim)
+    return digest
+
+
+def versions() -> Iterator[tuple[str, str]]:
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            yield package, metadata.version(package)
+
+
+@contextmanager
+def one_thread_a_process() -> Iterator[None]:
+    """Processes started inside share the cores among them: numerical libraries read this when they are loaded."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def label_all(items: list[Item], settings: Settings, output: Path, workers: int) -> None:
+    """Labels the items whose part is missing, in worker processes, and shows how far it is."""
+    missing = [item for item in items if not part_path(output, item).exists()]
+    if not missing:
+        return
+    # Always in other processes, also for one worker: this one may have loaded its libraries with many threads.
+    context = multiprocessing.get_context("spawn")
+    with one_thread_a_process(), ProcessPoolExecutor(min(workers, len(missing)), mp_context=context) as pool:
+        futures = [pool.submit(label_item, item, settings, output) for item in missing]
+        try:
+            follow((future.result() for future in as_completed(futures)), len(items) - len(missing), len(items))
+        except BrokenProcessPool as error:
+            raise DatasetError("a worker process died, out of memory perhaps: run the same command again") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def follow(finished: Iterator[None], before: int, total: int) -> None:
+    """A progress bar on a terminal, a line every half minute elsewhere: rate and time left."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    start = reported = time.monotonic()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("labels", total=total, completed=before, rate="")
+        for done, _ in enumerate(finished, start=1):
+            now = time.monotonic()
+            rate = done / (now - start)
+            progress.update(task, advance=1, rate=f"{rate:.2f} items/s")
+            if not console.is_terminal and now - reported > REPORT_EVERY:
+                reported, left = now, (total - before - done) / rate / 60
+                console.print(f"{before + done}/{total} items, {rate:.2f} items/s, about {left:.0f} min left")
+
+
+def read_part(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as part:
+        return dict(part)
+
+
+def merge(items: list[Item], output: Path, settings: Settings, split_digest: str) -> dict[str, Any]:
+    """Joins the parts of each split into one file; writes and returns the summary."""
+    parts = {item: read_part(part_path(output, item)) for item in items}
+    failed = {item.name: part["failures"].tolist() for item, part in parts.items() if len(part["failures"])}
+    structures: dict[str, dict[str, int]] = {}
+    elements: dict[str, dict[str, int]] = {}
+    for split in SPLITS:
+        members = {item: part for item, part in parts.items() if item.split == split}
+        if not any(len(part["energies"]) for part in members.values()):
+            reasons = "; ".join(f"{name}: {notes[0]}" for name, notes in list(failed.items())[:3])
+            raise DatasetError(
+                f"no label of the {split} split is usable ({reasons or 'all forces are above --max-force'}): "
+                "try the teacher on one of its molecules, then begin anew in another --output"
+            )
+        joined = join(members)
+        write_arrays(output / f"{split}.npz", **joined)
+        structures[split] = dict(Counter(joined["kinds"].tolist()))
+        elements[split] = dict(Counter(chemical_symbols[number] for number in joined["numbers"]))
+    summary = {
+        "settings": asdict(settings),
+        "split_sha256": split_digest,
+        "structures": structures,
+        "elements": elements,
+        "dropped_for_large_forces": {
+            item.name: int(part["dropped"]) for item, part in parts.items() if part["dropped"]
+        },
+        "failed": failed,
+        "without_any_label": sorted(item.name for item, part in parts.items() if not len(part["energies"])),
+    }
+    write_json(output / "summary.json", summary)
+    return summary
+
+
+def join(parts: dict[Item, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of many parts as one, with the item of every structure under `names`.
+
+    Structure i has the atoms `offsets[i]` to `offsets[i + 1]` of `numbers`, `positions` (Å) and `forces` (eV/Å).
+    """
+    keys = ("numbers", "positions", "forces", "energies", "kinds")
+    joined = {key: np.concatenate([part[key] for part in parts.values()]) for key in keys}
+    sizes = np.concatenate([np.diff(part["offsets"]) for part in parts.values()])
+    counts = [len(part["energies"]) for part in parts.values()]
+    joined["offsets"] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    joined["names"] = np.repeat([item.name for item in parts], counts)
+    return joined
+
+
+def make_dataset(
+    output: Path, molecules: Path, settings: Settings, *, workers: int = 1, limit: int | None = None
+) -> dict[str, Any]:
+    """Builds the training set into the folder `output`, or finishes it, and returns its summary.
+
+    `limit` labels only the first items; a later run without it labels the rest. Raises DatasetError for input that
+    cannot be used, and for a folder begun with different settings.
+    """
+    load_teacher(settings.teacher)
+    listed = read_molecules(molecules)
+    everything = plan(listed)
+    items = everything[:limit]
+    for split in SPLITS:
+        if all(item.split != split for item in items):
+            raise DatasetError(
+                f"the {split} split is empty: list more molecules in {molecules}"
+                + ("" if limit is None else f", or raise --limit {limit}")
+            )
+    digest = claim_folder(output, settings, listed, everything)
+    label_all(items, settings, output, workers)
+    return merge(items, output, settings, digest)
+
+
+def command(
+    output: Annotated[Path, typer.Option(help="Folder of the training set; a rerun finishes what is in it.")],
+    molecules: Annotated[Path, typer.Option(help="List of 'SMILES name' lines.")] = MOLECULES,
+    frames: Annotated[int, typer.Option(min=1, help="MD frames of a small molecule; the rest scales with it.")] = 24,
+    seed: Annotated[int, typer.Option(help="Master seed.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    teacher: Annotated[
+        str, typer.Option(help="tblite:METHOD, or package.module:factory of ASE calculators.")
+    ] = "tblite:GFN2-xTB",
+    limit: Annotated[int | None, typer.Option(min=1, help="Label the first items only, for a try.")] = None,
+    max_force: Annotated[float, typer.Option(min=0.0, help="Drop labels with a larger force, eV/Å.")] = 50.0,
+) -> None:
+    """Builds a training set of conformers, dynamics, distortions, dimers and clusters, labelled by a teacher."""
+    settings = Settings(teacher=teacher, frames=frames, seed=seed, max_force=max_force)
+    try:
+        summary = make_dataset(output, molecules, settings, workers=workers, limit=limit)
+    except PaiNNDeployError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from error
+    for split, kinds in summary["structures"].items():
+        total = sum(kinds.values())
+        print(f"{split}: {total} structures ({', '.join(f'{count} {kind}' for kind, count in kinds.items())})")
+    print(f"dropped for large forces: {sum(summary['dropped_for_large_forces'].values())}")
+    print(f"items with failures: {len(summary['failed'])}, see {output / 'summary.json'}")
+
+
+def main() -> None:
+    """The command line."""
+    typer.run(command)
+
+
+if __name__ == "__main__":
+    main()

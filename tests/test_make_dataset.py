@@ -1,0 +1,310 @@
+"""The training set: the same whatever the workers and interruptions, split by molecule, and clear about bad input."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+
+import numpy as np
+import pytest
+import typer
+from ase import Atoms, units
+from ase.calculators.calculator import Calculator, all_changes
+from typer.testing import CliRunner
+
+from painn_deploy.export.errors import DatasetError
+from painn_deploy.scripts.dataset_plan import MONOMERS, TESTED, hashed_split, plan, read_molecules
+from painn_deploy.scripts.dataset_structures import Sampler, closest_contact, docked, embedded, langevin, pinched
+from painn_deploy.scripts.make_dataset import MOLECULES, Settings, command, load_teacher, make_dataset
+
+pytest.importorskip("rdkit")
+pytest.importorskip("tblite")
+
+TINY = "# a heading\n\nO water\nN=N diazene\nCNO N-methylhydroxylamine\nCO methanol\n"
+FEW = Settings(frames=3)
+FIRST = 9  # items: four atoms, four molecules, and the water dimer
+ARRAYS = {"numbers", "positions", "forces", "energies", "offsets", "names", "kinds"}
+
+
+@pytest.fixture(scope="module")
+def molecules(tmp_path_factory):
+    path = tmp_path_factory.mktemp("list") / "tiny.smi"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory, molecules):
+    output = tmp_path_factory.mktemp("one-worker") / "data"
+    make_dataset(output, molecules, FEW, workers=1, limit=FIRST)
+    return output
+
+
+def content(folder):
+    """Every array of the three splits, and the summary and the split as text."""
+    arrays = {}
+    for split in ("train", "validation", "test"):
+        with np.load(folder / f"{split}.npz") as file:
+            arrays |= {(split, key): file[key] for key in file.files}
+    return arrays, (folder / "summary.json").read_text(), (folder / "split.json").read_text()
+
+
+def assert_same(one, other):
+    assert one[0].keys() == other[0].keys()
+    for key, array in one[0].items():
+        np.testing.assert_array_equal(array, other[0][key], err_msg=str(key), strict=True)
+    assert one[1:] == other[1:]
+
+
+def test_two_workers_give_the_same_as_one(dataset, molecules, tmp_path):
+    make_dataset(tmp_path / "data", molecules, FEW, workers=2, limit=FIRST)
+    assert_same(content(dataset), content(tmp_path / "data"))
+
+
+def test_a_rerun_finishes_what_is_missing_and_nothing_else(molecules, tmp_path):
+    output = tmp_path / "data"
+    make_dataset(output, molecules, FEW, limit=FIRST)
+    before = content(output)
+    parts = sorted((output / "parts").iterdir())
+    times = {part: part.stat().st_mtime_ns for part in parts}
+    for part in parts[:3]:
+        part.unlink()
+    parts[0].with_suffix(".unfinished").write_bytes(b"half an interrupted write")
+    make_dataset(output, molecules, FEW, limit=FIRST)
+    assert_same(before, content(output))
+    assert {part: part.stat().st_mtime_ns for part in parts[3:]} == {part: times[part] for part in parts[3:]}
+    assert not list(output.rglob("*.unfinished"))
+
+
+def test_another_seed_gives_other_structures(dataset, molecules, tmp_path):
+    make_dataset(tmp_path / "data", molecules, Settings(frames=3, seed=2), limit=FIRST)
+    one, other = content(dataset), content(tmp_path / "data")
+    assert one[2] == other[2]  # the split does not depend on it
+    assert not np.array_equal(one[0]["validation", "energies"], other[0]["validation", "energies"])
+
+
+def test_the_arrays_fit_together(dataset):
+    for split, kinds in json.loads((dataset / "summary.json").read_text())["structures"].items():
+        with np.load(dataset / f"{split}.npz") as file:
+            arrays = dict(file)
+        assert set(arrays) == ARRAYS
+        assert {key: array.dtype for key, array in arrays.items() if key not in ("names", "kinds")} == {
+            "numbers": np.int8,
+            "positions": np.float64,
+            "forces": np.float32,
+            "energies": np.float64,
+            "offsets": np.int64,
+        }
+        assert len(arrays["energies"]) == len(arrays["names"]) == len(arrays["kinds"]) == len(arrays["offsets"]) - 1
+        assert arrays["offsets"][0] == 0
+        assert arrays["offsets"][-1] == len(arrays["numbers"]) == len(arrays["positions"]) == len(arrays["forces"])
+        assert dict(Counter(arrays["kinds"].tolist())) == kinds
+        assert np.linalg.norm(arrays["forces"], axis=1).max() <= FEW.max_force
+
+
+def test_labels_are_the_teachers_own(dataset):
+    with np.load(dataset / "train.npz") as file:
+        arrays = dict(file)
+    assert {"atom:C", "atom:H", "atom:N", "atom:O", "water", "methanol", "dimer:water*2#0"} == set(arrays["names"])
+    for i in range(len(arrays["names"])):
+        span = slice(arrays["offsets"][i], arrays["offsets"][i + 1])
+        atoms = Atoms(arrays["numbers"][span], arrays["positions"][span], calculator=load_teacher(FEW.teacher)())
+        assert atoms.get_potential_energy() == pytest.approx(arrays["energies"][i], abs=1e-6)
+        np.testing.assert_allclose(atoms.get_forces(), arrays["forces"][span], atol=1e-4)
+
+
+def test_the_split_is_by_molecule_and_its_digest_is_of_the_sorted_list(dataset):
+    split = json.loads((dataset / "split.json").read_text())
+    listing = "\n".join(sorted(f"{name} {part}" for name, part in split["split"].items()))
+    assert split["sha256"] == hashlib.sha256(listing.encode()).hexdigest()
+    for part in ("train", "validation", "test"):
+        with np.load(dataset / f"{part}.npz") as file:
+            assert {split["split"][name] for name in file["names"].tolist()} == {part}
+
+
+def test_the_hash_does_not_change_from_run_to_run():
+    assert [hashed_split(key) for key in ("CCC", "CNO", "N=N")] == ["train", "validation", "test"]
+
+
+def test_the_list_that_comes_along_is_usable_and_nothing_tested_is_in_a_mixture():
+    molecules = read_molecules(MOLECULES)
+    assert 400 <= len(molecules) <= 600
+    items = {item.name: item for item in plan(molecules)}
+    assert all(items[name].split == "test" for name in TESTED)
+    assert all(items[name].split == "train" for name in MONOMERS)
+    shares = Counter(item.split for item in items.values() if item.recipe == "molecule")
+    assert shares["train"] > 0.7 * len(molecules)
+    assert min(shares.values()) > 0.05 * len(molecules)
+    held_out = {item.smiles[0] for item in items.values() if item.recipe == "molecule" and item.split != "train"}
+    assert not held_out & {smiles for item in items.values() if item.recipe != "molecule" for smiles in item.smiles}
+    assert {item.name for item in items.values() if item.recipe == "atom"} == {"atom:C", "atom:H", "atom:N", "atom:O"}
+
+
+def test_stereoisomers_are_in_one_split(tmp_path):
+    path = tmp_path / "isomers.smi"
+    path.write_text("C[C@H](N)C(=O)O left\nC[C@@H](N)C(=O)O right\nC/C=C/C trans\nC/C=C\\C cis\n")
+    splits = {item.name: item.split for item in plan(read_molecules(path))}
+    assert splits["left"] == splits["right"]
+    assert splits["trans"] == splits["cis"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("O water\nC1CC broken-ring\n", r"bad\.smi, line 2: RDKit cannot read the SMILES 'C1CC' of broken-ring"),
+        ("O\n", r"bad\.smi, line 1: expected 'SMILES name'"),
+        ("# water\n\n", r"bad\.smi lists no molecule"),
+        ("O water\n[OH2] again\n", r"bad\.smi, line 2: again is in the list before, as water"),
+        ("O water\nC water\n", r"bad\.smi, line 2: water is in the list before"),
+        ("[NH4+] ammonium\n", r"bad\.smi, line 1: ammonium is charged or a radical"),
+        ("[CH3] methyl\n", r"bad\.smi, line 1: methyl is charged or a radical"),
+    ],
+)
+def test_a_bad_list_is_refused_with_file_and_line(tmp_path, lines, message):
+    path = tmp_path / "bad.smi"
+    path.write_text(lines)
+    with pytest.raises(DatasetError, match=message):
+        make_dataset(tmp_path / "data", path, FEW)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_missing_list_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match=r"no list of molecules at .*gone\.smi: give .* --molecules"):
+        make_dataset(tmp_path / "data", tmp_path / "gone.smi", FEW)
+
+
+@pytest.mark.parametrize("teacher", ["no_such_package.teachers:best", "math:no_such_function"])
+def test_a_teacher_that_cannot_be_imported_is_refused(tmp_path, molecules, teacher):
+    with pytest.raises(DatasetError, match=r"cannot be imported .*painn-deploy\[train\]"):
+        make_dataset(tmp_path / "data", molecules, Settings(teacher=teacher))
+
+
+def test_a_teacher_without_a_factory_is_refused():
+    with pytest.raises(DatasetError, match=r"neither 'tblite:METHOD' nor 'package.module:factory'"):
+        load_teacher("tblite")
+
+
+def test_an_empty_split_is_refused_before_anything_is_written(tmp_path, molecules):
+    with pytest.raises(DatasetError, match=r"the validation split is empty: .* raise --limit 5"):
+        make_dataset(tmp_path / "data", molecules, FEW, limit=5)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_folder_of_other_settings_is_refused(dataset, molecules):
+    before = content(dataset)
+    with pytest.raises(DatasetError, match=r"begun with different settings \(max_force, seed\): repeat them, or"):
+        make_dataset(dataset, molecules, Settings(frames=3, seed=5, max_force=9.0), limit=FIRST)
+    assert_same(before, content(dataset))
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path, molecules):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(DatasetError, match="no folder of a training set: take another --output"):
+        make_dataset(tmp_path, molecules, FEW, limit=FIRST)
+
+
+def test_large_forces_are_dropped_and_counted(dataset, molecules, tmp_path):
+    summary = make_dataset(tmp_path / "data", molecules, Settings(frames=3, max_force=8.0), limit=FIRST)
+    kept = sum(sum(kinds.values()) for kinds in summary["structures"].values())
+    dropped = sum(summary["dropped_for_large_forces"].values())
+    before = json.loads((dataset / "summary.json").read_text())
+    assert dropped > sum(before["dropped_for_large_forces"].values())
+    everything = sum(sum(kinds.values()) for kinds in before["structures"].values())
+    assert kept + dropped == everything + sum(before["dropped_for_large_forces"].values())
+
+
+TEACHERS = '''
+from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.emt import EMT
+
+
+class Picky(EMT):
+    """Has no answer for ammonia, diazene and lone nitrogen."""
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        if 7 in atoms.numbers and len(atoms) < 5:
+            raise RuntimeError("SCF not converged")
+        super().calculate(atoms, properties, system_changes)
+'''
+
+
+def test_a_split_that_the_teacher_fails_on_is_an_error_that_says_why(tmp_path, monkeypatch, molecules):
+    (tmp_path / "own_teachers.py").write_text(TEACHERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = Settings(teacher="own_teachers:Picky", frames=3, max_force=1e6)
+    with pytest.raises(DatasetError, match=r"no label of the test split is usable \(.*SCF not converged"):
+        make_dataset(tmp_path / "data", molecules, settings, limit=FIRST)
+
+
+def test_what_an_own_teacher_fails_on_is_named_and_the_rest_is_kept(tmp_path, monkeypatch):
+    (tmp_path / "own_teachers.py").write_text(TEACHERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "list.smi"
+    path.write_text("O water\nN ammonia\nCNO N-methylhydroxylamine\nCC(C)=NO acetone-oxime\n")
+    settings = Settings(teacher="own_teachers:Picky", frames=3, max_force=1e6)
+    summary = make_dataset(tmp_path / "data", path, settings, limit=8)
+    assert summary["without_any_label"] == ["ammonia", "atom:N"]
+    assert set(summary["failed"]) == {"ammonia", "atom:N"}
+    assert "conformer: SCF not converged" in summary["failed"]["ammonia"]
+    assert any(note.startswith("dynamics at 300 K") for note in summary["failed"]["ammonia"])
+
+
+def test_the_environment_is_as_before(dataset, monkeypatch, molecules):
+    before = dict(os.environ)
+    make_dataset(dataset, molecules, FEW, limit=FIRST)
+    assert dict(os.environ) == before
+
+
+def test_the_command_prints_what_it_made_and_reports_errors_without_a_traceback(dataset, molecules, tmp_path):
+    app = typer.Typer()
+    app.command()(command)
+    options = ["--output", str(dataset), "--molecules", str(molecules), "--frames", "3", "--limit", str(FIRST)]
+    done = CliRunner().invoke(app, options)
+    assert done.exit_code == 0
+    assert "train: " in done.output
+    assert "4 atom" in done.output
+    failed = CliRunner().invoke(app, [*options, "--seed", "9"])
+    assert failed.exit_code == 1
+    assert "begun with different settings (seed)" in failed.output
+
+
+def test_docked_molecules_touch_at_the_ratio_asked_for():
+    rng = np.random.default_rng(0)
+    water, methane = (embedded(smiles, 1, 0).conformers[0] for smiles in ("O", "C"))
+    for ratio in (0.55, 0.8, 1.7):
+        assert closest_contact(water, docked(water, methane, ratio, rng)) == pytest.approx(ratio)
+
+
+def test_pinched_atoms_are_at_the_distance_asked_for_and_others_follow():
+    ethane = embedded("CC", 1, 0)
+    positions = ethane.conformers[0].positions
+    moved = pinched(positions, ethane.bonds_between, 0, 1, 1.0)
+    assert np.linalg.norm(moved[1] - moved[0]) == pytest.approx(1.0)
+    np.testing.assert_allclose(moved.mean(axis=0), positions.mean(axis=0), atol=1e-9)
+    assert (np.linalg.norm(moved - positions, axis=1) > 0.05).all()
+
+
+class Springs(Calculator):
+    """Every atom on a spring of 1 eV/Å^2 to the origin, so that kT = <x^2> 1 eV/Å^2."""
+
+    implemented_properties = ("energy", "forces")
+
+    def calculate(self, atoms=None, properties=("forces",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        self.results = {"energy": (atoms.positions**2).sum() / 2, "forces": -atoms.positions}
+
+
+def test_langevin_dynamics_has_the_temperature_asked_for():
+    atoms = Atoms("H400", positions=np.zeros((400, 3)), calculator=Springs())
+    strides = langevin(atoms, 600.0, np.random.default_rng(0))
+    squares = [(atoms.positions**2).mean() for _, _ in zip(range(30), strides, strict=False)]
+    assert np.mean(squares[20:]) == pytest.approx(600 * units.kB, rel=0.08)
+
+
+@pytest.mark.parametrize(("recipe", "count"), [("cluster", 4), ("liquid", 4), ("dimer", 2)])
+def test_mixtures_hold_all_their_molecules(recipe, count):
+    sampler = Sampler(load_teacher("tblite:GFN2-xTB"), 3, np.random.default_rng(0), [])
+    structures = list(sampler.structures(recipe, ("O",) * count))
+    assert structures
+    assert all(sorted(structure.atoms.numbers) == [1] * 2 * count + [8] * count for structure in structures)
+    assert sampler.failures == []
