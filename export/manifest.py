@@ -17,7 +17,7 @@ from typing import Any, Self
 from painn_deploy.export.errors import BundleError, OutputError
 from painn_deploy.export.fields import UNITS
 
-__all__ = ["FORMAT_VERSION", "Bundle", "Manifest", "prepare_output", "read_bundle", "write_bundle"]
+__all__ = ["FORMAT_VERSION", "Bundle", "Manifest", "prepare_output", "read_bundle", "to_json", "write_bundle"]
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -243,6 +243,11 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, 
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return read_bundle(path)
+
+
+def to_json(values: Mapping[str, Any]) -> bytes:
+    """A file of JSON that a person can read too."""
+    return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:

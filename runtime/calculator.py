@@ -13,7 +13,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from painn_deploy.engines import EngineInfo, Session, get_backend
 from painn_deploy.export.errors import EngineError, SpeciesError
-from painn_deploy.export.fields import GraphOutputs
+from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest, read_bundle
 from painn_deploy.runtime.neighbours import graph_inputs
 
@@ -94,6 +94,10 @@ class PaiNNCalculator(Calculator):
             results.append(_results(atoms, part, reference, index))
             start += len(atoms)
         return results
+
+    def run_graph(self, inputs: GraphInputs) -> GraphOutputs:
+        """The bare engine: the graph contract's inputs to its outputs, without atomic references."""
+        return self._session.run(inputs)
 
     def _references_of(self, atoms: Atoms, index: int, count: int) -> np.ndarray:
         """Atomic reference energies, NaN being the mark of an element that was not learnt."""

@@ -1,0 +1,123 @@
+"""How far an engine is from the student: energies per atom, forces, stress, and where it is worst."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.units import GPa
+
+__all__ = ["Accuracy", "Limits", "compare", "describe"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Errors past which a validation fails; the seed project's own by default.
+
+    Attributes:
+        energy: eV an atom, mean absolute error.
+        forces: eV/Å, root mean square error.
+        stress: eV/Å³, mean absolute error.
+    """
+
+    energy: float = 10e-3
+    forces: float = 50e-3
+    stress: float = 0.1 * GPa
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Errors against a reference over a set of structures.
+
+    Attributes:
+        structures: how many.
+        atoms: how many.
+        energy_mae: eV an atom.
+        energy_max: eV an atom.
+        energy_worst: name of the structure with it.
+        force_mae: eV/Å, over components.
+        force_rmse: eV/Å, over components.
+        force_max: eV/Å, largest component.
+        force_worst: name of the structure with it.
+        force_cosine: mean cosine between an atom's force and its reference, over atoms pulled by more than 0.1 eV/Å.
+        stress_mae: eV/Å³, over components; None without a structure that has a volume.
+        stress_max: eV/Å³, largest component.
+    """
+
+    structures: int
+    atoms: int
+    energy_mae: float
+    energy_max: float
+    energy_worst: str
+    force_mae: float
+    force_rmse: float
+    force_max: float
+    force_worst: str
+    force_cosine: float | None
+    stress_mae: float | None
+    stress_max: float | None
+
+    def failures(self, limits: Limits) -> list[str]:
+        """In words, what is past its limit; NaN is."""
+        found = []
+        if not self.energy_mae <= limits.energy:
+            found.append(f"energy MAE {1e3 * self.energy_mae:.3f} meV/atom exceeds {1e3 * limits.energy:g}")
+        if not self.force_rmse <= limits.forces:
+            found.append(f"force RMSE {1e3 * self.force_rmse:.3f} meV/Å exceeds {1e3 * limits.forces:g}")
+        if self.stress_mae is not None and not self.stress_mae <= limits.stress:
+            found.append(f"stress MAE {self.stress_mae / GPa:.4f} GPa exceeds {limits.stress / GPa:g}")
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types, in the units of the attributes."""
+        return asdict(self)
+
+
+def compare(
+    structures: Sequence[Atoms], results: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]
+) -> Accuracy:
+    """Errors of `results` against `reference`, which hold what `PaiNNCalculator.calculate_batch` returns."""
+    energy = np.array([abs(a["energy"] - b["energy"]) / len(s) for s, a, b in _zip(structures, results, reference)])
+    force_errors = [np.asarray(a["forces"]) - np.asarray(b["forces"]) for _, a, b in _zip(structures, results, reference)]
+    largest = np.array([np.abs(error).max() for error in force_errors])
+    errors = np.concatenate(force_errors)
+    stress = [
+        np.asarray(a["stress"]) - np.asarray(b["stress"])
+        for _, a, b in _zip(structures, results, reference)
+        if "stress" in b
+    ]
+    return Accuracy(
+        structures=len(structures),
+        atoms=len(errors),
+        energy_mae=float(energy.mean()),
+        energy_max=float(energy.max()),
+        energy_worst=describe(structures[int(energy.argmax())]),
+        force_mae=float(np.abs(errors).mean()),
+        force_rmse=float(np.sqrt(np.square(errors).mean())),
+        force_max=float(largest.max()),
+        force_worst=describe(structures[int(largest.argmax())]),
+        force_cosine=_cosine(results, reference),
+        stress_mae=float(np.abs(stress).mean()) if stress else None,
+        stress_max=float(np.abs(stress).max()) if stress else None,
+    )
+
+
+def describe(atoms: Atoms) -> str:
+    """A structure's name, or its formula."""
+    return str(atoms.info.get("name", atoms.get_chemical_formula()))
+
+
+def _zip(*sequences: Any) -> Any:
+    return zip(*sequences, strict=True)
+
+
+def _cosine(results: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> float | None:
+    got = np.concatenate([np.asarray(r["forces"]) for r in results])
+    want = np.concatenate([np.asarray(r["forces"]) for r in reference])
+    pulled = np.linalg.norm(want, axis=1) > 0.1
+    if not pulled.any():
+        return None
+    got, want = got[pulled], want[pulled]
+    lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(want, axis=1)
+    return float(np.mean((got * want).sum(1) / np.where(lengths > 0, lengths, 1.0)))

@@ -1,0 +1,131 @@
+"""Structures to export and validate on when the user brings none: named, seeded, and perturbed.
+
+Molecules are ASE's G2 set and crystals its prototypes. Symmetric geometries hide errors (and are where a student may
+have a cusp), so every structure is perturbed.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import ase.io
+import numpy as np
+from ase import Atoms
+from ase.build import bulk, graphene, molecule
+from ase.collections import g2
+from ase.data import chemical_symbols, covalent_radii, reference_states
+
+from painn_deploy.export.errors import DatasetError
+
+__all__ = ["DEFAULT_NAME", "default_structures", "read_structures", "seed_structures"]
+
+DEFAULT_NAME = "default set (ASE G2 molecules and crystals, perturbed by 0.1 Å, seed 0)"
+
+SEED_MOLECULES = ("H2", "H2O", "CH4", "NH3", "C2H6", "C6H6", "H2O", "CO2")
+"""The eight cases that the seed project validated on; the second water is perturbed."""
+
+MOST_MOLECULES = 60
+
+
+def default_structures(species: Sequence[int], *, sigma: float = 0.1, seed: int = 0) -> list[Atoms]:
+    """Molecules, crystals and a slab of the elements that a student knows; `info["name"]` names each.
+
+    Args:
+        species: atomic numbers.
+        sigma: Å, standard deviation of the perturbation of each coordinate.
+        seed: of the perturbation.
+    """
+    known = set(species)
+    rng = np.random.default_rng(seed)
+    structures = [_named(molecule(name), name) for name in g2.names]
+    structures = [atoms for atoms in structures if len(atoms) > 1 and set(atoms.numbers.tolist()) <= known]
+    structures = structures[:: max(1, -(-len(structures) // MOST_MOLECULES))]
+    structures += _periodic(known)
+    if not structures:  # elements that no molecule of the set is made of
+        structures = [_chain(sorted(known))]
+    for atoms in structures:
+        atoms.positions += rng.normal(0, sigma, atoms.positions.shape)
+    return structures
+
+
+def seed_structures(species: Sequence[int], *, symmetric: bool) -> list[Atoms]:
+    """The seed project's eight cases; elements that a student does not know are replaced by ones that it does.
+
+    Args:
+        species: atomic numbers that the student knows.
+        symmetric: whether perfectly symmetric CH4 and CO2 are kept so; a `distiller` has a cusp there.
+    """
+    rng = np.random.default_rng(1)
+    structures = []
+    for index, name in enumerate(SEED_MOLECULES):
+        atoms = _named(molecule(name), name)
+        if (index == len(SEED_MOLECULES) - 2) or (not symmetric and name in ("CH4", "CO2")):
+            atoms.positions += rng.normal(0, 0.05, atoms.positions.shape)
+            atoms.info["name"] = f"{name} perturbed"
+        atoms.numbers = [_substitute(z, sorted(species)) for z in atoms.numbers]
+        structures.append(atoms)
+    return structures
+
+
+def _substitute(z: int, species: Sequence[int]) -> int:
+    return z if z in species else species[z % len(species)]
+
+
+def _named(atoms: Atoms, name: str) -> Atoms:
+    atoms.info["name"] = name
+    atoms.set_initial_magnetic_moments(None)
+    return atoms
+
+
+def _periodic(known: set[int]) -> list[Atoms]:
+    """A cell smaller than any cutoff, a supercell, a slab periodic in two directions, and a molecular crystal."""
+    structures = []
+    if 6 in known:
+        structures += [
+            _named(bulk("C", "diamond", a=3.57), "diamond, 2 atoms"),
+            _named(bulk("C", "diamond", a=3.57, cubic=True), "diamond, 8 atoms"),
+            _named(graphene(a=2.46, size=(3, 3, 1), vacuum=None), "graphene"),
+        ]
+    if {1, 8} <= known:
+        structures.append(_box("H2O", 2, 3.1, "water, 8 molecules"))
+    if {6, 8} <= known:
+        structures.append(_box("CO2", 2, 3.9, "carbon dioxide, 8 molecules"))
+    metals = [z for z in sorted(known - {1, 6, 7, 8}) if (reference_states[z] or {}).get("symmetry") in ("fcc", "bcc")]
+    for z in metals[:4]:
+        structures.append(_named(bulk(chemical_symbols[z]), f"{chemical_symbols[z]}, 1 atom"))
+    return structures
+
+
+def _box(name: str, per_side: int, spacing: float, title: str) -> Atoms:
+    """Molecules on a cubic grid, each turned its own way, in a periodic box."""
+    rng = np.random.default_rng(7)
+    box = Atoms(cell=[per_side * spacing] * 3, pbc=True)
+    for index in np.ndindex(per_side, per_side, per_side):
+        one = molecule(name)
+        one.set_initial_magnetic_moments(None)
+        one.rotate(rng.uniform(0, 360), rng.normal(size=3))
+        one.positions += (np.array(index) + 0.5) * spacing - one.positions.mean(0)
+        box += one
+    return _named(box, title)
+
+
+def _chain(species: Sequence[int]) -> Atoms:
+    """Every element once, in a row at bonding distances."""
+    radii = covalent_radii[list(species)]
+    x = np.concatenate([[0.0], np.cumsum(radii[1:] + radii[:-1])])
+    return _named(Atoms(species, np.stack([x, 0 * x, 0 * x], -1)), "chain")
+
+
+def read_structures(path: str | Path) -> list[Atoms]:
+    """Every structure in a file of any format that ASE reads.
+
+    Raises:
+        DatasetError: the file is not there, cannot be read, or holds nothing.
+    """
+    try:
+        read = ase.io.read(path, index=":")
+    except Exception as error:  # each of ASE's readers raises what it met
+        raise DatasetError(f"Cannot read structures from {path}: {error or type(error).__name__}.") from error
+    structures: list[Atoms] = list(read) if isinstance(read, list) else [read]
+    if not structures:
+        raise DatasetError(f"{path} holds no structures.")
+    return structures

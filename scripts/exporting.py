@@ -1,0 +1,172 @@
+"""From a checkpoint to bundles: the graph, the parity gate, the engines, their measured errors, in that order."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase import Atoms
+
+from painn_deploy.calibration.accuracy import compare
+from painn_deploy.calibration.parity import check_parity
+from painn_deploy.calibration.reference import reference_results
+from painn_deploy.calibration.structures import DEFAULT_NAME, default_structures, read_structures
+from painn_deploy.engines import BACKENDS, get_backend
+from painn_deploy.export.checkpoint import Checkpoint, load_student, resolve_checkpoint
+from painn_deploy.export.errors import EngineUnavailableError, ExportError
+from painn_deploy.export.manifest import (
+    MODEL,
+    SUFFIX,
+    VALIDATION,
+    Bundle,
+    Manifest,
+    check_free,
+    prepare_output,
+    to_json,
+    write_bundle,
+)
+from painn_deploy.export.onnx_graph import export_onnx
+from painn_deploy.export.student import Student
+from painn_deploy.runtime import PaiNNCalculator
+
+__all__ = ["PRECISIONS", "export_engines"]
+
+PRECISIONS = ("fp32",)
+"""Precisions that this version can make."""
+
+PACKAGES = ("painn-deploy", "torch", "onnx", "numpy", "ase", "vesin")
+
+Tell = Callable[[str], None]
+
+
+def export_engines(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    engines: Sequence[str] = ("onnxruntime",),
+    precisions: Sequence[str] = ("fp32",),
+    structures: str | Path | Sequence[Atoms] | None = None,
+    overwrite: bool = False,
+    tell: Tell = lambda _: None,
+) -> list[Path]:
+    """Export a student to one bundle for each engine and precision.
+
+    Args:
+        checkpoint: a .safetensors or .pt file, or a student that ships, such as `student:base`.
+        output: folder to write bundles NAME-ENGINE-PRECISION.engine into.
+        engines: backends by name.
+        precisions: `fp32`.
+        structures: to measure the engines' errors on, as Atoms or a file that ASE reads; a default set otherwise.
+        overwrite: replace bundles that are there.
+        tell: called with a line about each step as it begins.
+
+    Returns:
+        The bundles' paths, engine by engine.
+
+    Raises:
+        PaiNNDeployError: see `painn_deploy.export.errors`. What was complete before the error stays, whole; nothing
+            half-made does.
+    """
+    source = resolve_checkpoint(checkpoint)
+    _check_request(engines, precisions)
+    targets = [(e, p, Path(output) / f"{source.name}-{e}-{p}{SUFFIX}") for e in engines for p in precisions]
+    for _, _, path in targets:
+        check_free(path, overwrite=overwrite)
+    prepare_output(output)
+    tell(f"reading {source.path.name}")
+    student, reference = load_student(checkpoint), load_student(checkpoint, dtype=torch.float64)
+    chosen, named = _structures(structures, student)
+    tell("deriving forces and writing the graph")
+    model = export_onnx(student, _provenance(source, student)).SerializeToString()
+    tell("holding the graph against the student in float64")
+    with _open_graph(model, source, student) as calculator:
+        parity = check_parity(calculator.run_graph, reference)
+    wanted = reference_results(reference, chosen)
+    paths = []
+    for engine, precision, path in targets:
+        tell(f"building {engine} in {precision}")
+        backend = get_backend(engine)
+        files = {MODEL: model, **backend.build(model)}
+        manifest = _manifest(source, student, engine, backend.version(), precision)
+        tell(f"measuring {engine} in {precision}")
+        with tempfile.TemporaryDirectory() as folder:
+            trial = write_bundle(Path(folder) / path.name, manifest, files)
+            with PaiNNCalculator(trial.path) as calculator:
+                check_parity(calculator.run_graph, reference)
+                accuracy = compare(chosen, calculator.calculate_batch(chosen), wanted)
+        validation = {
+            "reference": "the student in PyTorch, float64, plain autograd",
+            "measured_on": named,
+            "units": {"energy": "eV/atom", "force": "eV/Angstrom", "stress": "eV/Angstrom^3"},
+            "parity": parity,
+            **accuracy.as_dict(),
+        }
+        paths.append(write_bundle(path, manifest, {**files, VALIDATION: to_json(validation)}, overwrite=overwrite).path)
+    return paths
+
+
+def _check_request(engines: Sequence[str], precisions: Sequence[str]) -> None:
+    """Refuse now what would fail after minutes."""
+    if not engines or not precisions:
+        raise ExportError("Name at least one engine and one precision.")
+    for engine in engines:
+        get_backend(engine).version()
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise ExportError(f"There is no precision {precision!r} in this version; there are: {', '.join(PRECISIONS)}.")
+    if "onnxruntime" not in BACKENDS:
+        raise EngineUnavailableError("The parity gate runs the graph with onnxruntime.")
+
+
+def _structures(given: str | Path | Sequence[Atoms] | None, student: Student) -> tuple[list[Atoms], str]:
+    if given is None:
+        return default_structures(student.species), DEFAULT_NAME
+    if isinstance(given, str | Path):
+        return read_structures(given), Path(given).name
+    return list(given), f"{len(given)} structures given in Python"
+
+
+def _provenance(source: Checkpoint, student: Student) -> Mapping[str, Any]:
+    configuration = student.configuration
+    return {
+        "architecture": configuration.architecture,
+        "cutoff": configuration.cutoff,
+        "species": list(student.species),
+        "checkpoint_sha256": source.sha256,
+        "configuration": configuration.as_dict(),
+        "atomic_references": _references(student),
+    }
+
+
+def _references(student: Student) -> list[float]:
+    return [float(student.atomic_references[z]) for z in student.species]
+
+
+def _manifest(source: Checkpoint, student: Student, engine: str, version: str, precision: str) -> Manifest:
+    configuration = student.configuration
+    return Manifest(
+        architecture=configuration.architecture,
+        checkpoint_sha256=source.sha256,
+        configuration=configuration.as_dict(),
+        cutoff=configuration.cutoff,
+        species=student.species,
+        species_verified=configuration.species is not None,
+        atomic_references=tuple(_references(student)),
+        engine=engine,
+        engine_version=version,
+        precision=precision,
+        built_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        built_with={name: metadata.version(name) for name in PACKAGES},
+    )
+
+
+def _open_graph(model: bytes, source: Checkpoint, student: Student) -> PaiNNCalculator:
+    """The bare graph in ONNX Runtime, before there is a bundle."""
+    with tempfile.TemporaryDirectory() as folder:
+        version = get_backend("onnxruntime").version()
+        manifest = _manifest(source, student, "onnxruntime", version, "fp32")
+        bundle: Bundle = write_bundle(Path(folder) / f"graph{SUFFIX}", manifest, {MODEL: model})
+        return PaiNNCalculator(bundle.path, device="cpu")
