@@ -79,7 +79,9 @@ def compare(
 ) -> Accuracy:
     """Errors of `results` against `reference`, which hold what `PaiNNCalculator.calculate_batch` returns."""
     energy = np.array([abs(a["energy"] - b["energy"]) / len(s) for s, a, b in _zip(structures, results, reference)])
-    force_errors = [np.asarray(a["forces"]) - np.asarray(b["forces"]) for _, a, b in _zip(structures, results, reference)]
+    force_errors = [
+        np.asarray(a["forces"]) - np.asarray(b["forces"]) for _, a, b in _zip(structures, results, reference)
+    ]
     largest = np.array([np.abs(error).max() for error in force_errors])
     errors = np.concatenate(force_errors)
     stress = [

@@ -16,7 +16,7 @@ from ase.data import chemical_symbols, covalent_radii, reference_states
 
 from painn_deploy.export.errors import DatasetError
 
-__all__ = ["DEFAULT_NAME", "default_structures", "read_structures", "seed_structures"]
+__all__ = ["DEFAULT_NAME", "aspirin", "default_structures", "read_structures", "seed_structures"]
 
 DEFAULT_NAME = "default set (ASE G2 molecules and crystals, perturbed by 0.1 Å, seed 0)"
 
@@ -24,6 +24,14 @@ SEED_MOLECULES = ("H2", "H2O", "CH4", "NH3", "C2H6", "C6H6", "H2O", "CO2")
 """The eight cases that the seed project validated on; the second water is perturbed."""
 
 MOST_MOLECULES = 60
+
+
+def aspirin() -> Atoms:
+    """A drug-like molecule of 21 atoms at its GFN2-xTB minimum: what the demo simulates."""
+    atoms = ase.io.read(Path(__file__).parent / "data" / "aspirin.extxyz")
+    if not isinstance(atoms, Atoms):
+        raise DatasetError("The packaged aspirin.extxyz holds more than one structure; install painn-deploy again.")
+    return atoms
 
 
 def default_structures(species: Sequence[int], *, sigma: float = 0.1, seed: int = 0) -> list[Atoms]:

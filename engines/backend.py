@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Protocol, Self, TypedDict
+from typing import Protocol, TypedDict, runtime_checkable
 
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Bundle
@@ -28,6 +28,7 @@ class EngineInfo(TypedDict):
     bundle_sha256: str
 
 
+@runtime_checkable
 class Session(Protocol):
     """A loaded engine. It belongs to one thread at a time; open one for each."""
 
@@ -46,13 +47,14 @@ class Session(Protocol):
     def close(self) -> None:
         """Give back memory and threads; may be called twice."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> "Session": ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
 
+@runtime_checkable
 class Backend(Protocol):
     """One way to run a graph; a module each, found by name in `painn_deploy.engines`."""
 

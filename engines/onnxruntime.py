@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from importlib import metadata
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +61,9 @@ class OnnxRuntimeBackend:
 
     def build(self, model: bytes) -> Mapping[str, bytes]:
         """See `Backend.build`: ONNX Runtime reads model.onnx itself, so that loading it is the whole proof."""
-        OnnxRuntimeSession(model, "cpu", None, EngineInfo(backend="", version="", device="", precision="", bundle_sha256=""))
+        OnnxRuntimeSession(
+            model, "cpu", None, EngineInfo(backend="", version="", device="", precision="", bundle_sha256="")
+        )
         return {}
 
     def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> "OnnxRuntimeSession":
@@ -141,7 +143,7 @@ class OnnxRuntimeSession:
         """See `Session.close`."""
         self._session = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "OnnxRuntimeSession":
         return self
 
     def __exit__(

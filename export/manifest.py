@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from painn_deploy.export.errors import BundleError, OutputError
 from painn_deploy.export.fields import UNITS
@@ -72,7 +72,7 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     @classmethod
-    def from_json(cls, text: str, source: Path) -> Self:
+    def from_json(cls, text: str, source: Path) -> "Manifest":
         """Read a manifest and check what its keys hold.
 
         Raises:
@@ -187,7 +187,9 @@ def _read_checked(path: Path, name: str, sha256: str) -> bytes:
     try:
         content = (path / name).read_bytes()
     except OSError as error:
-        raise BundleError(f"{path} lacks {name}, which its manifest lists. Copy it whole, or export it again.") from error
+        raise BundleError(
+            f"{path} lacks {name}, which its manifest lists. Copy it whole, or export it again."
+        ) from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise BundleError(f"{path / name} was altered after export (its SHA-256 differs). Export the bundle again.")
     return content
@@ -205,7 +207,9 @@ def prepare_output(folder: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OutputError(f"Cannot write to {folder}: {error.strerror or error}. Choose another folder with -o.") from error
+        raise OutputError(
+            f"Cannot write to {folder}: {error.strerror or error}. Choose another folder with -o."
+        ) from error
     return folder
 
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from ase.data import atomic_numbers as numbers_of_symbols
@@ -49,7 +49,7 @@ class Configuration:
     epsilon: float = 1e-8
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], source: str) -> Self:
+    def from_mapping(cls, values: Mapping[str, Any], source: str) -> "Configuration":
         """Read and check a configuration; keys that we do not know may change the model, so they raise.
 
         Raises:

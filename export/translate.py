@@ -160,7 +160,9 @@ class _Translator:
         if value.shape == shape:
             return value.name
         if value.spread:
-            raise ExportError(f"{value.name} is broadcast from {value.shape} to {shape}, which its reader does not expect.")
+            raise ExportError(
+                f"{value.name} is broadcast from {value.shape} to {shape}, which its reader does not expect."
+            )
         target = []
         for axis, size in enumerate(shape):
             if isinstance(size, int):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 from ase import Atoms
@@ -119,7 +119,7 @@ class PaiNNCalculator(Calculator):
         """Give back the engine's memory; the calculator cannot be used afterwards."""
         self._session.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "PaiNNCalculator":
         return self
 
     def __exit__(

@@ -116,7 +116,9 @@ def _check_request(engines: Sequence[str], precisions: Sequence[str]) -> None:
         get_backend(engine).version()
     for precision in precisions:
         if precision not in PRECISIONS:
-            raise ExportError(f"There is no precision {precision!r} in this version; there are: {', '.join(PRECISIONS)}.")
+            raise ExportError(
+                f"There is no precision {precision!r} in this version; there are: {', '.join(PRECISIONS)}."
+            )
     if "onnxruntime" not in BACKENDS:
         raise EngineUnavailableError("The parity gate runs the graph with onnxruntime.")
 

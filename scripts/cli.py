@@ -1,0 +1,266 @@
+"""The command `painn-deploy`. Each command reads its arguments, calls one function of a room, and prints."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from painn_deploy.export.errors import PaiNNDeployError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="From a trained PaiNN student to engines that run in ASE, with their error against FP32 measured.",
+)
+out, err = Console(), Console(stderr=True)
+
+Bundles = Annotated[list[Path], typer.Argument(help="Folders NAME.engine.", metavar="BUNDLE...")]
+OneBundle = Annotated[Path, typer.Argument(help="A folder NAME.engine.", metavar="BUNDLE")]
+Structures = Annotated[
+    Path | None, typer.Option(help="Structures in any format that ASE reads; a default set otherwise.")
+]
+Device = Annotated[str, typer.Option(help="auto, or what the engine names, such as cpu or cuda:0.")]
+
+
+@contextmanager
+def _steps(title: str) -> Iterator[Progress]:
+    """A line that says what is being done, with the time that it takes."""
+    columns = (TextColumn("{task.description}"), TextColumn("[dim]{task.elapsed:.0f} s[/]"))
+    with Progress(*columns, console=err, transient=True) as progress:
+        progress.add_task(title)
+        yield progress
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A .safetensors or .pt file, or student:base.", metavar="CHECKPOINT")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write bundles into.")],
+    engine: Annotated[list[str] | None, typer.Option(help="Repeatable; onnxruntime if not given.")] = None,
+    precision: Annotated[list[str] | None, typer.Option(help="Repeatable; fp32 if not given.")] = None,
+    structures: Structures = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace bundles that are there.")] = False,
+) -> None:
+    """Make engines of a student, each in a bundle NAME-ENGINE-PRECISION.engine."""
+    from painn_deploy.scripts import export_engines
+
+    with _steps("starting") as progress:
+        paths = export_engines(
+            checkpoint,
+            output,
+            engines=engine or ("onnxruntime",),
+            precisions=precision or ("fp32",),
+            structures=structures,
+            overwrite=overwrite,
+            tell=lambda line: progress.update(progress.task_ids[0], description=line),
+        )
+    for path in paths:
+        out.print(f"wrote {escape(str(path))}", soft_wrap=True)
+        _print_errors(path)
+
+
+def _print_errors(path: Path) -> None:
+    import json
+
+    from painn_deploy.export.manifest import VALIDATION, read_bundle
+
+    errors = json.loads(read_bundle(path).file(VALIDATION))
+    out.print(
+        f"  against the student in float64, on {errors['structures']} structures: "
+        f"energy {1e3 * errors['energy_mae']:.4f} meV/atom (MAE), forces {1e3 * errors['force_rmse']:.4f} meV/Å (RMSE)",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def validate(
+    bundles: Bundles,
+    reference: Annotated[str, typer.Option(help="The checkpoint that the bundles were made from.")],
+    structures: Structures = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write validation.json into.")] = None,
+    max_energy_error: Annotated[str, typer.Option(help="Mean absolute error an atom.")] = "10meV",
+    max_force_error: Annotated[str, typer.Option(help="Root mean square error.")] = "50meV/A",
+    max_stress_error: Annotated[str, typer.Option(help="Mean absolute error.")] = "0.1GPa",
+    device: Device = "auto",
+) -> None:
+    """Hold engines against their student in float64; exit status 1 where one is past a limit."""
+    from painn_deploy.calibration.accuracy import Limits
+    from painn_deploy.scripts import validating
+    from painn_deploy.scripts.quantities import energy_limit, force_limit, stress_limit
+
+    limits = Limits(energy_limit(max_energy_error), force_limit(max_force_error), stress_limit(max_stress_error))
+    with _steps("starting") as progress:
+        verdicts = validating.validate(
+            bundles,
+            reference,
+            structures=structures,
+            limits=limits,
+            device=device,
+            tell=lambda line: progress.update(progress.task_ids[0], description=line),
+        )
+    out.print(validating.table(verdicts, limits))
+    for verdict in verdicts:
+        for failure in verdict.failures:
+            out.print(f"[red]{verdict.bundle.name}[/]: {failure}", soft_wrap=True)
+    if output is not None:
+        out.print(f"wrote {escape(str(validating.write_verdicts(verdicts, output)))}", soft_wrap=True)
+    if any(verdict.failures for verdict in verdicts):
+        raise typer.Exit(1)
+
+
+@app.command()
+def md(
+    bundle: OneBundle,
+    structure: Annotated[Path, typer.Argument(help="A structure in any format that ASE reads.", metavar="FILE")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for md.extxyz and md.csv.")] = Path("md"),
+    ensemble: Annotated[str, typer.Option(help="nve, langevin, bussi or npt.")] = "nve",
+    steps: Annotated[int, typer.Option(min=1)] = 2000,
+    timestep: Annotated[float, typer.Option(help="fs")] = 0.5,
+    temperature: Annotated[
+        float, typer.Option(help="K; of the thermostat, and of velocities where FILE has none.")
+    ] = 300.0,
+    pressure: Annotated[float, typer.Option(help="bar, for npt.")] = 1.0,
+    every: Annotated[int, typer.Option(min=1, help="Steps between frames.")] = 10,
+    seed: int = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a trajectory that is there.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Run molecular dynamics through ASE; frames and energies are on disk as they come."""
+    from painn_deploy.calibration.structures import read_structures
+    from painn_deploy.export.errors import OutputError, StructureError
+    from painn_deploy.runtime import PaiNNCalculator
+    from painn_deploy.scripts.dynamics import ENSEMBLES, Plan, simulate
+
+    if ensemble not in ENSEMBLES:
+        raise typer.BadParameter(f"{ensemble!r} is none of {', '.join(ENSEMBLES)}.", param_hint="--ensemble")
+    if not (timestep > 0 and temperature >= 0):
+        raise typer.BadParameter("Time step and temperature must be positive.")
+    trajectory, log = output / "md.extxyz", output / "md.csv"
+    if trajectory.exists() and not overwrite:
+        raise OutputError(f"{trajectory} exists. Give --overwrite to replace it, or another folder with -o.")
+    atoms = read_structures(structure)[-1]
+    if len(atoms) == 0:
+        raise StructureError(f"{structure} holds no atoms.")
+    plan = Plan(ensemble, steps, timestep, temperature, pressure, every, seed)
+    with PaiNNCalculator(bundle, device=device) as calculator:
+        atoms.calc = calculator
+        info = calculator.engine_info
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"))
+        with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as progress:
+            task = progress.add_task(f"{ensemble}, {len(atoms)} atoms", total=steps)
+            record = simulate(
+                atoms, plan, trajectory=trajectory, log=log, progress=lambda n: progress.update(task, completed=n)
+            )
+    made = Table(
+        title=f"{atoms.get_chemical_formula()}, {ensemble}, {record.steps * timestep / 1e3:g} ps", show_header=False
+    )
+    made.add_row("engine", f"{info['backend']} {info['version']}, {info['device']}, {info['precision']}")
+    if record.steps:
+        made.add_row("speed", f"{1e3 * record.seconds / record.steps:.3f} ms/step")
+    made.add_row("temperature", f"{record.column('temperature_K').mean():.0f} K (mean)")
+    if ensemble == "nve":
+        made.add_row("drift", f"{record.drift:+.4f} meV/atom/ps (linear fit of the total energy)")
+        made.add_row("fluctuation", f"{record.fluctuation:.4f} meV/atom (standard deviation of the total energy)")
+    made.add_row("frames", escape(str(trajectory)))
+    out.print(made)
+    if record.interrupted:
+        err.print(
+            f"interrupted after {record.steps} of {steps} steps; every frame until then is in {escape(str(trajectory))}"
+        )
+        raise typer.Exit(130)
+
+
+@app.command()
+def inspect(bundle: OneBundle) -> None:
+    """Say what a bundle is, what it was made of, and its errors; every file is checked."""
+    import json
+
+    from ase.data import chemical_symbols
+
+    from painn_deploy.export.manifest import VALIDATION, read_bundle
+
+    opened = read_bundle(bundle)
+    m = opened.manifest
+    symbols = " ".join(chemical_symbols[z] for z in m.species[:24]) + (" ..." if len(m.species) > 24 else "")
+    made = Table(title=escape(opened.path.name), show_header=False)
+    made.add_column()
+    made.add_column(overflow="fold")
+    made.add_row("engine", f"{m.engine} {m.engine_version}, {m.precision}")
+    made.add_row("compute capability", ", ".join(m.compute_capability) or "bound to no GPU")
+    made.add_row("architecture", f"{m.architecture}: {json.dumps(dict(m.configuration))}")
+    made.add_row("cutoff", f"{m.cutoff:g} Å")
+    made.add_row("species", symbols if m.species_verified else f"{symbols} (unverified: the embedding's rows)")
+    made.add_row("profiles", "any atoms, any slots" if not m.profiles else json.dumps(list(m.profiles)))
+    made.add_row("radial table", "none" if m.radial_table is None else json.dumps(dict(m.radial_table)))
+    made.add_row("checkpoint", f"sha256 {m.checkpoint_sha256}")
+    made.add_row("bundle", f"sha256 {opened.sha256}, format {m.format_version}")
+    made.add_row("built", f"{m.built_at} with " + ", ".join(f"{k} {v}" for k, v in m.built_with.items()))
+    for name in m.files:
+        made.add_row("file", f"{name}, {len(opened.file(name)) / 1e6:.2f} MB, as written at export")
+    out.print(made)
+    if VALIDATION in m.files:
+        _print_errors(opened.path)
+
+
+@app.command()
+def doctor() -> None:
+    """List engines and packages with their versions, and what is missing; exit status 1 where no engine can run."""
+    from painn_deploy.scripts.doctor import engines_table, packages_table
+
+    engines, usable = engines_table()
+    out.print(engines, packages_table())
+    if not usable:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the bundle, the table and the picture.")
+    ] = Path("demo"),
+    picoseconds: Annotated[float, typer.Option(help="Of dynamics.")] = 2.0,
+) -> None:
+    """Export the student that ships, validate its engine, run dynamics, and leave a table and a picture."""
+    from painn_deploy.scripts.demo import run_demo
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def tell(line: str, done: int | None = None, total: int | None = None) -> None:
+            progress.update(task, description=line, completed=done, total=total)
+
+        results = run_demo(output, picoseconds=picoseconds, tell=tell)
+    out.print(results.table())
+    for path in results.files:
+        out.print(f"wrote {escape(str(path))}", soft_wrap=True)
+
+
+def main() -> None:
+    """The command `painn-deploy`: errors of ours are one line and exit status 2, never a traceback."""
+    try:
+        app()
+    except PaiNNDeployError as error:
+        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except ImportError as error:
+        if "painn-deploy[" not in str(error):
+            raise
+        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Molecular dynamics with an engine through ASE: what `painn-deploy md` and the demo run."""
+
+import csv
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+from ase import Atoms, units
+from ase.md.bussi import Bussi
+from ase.md.langevin import Langevin
+from ase.md.md import MolecularDynamics
+from ase.md.nose_hoover_chain import IsotropicMTKNPT
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
+from ase.md.verlet import VelocityVerlet
+
+from painn_deploy.export.errors import OutputError, StructureError
+
+__all__ = ["ENSEMBLES", "Plan", "Record", "simulate"]
+
+ENSEMBLES = ("nve", "langevin", "bussi", "npt")
+COLUMNS = ("step", "time_fs", "potential_eV", "kinetic_eV", "total_eV", "temperature_K")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to simulate.
+
+    Attributes:
+        ensemble: `nve` (velocity Verlet), `langevin` or `bussi` (constant temperature), `npt` (isotropic MTK).
+        steps: how many.
+        timestep: fs.
+        temperature: K; of the thermostat, and of the initial velocities where the structure brings none.
+        pressure: bar, for `npt`.
+        every: steps between frames and log lines.
+        seed: of velocities and thermostat.
+    """
+
+    ensemble: str = "nve"
+    steps: int = 2000
+    timestep: float = 0.5
+    temperature: float = 300.0
+    pressure: float = 1.0
+    every: int = 10
+    seed: int = 0
+
+
+@dataclass
+class Record:
+    """What came out.
+
+    Attributes:
+        rows: `COLUMNS` of every logged step.
+        atoms: number of atoms.
+        steps: done.
+        seconds: wall time of the steps alone.
+        interrupted: whether it was stopped before its end.
+    """
+
+    rows: list[tuple[float, ...]] = field(default_factory=list)
+    atoms: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    interrupted: bool = False
+
+    def column(self, name: str) -> np.ndarray:
+        """One column of `COLUMNS` over time."""
+        return np.array([row[COLUMNS.index(name)] for row in self.rows])
+
+    @property
+    def drift(self) -> float:
+        """meV/atom/ps, slope of a straight line fitted to the total energy; NaN with fewer than three rows."""
+        if len(self.rows) < 3:
+            return float("nan")
+        slope = np.polyfit(self.column("time_fs") / 1e3, self.column("total_eV"), 1)[0]
+        return float(1e3 * slope / self.atoms)
+
+    @property
+    def fluctuation(self) -> float:
+        """meV/atom, standard deviation of the total energy."""
+        return float(1e3 * self.column("total_eV").std() / self.atoms)
+
+
+def simulate(
+    atoms: Atoms,
+    plan: Plan,
+    *,
+    trajectory: Path | None = None,
+    log: Path | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Record:
+    """Run dynamics on `atoms`, which carry a calculator, in place.
+
+    Frames and log lines are on disk as they come, so an interruption loses none.
+
+    Args:
+        atoms: start; velocities are drawn at `plan.temperature` where it has none.
+        plan: what to simulate.
+        trajectory: extended XYZ file to write.
+        log: CSV file to write.
+        progress: called with the number of steps done.
+
+    Raises:
+        StructureError: `npt` without a periodic cell, or a simulation that diverged.
+        OutputError: a file cannot be written.
+    """
+    if plan.ensemble == "npt" and not atoms.pbc.all():
+        raise StructureError("Constant pressure needs a cell that is periodic in all directions.")
+    if not np.any(atoms.get_momenta()):
+        rng = np.random.default_rng(plan.seed)
+        MaxwellBoltzmannDistribution(atoms, temperature_K=plan.temperature, rng=rng)
+        Stationary(atoms)
+        if not atoms.pbc.any() and len(atoms) > 2:
+            ZeroRotation(atoms)
+    record = Record(atoms=len(atoms))
+    dynamics = _dynamics(atoms, plan)
+    writer = _Writer(trajectory, log)
+
+    def note() -> None:
+        record.rows.append(_row(atoms, plan, record.steps))
+        writer.write(atoms, record.rows[-1])
+
+    try:
+        note()
+        while record.steps < plan.steps:
+            started = time.perf_counter()
+            some = min(plan.every, plan.steps - record.steps)
+            dynamics.run(some)
+            record.seconds += time.perf_counter() - started
+            record.steps += some
+            note()
+            progress(record.steps)
+    except KeyboardInterrupt:
+        record.interrupted = True
+    finally:
+        writer.close()
+    return record
+
+
+def _dynamics(atoms: Atoms, plan: Plan) -> MolecularDynamics:
+    step, rng = plan.timestep * units.fs, np.random.default_rng(plan.seed + 1)
+    match plan.ensemble:
+        case "nve":
+            return VelocityVerlet(atoms, step)
+        case "langevin":
+            return Langevin(atoms, step, temperature_K=plan.temperature, friction=0.01 / units.fs, fixcm=False, rng=rng)
+        case "bussi":
+            return Bussi(atoms, step, temperature_K=plan.temperature, taut=100 * units.fs, rng=rng)
+        case "npt":
+            return IsotropicMTKNPT(
+                atoms,
+                step,
+                temperature_K=plan.temperature,
+                pressure_au=plan.pressure * units.bar,
+                tdamp=100 * units.fs,
+                pdamp=1000 * units.fs,
+            )
+    raise StructureError(f"There is no ensemble {plan.ensemble!r}; there are {', '.join(ENSEMBLES)}.")
+
+
+def _row(atoms: Atoms, plan: Plan, step: int) -> tuple[float, ...]:
+    potential, kinetic = float(atoms.get_potential_energy()), float(atoms.get_kinetic_energy())
+    if not np.isfinite(potential + kinetic):
+        raise StructureError(f"The simulation diverged before step {step}; use a shorter time step.")
+    return (step, step * plan.timestep, potential, kinetic, potential + kinetic, float(atoms.get_temperature()))
+
+
+class _Writer:
+    """Frames and rows to disk as they come."""
+
+    def __init__(self, trajectory: Path | None, log: Path | None) -> None:
+        self._files: list[Any] = []
+        self._trajectory = self._open(trajectory)
+        self._log = self._open(log)
+        self._csv = csv.writer(self._log) if self._log else None
+        if self._csv:
+            self._csv.writerow(COLUMNS)
+
+    def _open(self, path: Path | None) -> Any:
+        if path is None:
+            return None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("w", encoding="utf-8", newline="")
+        except OSError as error:
+            raise OutputError(f"Cannot write {path}: {error.strerror or error}.") from error
+        self._files.append(file)
+        return file
+
+    def write(self, atoms: Atoms, row: tuple[float, ...]) -> None:
+        if self._trajectory:
+            ase.io.write(self._trajectory, atoms, format="extxyz")
+        if self._csv:
+            self._csv.writerow(row)
+        for file in self._files:
+            file.flush()
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()

@@ -1,0 +1,63 @@
+"""Fixtures. Array shapes in signatures are checked while the tests run."""
+
+import os
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+# before anything of ours is imported: every annotated call is then held against its shapes
+install_import_hook(["painn_deploy"], "beartype.beartype")
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+
+from . import students
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parent.parent
+REFERENCES = Path(os.environ.get("PAINN_DEPLOY_REFERENCES", ROOT.parent / "shared" / "data"))
+REFERENCE_NAMES = ("distiller/original", "distiller/tiny", "schnetpack/painn_128x3")
+
+
+@pytest.fixture(scope="session")
+def references() -> Path:
+    """The folder of real weights and float64 references by peers; CI demands it, a stranger's clone may lack it."""
+    if not REFERENCES.is_dir():
+        if os.environ.get("PAINN_DEPLOY_DEMAND_REFERENCES"):
+            pytest.fail(f"no reference data at {REFERENCES}")
+        pytest.skip("no reference data; set PAINN_DEPLOY_REFERENCES")
+    return REFERENCES
+
+
+@pytest.fixture(scope="session", params=["painn", "painn-bessel", "distiller"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random student of each kind, as a file."""
+    return students.write(tmp_path_factory.mktemp("checkpoint"), request.param)
+
+
+@pytest.fixture(scope="session")
+def painn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return students.write(tmp_path_factory.mktemp("painn"), "painn")
+
+
+@pytest.fixture(scope="session")
+def bundle(painn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small painn as a bundle."""
+    from painn_deploy.scripts import export_engines
+
+    (path,) = export_engines(painn, tmp_path_factory.mktemp("bundle"), structures=[students.water()])
+    return path
+
+
+def reference_systems(path: Path) -> list[tuple[str, Atoms, dict[str, np.ndarray]]]:
+    """Name, structure and results of every system of a reference file."""
+    reference = np.load(path)
+    systems = []
+    for name in sorted({key.split("/")[0] for key in reference.files}):
+        want = {key.split("/")[1]: reference[key] for key in reference.files if key.startswith(f"{name}/")}
+        atoms = Atoms(want["numbers"], want["positions"], cell=want["cell"], pbc=want["pbc"])
+        systems.append((name, atoms, want))
+    return systems

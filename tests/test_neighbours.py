@@ -1,0 +1,162 @@
+import itertools
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, graphene, molecule
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from painn_deploy.export.errors import StructureError
+from painn_deploy.export.fields import GraphInputs
+from painn_deploy.runtime.neighbours import graph_inputs
+
+from . import students
+
+CUTOFF = 4.0
+
+
+def brute_force(atoms: Atoms, cutoff: float) -> list[tuple[int, int, tuple[float, float, float]]]:
+    """Every edge by a sum over all images that could be near, without any library."""
+    cell = np.where(atoms.pbc[:, None], atoms.cell.array, 0.0)
+    reach = [0, 0, 0]
+    if atoms.pbc.any():
+        spread = cutoff + np.linalg.norm(np.ptp(atoms.positions, axis=0))
+        inverse = np.linalg.pinv(cell)  # |S| = |x · inverse| for a lattice vector x
+        reach = [int(np.ceil(spread * np.linalg.norm(inverse[:, axis]))) * int(atoms.pbc[axis]) for axis in range(3)]
+    shifts = np.array(list(itertools.product(*(range(-n, n + 1) for n in reach))))
+    edges = []
+    for i, j in itertools.product(range(len(atoms)), repeat=2):
+        vectors = atoms.positions[j] - atoms.positions[i] + shifts @ cell
+        lengths = np.sqrt((vectors**2).sum(1))
+        for vector, length, shift in zip(vectors, lengths, shifts, strict=True):
+            if length < cutoff and not (i == j and not shift.any()):
+                edges.append((i, j, tuple(np.round(vector, 6))))
+    return sorted(edges)
+
+
+def edges_of(inputs: GraphInputs) -> list[tuple[int, int, tuple[float, float, float]]]:
+    return sorted(
+        (int(i), int(inputs.neighbours[i, k]), tuple(np.round(inputs.displacements[i, k].astype(float), 6) + 0.0))
+        for i, k in zip(*np.nonzero(inputs.mask), strict=True)
+    )
+
+
+def check_layout(inputs: GraphInputs) -> None:
+    """The reverse of the reverse is the slot itself, it points back, and padding is what the contract says."""
+    atoms, slots = inputs.mask.shape
+    flat = np.arange(atoms * slots).reshape(atoms, slots)
+    own = np.arange(atoms)[:, None]
+    np.testing.assert_array_equal(inputs.reverse.ravel()[inputs.reverse], flat)
+    np.testing.assert_array_equal(inputs.neighbours, inputs.reverse // slots)
+    np.testing.assert_array_equal(inputs.neighbours.ravel()[inputs.reverse], np.broadcast_to(own, (atoms, slots)))
+    np.testing.assert_array_equal(inputs.displacements.reshape(-1, 3)[inputs.reverse], -inputs.displacements)
+    np.testing.assert_array_equal(inputs.mask.ravel()[inputs.reverse], inputs.mask)
+    padding = inputs.mask == 0
+    assert (inputs.displacements[padding] == 0).all()
+    assert (inputs.reverse[padding] == flat[padding]).all()
+    assert (inputs.neighbours[padding] == np.broadcast_to(own, (atoms, slots))[padding]).all()
+
+
+@pytest.mark.parametrize("name", students.zoo())
+def test_edges_are_those_of_a_sum_over_images(name: str) -> None:
+    atoms = students.zoo()[name]
+    inputs = graph_inputs([atoms], CUTOFF, np.float64)
+    check_layout(inputs)
+    assert edges_of(inputs) == brute_force(atoms, CUTOFF)
+
+
+coordinates = st.floats(-12, 12, allow_nan=False, width=32)
+vectors = st.tuples(coordinates, coordinates, coordinates)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    cell=st.tuples(*[st.floats(1.2, 7.0)] * 3),
+    skew=st.tuples(*[st.floats(-1.5, 1.5)] * 3),
+    pbc=st.tuples(*[st.booleans()] * 3),
+    positions=st.lists(vectors, min_size=1, max_size=5),
+)
+def test_any_cell_and_any_directions_agree_with_brute_force(
+    cell: tuple[float, ...], skew: tuple[float, ...], pbc: tuple[bool, ...], positions: list[tuple[float, ...]]
+) -> None:
+    matrix = np.diag(cell)
+    matrix[1, 0], matrix[2, 0], matrix[2, 1] = skew
+    atoms = Atoms([6] * len(positions), positions, cell=matrix, pbc=pbc)
+    wanted = brute_force(atoms, CUTOFF)
+    lengths = [np.linalg.norm(vector) for _, _, vector in wanted]
+    if lengths and min(lengths) < 2e-3:
+        with pytest.raises(StructureError, match="on one spot"):
+            graph_inputs([atoms], CUTOFF)
+        return
+    inputs = graph_inputs([atoms], CUTOFF, np.float64)
+    check_layout(inputs)
+    got = edges_of(inputs)
+    assert [edge[:2] for edge in got] == [edge[:2] for edge in wanted]
+    np.testing.assert_allclose([edge[2] for edge in got], [edge[2] for edge in wanted], atol=3e-6)
+
+
+def test_an_atom_exactly_at_the_cutoff_is_no_neighbour() -> None:
+    assert graph_inputs([Atoms("H2", [[0, 0, 0], [0, 0, 4.0]])], 4.0).mask.sum() == 0
+    assert graph_inputs([Atoms("H2", [[0, 0, 0], [0, 0, np.nextafter(4.0, 0)]])], 4.0).mask.sum() == 2
+    cubic = Atoms("H", cell=[4.0, 4.0, 4.0], pbc=True)
+    assert graph_inputs([cubic], 4.0).mask.sum() == 0
+    assert graph_inputs([cubic], 4.0000001).mask.sum() == 6
+
+
+def test_crowded_atoms_get_the_slots_that_they_need() -> None:
+    dense = bulk("C", "diamond", a=2.0)
+    inputs = graph_inputs([dense], CUTOFF)
+    assert inputs.mask.sum() == len(brute_force(dense, CUTOFF)) > 500
+
+
+def test_a_batch_holds_each_structure_as_it_is_alone() -> None:
+    zoo = list(students.zoo().values())
+    batch = graph_inputs(zoo, CUTOFF, np.float64)
+    check_layout(batch)
+    start = 0
+    for atoms in zoo:
+        rows = slice(start, start + len(atoms))
+        alone = graph_inputs([atoms], CUTOFF, np.float64)
+        part = GraphInputs(*(a[rows] for a in batch))
+        shifted = part._replace(neighbours=part.neighbours - np.int32(start))
+        assert edges_of(shifted) == edges_of(alone)
+        start += len(atoms)
+
+
+def test_positions_and_cell_are_not_touched() -> None:
+    atoms = students.zoo()["outside the cell"]
+    before = atoms.copy()
+    graph_inputs([atoms], CUTOFF)
+    assert atoms == before
+
+
+@pytest.mark.parametrize(
+    ("atoms", "message"),
+    [
+        (Atoms(), "no atoms"),
+        (Atoms("H2", [[0, 0, 0], [0, 0, np.nan]]), r"Atom 1 \(H\).*NaN"),
+        (Atoms("H2", [[0, 0, 0], [0, np.inf, 0]]), "infinite positions"),
+        (Atoms("COO", [[0, 0, 0], [0, 0, 1.2], [0, 0, 1.2]]), r"Atoms 1 \(O\) and 2 \(O\) are on one spot"),
+        (Atoms("H", cell=[[3, 0, 0], [6, 0, 0], [0, 0, 3]], pbc=True), "a, b, c are linearly dependent"),
+        (Atoms("H", pbc=True), "linearly dependent"),
+        (Atoms("H", cell=[3, 0, 3], pbc=[True, True, False]), "a, b are linearly dependent"),
+        (Atoms("H", cell=[3, np.nan, 3], pbc=True), "cell holds NaN"),
+    ],
+)
+def test_structures_without_an_answer_are_refused(atoms: Atoms, message: str) -> None:
+    with pytest.raises(StructureError, match=message):
+        graph_inputs([atoms], CUTOFF)
+    with pytest.raises(StructureError, match="Structure 1"):
+        graph_inputs([molecule("H2O"), atoms], CUTOFF)
+
+
+def test_only_periodic_vectors_must_be_independent() -> None:
+    sheet = graphene(a=2.46, vacuum=None)
+    assert sheet.cell.rank == 2
+    assert graph_inputs([sheet], CUTOFF).mask.sum() == len(brute_force(sheet, CUTOFF))
+
+
+def test_no_structures() -> None:
+    with pytest.raises(StructureError, match="No structures"):
+        graph_inputs([], CUTOFF)
