@@ -69,7 +69,7 @@ def seed_structures(species: Sequence[int], *, symmetric: bool) -> list[Atoms]:
         if (index == len(SEED_MOLECULES) - 2) or (not symmetric and name in ("CH4", "CO2")):
             atoms.positions += rng.normal(0, 0.05, atoms.positions.shape)
             atoms.info["name"] = f"{name} perturbed"
-        atoms.numbers = [_substitute(z, sorted(species)) for z in atoms.numbers]
+        atoms.numbers = [_substitute(int(z), sorted(species)) for z in atoms.numbers]
         structures.append(atoms)
     return structures
 

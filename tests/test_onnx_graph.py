@@ -1,0 +1,131 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from onnx import numpy_helper
+
+from painn_deploy.calibration.parity import check_parity
+from painn_deploy.export import load_student
+from painn_deploy.export.errors import ExportError, ParityError
+from painn_deploy.export.fields import INPUTS, OUTPUTS, GraphInputs, GraphOutputs
+from painn_deploy.export.force_head import autograd_forces, tensors
+from painn_deploy.export.onnx_graph import check_contract, export_onnx
+from painn_deploy.runtime.neighbours import graph_inputs
+
+from . import students
+
+
+def runner(model: onnx.ModelProto):  # noqa: ANN201
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return lambda inputs: GraphOutputs(*session.run([f.name for f in OUTPUTS], inputs._asdict()))
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> onnx.ModelProto:
+    return export_onnx(load_student(checkpoint), {"cutoff": 4.0, "architecture": "any"})
+
+
+def test_the_graph_keeps_the_contract(model: onnx.ModelProto) -> None:
+    check_contract(model)
+    assert [i.name for i in model.graph.input] == [f.name for f in INPUTS]
+    operators = Counter(node.op_type for node in model.graph.node)
+    assert not [name for name in operators if name.startswith(("Scatter", "NonZero", "Shape", "Range", "Loop", "If"))]
+    assert model.opset_import[0].version == 18
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert metadata["cutoff"] == "4.0"
+    assert '"forces": "eV/Angstrom"' in metadata["units"]
+
+
+def test_a_graph_that_breaks_the_contract_is_refused(model: onnx.ModelProto) -> None:
+    for damage, message in [
+        (lambda m: setattr(m.graph.output[1], "name", "force"), "outputs|force"),
+        (lambda m: setattr(m.opset_import[0], "version", 17), "opset|17"),
+        (lambda m: setattr(m.graph.input[1].type.tensor_type.shape.dim[0], "dim_value", 7), "displacements"),
+    ]:
+        broken = onnx.ModelProto()
+        broken.CopyFrom(model)
+        damage(broken)
+        with pytest.raises(
+            (ExportError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError), match=message
+        ):
+            check_contract(broken)
+
+
+def test_every_epsilon_is_in_the_graph(painn: Path) -> None:
+    """General exporters delete additions of 1e-8; without it isolated atoms give NaN."""
+    student = load_student(painn)
+    model = export_onnx(student, {})
+    added = {name for node in model.graph.node if node.op_type == "Add" for name in node.input}
+    scalars = [numpy_helper.to_array(t) for t in model.graph.initializer if t.name in added]
+    epsilons = [a for a in scalars if a.size == 1 and a.item() == np.float32(student.configuration.epsilon)]
+    assert len(epsilons) == 1
+    name = next(t.name for t in model.graph.initializer if numpy_helper.to_array(t).ravel()[:1] == epsilons[0].ravel())
+    uses = sum(name in node.input for node in model.graph.node if node.op_type == "Add")
+    assert uses == student.configuration.num_interactions
+
+
+def test_the_graph_gives_the_student_s_forces(model: onnx.ModelProto, checkpoint: Path) -> None:
+    student = load_student(checkpoint, dtype=torch.float64)
+    worst = check_parity(runner(model), student, [[a] for a in students.zoo().values()])
+    assert 0 < worst["forces"] < 3e-5
+    assert 0 < worst["atomic_energies"] < 1e-5
+    check_parity(runner(model), student)
+
+
+@pytest.mark.parametrize("case", ["one atom, one slot", "one slot", "5,000 atoms", "crowded"])
+def test_shapes_that_were_never_traced(model: onnx.ModelProto, checkpoint: Path, case: str) -> None:
+    rng = np.random.default_rng(0)
+    large = bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat((10, 10, 7))[:5000]
+    large.numbers = rng.choice([1, 6, 8], len(large))
+    large.positions += rng.normal(0, 0.1, large.positions.shape)
+    structures: list[Atoms] = {
+        "one atom, one slot": [Atoms("O")],
+        "one slot": [Atoms("CO", [[0, 0, 0], [0, 0, 1.2]])],
+        "5,000 atoms": [large],
+        "crowded": [students.perturbed(bulk("C", "diamond", a=2.4))],
+    }[case]
+    student = load_student(checkpoint, dtype=torch.float64)
+    outputs = runner(model)(graph_inputs(structures, 4.0))
+    want = autograd_forces(student, tensors(graph_inputs(structures, 4.0, np.float64), torch.float64))
+    assert outputs.forces.shape == (len(structures[0]), 3)
+    np.testing.assert_allclose(outputs.forces, want.forces.numpy(), rtol=1e-5, atol=3e-5)
+    np.testing.assert_allclose(outputs.atomic_energies, want.atomic_energies.numpy(), rtol=1e-6, atol=1e-5)
+
+
+def test_the_gate_stops_a_graph_without_its_epsilon(painn: Path) -> None:
+    model = export_onnx(load_student(painn), {})
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.size == 1 and array.item() == np.float32(1e-8):
+            tensor.CopyFrom(numpy_helper.from_array(np.zeros_like(array), tensor.name))
+    with pytest.raises(ParityError, match=r"forces differ.*epsilon.*No engine was written"):
+        check_parity(runner(model), load_student(painn, dtype=torch.float64))
+
+
+def test_the_gate_stops_wrong_forces_and_unmasked_padding(painn: Path) -> None:
+    run = runner(export_onnx(load_student(painn), {}))
+    student = load_student(painn, dtype=torch.float64)
+
+    def slightly_wrong(inputs: GraphInputs) -> GraphOutputs:
+        outputs = run(inputs)
+        return outputs._replace(forces=outputs.forces + np.float32(4e-5))
+
+    def unmasked(inputs: GraphInputs) -> GraphOutputs:
+        return run(inputs._replace(mask=np.ones_like(inputs.mask)))
+
+    for engine in (slightly_wrong, unmasked):
+        with pytest.raises(ParityError, match="tolerance"):
+            check_parity(engine, student)
+
+
+def test_only_a_frozen_float32_student_is_exported(painn: Path) -> None:
+    with pytest.raises(ExportError, match="float32"):
+        export_onnx(load_student(painn, dtype=torch.float64), {})
+    with pytest.raises(ExportError, match="frozen"):
+        export_onnx(load_student(painn).requires_grad_(), {})
