@@ -95,30 +95,9 @@ class Manifest:
         known = {f.name for f in fields(cls)}
         if missing := sorted(known - values.keys()):
             raise BundleError(f"{source} lacks {', '.join(missing)}. Export the bundle again.")
-        manifest = cls(**{key: _frozen(values[key]) for key in known})
-        manifest.check(source)
-        return manifest
-
-    def check(self, source: Path) -> None:
-        """Hold the values that a runtime computes with against what they can be."""
-        sound = (
-            isinstance(self.cutoff, int | float)
-            and 0 < self.cutoff < float("inf")
-            and isinstance(self.species, tuple)
-            and len(self.species) > 0
-            and all(isinstance(z, int) and 1 <= z <= 118 for z in self.species)
-            and isinstance(self.atomic_references, tuple)
-            and len(self.atomic_references) == len(self.species)
-            and isinstance(self.files, Mapping)
-            and self.precision in PRECISIONS
-        )
-        if not sound:
-            raise BundleError(
-                f"{source}: cutoff, species, atomic_references, precision or files holds a value that makes no sense. "
-                "It was altered after export; export the bundle again."
-            )
-        if dict(self.units) != dict(UNITS):
-            raise BundleError(f"{source} is in the units {dict(self.units)}; this painn-deploy reads {dict(UNITS)}.")
+        frozen = {key: _frozen(values[key]) for key in known}
+        _check(frozen, source)
+        return cls(**frozen)
 
     def to_json(self) -> str:
         """The file's text."""
@@ -127,6 +106,28 @@ class Manifest:
 
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _check(values: Mapping[str, Any], source: Path) -> None:
+    """Hold the values that a runtime computes with against what they can be."""
+    cutoff, species, references = values["cutoff"], values["species"], values["atomic_references"]
+    sound = {
+        "cutoff": isinstance(cutoff, float) and 0 < cutoff < float("inf"),
+        "species": isinstance(species, tuple) and bool(species) and all(z in range(1, 119) for z in species),
+        "atomic_references": isinstance(references, tuple)
+        and all(isinstance(e, float) for e in references)
+        and len(references) == len(species),
+        "files": isinstance(values["files"], Mapping),
+        "precision": values["precision"] in PRECISIONS,
+        "engine": isinstance(values["engine"], str),
+    }
+    if wrong := [name for name, fine in sound.items() if not fine]:
+        raise BundleError(
+            f"{source}: {', '.join(wrong)} holds a value that makes no sense. It was altered after export; "
+            "export the bundle again."
+        )
+    if values["units"] != dict(UNITS):
+        raise BundleError(f"{source} is in the units {values['units']}; this painn-deploy reads {dict(UNITS)}.")
 
 
 @dataclass(frozen=True)
