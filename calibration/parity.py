@@ -27,13 +27,13 @@ VIRIAL_TOLERANCE = 3e-4
 
 BLUR_FACTOR = 10
 """Where the student itself, in PyTorch and float32, is further than a tenth of a tolerance from float64, so many times
-that is allowed instead. Float32 resolves no more where symmetry makes a vector norm vanish, or where forces are huge."""
+that is allowed instead: float32 resolves no more where symmetry makes a vector norm vanish, or forces are huge."""
 
 _TOLERANCES = {"atomic_energies": ENERGY_TOLERANCE, "forces": FORCE_TOLERANCE, "virials": VIRIAL_TOLERANCE}
 
 
 def parity_structures(student: Student) -> list[list[Atoms]]:
-    """Batches that show what an exporter gets wrong: padding, an isolated atom, symmetry, periodic images, a mixture."""
+    """Batches that show what an exporter gets wrong: padding, an isolated atom, symmetry, images, a mixture."""
     species = student.species
     smooth = student.configuration.architecture == "painn"  # a `distiller` has a cusp on symmetric molecules
     molecules = seed_structures(species, symmetric=smooth)

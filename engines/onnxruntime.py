@@ -31,7 +31,7 @@ def _library() -> Any:
         import onnxruntime
     except ImportError as error:
         raise EngineUnavailableError(
-            'The engine onnxruntime is not installed: pip install "painn-deploy[cpu]", or "painn-deploy[cuda]" for a GPU.'
+            'onnxruntime is not installed: pip install "painn-deploy[cpu]", or "painn-deploy[cuda]" for a GPU.'
         ) from error
     return onnxruntime
 

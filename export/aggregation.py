@@ -56,7 +56,8 @@ def gather(x: Scalars, neighbours: Neighbours) -> Filters:
 
 
 def gather_vectors(y: Vectors, neighbours: Neighbours) -> Float[Tensor, "atoms slots 3 features"]:
-    return gather(y.flatten(1), neighbours).unflatten(-1, (3, y.shape[-1]))
+    rows = gather(y.flatten(1), neighbours)
+    return rows.view(*neighbours.shape, 3, y.shape[-1])
 
 
 def _sum_scalars(filters: Filters, x: Scalars, neighbours: Neighbours) -> Scalars:
@@ -87,7 +88,7 @@ class _SumScalars(Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         filters, x, neighbours = ctx.saved_tensors
         (grad,) = grads
-        grad_x = _SumScalars.apply(filters, grad, neighbours) if ctx.needs_input_grad[1] else None
+        grad_x = CLOSED_FORM.scalars(filters, grad, neighbours) if ctx.needs_input_grad[1] else None
         return gather(x, neighbours) * grad.unsqueeze(1), grad_x, None
 
 
@@ -122,7 +123,7 @@ class _SumVectors(Function):
         filters, y, neighbours = ctx.saved_tensors
         (grad,) = grads
         grad_filters = (gather_vectors(y, neighbours) * grad.unsqueeze(1)).sum(2)
-        grad_y = _SumVectors.apply(filters, grad, neighbours) if ctx.needs_input_grad[1] else None
+        grad_y = CLOSED_FORM.vectors(filters, grad, neighbours) if ctx.needs_input_grad[1] else None
         return grad_filters, grad_y, None
 
 

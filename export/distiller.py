@@ -40,6 +40,9 @@ class Distiller(Student):
         readout: sizes of the read-out's hidden layers.
     """
 
+    centres: Tensor
+    widths: Tensor
+
     def __init__(self, configuration: Configuration, rows: int = 101, readout: tuple[int, ...] | None = None) -> None:
         super().__init__(configuration, rows)
         features, layers, rbf = configuration.hidden_dim, configuration.num_interactions, configuration.num_rbf
@@ -77,7 +80,8 @@ class Distiller(Student):
             else:  # nothing reads the last interaction's vectors
                 (change_scalar,) = parts(update, features, (0,))
             scalars = scalars + change_scalar
-        return self.readout(scalars).squeeze(-1)
+        energies: Tensor = self.readout(scalars).squeeze(-1)
+        return energies
 
     def _radial(self, distances: Tensor) -> Float[Tensor, "atoms slots rbf"]:
         cutoff = 0.5 * (torch.cos(distances * (math.pi / self.configuration.cutoff)) + 1.0)

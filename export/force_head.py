@@ -7,7 +7,7 @@ scatter (`painn_deploy.export.aggregation`), reverse mode derives the rest, and 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from painn_deploy.export.aggregation import CLOSED_FORM, PLAIN
@@ -48,7 +48,7 @@ def autograd_forces(student: Student, graph: NeighbourGraph) -> EnergyAndForces:
         graph: in the same dtype.
     """
     displacements = graph.displacements.detach().requires_grad_()
-    # a displacement depends on both ends; moving atoms by `moves` and straining space give forces and virials by definition
+    # a displacement depends on both ends: forces are by definition the answer to moving atoms by `moves`
     atoms = len(graph.atomic_numbers)
     moves = torch.zeros(atoms, 3, dtype=displacements.dtype, requires_grad=True)
     moved = displacements + (moves[graph.neighbours] - moves[:, None]) * graph.mask[..., None]

@@ -30,6 +30,9 @@ __all__ = ["PaiNN"]
 class GaussianBasis(nn.Module):
     """exp(-((d - offset)/width)²/2)."""
 
+    offsets: Tensor
+    widths: Tensor
+
     def __init__(self, offsets: Tensor, widths: Tensor) -> None:
         super().__init__()
         self.register_buffer("offsets", offsets)
@@ -42,6 +45,8 @@ class GaussianBasis(nn.Module):
 
 class BesselBasis(nn.Module):
     """sin(frequency·d)/d, the paper's."""
+
+    freqs: Tensor
 
     def __init__(self, freqs: Tensor) -> None:
         super().__init__()
@@ -115,7 +120,8 @@ class PaiNN(Student):
             else:  # nothing reads the last interaction's vectors
                 a_scalar, a_product = parts(update, features, (0, 2))
             scalars = scalars + a_scalar + a_product * (v * w).sum(1)
-        return self.readout(scalars).squeeze(-1)
+        energies: Tensor = self.readout(scalars).squeeze(-1)
+        return energies
 
     def _radial(self, distances: Tensor, mask: Tensor) -> Float[Tensor, "atoms slots rbf_and_bias"]:
         """Radial basis times cutoff times mask, and cutoff times mask, the column that the filters' bias multiplies.
@@ -128,8 +134,8 @@ class PaiNN(Student):
     def _filter_weights(self) -> list[tuple[Tensor, ...]]:
         """For each interaction the weights [rbf and bias, features] of its scalar, direction and vector filters."""
         weights = torch.cat([self.filters.weight, self.filters.bias[:, None]], -1).mT
-        parts = weights.split(self.configuration.hidden_dim, -1)
-        return [parts[i : i + 3] for i in range(0, len(parts), 3)]
+        columns = weights.chunk(weights.shape[-1] // self.configuration.hidden_dim, -1)
+        return [columns[i : i + 3] for i in range(0, len(columns), 3)]
 
     @classmethod
     def from_state_dict(cls, configuration: Configuration, state: Mapping[str, Tensor], source: str) -> "PaiNN":

@@ -1,5 +1,6 @@
 """What every student is: a configuration, and an energy for each atom of a neighbour graph."""
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -66,7 +67,8 @@ class Configuration:
         for key, accepted in FIXED.items():
             if values.get(key, accepted[0]) not in accepted:
                 raise ConfigurationError(
-                    f"{source} has {key} = {values[key]!r}; this version deploys {' or '.join(map(repr, accepted))} only."
+                    f"{source} has {key} = {values[key]!r}; this version deploys "
+                    f"{' or '.join(map(repr, accepted))} only."
                 )
         unknown = sorted(set(read) - known)
         if unknown:
@@ -225,7 +227,7 @@ def lengths_and_directions(
 def mlp(sizes: Sequence[int]) -> nn.Sequential:
     """Linear layers with SiLU between them."""
     layers: list[nn.Module] = []
-    for rows, columns in zip(sizes, sizes[1:], strict=False):
+    for rows, columns in itertools.pairwise(sizes):
         layers += [nn.Linear(rows, columns), nn.SiLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -254,7 +256,7 @@ def separate_parts(network: nn.Sequential, x: Tensor, wanted: tuple[int, ...], o
 
 def hidden_sizes(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
     """Sizes of the hidden layers of a read-out, read from its biases in order."""
-    sizes = []
+    sizes: list[int] = []
     while (key := f"readout.{2 * len(sizes)}.bias") in weights:
         sizes.append(len(weights[key]))
     return tuple(sizes[:-1])

@@ -23,8 +23,8 @@ __all__ = ["PaiNNCalculator"]
 class PaiNNCalculator(Calculator):
     """An ASE calculator backed by an engine.
 
-    Energies are in eV, forces in eV/Å, stresses in eV/Å³ (Voigt order xx, yy, zz, yz, xz, xy, ASE's sign). The stress is
-    that of the symmetrised virial, for any structure whose cell has a volume.
+    Energies are in eV, forces in eV/Å, stresses in eV/Å³ (Voigt order xx, yy, zz, yz, xz, xy, ASE's sign). The
+    stress is that of the symmetrised virial, for any structure whose cell has a volume.
 
     Args:
         bundle: a folder NAME.engine, made by `painn-deploy export`.

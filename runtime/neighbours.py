@@ -44,7 +44,7 @@ class Pairs:
         self, positions: Float64[np.ndarray, "atoms 3"], cell: Float64[np.ndarray, "3 3"]
     ) -> Float64[np.ndarray, "pairs 3"]:
         """r_second + S·cell - r_first in Å."""
-        vectors = positions[self.second] - positions[self.first]
+        vectors: np.ndarray = positions[self.second] - positions[self.first]
         if self.shifts.any():
             vectors += self.shifts @ cell
         return vectors

@@ -14,7 +14,7 @@ from ase import Atoms, units
 from ase.data import vdw_radii
 from ase.optimize import BFGS
 from jaxtyping import Float, Int
-from scipy.spatial.transform import Rotation  # type: ignore[import-untyped]
+from scipy.spatial.transform import Rotation
 
 from painn_deploy.export.errors import DatasetError
 

@@ -1,8 +1,7 @@
 """The main job, start to finish, on the student that ships: export, validate, simulate, and show what came out."""
 
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path

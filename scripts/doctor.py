@@ -3,6 +3,7 @@
 import platform
 from importlib import metadata
 
+from rich.markup import escape
 from rich.table import Table
 
 from painn_deploy.engines import BACKENDS, get_backend
@@ -38,7 +39,7 @@ def engines_table() -> tuple[Table, int]:
             made.add_row(name, backend.version(), ", ".join(backend.devices()), "[green]can run[/]")
             usable += 1
         except EngineUnavailableError as error:
-            made.add_row(name, "-", "-", f"[red]cannot run[/]: {error}")
+            made.add_row(name, "-", "-", f"[red]cannot run[/]: {escape(str(error))}")
     return made, usable
 
 

@@ -14,7 +14,7 @@ from ase.md.bussi import Bussi
 from ase.md.langevin import Langevin
 from ase.md.md import MolecularDynamics
 from ase.md.nose_hoover_chain import IsotropicMTKNPT
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
+from ase.md.velocitydistribution import Stationary, ZeroRotation, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 
 from painn_deploy.export.errors import OutputError, StructureError
@@ -111,7 +111,7 @@ def simulate(
         raise StructureError("Constant pressure needs a cell that is periodic in all directions.")
     if not np.any(atoms.get_momenta()):
         rng = np.random.default_rng(plan.seed)
-        MaxwellBoltzmannDistribution(atoms, temperature_K=plan.temperature, rng=rng)
+        thermalize_momenta(atoms, plan.temperature, rng=rng)
         Stationary(atoms)
         if not atoms.pbc.any() and len(atoms) > 2:
             ZeroRotation(atoms)

@@ -1,7 +1,7 @@
 """From a checkpoint to bundles: the graph, the parity gate, the engines, their measured errors, in that order."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -131,7 +131,7 @@ def _structures(given: str | Path | Sequence[Atoms] | None, student: Student) ->
     return list(given), f"{len(given)} structures given in Python"
 
 
-def _provenance(source: Checkpoint, student: Student) -> Mapping[str, Any]:
+def _provenance(source: Checkpoint, student: Student) -> dict[str, Any]:
     configuration = student.configuration
     return {
         "architecture": configuration.architecture,

@@ -3,7 +3,7 @@
     python scripts/make_dataset.py --output data
     python scripts/train_student.py --data data --size base --output runs/base
 
-It can be stopped at any moment and started again with the same command: it goes on from the last checkpoint, to the bit.
+Stop it at any moment and start it again with the same command: it goes on from the last checkpoint, to the bit.
 """
 
 import csv
@@ -111,13 +111,15 @@ class Split:
         """Structures of like size together, about `budget` slots in each batch; shuffled where there is a generator."""
         jitter = rng.uniform(0, 4, len(self)) if rng is not None else np.zeros(len(self))
         order = np.argsort(self.slots + jitter, kind="stable")
-        batches, batch, atoms, slots = [], [], 0, 0
+        batches: list[np.ndarray] = []
+        batch: list[int] = []
+        atoms, slots = 0, 0
         for index, size in zip(order, self.sizes()[order], strict=True):
             slots = max(slots, int(self.slots[index]))
             if batch and (atoms + size) * slots > budget:
                 batches.append(np.array(batch))
                 batch, atoms, slots = [], 0, int(self.slots[index])
-            batch.append(index)
+            batch.append(int(index))
             atoms += int(size)
         batches.append(np.array(batch))
         if rng is not None:
@@ -166,7 +168,7 @@ def predict(student: PaiNN, batch: Batch, *, training: bool) -> tuple[Float[Tens
 
 
 def loss_of(student: PaiNN, batch: Batch, energy_weight: float) -> Tensor:
-    """Mean length of the force errors plus weighted energy errors per atom: robust, as the metrics that we report are."""
+    """Mean length of the force errors plus weighted energy errors per atom: robust, as what we report is."""
     energies, forces = predict(student, batch, training=True)
     per_atom = (energies - batch.energies).abs() / batch.sizes
     lengths = ((forces - batch.forces).square().sum(-1) + 1e-8).sqrt()
@@ -391,7 +393,7 @@ def train(
     return path
 
 
-def _append(log: Path, row: Mapping[str, float]) -> None:
+def _append(log: Path, row: Mapping[str, Any]) -> None:
     """Add a row; rows after it, of a run that was killed before it saved, are dropped."""
     rows: list[Mapping[str, Any]] = []
     if log.is_file():

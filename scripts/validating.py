@@ -93,7 +93,8 @@ def _check_species(structures: Sequence[Atoms], student: Student, source: Path |
     for index, atoms in enumerate(structures):
         if unknown := sorted(set(atoms.symbols[[z not in student.species for z in atoms.numbers]])):
             raise DatasetError(
-                f"Structure {index} of {source} holds {', '.join(unknown)}, which the student does not know; leave it out."
+                f"Structure {index} of {source} holds {', '.join(unknown)}, which the student does not know; "
+                "leave it out."
             )
 
 

@@ -8,12 +8,12 @@ from jaxtyping import install_import_hook
 # before anything of ours is imported: every annotated call is then held against its shapes
 install_import_hook(["painn_deploy"], "beartype.beartype")
 
-import numpy as np
-import pytest
-import torch
-from ase import Atoms
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from ase import Atoms  # noqa: E402
 
-from . import students
+from . import students  # noqa: E402
 
 torch.set_num_threads(1)
 

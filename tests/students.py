@@ -1,5 +1,6 @@
 """Small random students, and structures to try them on."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def write(folder: Path, kind: str, *, seed: int = 0, **changes: Any) -> Path:
 
 def _layers(generator: torch.Generator, prefix: str, sizes: list[int], step: int = 1) -> dict[str, torch.Tensor]:
     weights = {}
-    for i, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         weights[f"{prefix}.{step * i}.weight"] = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
         weights[f"{prefix}.{step * i}.bias"] = 0.1 * torch.randn(outputs, generator=generator)
     return weights
@@ -80,9 +81,9 @@ def water(seed: int = 0) -> Atoms:
 
 
 def zoo() -> dict[str, Atoms]:
-    """Structures that show what goes wrong: alone, apart, small cells, odd cells, outside the cell, mixed directions."""
+    """Structures that show what goes wrong: alone, apart, small and odd cells, outside the cell, mixed directions."""
     skewed = bulk("C", "diamond", a=3.57)
-    skewed.set_cell(skewed.cell.array + [[0, 0, 0], [0.4, 0, 0], [0.2, -0.5, 0.1]], scale_atoms=True)
+    skewed.set_cell(skewed.cell.array + np.array([[0, 0, 0], [0.4, 0, 0], [0.2, -0.5, 0.1]]), scale_atoms=True)
     outside = perturbed(bulk("Na", "bcc", a=4.2, cubic=True), 4)
     outside.positions += [[25.0, -13.0, 7.0], [-40.0, 3.0, 0.5]]
     wire = Atoms("CO", [[0, 0, 0], [0.3, 0.2, 1.2]], cell=[0, 0, 2.9], pbc=[False, False, True])

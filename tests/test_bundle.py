@@ -22,10 +22,23 @@ def _edit(bundle: Path, **changes: object) -> None:
 def test_a_bundle_says_what_it_is(bundle: Path, painn: Path) -> None:
     read = read_bundle(bundle)
     manifest = json.loads((bundle / MANIFEST).read_text())
-    for key in (
-        "format_version architecture checkpoint_sha256 cutoff species units engine engine_version precision "
-        "compute_capability radial_table profiles files built_at built_with"
-    ).split():
+    for key in [
+        "format_version",
+        "architecture",
+        "checkpoint_sha256",
+        "cutoff",
+        "species",
+        "units",
+        "engine",
+        "engine_version",
+        "precision",
+        "compute_capability",
+        "radial_table",
+        "profiles",
+        "files",
+        "built_at",
+        "built_with",
+    ]:
         assert key in manifest
     assert bundle.name == "painn-onnxruntime-fp32.engine"
     assert set(manifest["files"]) == {MODEL, VALIDATION} == {p.name for p in bundle.iterdir()} - {MANIFEST}

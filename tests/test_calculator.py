@@ -1,8 +1,8 @@
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
@@ -10,14 +10,12 @@ from ase.calculators.fd import calculate_numerical_stress
 from ase.filters import FrechetCellFilter
 from ase.md.langevin import Langevin
 from ase.md.nose_hoover_chain import IsotropicMTKNPT
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS, FIRE
 
-import torch
-
 from painn_deploy.calibration.reference import TorchCalculator, reference_results
-from painn_deploy.engines import get_backend
+from painn_deploy.engines.contract import check_inputs
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import (
     EngineError,
@@ -146,7 +144,7 @@ def test_dynamics_in_three_ensembles(calculator: PaiNNCalculator) -> None:
     rng = np.random.default_rng(0)
     crystal = bulk("C", "diamond", a=3.57, cubic=True)
     crystal.calc = calculator
-    MaxwellBoltzmannDistribution(crystal, temperature_K=100, rng=rng)
+    thermalize_momenta(crystal, 100, rng=rng)
     step = 0.25 * units.fs
     start = crystal.get_total_energy()
     VelocityVerlet(crystal, step).run(40)
@@ -154,9 +152,7 @@ def test_dynamics_in_three_ensembles(calculator: PaiNNCalculator) -> None:
     Langevin(crystal, step, temperature_K=100, friction=0.01, fixcm=False, rng=rng).run(10)
     volume = crystal.get_volume()
     options = {"temperature_K": 100, "pressure_au": 1e-6, "tdamp": 100 * step, "pdamp": 1000 * step}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        IsotropicMTKNPT(crystal, step, **options).run(10)
+    IsotropicMTKNPT(crystal, step, **options).run(10)
     assert crystal.get_volume() != volume
     assert np.isfinite(crystal.get_forces()).all()
 
@@ -188,12 +184,12 @@ def test_energies_that_overflow_are_an_error_not_a_result(
     outputs = calculator.run_graph(graph_inputs([students.water()], 4.0))
     for name in outputs._fields:
         poisoned = outputs._replace(**{name: np.full_like(getattr(outputs, name), np.inf)})
-        monkeypatch.setattr(calculator, "_session", type("Fake", (), {"run": lambda self, _, p=poisoned: p})())
+        monkeypatch.setattr(calculator, "_session", type("Fake", (), {"run": lambda _, __, p=poisoned: p})())
         with pytest.raises(EngineError, match="NaN or infinity"):
             calculator.calculate_batch([students.water()])
 
 
-def test_the_engine_s_door(calculator: PaiNNCalculator) -> None:
+def test_the_engine_s_door() -> None:
     inputs = graph_inputs([students.water()], 4.0)
     for name, array in [
         ("displacements", inputs.displacements.astype(np.float64)),
@@ -203,10 +199,7 @@ def test_the_engine_s_door(calculator: PaiNNCalculator) -> None:
         ("reverse", inputs.reverse[:2]),
         ("atomic_numbers", inputs.atomic_numbers[:, None]),
     ]:
-        with pytest.raises((ShapeError, TypeError), match="reads a contiguous|type"):
-            get_backend("onnxruntime")  # the door is the session's, whoever opens it
-            from painn_deploy.engines.contract import check_inputs
-
+        with pytest.raises(ShapeError, match="reads a contiguous"):
             check_inputs(inputs._replace(**{name: array}))
 
 

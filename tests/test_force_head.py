@@ -67,7 +67,8 @@ def test_padding_changes_nothing(checkpoint: Path) -> None:
     assert wide.mask.shape[1] > tight.mask.shape[1]
     near = (np.linalg.norm(wide.displacements, axis=-1) < 4.0) & (wide.mask > 0)
     masked = wide._replace(mask=near.astype(np.float64))
-    assert (masked.mask.sum() < wide.mask.sum()) and masked.mask.sum() == tight.mask.sum()
+    assert masked.mask.sum() < wide.mask.sum()
+    assert masked.mask.sum() == tight.mask.sum()
     for got, want in zip(
         explicit_forces(student, tensors(masked, torch.float64)),
         explicit_forces(student, tensors(tight, torch.float64)),

@@ -21,7 +21,7 @@ from painn_deploy.runtime.neighbours import graph_inputs
 from . import students
 
 
-def runner(model: onnx.ModelProto):  # noqa: ANN201
+def runner(model: onnx.ModelProto):
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return lambda inputs: GraphOutputs(*session.run([f.name for f in OUTPUTS], inputs._asdict()))
 

@@ -1,0 +1,118 @@
+"""What an ONNX graph is written with: tensors under their real shapes, and nodes that are never written twice."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor, fx
+
+from painn_deploy.export.errors import ExportError
+
+__all__ = ["Constant", "Shape", "Value", "Writer", "traced_shape"]
+
+Shape = tuple[Any, ...]  # int, or torch.SymInt for the dynamic axes
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the ONNX graph under the shape that it really has there; the traced shape may be another view of it.
+
+    Attributes:
+        name: in the ONNX graph.
+        shape: in the ONNX graph.
+        spread: whether axes of size one stand for larger ones of the traced shape.
+    """
+
+    name: str
+    shape: Shape
+    spread: bool = False
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor that depends on weights alone; broadcasts to the traced shape."""
+
+    tensor: Tensor
+
+
+class Writer:
+    """Nodes and initialisers of a graph in the making, and what each traced node became.
+
+    Attributes:
+        values: what each traced node became: a `Value`, a `Constant`, or a list of them.
+        nodes: of the ONNX graph, in order.
+        initialisers: of the ONNX graph, by name.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[Any, Any] = {}
+        self.nodes: list[onnx.NodeProto] = []
+        self.initialisers: dict[str, onnx.TensorProto] = {}
+        self._written: dict[Any, tuple[str, ...]] = {}
+
+    def emit(self, operator: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> tuple[str, ...]:
+        """Write a node, or find the same one written before."""
+        key = (operator, tuple(inputs), outputs, tuple(sorted((k, str(v)) for k, v in attributes.items())))
+        if key not in self._written:
+            stem = f"{operator.lower()}_{len(self.nodes)}"
+            names = (stem,) if outputs == 1 else tuple(f"{stem}_{i}" for i in range(outputs))
+            self.nodes.append(helper.make_node(operator, list(inputs), list(names), name=stem, **attributes))
+            self._written[key] = names
+        return self._written[key]
+
+    def constant(self, tensor: Tensor) -> str:
+        """Name of an initialiser, shared among equal ones."""
+        array = tensor.detach().contiguous().numpy()
+        key = ("initialiser", str(array.dtype), array.shape, array.tobytes())
+        if key not in self._written:
+            name = f"constant_{len(self.initialisers)}"
+            self.initialisers[name] = numpy_helper.from_array(np.array(array), name)
+            self._written[key] = (name,)
+        return self._written[key][0]
+
+    def integers(self, *numbers: int) -> str:
+        return self.constant(torch.tensor(numbers, dtype=torch.int64))
+
+    def materialised(self, node: fx.Node) -> str:
+        """Name of a tensor that has the traced shape in truth."""
+        value, shape = self.values[node], traced_shape(node)
+        if isinstance(value, Constant):
+            if tuple(value.tensor.shape) != shape:
+                raise ExportError(f"{node} is a constant broadcast to {shape}, which its reader does not expect.")
+            return self.constant(value.tensor)
+        return self.reshaped(value, shape)
+
+    def reshaped(self, value: Value, shape: Shape) -> str:
+        if value.shape == shape:
+            return value.name
+        if value.spread:
+            raise ExportError(
+                f"{value.name} is broadcast from {value.shape} to {shape}, which its reader does not expect."
+            )
+        target = []
+        for axis, size in enumerate(shape):
+            if isinstance(size, int):
+                target.append(size)
+            else:  # 0 copies the input's size
+                same = axis < len(value.shape) and value.shape[axis] == size
+                target.append(0 if same else -1)
+        if target.count(-1) > 1:
+            raise ExportError(f"{value.name}: {value.shape} cannot be reshaped to {shape} without computing sizes.")
+        return self.emit("Reshape", [value.name, self.integers(*target)])[0]
+
+    def operand(self, value: Any, dtype: torch.dtype) -> str:
+        """An input of an elementwise operator, under its real shape; a Python number takes `dtype`."""
+        if isinstance(value, Constant):
+            return self.constant(value.tensor)
+        if isinstance(value, Value):
+            return value.name
+        return self.constant(torch.tensor(value, dtype=dtype))
+
+
+def traced_shape(node: fx.Node) -> Shape:
+    """The shape that tracing gave a node, dynamic axes as symbols."""
+    return tuple(size if isinstance(size, int) else size.node.expr for size in node.meta["val"].shape)

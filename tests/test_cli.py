@@ -1,0 +1,153 @@
+"""The commands as a person types them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ase.io
+import pytest
+
+from . import students
+
+
+def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "painn_deploy.scripts.cli", *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "160"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
+
+
+@pytest.fixture(scope="module")
+def molecules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("structures") / "molecules.extxyz"
+    zoo = students.zoo()
+    ase.io.write(path, [zoo[name] for name in ("water", "ethanol", "triclinic")])
+    return path
+
+
+def test_export_then_validate(painn: Path, molecules: Path, tmp_path: Path) -> None:
+    done = run("export", painn, "-o", tmp_path / "out", "--structures", molecules)
+    assert done.returncode == 0, done.stderr
+    bundle = tmp_path / "out" / "painn-onnxruntime-fp32.engine"
+    assert f"wrote {bundle}" in done.stdout
+    assert "3 structures" in done.stdout
+    again = run("export", painn, "-o", tmp_path / "out")
+    assert again.returncode == 2
+    assert "--overwrite" in again.stderr
+    before = (bundle / "manifest.json").read_bytes()
+    report = tmp_path / "report"
+    done = run("validate", bundle, "--reference", painn, "--structures", molecules, "-o", report)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "faithful" in done.stdout
+    written = json.loads((report / "validation.json").read_text())
+    assert written["bundles"][0]["force_rmse"] < 1e-5
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
+def test_validate_fails_past_a_limit(bundle: Path, painn: Path, molecules: Path) -> None:
+    done = run("validate", bundle, "--reference", painn, "--structures", molecules, "--max-force-error", "1e-9eV/A")
+    assert done.returncode == 1
+    assert "past its limit" in done.stdout
+    assert "force RMSE" in done.stdout
+
+
+def test_validate_wants_the_bundle_s_own_checkpoint(bundle: Path, tmp_path: Path) -> None:
+    done = run("validate", bundle, "--reference", students.write(tmp_path, "painn", seed=9))
+    assert done.returncode == 2
+    assert "was not made from" in done.stderr
+
+
+def test_inspect_and_doctor(bundle: Path) -> None:
+    done = run("inspect", bundle)
+    assert done.returncode == 0
+    for text in ("onnxruntime", "fp32", "unverified", "sha256", "model.onnx"):
+        assert text in done.stdout
+    done = run("doctor")
+    assert done.returncode == 0
+    assert "onnxruntime" in done.stdout
+    assert "can run" in done.stdout
+
+
+def test_md_leaves_frames_and_a_summary(bundle: Path, molecules: Path, tmp_path: Path) -> None:
+    done = run("md", bundle, molecules, "-o", tmp_path / "md", "--steps", 25, "--every", 10, "--timestep", 0.1)
+    assert done.returncode == 0, done.stderr
+    assert "onnxruntime" in done.stdout
+    assert "meV/atom/ps" in done.stdout
+    frames = ase.io.read(tmp_path / "md" / "md.extxyz", index=":")
+    assert len(frames) == 4  # start, 10, 20, 25
+    assert frames[-1].get_forces().shape == (2, 3)
+    assert len((tmp_path / "md" / "md.csv").read_text().splitlines()) == 5
+    again = run("md", bundle, molecules, "-o", tmp_path / "md", "--steps", 1)
+    assert again.returncode == 2
+    assert "--overwrite" in again.stderr
+
+
+def test_md_that_is_interrupted_keeps_its_frames(bundle: Path, molecules: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "painn_deploy.scripts.cli", "md", bundle, molecules, "-o", tmp_path]
+    with subprocess.Popen([*map(str, command), "--steps", "10000000"], stderr=subprocess.PIPE, text=True) as process:
+        trajectory = tmp_path / "md.extxyz"
+        deadline = time.monotonic() + 60
+        while not (trajectory.exists() and trajectory.stat().st_size > 2000) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "every frame until then" in errors
+    assert len(ase.io.read(trajectory, index=":")) >= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "absent.safetensors", "-o", "out"], "There is no file"),
+        (["export", "student:huge", "-o", "out"], "student:base"),
+        (["export", "{painn}", "-o", "out", "--engine", "coreml"], "no engine 'coreml'"),
+        (["export", "{painn}", "-o", "out", "--precision", "fp8"], "no precision 'fp8'"),
+        (["export", "{painn}", "-o", "{painn}/inside"], "Cannot write"),
+        (["export", "{painn}", "-o", "out", "--structures", "absent.xyz"], "Cannot read structures"),
+        (["validate", "absent.engine", "--reference", "{painn}"], "not a bundle"),
+        (["validate", "{bundle}", "--reference", "{painn}", "--max-force-error", "5 apples"], "not a limit such as"),
+        (["validate", "{bundle}", "--reference", "{painn}", "--structures", "{uranium}"], "does not know"),
+        (["md", "{bundle}", "absent.xyz"], "Cannot read structures"),
+        (["md", "{bundle}", "{uranium}"], "no embedding"),
+        (["md", "{bundle}", "{water}", "--ensemble", "nvt"], "none of nve, langevin"),
+        (["md", "{bundle}", "{water}", "--ensemble", "npt"], "needs a cell"),
+        (["md", "{bundle}", "{water}", "--device", "cuda"], "painn-deploy"),
+        (["inspect", "absent.engine"], "not a bundle"),
+    ],
+)
+def test_bad_input_is_one_line_that_helps(
+    arguments: list[str], message: str, painn: Path, bundle: Path, tmp_path: Path
+) -> None:
+    ase.io.write(tmp_path / "uranium.xyz", ase.Atoms("HU", [[0, 0, 0], [0, 0, 2.0]]))
+    ase.io.write(tmp_path / "water.xyz", students.water())
+    names = {"painn": painn, "bundle": bundle, "uranium": tmp_path / "uranium.xyz", "water": tmp_path / "water.xyz"}
+    done = run(*(a.format(**names) for a in arguments), cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_export_that_fails_leaves_no_bundle(painn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from painn_deploy.export.errors import ParityError
+    from painn_deploy.scripts import export_engines, exporting
+
+    def refuse(*_: object) -> None:
+        raise ParityError("wrong forces")
+
+    monkeypatch.setattr(exporting, "check_parity", refuse)
+    with pytest.raises(ParityError):
+        export_engines(painn, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_help_fits_a_screen() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for command in ("demo", "export", "validate", "md", "inspect", "doctor"):
+        assert command in done.stdout
+    assert len(done.stdout.splitlines()) < 40

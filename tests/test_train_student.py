@@ -1,0 +1,134 @@
+"""Training for real, on a few molecules and a few steps."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from painn_deploy.export import load_student
+from painn_deploy.export.errors import DatasetError, OutputError
+from painn_deploy.scripts import train_student
+from painn_deploy.scripts.train_student import Split, fit_references, train
+
+from . import students
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Perturbed molecules with labels that are no force field's: training must run, not learn."""
+    folder = tmp_path_factory.mktemp("data")
+    zoo, rng = students.zoo(), np.random.default_rng(0)
+    for split, seeds in (("train", range(8)), ("validation", range(8, 10)), ("test", range(10, 12))):
+        structures = [students.perturbed(zoo[n], s) for s in seeds for n in ("water", "ethanol", "benzene")]
+        numbers = np.concatenate([a.numbers for a in structures])
+        np.savez(
+            folder / f"{split}.npz",
+            numbers=numbers.astype(np.int8),
+            positions=np.concatenate([a.positions for a in structures]),
+            forces=rng.normal(0, 1, (len(numbers), 3)).astype(np.float32),
+            energies=np.array([-10.0 * a.numbers.sum() for a in structures]) + rng.normal(0, 0.1, len(structures)),
+            offsets=np.cumsum([0, *(len(a) for a in structures)]),
+            kinds=np.full(len(structures), "md"),
+        )
+    return folder
+
+
+def run(data: Path, output: Path, **changes: object) -> Path:
+    options = {"size": "small", "steps": 12, "slots_per_batch": 400, "threads": 1, "evaluate_every": 4, "seed": 3}
+    return train(data=data, output=output, **{**options, **changes})  # type: ignore[arg-type]
+
+
+def test_a_run_leaves_a_checkpoint_that_loads(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = run(data, tmp_path)
+    student = load_student(path)
+    assert student.species == (1, 6, 8)
+    assert student.num_parameters <= 427_292
+    facts = json.loads(path.with_suffix(".json").read_text())
+    assert {"metrics", "training"} <= facts.keys()
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 4
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(data, tmp_path / "whole")
+    step, steps = train_student.Run.train_step, []
+
+    def stop_at_seven(self: train_student.Run, batch: train_student.Batch) -> float:
+        steps.append(self.step)
+        if self.step == 7:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    monkeypatch.setattr(train_student.Run, "train_step", stop_at_seven)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path / "stopped")
+    monkeypatch.setattr(train_student.Run, "train_step", lambda s, b: (steps.append(s.step), step(s, b))[1])
+    resumed = run(data, tmp_path / "stopped")
+    assert steps == [*range(8), *range(4, 12)]
+    assert resumed.read_bytes() == whole.read_bytes()
+
+
+def test_another_run_s_folder_is_refused(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path, steps=4)
+    with pytest.raises(OutputError, match="seed: 3 then, 4 now"):
+        run(data, tmp_path, steps=4, seed=4)
+    with pytest.raises(OutputError, match="size: small then, base now"):
+        run(data, tmp_path, steps=4, size="base")
+
+
+def test_data_that_cannot_be_used(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"Cannot read .*make_dataset"):
+        run(tmp_path, tmp_path / "out")
+    with pytest.raises(DatasetError, match="no size 'huge'"):
+        run(data, tmp_path / "out", size="huge")
+    with np.load(data / "train.npz") as file:
+        empty = {k: file[k][:0] for k in file.files}
+    np.savez(tmp_path / "train.npz", **empty)
+    with pytest.raises(DatasetError, match="is empty"):
+        run(tmp_path, tmp_path / "out")
+
+
+def test_references_are_those_that_the_energies_were_made_with(data: Path) -> None:
+    species, references = fit_references(Split(data / "train.npz", 5.0))
+    assert species == [1, 6, 8]
+    np.testing.assert_allclose(references, [-10, -60, -80], atol=1.0)
+
+
+def test_every_size_is_within_the_seed_s() -> None:
+    from painn_deploy.export.painn import PaiNN
+    from painn_deploy.export.student import Configuration
+
+    for features, interactions in train_student.SIZES.values():
+        configuration = Configuration("painn", features, interactions, 20, 5.0)
+        assert PaiNN(configuration, rows=9).num_parameters <= 427_292
+
+
+def test_batches_hold_every_structure_once(data: Path) -> None:
+    split = Split(data / "train.npz", 5.0)
+    for rng in (None, np.random.default_rng(1)):
+        batches = split.batches(400, rng)
+        assert sorted(np.concatenate(batches).tolist()) == list(range(len(split)))
+        assert len(batches) > 3
+
+
+def test_the_shipped_student_is_small_and_invariant() -> None:
+    from painn_deploy.export.checkpoint import resolve_checkpoint
+    from painn_deploy.export.force_head import tensors
+    from painn_deploy.runtime.neighbours import graph_inputs
+
+    path = resolve_checkpoint("student:base").path
+    assert path.stat().st_size <= 2_000_000
+    assert path.with_suffix(".md").is_file()
+    student = load_student("student:base", dtype=torch.float64)
+    assert student.num_parameters <= 427_292
+    assert student.species == (1, 6, 7, 8)
+    energies = []
+    for angle in (0, 50, 130):
+        atoms = students.zoo()["ethanol"].copy()
+        atoms.rotate(angle, (1, -2, 0.5))
+        energies.append(student(tensors(graph_inputs([atoms], 5.0, np.float64), torch.float64)).sum().item())
+    assert np.ptp(energies) < 1e-10
