@@ -115,7 +115,7 @@ def test_the_changelog_s_version_is_the_package_s() -> None:
 
 def test_modules_stay_short() -> None:
     lengths = {path: len(path.read_text().splitlines()) for room in ROOMS for path in modules(room)}
-    assert {str(p.relative_to(ROOT)): n for p, n in lengths.items() if n > 400} == {}
+    assert {str(p.relative_to(ROOT)): n for p, n in lengths.items() if n > 450} == {}
 
 
 def test_the_constraints_pin_what_is_declared() -> None:

@@ -14,7 +14,6 @@ from painn_deploy.calibration.parity import check_parity
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import ExportError, ParityError
 from painn_deploy.export.fields import INPUTS, OUTPUTS, GraphInputs, GraphOutputs
-from painn_deploy.export.force_head import autograd_forces, tensors
 from painn_deploy.export.onnx_graph import check_contract, export_onnx
 from painn_deploy.runtime.neighbours import graph_inputs
 
@@ -91,11 +90,9 @@ def test_shapes_that_were_never_traced(model: onnx.ModelProto, checkpoint: Path,
         "crowded": [students.perturbed(bulk("C", "diamond", a=2.4))],
     }[case]
     student = load_student(checkpoint, dtype=torch.float64)
-    outputs = runner(model)(graph_inputs(structures, 4.0))
-    want = autograd_forces(student, tensors(graph_inputs(structures, 4.0, np.float64), torch.float64))
-    assert outputs.forces.shape == (len(structures[0]), 3)
-    np.testing.assert_allclose(outputs.forces, want.forces.numpy(), rtol=1e-5, atol=3e-5)
-    np.testing.assert_allclose(outputs.atomic_energies, want.atomic_energies.numpy(), rtol=1e-6, atol=1e-5)
+    slots = graph_inputs(structures, 4.0).mask.shape[1]
+    assert slots == 1 if "one slot" in case else slots > 10
+    check_parity(runner(model), student, [structures])
 
 
 def test_the_gate_stops_a_graph_without_its_epsilon(painn: Path) -> None:
