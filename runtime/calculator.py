@@ -15,7 +15,8 @@ from painn_deploy.engines import EngineInfo, Session, get_backend
 from painn_deploy.export.errors import EngineError, SpeciesError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest, read_bundle
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.neighbours import join, local_graphs
+from painn_deploy.runtime.packing import pack
 
 __all__ = ["PaiNNCalculator"]
 
@@ -74,6 +75,8 @@ class PaiNNCalculator(Calculator):
     def calculate_batch(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
         """Evaluate structures together, molecules and crystals mixed; calculators attached to them are not touched.
 
+        They are packed into padded matrices of like sizes and bounded memory; results keep the order given.
+
         Returns:
             For each structure, in order: energy and free_energy (float, eV), energies [atoms] (eV), forces [atoms, 3]
             (eV/Å), and where the cell has a volume stress [6] and stresses [atoms, 6] (eV/Å³). float64 arrays.
@@ -87,12 +90,15 @@ class PaiNNCalculator(Calculator):
         if not structures:
             return []
         references = [self._references_of(atoms, index, len(structures)) for index, atoms in enumerate(structures)]
-        outputs = self._session.run(graph_inputs(structures, self.manifest.cutoff))
-        results, start = [], 0
-        for index, (atoms, reference) in enumerate(zip(structures, references, strict=True)):
-            part = GraphOutputs(*(array[start : start + len(atoms)] for array in outputs))
-            results.append(_results(atoms, part, reference, index))
-            start += len(atoms)
+        graphs = local_graphs(structures, self.manifest.cutoff)
+        results: list[dict[str, Any]] = [{}] * len(structures)
+        for batch in pack([(len(graph.numbers), graph.slots) for graph in graphs]):
+            outputs, start = self._session.run(join([graphs[index] for index in batch])), 0
+            for index in batch:
+                rows = slice(start, start + len(structures[index]))
+                part = GraphOutputs(*(array[rows] for array in outputs))
+                results[index] = _results(structures[index], part, references[index], index)
+                start = rows.stop
         return results
 
     def run_graph(self, inputs: GraphInputs) -> GraphOutputs:

@@ -17,7 +17,16 @@ from jaxtyping import Bool, Float64, Int32, Int64
 from painn_deploy.export.errors import StructureError
 from painn_deploy.export.fields import GraphInputs
 
-__all__ = ["Pairs", "SlotLayout", "check_structure", "find_pairs", "graph_inputs"]
+__all__ = [
+    "LocalGraph",
+    "Pairs",
+    "SlotLayout",
+    "check_structure",
+    "find_pairs",
+    "graph_inputs",
+    "join",
+    "local_graphs",
+]
 
 ONE_SPOT = 1e-3
 """Å; atoms closer than this are one atom written twice, not chemistry."""
@@ -184,8 +193,72 @@ class SlotLayout:
         return displacements.reshape(self.atoms, self.slots, 3), mask.reshape(self.atoms, self.slots)
 
 
+@dataclass(frozen=True)
+class LocalGraph:
+    """One structure with its neighbours found, ready to be put beside others.
+
+    Attributes:
+        numbers: atomic numbers.
+        pairs: of neighbours, each once.
+        vectors: displacement of each pair, Å, float64.
+        slots: that the busiest atom needs, at least 1.
+    """
+
+    numbers: Int32[np.ndarray, " atoms"]
+    pairs: Pairs
+    vectors: Float64[np.ndarray, "pairs 3"]
+    slots: int
+
+    @classmethod
+    def of(cls, atoms: Atoms, cutoff: float) -> "LocalGraph":
+        """Check a structure and find its neighbours.
+
+        Raises:
+            StructureError: it is nothing that a force field can answer for.
+        """
+        check_structure(atoms)
+        pairs = find_pairs(atoms, cutoff)
+        counts = np.bincount(np.concatenate([pairs.first, pairs.second]), minlength=1)
+        vectors = pairs.displacements(atoms.positions, np.asarray(atoms.cell))
+        return cls(atoms.numbers.astype(np.int32), pairs, vectors, max(1, int(counts.max())))
+
+
+def local_graphs(structures: Sequence[Atoms], cutoff: float) -> list[LocalGraph]:
+    """Every structure with its neighbours.
+
+    Raises:
+        StructureError: one of them is nothing that a force field can answer for; the message says which.
+    """
+    graphs = []
+    for index, atoms in enumerate(structures):
+        try:
+            graphs.append(LocalGraph.of(atoms, cutoff))
+        except StructureError as error:
+            if len(structures) == 1:
+                raise
+            raise StructureError(f"Structure {index} ({atoms.symbols}): {error}") from error
+    return graphs
+
+
+def join(graphs: Sequence[LocalGraph], dtype: type[np.floating] = np.float32) -> GraphInputs:
+    """Structures side by side in one padded neighbour matrix, in their order.
+
+    Args:
+        graphs: at least one.
+        dtype: float32 for engines, float64 for references.
+    """
+    sizes = [len(graph.numbers) for graph in graphs]
+    starts = np.cumsum([0, *sizes])
+    first = np.concatenate([graph.pairs.first + start for graph, start in zip(graphs, starts, strict=False)])
+    second = np.concatenate([graph.pairs.second + start for graph, start in zip(graphs, starts, strict=False)])
+    layout = SlotLayout.of(first, second, int(starts[-1]))
+    displacements, mask = layout.scatter(np.concatenate([graph.vectors for graph in graphs]), dtype=dtype)
+    numbers = np.concatenate([graph.numbers for graph in graphs])
+    return GraphInputs(numbers, displacements, layout.neighbours, layout.reverse, mask)
+
+
 def graph_inputs(structures: Sequence[Atoms], cutoff: float, dtype: type[np.floating] = np.float32) -> GraphInputs:
-    """Structures side by side in one padded neighbour matrix.
+    """Structures side by side in one padded neighbour matrix, whatever its size; the calculator packs them first.
 
     Args:
         structures: at least one; molecules and crystals may be mixed.
@@ -197,20 +270,4 @@ def graph_inputs(structures: Sequence[Atoms], cutoff: float, dtype: type[np.floa
     """
     if not structures:
         raise StructureError("No structures were given.")
-    first, second, vectors, offset = [], [], [], 0
-    for index, atoms in enumerate(structures):
-        try:
-            check_structure(atoms)
-            pairs = find_pairs(atoms, cutoff)
-        except StructureError as error:
-            if len(structures) == 1:
-                raise
-            raise StructureError(f"Structure {index} ({atoms.symbols}): {error}") from error
-        first.append(pairs.first + offset)
-        second.append(pairs.second + offset)
-        vectors.append(pairs.displacements(atoms.positions, np.asarray(atoms.cell)))
-        offset += len(atoms)
-    layout = SlotLayout.of(np.concatenate(first), np.concatenate(second), offset)
-    displacements, mask = layout.scatter(np.concatenate(vectors), dtype=dtype)
-    numbers = np.concatenate([atoms.numbers for atoms in structures]).astype(np.int32)
-    return GraphInputs(numbers, displacements, layout.neighbours, layout.reverse, mask)
+    return join(local_graphs(structures, cutoff), dtype)

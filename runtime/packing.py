@@ -1,0 +1,40 @@
+"""Which structures share a padded matrix: those that need about as many slots, and no more than fit the cache."""
+
+from collections.abc import Sequence
+
+__all__ = ["DEFAULT_BUDGET", "pack", "padding_waste"]
+
+DEFAULT_BUDGET = 16_384
+"""Atoms x slots of one matrix. One [atoms, slots, 128] tensor then takes 8 MB, and larger matrices gain nothing on a
+CPU; memory stays bounded however many structures are given."""
+
+
+def pack(sizes: Sequence[tuple[int, int]], budget: int = DEFAULT_BUDGET) -> list[list[int]]:
+    """Divide structures into batches of at most `budget` atoms x slots, padding as little as a sorted order allows.
+
+    The division depends on the sizes and the budget alone, so that the same input gives the same bits again.
+
+    Args:
+        sizes: atoms and slots of each structure.
+        budget: of atoms x slots; a structure that exceeds it alone is a batch of its own.
+
+    Returns:
+        Indices of each batch; every index once.
+    """
+    order = sorted(range(len(sizes)), key=lambda index: (-sizes[index][1], -sizes[index][0], index))
+    batches: list[list[int]] = []
+    atoms = slots = 0
+    for index in order:
+        if not batches or (atoms + sizes[index][0]) * slots > budget:
+            batches.append([])
+            atoms, slots = 0, sizes[index][1]  # in descending order the first needs most
+        batches[-1].append(index)
+        atoms += sizes[index][0]
+    return batches
+
+
+def padding_waste(sizes: Sequence[tuple[int, int]], batches: Sequence[Sequence[int]]) -> float:
+    """Share of slots that padding to each batch's widest structure adds, from 0 to 1."""
+    used = sum(atoms * slots for atoms, slots in sizes)
+    padded = sum(sum(sizes[i][0] for i in batch) * max(sizes[i][1] for i in batch) for batch in batches)
+    return 1 - used / padded if padded else 0.0
