@@ -11,7 +11,12 @@ from painn_deploy.export.errors import EngineUnavailableError
 
 __all__ = ["BACKENDS", "Backend", "EngineInfo", "Session", "get_backend"]
 
-BACKENDS = MappingProxyType({"onnxruntime": "painn_deploy.engines.onnxruntime"})
+BACKENDS = MappingProxyType(
+    {
+        "onnxruntime": "painn_deploy.engines.onnxruntime",
+        "inductor": "painn_deploy.engines.inductor",
+    }
+)
 
 
 def get_backend(name: str) -> Backend:

@@ -1,13 +1,14 @@
 """What a backend is: it builds engines from the graph, and opens sessions that run them."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, TypedDict, runtime_checkable
 
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Bundle
 
-__all__ = ["Backend", "EngineInfo", "Session"]
+__all__ = ["Backend", "BuiltEngine", "EngineInfo", "Session"]
 
 
 class EngineInfo(TypedDict):
@@ -54,6 +55,19 @@ class Session(Protocol):
     ) -> None: ...
 
 
+@dataclass(frozen=True)
+class BuiltEngine:
+    """What a bundle holds for a backend beside model.onnx.
+
+    Attributes:
+        files: contents by name.
+        compute_capability: what the engine is bound to, as its backend names it; empty where it is bound to nothing.
+    """
+
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    compute_capability: tuple[str, ...] = ()
+
+
 @runtime_checkable
 class Backend(Protocol):
     """One way to run a graph; a module each, found by name in `painn_deploy.engines`."""
@@ -75,11 +89,12 @@ class Backend(Protocol):
             EngineUnavailableError: the library is not installed.
         """
 
-    def build(self, model: bytes) -> Mapping[str, bytes]:
-        """Files that a bundle holds for this backend beside model.onnx.
+    def build(self, model: bytes) -> BuiltEngine:
+        """Build an engine from model.onnx.
 
         Raises:
             EngineError: the graph cannot be built.
+            EngineUnavailableError: something that building needs is not here.
         """
 
     def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> Session:

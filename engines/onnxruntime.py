@@ -1,13 +1,12 @@
 """The `onnxruntime` backend: the embedded default, which runs anywhere; on a GPU with onnxruntime-gpu."""
 
-from collections.abc import Mapping
 from importlib import metadata
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from painn_deploy.engines.backend import EngineInfo
+from painn_deploy.engines.backend import BuiltEngine, EngineInfo
 from painn_deploy.engines.contract import check_inputs
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
 from painn_deploy.export.fields import OUTPUTS, GraphInputs, GraphOutputs
@@ -59,12 +58,12 @@ class OnnxRuntimeBackend:
         available = _library().get_available_providers()
         return tuple(device for device, provider in _PROVIDERS.items() if provider in available)
 
-    def build(self, model: bytes) -> Mapping[str, bytes]:
+    def build(self, model: bytes) -> BuiltEngine:
         """See `Backend.build`: ONNX Runtime reads model.onnx itself, so that loading it is the whole proof."""
         OnnxRuntimeSession(
             model, "cpu", None, EngineInfo(backend="", version="", device="", precision="", bundle_sha256="")
         )
-        return {}
+        return BuiltEngine()
 
     def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> "OnnxRuntimeSession":
         """See `Backend.open`."""

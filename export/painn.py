@@ -101,7 +101,9 @@ class PaiNN(Student):
             w_scalar, w_direction, w_vector = weights[layer % len(weights)]
             # eq. 7 and 8; the filters' cutoff, mask and bias sit in the radial features
             if vectors is None:
-                x_scalar, x_direction = parts(message, scalars, (0, 1))
+                # at first an atom is its element: the messages are a table, one row an element
+                table = parts(message, self.embedding.weight, (0, 1))
+                x_scalar, x_direction = (nn.functional.embedding(graph.atomic_numbers, rows) for rows in table)
                 change = aggregation.dipoles(directions, radial @ w_direction, x_direction, graph.neighbours)
             else:
                 x_scalar, x_direction, x_vector = parts(message, scalars, (0, 1, 2))

@@ -1,5 +1,6 @@
 """From a checkpoint to bundles: the graph, the parity gate, the engines, their measured errors, in that order."""
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -89,8 +90,12 @@ def export_engines(
     for engine, precision, path in targets:
         tell(f"building {engine} in {precision}")
         backend = get_backend(engine)
-        files = {MODEL: model, **backend.build(model)}
-        manifest = _manifest(source, student, engine, backend.version(), precision)
+        built = backend.build(model)
+        files = {MODEL: model, **built.files}
+        manifest = dataclasses.replace(
+            _manifest(source, student, engine, backend.version(), precision),
+            compute_capability=built.compute_capability,
+        )
         tell(f"measuring {engine} in {precision}")
         with tempfile.TemporaryDirectory() as folder:
             trial = write_bundle(Path(folder) / path.name, manifest, files)

@@ -2,8 +2,8 @@
 
     python scripts/model_card.py student:base --data data --output export/students/base.md
 
-The engine that ships (ONNX Runtime, FP32) is measured, not the training code, against the teacher on molecules that were
-never trained on, and against itself for energy conservation.
+The engine that ships (ONNX Runtime, FP32) is measured, not the training code: against the teacher on molecules that
+were never trained on, and against itself for energy conservation.
 """
 
 import tempfile
@@ -104,7 +104,7 @@ def vibrations(student: Calculator, teacher: Calculator) -> list[tuple[str, floa
         ours, theirs = relaxed(name, student), relaxed(name, teacher)
         bonds = [float(np.min(a.get_all_distances() + 9 * np.eye(len(a)))) for a in (ours, theirs)]
         error = np.abs(frequencies(ours) - frequencies(theirs))
-        table.append((name, *bonds, float(error.mean()), float(error.max())))
+        table.append((name, bonds[0], bonds[1], float(error.mean()), float(error.max())))
     return table
 
 
@@ -135,8 +135,7 @@ def _structure(data: Mapping[str, Any], index: int) -> Atoms:
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table; floats to three significant figures."""
     lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
-    for row in rows:
-        lines.append("| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row) + " |")
+    lines += ["| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row) + " |" for row in rows]
     return "\n".join(lines)
 
 

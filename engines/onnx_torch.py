@@ -1,0 +1,114 @@
+"""An ONNX graph as a torch module: what lets torch's compiler build the very graph that every other backend runs.
+
+Only the operators that our graphs hold are known; another one raises. Attributes and shapes are read once, so that
+tracing meets plain tensor code.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from painn_deploy.export.errors import EngineError
+
+__all__ = ["OnnxModule"]
+
+
+class OnnxModule(nn.Module):
+    """Runs the nodes of a model in order.
+
+    Args:
+        model: one that keeps the graph contract.
+
+    Raises:
+        EngineError: the graph holds an operator that is not known here.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        super().__init__()
+        self.inputs = [value.name for value in model.graph.input]
+        self.outputs = [value.name for value in model.graph.output]
+        self.integers: dict[str, list[int]] = {}
+        for tensor in model.graph.initializer:
+            value = torch.from_numpy(numpy_helper.to_array(tensor).copy())
+            if value.dtype == torch.int64:  # shapes and axes: known to the tracer, not data
+                self.integers[tensor.name] = value.tolist()
+            else:
+                self.register_buffer(tensor.name, value)
+        self.steps: list[tuple[Callable[..., Any], list[str], list[str], Mapping[str, Any]]] = []
+        for node in model.graph.node:
+            if node.op_type not in _OPERATORS:
+                raise EngineError(f"The graph holds {node.op_type}, which the inductor engine has no torch code for.")
+            attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            self.steps.append((_OPERATORS[node.op_type], list(node.input), list(node.output), attributes))
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The contract's inputs to its outputs."""
+        values: dict[str, Any] = dict(zip(self.inputs, inputs, strict=True))
+        values |= self.integers
+        values |= dict(self.named_buffers())
+        for run, names, outputs, attributes in self.steps:
+            results = run(*(values[name] for name in names), **attributes)
+            for name, result in zip(outputs, results if isinstance(results, tuple) else (results,), strict=True):
+                values[name] = result
+        return tuple(values[name] for name in self.outputs)
+
+
+def _gather(x: Tensor, indices: Tensor, axis: int = 0) -> Tensor:
+    if axis != 0:
+        raise EngineError(f"The graph gathers along axis {axis}; rows alone are foreseen.")
+    return x[indices]
+
+
+def _reduce_sum(x: Tensor, axes: list[int], keepdims: int = 1) -> Tensor:
+    return x.sum(axes, keepdim=bool(keepdims))
+
+
+def _reshape(x: Tensor, shape: list[int]) -> Tensor:
+    return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(shape)])
+
+
+def _slice(x: Tensor, starts: list[int], ends: list[int], axes: list[int]) -> Tensor:
+    for start, end, axis in zip(starts, ends, axes, strict=True):
+        x = x.narrow(axis, start, end - start)
+    return x
+
+
+def _unsqueeze(x: Tensor, axes: list[int]) -> Tensor:
+    for axis in sorted(axes):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def _squeeze(x: Tensor, axes: list[int]) -> Tensor:
+    return x.squeeze(axes)
+
+
+_OPERATORS: Mapping[str, Callable[..., Any]] = {
+    "Add": torch.add,
+    "Concat": lambda *xs, axis: torch.cat(xs, axis),
+    "Cos": torch.cos,
+    "Div": torch.div,
+    "Exp": torch.exp,
+    "Gather": _gather,
+    "Greater": torch.gt,
+    "Identity": lambda x: x,
+    "MatMul": torch.matmul,
+    "Mul": torch.mul,
+    "Neg": torch.neg,
+    "ReduceSum": _reduce_sum,
+    "Reshape": _reshape,
+    "Sigmoid": torch.sigmoid,
+    "Sin": torch.sin,
+    "Slice": _slice,
+    "Split": lambda x, sizes, axis=0: tuple(x.split(sizes, axis)),
+    "Sqrt": torch.sqrt,
+    "Squeeze": _squeeze,
+    "Sub": torch.sub,
+    "Transpose": lambda x, perm: x.permute(perm),
+    "Unsqueeze": _unsqueeze,
+    "Where": torch.where,
+}

@@ -1,0 +1,97 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from painn_deploy.calibration.parity import check_parity
+from painn_deploy.engines import get_backend
+from painn_deploy.engines.inductor import InductorBackend
+from painn_deploy.engines.onnx_torch import OnnxModule
+from painn_deploy.export import load_student
+from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
+from painn_deploy.export.force_head import tensors
+from painn_deploy.export.onnx_graph import export_onnx
+from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.scripts import export_engines
+
+from . import students
+
+ZOO = students.zoo()
+
+
+@pytest.fixture(scope="module")
+def compiled(painn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inductor")
+    (path,) = export_engines(painn, folder, engines=["inductor"], structures=[students.water()])
+    return path
+
+
+def test_the_graph_runs_in_torch_as_it_runs_in_onnx_runtime(checkpoint: Path) -> None:
+    module = OnnxModule(export_onnx(load_student(checkpoint), {}))
+
+    def run(inputs):
+        from painn_deploy.export.fields import GraphOutputs
+
+        return GraphOutputs(*(output.numpy() for output in module(*tensors(inputs, torch.float32))))
+
+    check_parity(run, load_student(checkpoint, dtype=torch.float64), [[atoms] for atoms in ZOO.values()])
+
+
+def test_results_are_the_student_s_at_every_size(compiled: Path, painn: Path, bundle: Path) -> None:
+    student = load_student(painn, dtype=torch.float64)
+    with PaiNNCalculator(compiled) as calculator, PaiNNCalculator(bundle) as other:
+        check_parity(calculator.run_graph, student)
+        structures = list(ZOO.values())
+        for one, two in zip(calculator.calculate_batch(structures), other.calculate_batch(structures), strict=True):
+            np.testing.assert_allclose(one["forces"], two["forces"], rtol=1e-5, atol=1e-5)
+        for atoms in (ZOO["single atom"], ZOO["far apart"], ZOO["water"]):  # 1 x 1, 2 x 1, 3 x 2
+            once, again = (calculator.run_graph(graph_inputs([atoms], 4.0)) for _ in range(2))
+            assert all(np.array_equal(a, b) for a, b in zip(once, again, strict=True))
+            check_parity(calculator.run_graph, student, [[atoms]])
+        info = calculator.engine_info
+    assert (info["backend"], info["device"], info["precision"]) == ("inductor", "cpu", "fp32")
+    with pytest.raises(EngineError, match="closed"):
+        calculator.calculate_batch([students.water()])
+
+
+def test_a_package_is_bound_to_its_torch_and_its_cpu(
+    compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = json.loads((compiled / "manifest.json").read_text())
+    assert manifest["compute_capability"] == [f"cpu:{torch.backends.cpu.get_cpu_capability()}"]
+    with pytest.raises(EngineUnavailableError, match="compiled for the CPU"):
+        PaiNNCalculator(compiled, device="cuda")
+    for change, message in (
+        ({"engine_version": "2.1.0"}, r"compiled by torch 2\.1\.0.*Export it again"),
+        ({"compute_capability": ["cpu:VSX"]}, "compiled for cpu:VSX.*Export it again here"),
+    ):
+        copy = Path(shutil.copytree(compiled, tmp_path / "copy", dirs_exist_ok=True))
+        (copy / "manifest.json").write_text(json.dumps(manifest | change))
+        with pytest.raises(BundleError, match=message):
+            PaiNNCalculator(copy)
+
+
+def test_a_machine_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(EngineUnavailableError, match=r"C\+\+ compiler"):
+        get_backend("inductor").build(b"")
+
+
+def test_a_graph_with_an_unknown_operator(painn: Path) -> None:
+    model = export_onnx(load_student(painn), {})
+    model.graph.node[0].op_type = "Det"
+    with pytest.raises(EngineError, match="holds Det"):
+        OnnxModule(model)
+
+
+def test_a_compiler_that_fails_says_so(painn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("error: unknown register")
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", fail)
+    with pytest.raises(EngineError, match="unknown register"):
+        InductorBackend().build(export_onnx(load_student(painn), {}).SerializeToString())
