@@ -150,9 +150,7 @@ class InductorSession:
         try:
             outputs = self._package(*(self._torch.from_numpy(array) for array in _padded(inputs)))
         except Exception as error:  # as above
-            raise EngineError(
-                f"The compiled graph failed on {atoms} atoms x {inputs.mask.shape[1]} slots: {error}"
-            ) from error
+            raise EngineError(f"The compiled graph failed on {atoms} atoms x {slots} slots: {error}") from error
         return GraphOutputs(*(output.numpy()[:atoms] for output in outputs))
 
     def close(self) -> None:
