@@ -17,6 +17,8 @@ from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest, read_bundle
 from painn_deploy.runtime.neighbours import join, local_graphs
 from painn_deploy.runtime.packing import pack
+from painn_deploy.runtime.skin import VerletList
+from painn_deploy.runtime.timings import Timings
 
 __all__ = ["PaiNNCalculator"]
 
@@ -31,6 +33,12 @@ class PaiNNCalculator(Calculator):
         bundle: a folder NAME.engine, made by `painn-deploy export`.
         device: `auto`, or what the backend names, such as `cpu` or `cuda:0`. Nothing falls back to another device.
         threads: of the CPU; None for as many as there are cores.
+        skin: Å; neighbours within cutoff and skin are found once and reused while no edge can be missing. Results are
+            those of a search at every step. Worth it for molecules; a liquid pays for the wider matrix.
+
+    Attributes:
+        manifest: what the bundle says of itself.
+        timings: milliseconds a calculation spends in each phase; `timings.as_dict()`, `timings.reset()`.
 
     Raises:
         BundleError: the bundle is damaged, foreign or of a newer format.
@@ -39,11 +47,17 @@ class PaiNNCalculator(Calculator):
 
     implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
 
-    def __init__(self, bundle: str | Path, *, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: str | Path, *, device: str = "auto", threads: int | None = None, skin: float = 0.0
+    ) -> None:
+        if not 0 <= skin < float("inf"):
+            raise ValueError(f"skin = {skin!r} is not a length in Å; give 0 to search at every step.")
         super().__init__()
         opened = read_bundle(bundle)
         self.manifest: Manifest = opened.manifest
         self._session: Session = get_backend(opened.manifest.engine).open(opened, device, threads)
+        self.timings = Timings()
+        self._verlet = VerletList(self.manifest.cutoff, skin)
         self._references = np.full(len(chemical_symbols) + 1, np.nan)
         self._references[list(self.manifest.species)] = self.manifest.atomic_references
 
@@ -65,12 +79,24 @@ class PaiNNCalculator(Calculator):
             PropertyNotImplementedError: a stress is asked for and the cell has no volume.
         """
         super().calculate(atoms, list(properties), list(system_changes))
-        (self.results,) = self.calculate_batch([self.atoms])
+        self.results = self._single(self.atoms)
         for name in ("stress", "stresses"):
             if name in properties and name not in self.results:
                 raise PropertyNotImplementedError(
                     f"{name}: the cell has no volume (rank {self.atoms.cell.rank}); set three cell vectors."
                 )
+
+    def _single(self, atoms: Atoms) -> dict[str, Any]:
+        """One structure that moves from call to call."""
+        reference = self._references_of(atoms, 0, 1)
+        with self.timings.phase("neighbours"):
+            inputs = self._verlet.inputs(atoms)
+        with self.timings.phase("engine"):
+            outputs = self._session.run(inputs)
+        with self.timings.phase("results"):
+            results = _results(atoms, outputs, reference, 0)
+        self.timings.calculations += 1
+        return results
 
     def calculate_batch(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
         """Evaluate structures together, molecules and crystals mixed; calculators attached to them are not touched.
@@ -90,15 +116,21 @@ class PaiNNCalculator(Calculator):
         if not structures:
             return []
         references = [self._references_of(atoms, index, len(structures)) for index, atoms in enumerate(structures)]
-        graphs = local_graphs(structures, self.manifest.cutoff)
+        with self.timings.phase("neighbours"):
+            graphs = local_graphs(structures, self.manifest.cutoff)
         results: list[dict[str, Any]] = [{}] * len(structures)
         for batch in pack([(len(graph.numbers), graph.slots) for graph in graphs]):
-            outputs, start = self._session.run(join([graphs[index] for index in batch])), 0
-            for index in batch:
-                rows = slice(start, start + len(structures[index]))
-                part = GraphOutputs(*(array[rows] for array in outputs))
-                results[index] = _results(structures[index], part, references[index], index)
-                start = rows.stop
+            with self.timings.phase("packing"):
+                inputs = join([graphs[index] for index in batch])
+            with self.timings.phase("engine"):
+                outputs, start = self._session.run(inputs), 0
+            with self.timings.phase("results"):
+                for index in batch:
+                    rows = slice(start, start + len(structures[index]))
+                    part = GraphOutputs(*(array[rows] for array in outputs))
+                    results[index] = _results(structures[index], part, references[index], index)
+                    start = rows.stop
+        self.timings.calculations += len(structures)
         return results
 
     def run_graph(self, inputs: GraphInputs) -> GraphOutputs:

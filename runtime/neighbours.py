@@ -26,6 +26,7 @@ __all__ = [
     "graph_inputs",
     "join",
     "local_graphs",
+    "refuse_one_spot",
 ]
 
 ONE_SPOT = 1e-3
@@ -110,15 +111,21 @@ def find_pairs(atoms: Atoms, cutoff: float) -> Pairs:
     pairs = Pairs(indices[:, 0].astype(np.int64), indices[:, 1].astype(np.int64), shifts)
     vectors = pairs.displacements(atoms.positions, cell)
     squared = np.einsum("pc,pc->p", vectors, vectors)
-    if len(squared) and squared.min() < ONE_SPOT**2:
-        worst = int(squared.argmin())
-        one, other = int(pairs.first[worst]), int(pairs.second[worst])
-        raise StructureError(
-            f"Atoms {one} ({atoms.symbols[one]}) and {other} ({atoms.symbols[other]}) are on one spot, "
-            f"{squared[worst] ** 0.5:.2e} Å apart; remove the one that was written twice."
-        )
+    refuse_one_spot(atoms, pairs, squared)
     within = np.sqrt(squared) < cutoff
     return pairs if within.all() else Pairs(pairs.first[within], pairs.second[within], pairs.shifts[within])
+
+
+def refuse_one_spot(atoms: Atoms, pairs: Pairs, squared: Float64[np.ndarray, " pairs"]) -> None:
+    """Raise StructureError where two atoms are on one spot; `squared` are the pairs' distances, squared, in Å²."""
+    if len(squared) == 0 or squared.min() >= ONE_SPOT**2:
+        return
+    worst = int(squared.argmin())
+    one, other = int(pairs.first[worst]), int(pairs.second[worst])
+    raise StructureError(
+        f"Atoms {one} ({atoms.symbols[one]}) and {other} ({atoms.symbols[other]}) are on one spot, "
+        f"{squared[worst] ** 0.5:.2e} Å apart; remove the one that was written twice."
+    )
 
 
 @dataclass(frozen=True)
@@ -191,6 +198,17 @@ class SlotLayout:
         mask[self.forward] = edges
         mask[self.backward] = edges
         return displacements.reshape(self.atoms, self.slots, 3), mask.reshape(self.atoms, self.slots)
+
+    def scatter_into(
+        self, inputs: GraphInputs, vectors: Float64[np.ndarray, "pairs 3"], edges: Bool[np.ndarray, " pairs"]
+    ) -> None:
+        """Write displacements and mask into arrays of this layout, whose padding is zero already."""
+        rounded = vectors.astype(np.float32)
+        displacements, mask = inputs.displacements.reshape(-1, 3), inputs.mask.reshape(-1)
+        displacements[self.forward] = rounded
+        displacements[self.backward] = -rounded
+        mask[self.forward] = edges
+        mask[self.backward] = edges
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,112 @@
+"""A Verlet list: pairs found once within cutoff and skin, and reused while it is proved that none can be missing.
+
+The proof. Let R0, H0 be positions and (completed) cell when the pairs were found, R, H those of now, and A = H0⁻¹H.
+A pair's displacement was d0 = R0_j - R0_i + S·H0 and is d = R_j - R_i + S·H = d0·A + u_j - u_i, u_i = R_i - R0_i·A. So
+
+    |d| ≥ σ_min(A)·|d0| - 2·max|u|,
+
+and a pair that was not stored, |d0| ≥ cutoff + skin, is no edge now as long as
+
+    σ_min(A)·(cutoff + skin) - 2·max|u| ≥ cutoff.
+
+With a fixed cell, A = 1, this is the half-skin criterion. Whether a stored pair is an edge is decided anew from d in
+float64 at every step, so that results are those of a fresh search.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from ase import Atoms
+from ase.geometry import complete_cell
+from jaxtyping import Float64
+
+from painn_deploy.export.fields import GraphInputs
+from painn_deploy.runtime.neighbours import Pairs, SlotLayout, check_structure, find_pairs, refuse_one_spot
+
+__all__ = ["VerletList"]
+
+
+@dataclass
+class _Stored:
+    """What was found, and for which structure."""
+
+    numbers: np.ndarray
+    periodic: np.ndarray
+    positions: Float64[np.ndarray, "atoms 3"]
+    cell: Float64[np.ndarray, "3 3"]
+    pairs: Pairs
+    layout: SlotLayout
+    inputs: GraphInputs
+
+
+@dataclass
+class VerletList:
+    """Graph inputs of one structure that moves.
+
+    Attributes:
+        cutoff: Å.
+        skin: Å; 0 searches at every step.
+        searches: how many searches there were.
+        updates: how many steps reused one.
+    """
+
+    cutoff: float
+    skin: float
+    searches: int = 0
+    updates: int = 0
+    _stored: _Stored | None = field(default=None, repr=False)
+
+    def inputs(self, atoms: Atoms) -> GraphInputs:
+        """The contract's inputs for `atoms`; their arrays are overwritten by the next call.
+
+        Raises:
+            StructureError: it is nothing that a force field can answer for.
+        """
+        check_structure(atoms)
+        stored = self._stored
+        if self.skin > 0 and stored is not None and self._covers(stored, atoms):
+            self.updates += 1
+        else:
+            stored = self._stored = self._search(atoms)
+        vectors = stored.pairs.displacements(atoms.positions, np.asarray(atoms.cell))
+        squared = np.einsum("pc,pc->p", vectors, vectors)
+        refuse_one_spot(atoms, stored.pairs, squared)
+        stored.layout.scatter_into(stored.inputs, vectors, np.sqrt(squared) < self.cutoff)
+        return stored.inputs
+
+    def _search(self, atoms: Atoms) -> _Stored:
+        self.searches += 1
+        pairs = find_pairs(atoms, self.cutoff + self.skin)
+        layout = SlotLayout.of(pairs.first, pairs.second, len(atoms))
+        shape = (layout.atoms, layout.slots)
+        inputs = GraphInputs(
+            atoms.numbers.astype(np.int32),
+            np.zeros((*shape, 3), np.float32),
+            layout.neighbours,
+            layout.reverse,
+            np.zeros(shape, np.float32),
+        )
+        periodic = np.array(atoms.pbc)
+        return _Stored(
+            atoms.numbers.copy(), periodic, atoms.positions.copy(), _completed(atoms, periodic), pairs, layout, inputs
+        )
+
+    def _covers(self, stored: _Stored, atoms: Atoms) -> bool:
+        """Whether no pair can have come within the cutoff unseen."""
+        if not (np.array_equal(stored.numbers, atoms.numbers) and np.array_equal(stored.periodic, atoms.pbc)):
+            return False
+        cell, shrink, expected = np.asarray(atoms.cell), 1.0, stored.positions
+        if stored.periodic.any() and not np.array_equal(cell[stored.periodic], stored.cell[stored.periodic]):
+            deformation = np.linalg.solve(stored.cell, _completed(atoms, stored.periodic))
+            shrink = float(np.linalg.svd(deformation, compute_uv=False)[-1])
+            expected = stored.positions @ deformation
+        moved = atoms.positions - expected
+        farthest = float(np.sqrt(np.einsum("ac,ac->a", moved, moved).max()))
+        # a picometre's millionth for the rounding of these very numbers
+        return shrink * (self.cutoff + self.skin) - 2 * farthest >= self.cutoff + 1e-8
+
+
+def _completed(atoms: Atoms, periodic: np.ndarray) -> np.ndarray:
+    """The periodic cell vectors, and directions across them where there are fewer than three."""
+    cell = np.where(periodic[:, None], np.asarray(atoms.cell), 0.0)
+    return np.asarray(complete_cell(cell), dtype=float)
