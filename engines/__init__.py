@@ -14,6 +14,8 @@ __all__ = ["BACKENDS", "Backend", "EngineInfo", "Session", "get_backend"]
 BACKENDS = MappingProxyType(
     {
         "onnxruntime": "painn_deploy.engines.onnxruntime",
+        "tensorrt": "painn_deploy.engines.tensorrt",
+        "tensorrt-rtx": "painn_deploy.engines.tensorrt_rtx",
         "inductor": "painn_deploy.engines.inductor",
     }
 )

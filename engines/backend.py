@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, TypedDict, runtime_checkable
 
+from painn_deploy.engines.profiles import DEFAULT_PROFILE, Profile
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Bundle
 
-__all__ = ["Backend", "BuiltEngine", "EngineInfo", "Session"]
+__all__ = ["Backend", "BuildOptions", "BuiltEngine", "EngineInfo", "Session"]
 
 
 class EngineInfo(TypedDict):
@@ -56,16 +57,31 @@ class Session(Protocol):
 
 
 @dataclass(frozen=True)
+class BuildOptions:
+    """What an engine is built for; a backend that is bound to none of it ignores it.
+
+    Attributes:
+        compute_capabilities: of GPUs, such as `86`; empty for the backend's own choice.
+        profile: ranges of atoms and slots.
+    """
+
+    compute_capabilities: tuple[str, ...] = ()
+    profile: Profile = DEFAULT_PROFILE
+
+
+@dataclass(frozen=True)
 class BuiltEngine:
     """What a bundle holds for a backend beside model.onnx.
 
     Attributes:
         files: contents by name.
         compute_capability: what the engine is bound to, as its backend names it; empty where it is bound to nothing.
+        profiles: that the engine serves; empty where it serves any size.
     """
 
     files: Mapping[str, bytes] = field(default_factory=dict)
     compute_capability: tuple[str, ...] = ()
+    profiles: tuple[Profile, ...] = ()
 
 
 @runtime_checkable
@@ -83,13 +99,13 @@ class Backend(Protocol):
         """
 
     def devices(self) -> tuple[str, ...]:
-        """Devices that sessions can run on here, the preferred one first.
+        """Devices that sessions can run on here, the preferred one first; none where it can build alone.
 
         Raises:
             EngineUnavailableError: the library is not installed.
         """
 
-    def build(self, model: bytes) -> BuiltEngine:
+    def build(self, model: bytes, options: BuildOptions) -> BuiltEngine:
         """Build an engine from model.onnx.
 
         Raises:

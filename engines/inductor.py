@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from painn_deploy.engines.backend import BuiltEngine, EngineInfo
+from painn_deploy.engines.backend import BuildOptions, BuiltEngine, EngineInfo
 from painn_deploy.engines.contract import check_inputs
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
@@ -53,7 +53,7 @@ class InductorBackend:
         _torch()
         return ("cpu",)
 
-    def build(self, model: bytes) -> BuiltEngine:
+    def build(self, model: bytes, options: BuildOptions) -> BuiltEngine:
         """See `Backend.build`; takes about half a minute."""
         torch = _torch()
         if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:

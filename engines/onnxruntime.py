@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from painn_deploy.engines.backend import BuiltEngine, EngineInfo
+from painn_deploy.engines.backend import BuildOptions, BuiltEngine, EngineInfo
 from painn_deploy.engines.contract import check_inputs
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
 from painn_deploy.export.fields import OUTPUTS, GraphInputs, GraphOutputs
@@ -58,7 +58,7 @@ class OnnxRuntimeBackend:
         available = _library().get_available_providers()
         return tuple(device for device, provider in _PROVIDERS.items() if provider in available)
 
-    def build(self, model: bytes) -> BuiltEngine:
+    def build(self, model: bytes, options: BuildOptions) -> BuiltEngine:
         """See `Backend.build`: ONNX Runtime reads model.onnx itself, so that loading it is the whole proof."""
         OnnxRuntimeSession(
             model, "cpu", None, EngineInfo(backend="", version="", device="", precision="", bundle_sha256="")

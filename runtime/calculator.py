@@ -56,6 +56,7 @@ class PaiNNCalculator(Calculator):
         opened = read_bundle(bundle)
         self.manifest: Manifest = opened.manifest
         self._session: Session = get_backend(opened.manifest.engine).open(opened, device, threads)
+        self._most_atoms = max((p["atoms"][2] for p in self.manifest.profiles), default=None)
         self.timings = Timings()
         self._verlet = VerletList(self.manifest.cutoff, skin)
         self._references = np.full(len(chemical_symbols) + 1, np.nan)
@@ -119,7 +120,7 @@ class PaiNNCalculator(Calculator):
         with self.timings.phase("neighbours"):
             graphs = local_graphs(structures, self.manifest.cutoff)
         results: list[dict[str, Any]] = [{}] * len(structures)
-        for batch in pack([(len(graph.numbers), graph.slots) for graph in graphs]):
+        for batch in pack([(len(graph.numbers), graph.slots) for graph in graphs], most_atoms=self._most_atoms):
             with self.timings.phase("packing"):
                 inputs = join([graphs[index] for index in batch])
             with self.timings.phase("engine"):

@@ -9,7 +9,9 @@ DEFAULT_BUDGET = 16_384
 CPU; memory stays bounded however many structures are given."""
 
 
-def pack(sizes: Sequence[tuple[int, int]], budget: int = DEFAULT_BUDGET) -> list[list[int]]:
+def pack(
+    sizes: Sequence[tuple[int, int]], budget: int = DEFAULT_BUDGET, most_atoms: int | None = None
+) -> list[list[int]]:
     """Divide structures into batches of at most `budget` atoms x slots, padding as little as a sorted order allows.
 
     The division depends on the sizes and the budget alone, so that the same input gives the same bits again.
@@ -17,6 +19,7 @@ def pack(sizes: Sequence[tuple[int, int]], budget: int = DEFAULT_BUDGET) -> list
     Args:
         sizes: atoms and slots of each structure.
         budget: of atoms x slots; a structure that exceeds it alone is a batch of its own.
+        most_atoms: of a batch, where an engine's profile sets a bound; likewise.
 
     Returns:
         Indices of each batch; every index once.
@@ -25,7 +28,8 @@ def pack(sizes: Sequence[tuple[int, int]], budget: int = DEFAULT_BUDGET) -> list
     batches: list[list[int]] = []
     atoms = slots = 0
     for index in order:
-        if not batches or (atoms + sizes[index][0]) * slots > budget:
+        total = atoms + sizes[index][0]
+        if not batches or total * slots > budget or (most_atoms is not None and total > most_atoms):
             batches.append([])
             atoms, slots = 0, sizes[index][1]  # in descending order the first needs most
         batches[-1].append(index)

@@ -51,6 +51,10 @@ def export(
     engine: Annotated[list[str] | None, typer.Option(help="Repeatable; onnxruntime if not given.")] = None,
     precision: Annotated[list[str] | None, typer.Option(help="Repeatable; fp32 if not given.")] = None,
     structures: Structures = None,
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(help="Of GPUs, such as 86, for tensorrt-rtx; repeatable; else 86, 89, 120."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace bundles that are there.")] = False,
 ) -> None:
     """Make engines of a student, each in a bundle NAME-ENGINE-PRECISION.engine."""
@@ -63,6 +67,7 @@ def export(
             engines=engine or ("onnxruntime",),
             precisions=precision or ("fp32",),
             structures=structures,
+            compute_capabilities=compute_capability or (),
             overwrite=overwrite,
             tell=lambda line: progress.update(progress.task_ids[0], description=line),
         )
@@ -77,6 +82,9 @@ def _print_errors(path: Path) -> None:
     from painn_deploy.export.manifest import VALIDATION, read_bundle
 
     errors = json.loads(read_bundle(path).file(VALIDATION))
+    if "not_executed" in errors:
+        out.print(f"  [yellow]built, not executed[/]: {errors['not_executed']}", soft_wrap=True)
+        return
     out.print(
         f"  against the student in float64, on {errors['structures']} structures: "
         f"energy {1e3 * errors['energy_mae']:.4f} meV/atom (MAE), forces {1e3 * errors['force_rmse']:.4f} meV/Å (RMSE)",

@@ -18,6 +18,9 @@ PACKAGES = {
     "vesin": "",
     "onnxruntime": "cpu",
     "onnxruntime-gpu": "cuda",
+    "tensorrt-rtx": "tensorrt-rtx",
+    "tensorrt": "tensorrt",
+    "cuda-python": "tensorrt-rtx",
     "torch": "export",
     "onnx": "export",
     "safetensors": "export",
@@ -36,8 +39,10 @@ def engines_table() -> tuple[Table, int]:
     for name in BACKENDS:
         backend = get_backend(name)
         try:
-            made.add_row(name, backend.version(), ", ".join(backend.devices()), "[green]can run[/]")
-            usable += 1
+            devices = backend.devices()
+            state = "[green]can run[/]" if devices else "[yellow]cannot run[/]: no NVIDIA GPU with a driver here"
+            made.add_row(name, backend.version(), ", ".join(devices) or "-", state)
+            usable += bool(devices)
         except EngineUnavailableError as error:
             made.add_row(name, "-", "-", f"[red]cannot run[/]: {escape(str(error))}")
     return made, usable

@@ -16,6 +16,8 @@ from painn_deploy.calibration.parity import check_parity
 from painn_deploy.calibration.reference import reference_results
 from painn_deploy.calibration.structures import DEFAULT_NAME, default_structures, read_structures
 from painn_deploy.engines import BACKENDS, get_backend
+from painn_deploy.engines.backend import BuildOptions
+from painn_deploy.engines.profiles import plan_profile
 from painn_deploy.export.checkpoint import Checkpoint, load_student, resolve_checkpoint
 from painn_deploy.export.errors import EngineUnavailableError, ExportError
 from painn_deploy.export.manifest import (
@@ -32,12 +34,14 @@ from painn_deploy.export.manifest import (
 from painn_deploy.export.onnx_graph import export_onnx
 from painn_deploy.export.student import Student
 from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime.neighbours import local_graphs
 
 __all__ = ["PRECISIONS", "export_engines"]
 
 PRECISIONS = ("fp32",)
 """Precisions that this version can make."""
 
+REFERENCE = "the student in PyTorch, float64, plain autograd"
 PACKAGES = ("painn-deploy", "torch", "onnx", "numpy", "ase", "vesin")
 
 Tell = Callable[[str], None]
@@ -50,6 +54,7 @@ def export_engines(
     engines: Sequence[str] = ("onnxruntime",),
     precisions: Sequence[str] = ("fp32",),
     structures: str | Path | Sequence[Atoms] | None = None,
+    compute_capabilities: Sequence[str] = (),
     overwrite: bool = False,
     tell: Tell = lambda _: None,
 ) -> list[Path]:
@@ -60,7 +65,9 @@ def export_engines(
         output: folder to write bundles NAME-ENGINE-PRECISION.engine into.
         engines: backends by name.
         precisions: `fp32`.
-        structures: to measure the engines' errors on, as Atoms or a file that ASE reads; a default set otherwise.
+        structures: to measure the engines' errors on and to plan their shape profiles for, as Atoms or a file that
+            ASE reads; a default set and a default profile otherwise.
+        compute_capabilities: of the GPUs that TensorRT-RTX plans are built for, such as `86`.
         overwrite: replace bundles that are there.
         tell: called with a line about each step as it begins.
 
@@ -86,31 +93,49 @@ def export_engines(
     with _open_graph(model, source, student) as calculator:
         parity = check_parity(calculator.run_graph, reference)
     wanted = reference_results(reference, chosen)
+    sizes = [] if structures is None else _sizes(chosen, student.configuration.cutoff)
+    options = BuildOptions(tuple(compute_capabilities), plan_profile(sizes))
     paths = []
     for engine, precision, path in targets:
         tell(f"building {engine} in {precision}")
         backend = get_backend(engine)
-        built = backend.build(model)
+        built = backend.build(model, options)
         files = {MODEL: model, **built.files}
         manifest = dataclasses.replace(
             _manifest(source, student, engine, backend.version(), precision),
             compute_capability=built.compute_capability,
+            profiles=tuple(profile.as_dict() for profile in built.profiles),
         )
         tell(f"measuring {engine} in {precision}")
-        with tempfile.TemporaryDirectory() as folder:
-            trial = write_bundle(Path(folder) / path.name, manifest, files)
-            with PaiNNCalculator(trial.path) as calculator:
-                check_parity(calculator.run_graph, reference)
-                accuracy = compare(chosen, calculator.calculate_batch(chosen), wanted)
-        validation = {
-            "reference": "the student in PyTorch, float64, plain autograd",
-            "measured_on": named,
-            "units": {"energy": "eV/atom", "force": "eV/Angstrom", "stress": "eV/Angstrom^3"},
-            "parity": parity,
-            **accuracy.as_dict(),
-        }
+        validation = {"reference": REFERENCE, "measured_on": named, "graph_parity": parity}
+        if backend.devices():
+            validation |= _measured(path.name, manifest, files, reference, chosen, wanted)
+        else:
+            validation |= {"not_executed": f"{engine} needs a GPU, and there is none here; run `validate` on one"}
         paths.append(write_bundle(path, manifest, {**files, VALIDATION: to_json(validation)}, overwrite=overwrite).path)
     return paths
+
+
+def _measured(
+    name: str,
+    manifest: Manifest,
+    files: dict[str, bytes],
+    reference: Student,
+    structures: Sequence[Atoms],
+    wanted: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    """Errors of an engine, which must pass the gate before it is written to its place."""
+    with tempfile.TemporaryDirectory() as folder:
+        trial = write_bundle(Path(folder) / name, manifest, files)
+        with PaiNNCalculator(trial.path) as calculator:
+            parity = check_parity(calculator.run_graph, reference)
+            accuracy = compare(structures, calculator.calculate_batch(structures), wanted)
+    units = {"energy": "eV/atom", "force": "eV/Angstrom", "stress": "eV/Angstrom^3"}
+    return {"units": units, "parity": parity, **accuracy.as_dict()}
+
+
+def _sizes(structures: Sequence[Atoms], cutoff: float) -> list[tuple[int, int]]:
+    return [(len(graph.numbers), graph.slots) for graph in local_graphs(structures, cutoff)]
 
 
 def _check_request(engines: Sequence[str], precisions: Sequence[str]) -> None:

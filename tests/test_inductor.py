@@ -8,6 +8,7 @@ import torch
 
 from painn_deploy.calibration.parity import check_parity
 from painn_deploy.engines import get_backend
+from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.engines.inductor import InductorBackend
 from painn_deploy.engines.onnx_torch import OnnxModule
 from painn_deploy.export import load_student
@@ -78,7 +79,7 @@ def test_a_package_is_bound_to_its_torch_and_its_cpu(
 def test_a_machine_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(EngineUnavailableError, match=r"C\+\+ compiler"):
-        get_backend("inductor").build(b"")
+        get_backend("inductor").build(b"", BuildOptions())
 
 
 def test_a_graph_with_an_unknown_operator(painn: Path) -> None:
@@ -94,4 +95,4 @@ def test_a_compiler_that_fails_says_so(painn: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", fail)
     with pytest.raises(EngineError, match="unknown register"):
-        InductorBackend().build(export_onnx(load_student(painn), {}).SerializeToString())
+        InductorBackend().build(export_onnx(load_student(painn), {}).SerializeToString(), BuildOptions())

@@ -1,0 +1,106 @@
+"""The `tensorrt` backend: plans built on the very GPU that they will run on, with TensorRT 10.13 or later."""
+
+import importlib
+from typing import Any
+
+from painn_deploy.engines.backend import BuildOptions, BuiltEngine, EngineInfo
+from painn_deploy.engines.profiles import Profile
+from painn_deploy.engines.tensorrt_builder import build_plan
+from painn_deploy.engines.tensorrt_session import TensorRTSession, compute_capability, gpus
+from painn_deploy.export.errors import BundleError, EngineUnavailableError
+from painn_deploy.export.manifest import Bundle
+
+__all__ = ["BACKEND", "PLAN", "TensorRTBackend", "open_plan"]
+
+PLAN = "model.plan"
+OLDEST = (10, 13)
+
+
+def _library() -> Any:
+    try:
+        library = importlib.import_module("tensorrt")
+    except ImportError as error:
+        raise EngineUnavailableError(
+            'The engine tensorrt is not installed: pip install "painn-deploy[tensorrt]".'
+        ) from error
+    version = tuple(int(part) for part in library.__version__.split(".")[:2])
+    if version < OLDEST:
+        raise EngineUnavailableError(
+            f"tensorrt {library.__version__} is too old; {OLDEST[0]}.{OLDEST[1]} or later builds strongly typed graphs."
+        )
+    return library
+
+
+class TensorRTBackend:
+    """TensorRT on the GPU at hand."""
+
+    name = "tensorrt"
+    extra = "tensorrt"
+
+    def version(self) -> str:
+        """See `Backend.version`."""
+        return str(_library().__version__)
+
+    def devices(self) -> tuple[str, ...]:
+        """See `Backend.devices`."""
+        _library()
+        return gpus()
+
+    def build(self, model: bytes, options: BuildOptions) -> BuiltEngine:
+        """See `Backend.build`; for the first GPU, and for no other kind."""
+        library = _library()
+        if not gpus():
+            raise EngineUnavailableError(
+                "tensorrt builds on the GPU that the engine will run on, and there is no NVIDIA GPU here. "
+                "The engine tensorrt-rtx is built without one."
+            )
+        here = compute_capability(0)
+        if options.compute_capabilities and options.compute_capabilities != (here,):
+            raise EngineUnavailableError(
+                f"tensorrt builds for the GPU at hand, whose compute capability is {here}, not for "
+                f"{', '.join(options.compute_capabilities)}."
+            )
+        plan = build_plan(library, model, options.profile)
+        return BuiltEngine({PLAN: plan}, (here,), (options.profile,))
+
+    def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> TensorRTSession:
+        """See `Backend.open`; a GPU's work is not divided among `threads` of the CPU."""
+        return open_plan(_library(), self.name, bundle, device)
+
+
+BACKEND = TensorRTBackend()
+
+
+def open_plan(library: Any, name: str, bundle: Bundle, device: str) -> TensorRTSession:
+    """Load a plan where version, GPU and compute capability are those that it was built for.
+
+    Raises:
+        EngineUnavailableError: there is no such GPU here.
+        BundleError: the plan was built by another version, or for another GPU.
+    """
+    manifest, available = bundle.manifest, gpus()
+    chosen = available[0] if device in ("auto", "cuda") and available else device
+    if chosen not in available:
+        raise EngineUnavailableError(
+            f"{name} runs on NVIDIA GPUs, and {'there is none here' if not available else f'here are {available}'}: "
+            f"{bundle.path.name} cannot run on {device!r}. On a CPU, use an onnxruntime bundle."
+        )
+    if manifest.engine_version != library.__version__:
+        raise BundleError(
+            f"{bundle.path} was built by {name} {manifest.engine_version}, and this is {library.__version__}. "
+            "Export it again here, or install that version."
+        )
+    index = int(chosen.partition(":")[2])
+    if (here := compute_capability(index)) not in manifest.compute_capability:
+        raise BundleError(
+            f"{bundle.path} was built for the compute capabilities {', '.join(manifest.compute_capability)}, and "
+            f"{chosen} is {here}. Export it again with --compute-capability {here}."
+        )
+    info = EngineInfo(
+        backend=name,
+        version=str(library.__version__),
+        device=chosen,
+        precision=manifest.precision,
+        bundle_sha256=bundle.sha256,
+    )
+    return TensorRTSession(library, bundle.file(PLAN), index, Profile.from_mapping(manifest.profiles[0]), info)

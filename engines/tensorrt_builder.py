@@ -1,0 +1,80 @@
+"""What TensorRT and TensorRT-RTX share in building: one strongly typed network, one profile, errors in words."""
+
+from collections.abc import Callable
+from typing import Any
+
+from painn_deploy.engines.profiles import Profile
+from painn_deploy.export.errors import EngineError
+from painn_deploy.export.fields import INPUTS
+
+__all__ = ["Messages", "build_plan"]
+
+
+class Messages:
+    """Collects what the library logs, so that warnings and errors reach the user in words.
+
+    Args:
+        library: tensorrt or tensorrt_rtx.
+    """
+
+    def __init__(self, library: Any) -> None:
+        self.lines: list[str] = []
+        lines, severity = self.lines, library.ILogger.Severity
+
+        class Logger(library.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                library.ILogger.__init__(self)
+
+            def log(self, level: Any, text: str) -> None:
+                if level in (severity.INTERNAL_ERROR, severity.ERROR):
+                    lines.append(text)
+
+        self.logger = Logger()
+
+    def told(self) -> str:
+        """The last errors, on one line."""
+        return "; ".join(" ".join(line.split()) for line in self.lines[-3:]) or "it gave no reason"
+
+
+def build_plan(
+    library: Any, model: bytes, profile: Profile, *, configure: Callable[[Any, Any], None] = lambda _, __: None
+) -> bytes:
+    """Build a serialised engine from the graph.
+
+    The network is strongly typed: the graph alone decides each tensor's precision. TF32 is cleared, which would round
+    the operands of FP32 products to ten bits.
+
+    Args:
+        library: tensorrt or tensorrt_rtx.
+        model: the ONNX graph.
+        profile: ranges of atoms and slots.
+        configure: given the library and the builder's configuration, sets what one of the two libraries alone has.
+
+    Raises:
+        EngineError: the library refuses the graph; with what it said.
+    """
+    messages = Messages(library)
+    builder = library.Builder(messages.logger)
+    network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = library.OnnxParser(network, messages.logger)
+    if not parser.parse(model):
+        errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+        raise EngineError(
+            f"{library.__name__} {library.__version__} cannot read the graph: {errors or messages.told()}"
+        )
+    config = builder.create_builder_config()
+    config.clear_flag(library.BuilderFlag.TF32)
+    config.profiling_verbosity = library.ProfilingVerbosity.DETAILED
+    optimisation = builder.create_optimization_profile()
+    for field in INPUTS:
+        triple = [
+            tuple({"atoms": profile.atoms[i], "slots": profile.slots[i]}.get(str(s), s) for s in field.shape)
+            for i in range(3)
+        ]
+        optimisation.set_shape(field.name, *triple)
+    config.add_optimization_profile(optimisation)
+    configure(library, config)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise EngineError(f"{library.__name__} {library.__version__} cannot build the engine: {messages.told()}")
+    return bytes(plan)

@@ -1,0 +1,158 @@
+"""What can be proved of TensorRT without a GPU: plans are built and read, and what cannot run says why."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tensorrt_rtx
+
+from painn_deploy.engines import get_backend
+from painn_deploy.engines.backend import BuildOptions
+from painn_deploy.engines.plan import read_plan
+from painn_deploy.engines.profiles import DEFAULT_PROFILE, Profile, plan_profile
+from painn_deploy.engines.tensorrt_builder import build_plan
+from painn_deploy.engines.tensorrt_session import gpus
+from painn_deploy.export import load_student
+from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError, ShapeError
+from painn_deploy.export.manifest import read_bundle
+from painn_deploy.export.onnx_graph import export_onnx
+from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.scripts import export_engines
+
+from . import students
+
+pytestmark = pytest.mark.skipif(bool(gpus()), reason="these are the checks for a machine without a GPU")
+
+
+@pytest.fixture(scope="module")
+def plan_bundle(painn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    (path,) = export_engines(painn, tmp_path_factory.mktemp("rtx"), engines=["tensorrt-rtx"])
+    return path
+
+
+def test_a_plan_is_built_without_a_gpu_and_says_that_it_was_not_executed(plan_bundle: Path) -> None:
+    bundle = read_bundle(plan_bundle)
+    assert plan_bundle.name == "painn-tensorrt-rtx-fp32.engine"
+    assert bundle.manifest.compute_capability == ("86", "89", "120")
+    assert Profile.from_mapping(bundle.manifest.profiles[0]) == DEFAULT_PROFILE
+    assert bundle.manifest.engine_version == tensorrt_rtx.__version__
+    validation = json.loads(bundle.file("validation.json"))
+    assert "needs a GPU" in validation["not_executed"]
+    assert "force_rmse" not in validation
+    assert validation["graph_parity"]["forces"] < 3e-5
+
+
+def test_an_fp32_plan_holds_fp32_kernels_and_no_others(plan_bundle: Path) -> None:
+    contents = read_plan(read_bundle(plan_bundle).file("model.plan"))
+    assert contents.constants["Float"] > 0
+    assert not {"Half", "Int8", "FP8", "BFloat16"} & contents.constants.keys()
+    assert {"function", "fully_connected"} <= contents.kernels.keys()
+    assert any("Gath" in name for name in contents.kernels["function"])
+    assert 0 < contents.count <= 130
+
+
+@pytest.mark.parametrize("capability", ["86", "89", "120"])
+def test_real_students_build_for_every_series(checkpoint: Path, capability: str) -> None:
+    model = export_onnx(load_student(checkpoint), {}).SerializeToString()
+    built = get_backend("tensorrt-rtx").build(model, BuildOptions((capability,), Profile((1, 9, 512), (1, 8, 64))))
+    assert built.compute_capability == (capability,)
+    assert built.files["model.plan"]
+
+
+def test_turing_has_no_fp32_products(painn: Path) -> None:
+    """A limit of TensorRT-RTX that its message states; once it builds, the default list can grow."""
+    with pytest.raises(EngineError, match="FP32 GEMM is not supported"):
+        export_engines_for(painn, "75")
+
+
+def export_engines_for(painn: Path, capability: str) -> Any:
+    model = export_onnx(load_student(painn), {}).SerializeToString()
+    return get_backend("tensorrt-rtx").build(model, BuildOptions((capability,)))
+
+
+def test_unknown_gpus_are_refused_with_those_that_are_known(painn: Path) -> None:
+    with pytest.raises(EngineUnavailableError, match=r"75, 80, 86, 89, 120, 121, not for 90.*engine tensorrt"):
+        export_engines_for(painn, "90")
+
+
+def test_a_plan_cannot_run_here_and_says_why(plan_bundle: Path, tmp_path: Path) -> None:
+    for device in ("auto", "cuda:0", "cpu"):
+        with pytest.raises(EngineUnavailableError, match=r"runs on NVIDIA GPUs, and there is none here.*onnxruntime"):
+            PaiNNCalculator(plan_bundle, device=device)
+    copy = Path(shutil.copytree(plan_bundle, tmp_path / plan_bundle.name))
+    plan = bytearray((copy / "model.plan").read_bytes())
+    plan[len(plan) // 2] ^= 1
+    (copy / "model.plan").write_bytes(plan)
+    with pytest.raises(BundleError, match="altered"):  # before anything in it is deserialised
+        PaiNNCalculator(copy)
+
+
+def test_a_plan_of_another_version_or_gpu_is_refused(
+    plan_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from painn_deploy.engines import tensorrt
+
+    monkeypatch.setattr(tensorrt, "gpus", lambda: ("cuda:0", "cuda:1"))
+    monkeypatch.setattr(tensorrt, "compute_capability", lambda index: ("86", "90")[index])
+    manifest = json.loads((plan_bundle / "manifest.json").read_text())
+    copy = Path(shutil.copytree(plan_bundle, tmp_path / plan_bundle.name))
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"engine_version": "1.0.0"}))
+    with pytest.raises(BundleError, match=r"built by tensorrt-rtx 1\.0\.0.*Export it again"):
+        PaiNNCalculator(copy)
+    with pytest.raises(BundleError, match=r"cuda:1 is 90.*--compute-capability 90"):
+        PaiNNCalculator(plan_bundle, device="cuda:1")
+    with pytest.raises(EngineUnavailableError, match="cannot run on 'cuda:7'"):
+        PaiNNCalculator(plan_bundle, device="cuda:7")
+
+
+def test_tensorrt_names_its_extra_where_it_is_not_installed(painn: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineUnavailableError, match=r"painn-deploy\[tensorrt\]"):
+        export_engines(painn, tmp_path / "out", engines=["tensorrt"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_graph_that_tensorrt_cannot_read_is_an_error_in_words() -> None:
+    with pytest.raises(EngineError, match="cannot read the graph"):
+        build_plan(tensorrt_rtx, b"not a graph", DEFAULT_PROFILE)
+
+
+def test_the_full_library_has_every_name_that_we_call() -> None:
+    """tensorrt_bindings holds TensorRT's own Python interface, without the libraries that it needs to load."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("tensorrt_bindings")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    stub = b"".join(p.read_bytes() for p in Path(spec.submodule_search_locations[0]).glob("*.so"))
+    for name in (
+        "build_serialized_network", "create_network", "STRONGLY_TYPED", "create_builder_config", "clear_flag", "TF32",
+        "profiling_verbosity", "DETAILED", "create_optimization_profile", "set_shape", "add_optimization_profile",
+        "num_errors", "get_error", "deserialize_cuda_engine", "create_execution_context", "set_input_shape",
+        "set_tensor_address", "execute_async_v3", "INTERNAL_ERROR",
+    ):  # fmt: skip
+        assert name.encode() in stub, name
+
+
+def test_profiles_are_planned_from_data() -> None:
+    assert plan_profile([]) == DEFAULT_PROFILE
+    profile = plan_profile([(9, 8), (21, 20), (6000, 58)])
+    assert profile == Profile((1, 21, 7500), (1, 20, 72))
+    assert plan_profile([(3, 2)]).atoms[2] == DEFAULT_PROFILE.atoms[2]
+    assert Profile.from_mapping(profile.as_dict()) == profile
+    profile.check(7500, 72)
+    for atoms, slots in ((7501, 1), (1, 73)):
+        with pytest.raises(ShapeError, match=r"outside this engine's profile.*--structures FILE"):
+            profile.check(atoms, slots)
+    for broken in ({}, {"atoms": [1, 2], "slots": [1, 2, 3]}, {"atoms": [3, 2, 1], "slots": [1, 2, 3]}):
+        with pytest.raises(ShapeError, match="not a shape profile"):
+            Profile.from_mapping(broken)
+
+
+def test_structures_given_at_export_set_the_profile(painn: Path, tmp_path: Path) -> None:
+    large = students.zoo()["triclinic"].repeat((12, 12, 12))
+    (path,) = export_engines(painn, tmp_path, engines=["tensorrt-rtx"], structures=[large], compute_capabilities=["86"])
+    manifest = read_bundle(path).manifest
+    assert manifest.compute_capability == ("86",)
+    assert manifest.profiles[0]["atoms"][2] == max(4096, int(1.25 * len(large)))
