@@ -15,6 +15,9 @@ from painn_deploy.export.manifest import MODEL, Bundle
 __all__ = ["BACKEND", "OnnxRuntimeBackend", "OnnxRuntimeSession"]
 
 _OUTPUT_NAMES = [field.name for field in OUTPUTS]
+SMALL = 192
+"""Atoms x slots up to which one thread is faster than two on the CPUs that we measured."""
+
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 
 
@@ -60,9 +63,7 @@ class OnnxRuntimeBackend:
 
     def build(self, model: bytes, options: BuildOptions) -> BuiltEngine:
         """See `Backend.build`: ONNX Runtime reads model.onnx itself, so that loading it is the whole proof."""
-        OnnxRuntimeSession(
-            model, "cpu", None, EngineInfo(backend="", version="", device="", precision="", bundle_sha256="")
-        )
+        _load(model, "cpu", 1)
         return BuiltEngine()
 
     def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> "OnnxRuntimeSession":
@@ -87,38 +88,50 @@ class OnnxRuntimeBackend:
 BACKEND = OnnxRuntimeBackend()
 
 
+def _load(model: bytes, device: str, threads: int | None) -> Any:
+    """An InferenceSession on the device that was asked for, and on no other."""
+    library = _library()
+    options = library.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # threads that spin between calls would slow whatever the caller does in between
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    kind, _, index = device.partition(":")
+    provider: Any = _PROVIDERS[kind]
+    if kind == "cuda":  # TF32 would round FP32 products to 10 bits
+        provider = (provider, {"device_id": index or "0", "use_tf32": "0"})
+    try:
+        session = library.InferenceSession(model, options, providers=[provider])
+    except Exception as error:  # its errors share no base class but this one
+        raise EngineError(f"onnxruntime cannot load this graph: {error}") from error
+    session.disable_fallback()
+    if session.get_providers()[0] != _PROVIDERS[kind]:
+        raise EngineUnavailableError(
+            f"onnxruntime could not start on {device!r} and offered {session.get_providers()[0]} instead. "
+            "Check the NVIDIA driver and that CUDA and cuDNN are those that onnxruntime-gpu names."
+        )
+    return session
+
+
 class OnnxRuntimeSession:
     """A loaded ONNX Runtime engine.
+
+    On a CPU a small graph runs on one thread, since waking others takes longer than its work, and a larger one on all
+    of them. Which it is depends on the size alone, so that the same input gives the same bits.
 
     Args:
         model: the graph.
         device: `cpu`, `cuda` or `cuda:N`.
-        threads: of the CPU; None for as many as there are cores.
+        threads: of the CPU, for graphs of any size; None for one or all cores by size.
         info: what the session says of itself.
     """
 
     def __init__(self, model: bytes, device: str, threads: int | None, info: EngineInfo) -> None:
-        library = _library()
-        options = library.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        kind, _, index = device.partition(":")
-        provider: Any = _PROVIDERS[kind]
-        if kind == "cuda":  # TF32 would round FP32 products to 10 bits
-            provider = (provider, {"device_id": index or "0", "use_tf32": "0"})
-        try:
-            session = library.InferenceSession(model, options, providers=[provider])
-        except Exception as error:  # its errors share no base class but this one
-            raise EngineError(f"onnxruntime cannot load this graph: {error}") from error
-        session.disable_fallback()
-        if session.get_providers()[0] != _PROVIDERS[kind]:
-            raise EngineUnavailableError(
-                f"onnxruntime could not start on {device!r} and offered {session.get_providers()[0]} instead. "
-                "Check the NVIDIA driver and that CUDA and cuDNN are those that onnxruntime-gpu names."
-            )
         self._info = info
-        self._session: Any = session
+        by_size = threads is None and device == "cpu"
+        self._small: Any = _load(model, device, 1 if by_size else threads)
+        self._large: Any = _load(model, device, None) if by_size else self._small
 
     @property
     def info(self) -> EngineInfo:
@@ -127,11 +140,12 @@ class OnnxRuntimeSession:
 
     def run(self, inputs: GraphInputs) -> GraphOutputs:
         """See `Session.run`."""
-        if self._session is None:
+        session = self._small if inputs.mask.size <= SMALL else self._large
+        if session is None:
             raise EngineError("This session is closed; open another one.")
         check_inputs(inputs)
         try:
-            outputs = self._session.run(_OUTPUT_NAMES, inputs._asdict())
+            outputs = session.run(_OUTPUT_NAMES, inputs._asdict())
         except Exception as error:  # as above
             raise EngineError(
                 f"onnxruntime failed on {inputs.mask.shape[0]} atoms x {inputs.mask.shape[1]} slots: {error}"
@@ -140,7 +154,7 @@ class OnnxRuntimeSession:
 
     def close(self) -> None:
         """See `Session.close`."""
-        self._session = None
+        self._small = self._large = None
 
     def __enter__(self) -> "OnnxRuntimeSession":
         return self
