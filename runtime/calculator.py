@@ -87,6 +87,22 @@ class PaiNNCalculator(Calculator):
                     f"{name}: the cell has no volume (rank {self.atoms.cell.rank}); set three cell vectors."
                 )
 
+    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:  # noqa: ARG002  ASE passes it
+        """What changed since the last calculation, to the last bit: ASE's own comparison takes a third of a step.
+
+        Charges and magnetic moments change nothing here, and are not compared. `tol` is ASE's, and not used.
+        """
+        last = self.atoms
+        if last is None or len(last) != len(atoms):
+            return list(all_changes)
+        changed = {
+            "positions": np.array_equal(last.positions, atoms.positions),
+            "numbers": np.array_equal(last.numbers, atoms.numbers),
+            "cell": np.array_equal(np.asarray(last.cell), np.asarray(atoms.cell)),
+            "pbc": np.array_equal(last.pbc, atoms.pbc),
+        }
+        return [name for name, same in changed.items() if not same]
+
     def _single(self, atoms: Atoms) -> dict[str, Any]:
         """One structure that moves from call to call."""
         reference = self._references_of(atoms, 0, 1)
@@ -179,8 +195,9 @@ def _results(atoms: Atoms, outputs: GraphOutputs, reference: np.ndarray, index: 
             "anything the student has learnt, or the engine's precision overflows; try FP32."
         )
     results: dict[str, Any] = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
-    if atoms.cell.rank == 3:
-        symmetric = (virials + virials.transpose(0, 2, 1)) / (2 * atoms.get_volume())
+    volume = abs(np.linalg.det(np.asarray(atoms.cell))) if atoms.cell.rank == 3 else 0.0
+    if volume > 0:
+        symmetric = (virials + virials.transpose(0, 2, 1)) / (2 * volume)
         results["stresses"] = full_3x3_to_voigt_6_stress(symmetric)
         results["stress"] = full_3x3_to_voigt_6_stress(symmetric.sum(0))
     return results

@@ -43,21 +43,26 @@ class Pairs:
     Attributes:
         first: index of one atom.
         second: index of the other.
-        shifts: S, whole cells that the second atom is moved by.
+        shifts: S, whole cells that the second atom is moved by; None where no atom has images.
     """
 
     first: Int64[np.ndarray, " pairs"]
     second: Int64[np.ndarray, " pairs"]
-    shifts: Int32[np.ndarray, "pairs 3"]
+    shifts: Int32[np.ndarray, "pairs 3"] | None
 
     def displacements(
         self, positions: Float64[np.ndarray, "atoms 3"], cell: Float64[np.ndarray, "3 3"]
     ) -> Float64[np.ndarray, "pairs 3"]:
         """r_second + S·cell - r_first in Å."""
         vectors: np.ndarray = positions[self.second] - positions[self.first]
-        if self.shifts.any():
+        if self.shifts is not None:
             vectors += self.shifts @ cell
         return vectors
+
+    def only(self, chosen: Bool[np.ndarray, " pairs"]) -> "Pairs":
+        """Some of the pairs."""
+        shifts = None if self.shifts is None else self.shifts[chosen]
+        return Pairs(self.first[chosen], self.second[chosen], shifts)
 
 
 def check_structure(atoms: Atoms) -> None:
@@ -91,8 +96,8 @@ def check_structure(atoms: Atoms) -> None:
         )
 
 
-def find_pairs(atoms: Atoms, cutoff: float) -> Pairs:
-    """Every pair with d < cutoff, once, images of an atom itself among them.
+def find_pairs(atoms: Atoms, cutoff: float) -> tuple[Pairs, Float64[np.ndarray, "pairs 3"]]:
+    """Every pair with d < cutoff, once, images of an atom itself among them; and their displacements in Å.
 
     Args:
         atoms: a structure that `check_structure` let pass; any cell, any mix of periodic directions.
@@ -108,12 +113,13 @@ def find_pairs(atoms: Atoms, cutoff: float) -> Pairs:
         cell = np.ascontiguousarray(complete_cell(cell))
     search = vesin.NeighborList(cutoff=cutoff * (1 + 1e-9), full_list=False, n_threads=1)
     indices, shifts = search.compute(atoms.positions, cell, periodic, "PS", copy=True)
-    pairs = Pairs(indices[:, 0].astype(np.int64), indices[:, 1].astype(np.int64), shifts)
+    images = shifts if periodic.any() else None
+    pairs = Pairs(indices[:, 0].astype(np.int64), indices[:, 1].astype(np.int64), images)
     vectors = pairs.displacements(atoms.positions, cell)
     squared = np.einsum("pc,pc->p", vectors, vectors)
     refuse_one_spot(atoms, pairs, squared)
     within = np.sqrt(squared) < cutoff
-    return pairs if within.all() else Pairs(pairs.first[within], pairs.second[within], pairs.shifts[within])
+    return (pairs, vectors) if within.all() else (pairs.only(within), vectors[within])
 
 
 def refuse_one_spot(atoms: Atoms, pairs: Pairs, squared: Float64[np.ndarray, " pairs"]) -> None:
@@ -235,9 +241,13 @@ class LocalGraph:
             StructureError: it is nothing that a force field can answer for.
         """
         check_structure(atoms)
-        pairs = find_pairs(atoms, cutoff)
+        return cls.found(atoms, cutoff)
+
+    @classmethod
+    def found(cls, atoms: Atoms, cutoff: float) -> "LocalGraph":
+        """The same for a structure that was checked."""
+        pairs, vectors = find_pairs(atoms, cutoff)
         counts = np.bincount(np.concatenate([pairs.first, pairs.second]), minlength=1)
-        vectors = pairs.displacements(atoms.positions, np.asarray(atoms.cell))
         return cls(atoms.numbers.astype(np.int32), pairs, vectors, max(1, int(counts.max())))
 
 
@@ -265,6 +275,11 @@ def join(graphs: Sequence[LocalGraph], dtype: type[np.floating] = np.float32) ->
         graphs: at least one.
         dtype: float32 for engines, float64 for references.
     """
+    if len(graphs) == 1:
+        (graph,) = graphs
+        layout = SlotLayout.of(graph.pairs.first, graph.pairs.second, len(graph.numbers))
+        displacements, mask = layout.scatter(graph.vectors, dtype=dtype)
+        return GraphInputs(graph.numbers, displacements, layout.neighbours, layout.reverse, mask)
     sizes = [len(graph.numbers) for graph in graphs]
     starts = np.cumsum([0, *sizes])
     first = np.concatenate([graph.pairs.first + start for graph, start in zip(graphs, starts, strict=False)])

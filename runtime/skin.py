@@ -21,7 +21,15 @@ from ase.geometry import complete_cell
 from jaxtyping import Float64
 
 from painn_deploy.export.fields import GraphInputs
-from painn_deploy.runtime.neighbours import Pairs, SlotLayout, check_structure, find_pairs, refuse_one_spot
+from painn_deploy.runtime.neighbours import (
+    LocalGraph,
+    Pairs,
+    SlotLayout,
+    check_structure,
+    find_pairs,
+    join,
+    refuse_one_spot,
+)
 
 __all__ = ["VerletList"]
 
@@ -63,8 +71,11 @@ class VerletList:
             StructureError: it is nothing that a force field can answer for.
         """
         check_structure(atoms)
+        if self.skin == 0:
+            self.searches += 1
+            return join([LocalGraph.found(atoms, self.cutoff)])
         stored = self._stored
-        if self.skin > 0 and stored is not None and self._covers(stored, atoms):
+        if stored is not None and self._covers(stored, atoms):
             self.updates += 1
         else:
             stored = self._stored = self._search(atoms)
@@ -76,7 +87,7 @@ class VerletList:
 
     def _search(self, atoms: Atoms) -> _Stored:
         self.searches += 1
-        pairs = find_pairs(atoms, self.cutoff + self.skin)
+        pairs, _ = find_pairs(atoms, self.cutoff + self.skin)
         layout = SlotLayout.of(pairs.first, pairs.second, len(atoms))
         shape = (layout.atoms, layout.slots)
         inputs = GraphInputs(
