@@ -1,5 +1,7 @@
 """The main job, start to finish, on the student that ships: export, validate, simulate, and show what came out."""
 
+import os
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,6 +59,7 @@ class Demo:
         accuracy, engine = self.verdict.accuracy, self.verdict.engine
         eager, ours = self.milliseconds["PyTorch eager, autograd"], self.milliseconds["engine"]
         return [
+            ("machine", machine()),
             ("engine", f"{engine['backend']} {engine['version']}, {engine['device']}, {engine['precision']}"),
             ("energy against the student in float64", f"{1e3 * accuracy.energy_mae:.4f} meV/atom (MAE)"),
             ("forces against the student in float64", f"{1e3 * accuracy.force_rmse:.4f} meV/Å (RMSE)"),
@@ -115,6 +118,14 @@ def run_demo(output: Path, *, picoseconds: float = 2.0, tell: Tell = lambda *_, 
     return demo
 
 
+def machine() -> str:
+    """The processor's name and how many cores there are to run on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
 def _parity(calculator: PaiNNCalculator, structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
     reference = reference_results(load_student(STUDENT, dtype=torch.float64), structures)
     got = calculator.calculate_batch(structures)
@@ -163,7 +174,7 @@ def _plot(parity: tuple[np.ndarray, np.ndarray], record: Record, path: Path) -> 
         ylabel="energy minus start (meV/atom)",
         title=f"NVE of {MOLECULE}: drift {record.drift:+.4f} meV/atom/ps",
     )
-    right.legend(loc="upper right")
+    right.legend(loc="center right")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
@@ -177,6 +188,7 @@ def _markdown(demo: Demo) -> str:
 
 def _facts(demo: Demo) -> dict[str, Any]:
     return {
+        "machine": machine(),
         "engine": dict(demo.verdict.engine),
         "torch": metadata.version("torch"),
         "torch_threads": torch.get_num_threads(),
