@@ -29,6 +29,9 @@ BLUR_FACTOR = 10
 """Where the student itself, in PyTorch and float32, is further than a tenth of a tolerance from float64, so many times
 that is allowed instead: float32 resolves no more where symmetry makes a vector norm vanish, or forces are huge."""
 
+WORST_BLUR = 1e-2
+"""eV/Å; a student whose own forces in float32 are further from float64 is not one to deploy in float32."""
+
 _TOLERANCES = {"atomic_energies": ENERGY_TOLERANCE, "forces": FORCE_TOLERANCE, "virials": VIRIAL_TOLERANCE}
 
 
@@ -58,23 +61,33 @@ def check_parity(
         batches: structures; by default `parity_structures`.
 
     Returns:
-        Largest error in atomic energies (eV), forces (eV/Å) and virials (eV).
+        Largest error in atomic energies (eV), forces (eV/Å) and virials (eV), and `float32_forces`, the largest error
+        of the student's own forces in PyTorch and float32.
 
     Raises:
         ParityError: past a tolerance, or not finite; with the tensor, the error, the largest value and likely causes.
     """
-    worst = dict.fromkeys(_TOLERANCES, 0.0)
+    worst = dict.fromkeys((*_TOLERANCES, "float32_forces"), 0.0)
     cutoff, single = student.configuration.cutoff, copy.deepcopy(student).float()
     for structures in batches if batches is not None else parity_structures(student):
         inputs = graph_inputs(structures, cutoff)
         outputs = run(inputs)
         wanted = autograd_forces(student, tensors(graph_inputs(structures, cutoff, np.float64), torch.float64))
         blurred = autograd_forces(single, tensors(inputs, torch.float32))
+        own = _error(blurred.forces.numpy(), wanted.forces.numpy())
+        names = ", ".join(str(a.info.get("name", a.symbols)) for a in structures)
+        if not np.isfinite(wanted.forces.numpy()).all():
+            raise ParityError(f"The student itself gives NaN or infinite forces on {names}; it cannot be deployed.")
+        if not own <= WORST_BLUR:
+            raise ParityError(
+                f"In float32 the student's own forces, in PyTorch, are {own:.2e} eV/Å from float64 on {names}. Its "
+                "weights are too steep for float32, so no engine of it could be trusted; train it with weight decay."
+            )
+        worst["float32_forces"] = max(worst["float32_forces"], own)
         for field, got, want, blur in zip(OUTPUTS, outputs, wanted, blurred, strict=True):
             error, own = _error(got, want.numpy()), _error(blur.numpy(), want.numpy())
             tolerance = max(_TOLERANCES[field.name], BLUR_FACTOR * own)
             if not error <= tolerance:  # NaN is not
-                names = ", ".join(str(a.info.get("name", a.symbols)) for a in structures)
                 raise ParityError(
                     f"The engine's {field.name} differ from the student's by {error:.2e} {field.unit} "
                     f"(tolerance {tolerance:.1e}, largest value {float(want.abs().max()):.2e}) on {names}. "

@@ -11,6 +11,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from painn_deploy.export.force_head import autograd_forces, tensors
 from painn_deploy.export.student import Student
+from painn_deploy.runtime.calculator import cell_volume
 from painn_deploy.runtime.neighbours import graph_inputs
 
 __all__ = ["TorchCalculator", "reference_results"]
@@ -57,7 +58,8 @@ def _evaluate(student: Student, atoms: Atoms) -> dict[str, Any]:
         "energies": energies,
         "forces": outputs.forces.double().numpy(),
     }
-    if atoms.cell.rank == 3:
+    volume = cell_volume(atoms)
+    if volume > 0:
         virial = outputs.virials.double().sum(0).numpy()
-        results["stress"] = full_3x3_to_voigt_6_stress((virial + virial.T) / (2 * atoms.get_volume()))
+        results["stress"] = full_3x3_to_voigt_6_stress((virial + virial.T) / (2 * volume))
     return results

@@ -16,7 +16,7 @@ from ase.data import chemical_symbols, covalent_radii, reference_states
 
 from painn_deploy.export.errors import DatasetError
 
-__all__ = ["DEFAULT_NAME", "aspirin", "default_structures", "read_structures", "seed_structures"]
+__all__ = ["DEFAULT_NAME", "aspirin", "check_species", "default_structures", "read_structures", "seed_structures"]
 
 DEFAULT_NAME = "default set (ASE G2 molecules and crystals, perturbed by 0.1 Å, seed 0)"
 
@@ -121,6 +121,20 @@ def _chain(species: Sequence[int]) -> Atoms:
     radii = covalent_radii[list(species)]
     x = np.concatenate([[0.0], np.cumsum(radii[1:] + radii[:-1])])
     return _named(Atoms(species, np.stack([x, 0 * x, 0 * x], -1)), "chain")
+
+
+def check_species(structures: Sequence[Atoms], species: Sequence[int], source: str) -> None:
+    """Refuse structures of elements that a student does not know, before any of them is computed.
+
+    Raises:
+        DatasetError: naming the structure and the elements.
+    """
+    for index, atoms in enumerate(structures):
+        if unknown := sorted({int(z) for z in atoms.numbers} - set(species)):
+            names = ", ".join(chemical_symbols[z] if 0 <= z < len(chemical_symbols) else f"Z = {z}" for z in unknown)
+            raise DatasetError(
+                f"Structure {index} of {source} holds {names}, which the student does not know; leave it out."
+            )
 
 
 def read_structures(path: str | Path) -> list[Atoms]:

@@ -1,5 +1,6 @@
 """The `onnxruntime` backend: the embedded default, which runs anywhere; on a GPU with onnxruntime-gpu."""
 
+import re
 from importlib import metadata
 from types import TracebackType
 from typing import Any
@@ -70,7 +71,7 @@ class OnnxRuntimeBackend:
         """See `Backend.open`."""
         devices = self.devices()
         chosen = devices[0] if device == "auto" else device.split(":")[0]
-        if chosen not in devices:
+        if chosen not in devices or not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
             raise EngineUnavailableError(
                 f"onnxruntime {self.version()} cannot run on {device!r} here, only on {', '.join(devices)}. "
                 'For an NVIDIA GPU: pip uninstall -y onnxruntime, then pip install "painn-deploy[cuda]".'

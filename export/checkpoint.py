@@ -22,6 +22,8 @@ ARCHITECTURES: Mapping[str, type[PaiNN] | type[Distiller]] = {"painn": PaiNN, "d
 SHIPPED = Path(__file__).parent / "students"
 STATE_KEYS = ("state_dict", "model_state_dict")
 CONFIGURATION_KEYS = ("configuration", "config")
+PREFIXES = ("model", "module", "_orig_mod", "net")
+LONGEST_NAME = 150
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ def resolve_checkpoint(checkpoint: str | Path) -> Checkpoint:
             )
         if not path.is_file():
             raise CheckpointError(f"There is no file {path}. Give a .safetensors or .pt file, or student:base.")
+    if len(name) > LONGEST_NAME:
+        raise CheckpointError(f"{name[:40]}... is too long a name to name bundles after; rename the file.")
     return Checkpoint(path, name, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
@@ -92,17 +96,40 @@ def load_student(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Stu
             f"{checkpoint.path} is of the architecture {configuration.architecture!r}; "
             f"this version deploys {', '.join(sorted(ARCHITECTURES))}."
         )
-    for key, value in state.items():
-        if not value.is_floating_point():
-            raise CheckpointError(f"{checkpoint.path}: {key} holds {value.dtype}, not floating-point weights.")
-    student = ARCHITECTURES[configuration.architecture].from_state_dict(configuration, state, str(checkpoint.path))
+    _check_tensors(state, checkpoint.path)
+    try:
+        student = ARCHITECTURES[configuration.architecture].from_state_dict(configuration, state, str(checkpoint.path))
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{checkpoint.path} does not hold the tensors of {configuration.architecture}: {error}."
+        ) from error
     rows = student.embedding.num_embeddings
+    if rows < 2:
+        raise CheckpointError(f"{checkpoint.path}: the embedding has {rows} rows, and hydrogen needs row 1.")
     if configuration.species and configuration.species[-1] >= rows:
         raise ConfigurationError(
             f"{checkpoint.path}: its configuration lists element {configuration.species[-1]}, "
             f"but the embedding ends at {rows - 1}."
         )
-    return student.to(dtype).eval().requires_grad_(False)
+    student = student.to(dtype).eval().requires_grad_(False)
+    if not all(torch.isfinite(parameter).all() for parameter in student.parameters()):
+        raise CheckpointError(f"{checkpoint.path}: a weight is too large for {dtype}.")
+    return student
+
+
+def _check_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Plain floating-point tensors, under the names that training codes give them."""
+    for key, value in state.items():
+        if not value.is_floating_point() or value.dtype.itemsize < 2 or value.layout != torch.strided or value.is_meta:
+            raise CheckpointError(f"{path}: {key} holds {value.dtype}, {value.layout}; not floating-point weights.")
+    first = next(iter(state), "").split(".")[0]
+    if first in PREFIXES and all(key.startswith(f"{first}.") for key in state):
+        raise CheckpointError(
+            f"{path}: every tensor's name begins with {first!r}, which a wrapper added. Save the state dict of the "
+            "model inside the wrapper, without that prefix."
+        )
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -112,6 +139,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 return {key: file.get_tensor(key) for key in file.keys()}, _from_metadata(metadata)  # noqa: SIM118
+        except ConfigurationError:
+            raise
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{path} is not a safetensors file, or is cut short: {error}.") from error
     try:
@@ -130,7 +159,11 @@ def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]
     if isinstance(content, dict):
         inside = next((content[k] for k in CONFIGURATION_KEYS if isinstance(content.get(k), dict)), {})
         content = next((content[k] for k in STATE_KEYS if isinstance(content.get(k), dict)), content)
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    ):
         raise CheckpointError(
             f"{path} is not a state dict: expected a dict of tensors, alone or under {' or '.join(STATE_KEYS)} "
             f"with the configuration under {' or '.join(CONFIGURATION_KEYS)}."

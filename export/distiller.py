@@ -22,6 +22,7 @@ from painn_deploy.export.student import (
     lengths_and_directions,
     mlp,
     parts,
+    renamed_once,
     separate_parts,
 )
 
@@ -96,7 +97,9 @@ class Distiller(Student):
             CheckpointError: keys are missing or left over.
             ConfigurationError: the weights have other sizes than the configuration says.
         """
-        renamed = {rename(key): value for key, value in state.items()}
+        renamed = renamed_once(state, rename, source)
+        if configuration.epsilon != Configuration.epsilon:
+            raise ConfigurationError(f"{source} has an epsilon, which the architecture distiller has no use for.")
         if "centres" not in renamed:
             raise CheckpointError(f"{source} holds no rbf.centers: it is not a `distiller` checkpoint.")
         if len(renamed["centres"]) != configuration.num_rbf:

@@ -17,7 +17,16 @@ from typing import Any
 from painn_deploy.export.errors import BundleError, OutputError
 from painn_deploy.export.fields import UNITS
 
-__all__ = ["FORMAT_VERSION", "Bundle", "Manifest", "prepare_output", "read_bundle", "to_json", "write_bundle"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Bundle",
+    "Manifest",
+    "manifest_digest",
+    "prepare_output",
+    "read_bundle",
+    "to_json",
+    "write_bundle",
+]
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -47,6 +56,7 @@ class Manifest:
         profiles: ranges of atoms and slots that the engine was built for; empty where any is served.
         units: of every quantity.
         files: SHA-256 of every other file.
+        manifest_sha256: of this manifest without this key; a value that was edited is noticed.
         built_at: UTC, ISO 8601.
         built_with: versions of the packages that took part.
         format_version: of the bundle.
@@ -69,6 +79,7 @@ class Manifest:
     profiles: tuple[Mapping[str, Any], ...] = ()
     units: Mapping[str, str] = field(default_factory=lambda: dict(UNITS))
     files: Mapping[str, str] = field(default_factory=dict)
+    manifest_sha256: str = ""
     format_version: int = FORMAT_VERSION
 
     @classmethod
@@ -80,7 +91,7 @@ class Manifest:
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise BundleError(f"{source} is not JSON: {error}. Export the bundle again.") from error
         if not isinstance(values, dict):
             raise BundleError(f"{source} holds no JSON object. Export the bundle again.")
@@ -95,13 +106,22 @@ class Manifest:
         known = {f.name for f in fields(cls)}
         if missing := sorted(known - values.keys()):
             raise BundleError(f"{source} lacks {', '.join(missing)}. Export the bundle again.")
+        if values["manifest_sha256"] != manifest_digest(values):
+            raise BundleError(f"{source} was altered after export (its SHA-256 differs). Export the bundle again.")
         frozen = {key: _frozen(values[key]) for key in known}
         _check(frozen, source)
         return cls(**frozen)
 
     def to_json(self) -> str:
         """The file's text."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        values = asdict(self)
+        return json.dumps(values | {"manifest_sha256": manifest_digest(values)}, indent=1) + "\n"
+
+
+def manifest_digest(values: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's values without the key that holds it."""
+    rest = {key: value for key, value in values.items() if key != "manifest_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _frozen(value: Any) -> Any:
@@ -115,7 +135,7 @@ def _check(values: Mapping[str, Any], source: Path) -> None:
         "cutoff": isinstance(cutoff, float) and 0 < cutoff < float("inf"),
         "species": isinstance(species, tuple) and bool(species) and all(z in range(1, 119) for z in species),
         "atomic_references": isinstance(references, tuple)
-        and all(isinstance(e, float) for e in references)
+        and all(isinstance(e, float) and abs(e) < float("inf") for e in references)
         and len(references) == len(species),
         "files": isinstance(values["files"], Mapping),
         "precision": values["precision"] in PRECISIONS,

@@ -81,10 +81,22 @@ class Writer:
         """Name of a tensor that has the traced shape in truth."""
         value, shape = self.values[node], traced_shape(node)
         if isinstance(value, Constant):
+            if len(shape) == 2 and value.tensor.numel() == shape[1] and not isinstance(shape[0], int):
+                return self.spread_over_atoms(value.tensor)
             if tuple(value.tensor.shape) != shape:
                 raise ExportError(f"{node} is a constant broadcast to {shape}, which its reader does not expect.")
             return self.constant(value.tensor)
         return self.reshaped(value, shape)
+
+    def spread_over_atoms(self, row: Tensor) -> str:
+        """The same row for every atom, as the gradient of a linear read-out is; sizes are the mask's."""
+        zeros = self.emit("Mul", [self.emit("ReduceSum", ["mask", self.integers(1)], keepdims=1)[0], self.number(0.0)])[
+            0
+        ]
+        return self.emit("Add", [zeros, self.constant(row.reshape(1, -1))])[0]
+
+    def number(self, value: float) -> str:
+        return self.constant(torch.tensor(value))
 
     def reshaped(self, value: Value, shape: Shape) -> str:
         if value.shape == shape:

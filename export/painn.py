@@ -22,6 +22,7 @@ from painn_deploy.export.student import (
     lengths_and_directions,
     mlp,
     parts,
+    renamed_once,
 )
 
 __all__ = ["PaiNN"]
@@ -147,9 +148,11 @@ class PaiNN(Student):
             CheckpointError: keys are missing or left over.
             ConfigurationError: the weights have other sizes than the configuration says.
         """
-        renamed = {rename(key): value for key, value in state.items()}
+        renamed = renamed_once(state, rename, source)
         basis: nn.Module
         if "basis.offsets" in renamed and "basis.widths" in renamed:
+            if not (renamed["basis.widths"] > 0).all():
+                raise CheckpointError(f"{source}: a width of the radial basis is not positive.")
             basis = GaussianBasis(renamed["basis.offsets"], renamed["basis.widths"])
             num_rbf = len(renamed["basis.offsets"])
         elif "basis.freqs" in renamed:
@@ -165,11 +168,13 @@ class PaiNN(Student):
                 f"{source} has {num_rbf} radial basis functions, its configuration {configuration.num_rbf}."
             )
         stored_cutoff = renamed.pop("cutoff", None)
-        if stored_cutoff is not None and abs(float(stored_cutoff) - configuration.cutoff) > 1e-6:
+        if stored_cutoff is not None and not abs(float(stored_cutoff) - configuration.cutoff) <= 1e-6:
             raise ConfigurationError(
                 f"{source} was trained with a cutoff of {float(stored_cutoff)} Å, its configuration says "
                 f"{configuration.cutoff} Å."
             )
+        if stored_cutoff is None:
+            _check_reach(basis, configuration, source)
         features = configuration.hidden_dim
         filters = renamed.get("filters.bias", torch.empty(0))
         rows = len(renamed.get("embedding.weight", torch.empty(0)))
@@ -182,6 +187,18 @@ class PaiNN(Student):
         )
         student.load_weights(renamed, source)
         return student
+
+
+def _check_reach(basis: nn.Module, configuration: Configuration, source: str) -> None:
+    """Hold the configuration's cutoff against the radial basis, where nothing else says what it was."""
+    if isinstance(basis, BesselBasis):
+        reach = math.pi / float(basis.freqs.min())
+    else:
+        reach = float(cast(GaussianBasis, basis).offsets.max())
+    if configuration.num_rbf > 1 and not abs(reach - configuration.cutoff) <= 1e-3:
+        raise ConfigurationError(
+            f"{source}: its radial basis reaches to {reach:.4f} Å, and its configuration says {configuration.cutoff} Å."
+        )
 
 
 def rename(key: str) -> str:

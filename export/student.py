@@ -2,7 +2,7 @@
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, cast
 
@@ -78,7 +78,7 @@ class Configuration:
             )
         try:
             return cls(**{key: _CONVERT[key](value) for key, value in read.items()})
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise ConfigurationError(f"{source} holds a value of the wrong kind: {error}.") from error
 
     def as_dict(self) -> dict[str, Any]:
@@ -95,14 +95,17 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
     "length_unit": ("Angstrom", "Ang", "A", "Å"),
     "energy_unit": ("eV",),
 }
+LARGEST = 16_384
+"""Of hidden_dim, num_interactions and num_rbf; what is larger is a slip of the pen."""
+
 # Keys that describe a student and change nothing in it.
 DESCRIPTIVE = frozenset({"name", "description", "teacher", "training", "license", "version", "format", "metrics"})
 
 
 def _positive_int(value: Any) -> int:
     number = int(value)
-    if isinstance(value, bool) or number != float(value) or number < 1:
-        raise ValueError(f"{value!r} is not a positive integer")
+    if isinstance(value, bool) or number != float(value) or not 1 <= number <= LARGEST:
+        raise ValueError(f"{value!r} is not a positive integer of a sensible size")
     return number
 
 
@@ -116,6 +119,8 @@ def _positive_float(value: Any) -> float:
 def _species(values: Any) -> tuple[int, ...] | None:
     if values is None:
         return None
+    if not isinstance(values, list | tuple) or not all(isinstance(v, str | int) and v is not True for v in values):
+        raise ValueError(f"{values!r} is not a list of elements")
     numbers = {numbers_of_symbols[v] if isinstance(v, str) else int(v) for v in values}
     if not numbers or min(numbers) < 1 or max(numbers) > 118:
         raise ValueError(f"{values!r} is not a list of elements")
@@ -196,6 +201,7 @@ class Student(nn.Module, ABC):
                     f"{len(self.atomic_references)} rows of the embedding."
                 )
             self.atomic_references = references.double()
+        self.double()  # weights are kept as exactly as they came, until the caller asks for less
         self.load_state_dict(weights)
 
     @property
@@ -252,6 +258,20 @@ def separate_parts(network: nn.Sequential, x: Tensor, wanted: tuple[int, ...], o
     last = cast(nn.Linear, network[-1])
     hidden = network[:-1](x)
     return [nn.functional.linear(hidden, last.weight.chunk(of)[i], last.bias.chunk(of)[i]) for i in wanted]
+
+
+def renamed_once(weights: Mapping[str, Tensor], rename: Callable[[str], str], source: str) -> dict[str, Tensor]:
+    """Weights under our names.
+
+    Raises:
+        CheckpointError: two tensors claim one place.
+    """
+    renamed: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        if rename(key) in renamed:
+            raise CheckpointError(f"{source} holds {key} and another tensor for the same place; remove one of them.")
+        renamed[rename(key)] = value
+    return renamed
 
 
 def hidden_sizes(weights: Mapping[str, Tensor]) -> tuple[int, ...]:

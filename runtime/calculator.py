@@ -12,10 +12,10 @@ from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from painn_deploy.engines import EngineInfo, Session, get_backend
-from painn_deploy.export.errors import EngineError, SpeciesError
+from painn_deploy.export.errors import EngineError, SpeciesError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest, read_bundle
-from painn_deploy.runtime.neighbours import join, local_graphs
+from painn_deploy.runtime.neighbours import FLAT, join, local_graphs
 from painn_deploy.runtime.packing import pack
 from painn_deploy.runtime.skin import VerletList
 from painn_deploy.runtime.timings import Timings
@@ -26,8 +26,9 @@ __all__ = ["PaiNNCalculator"]
 class PaiNNCalculator(Calculator):
     """An ASE calculator backed by an engine.
 
-    Energies are in eV, forces in eV/Å, stresses in eV/Å³ (Voigt order xx, yy, zz, yz, xz, xy, ASE's sign). The
-    stress is that of the symmetrised virial, for any structure whose cell has a volume.
+    A calculator belongs to one thread at a time, as every ASE calculator does; open one for each. Copying or pickling
+    it opens the bundle again. Energies are in eV, forces in eV/Å, stresses in eV/Å³ (Voigt order xx, yy, zz, yz, xz,
+    xy, ASE's sign). The stress is that of the symmetrised virial, for any structure whose cell has a volume.
 
     Args:
         bundle: a folder NAME.engine, made by `painn-deploy export`.
@@ -50,9 +51,12 @@ class PaiNNCalculator(Calculator):
     def __init__(
         self, bundle: str | Path, *, device: str = "auto", threads: int | None = None, skin: float = 0.0
     ) -> None:
+        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+            raise ValueError(f"threads = {threads!r} is not a number of threads; give 1 or more, or None.")
         if not 0 <= skin < float("inf"):
             raise ValueError(f"skin = {skin!r} is not a length in Å; give 0 to search at every step.")
         super().__init__()
+        self._opened_with = (str(bundle), device, threads, skin)
         opened = read_bundle(bundle)
         self.manifest: Manifest = opened.manifest
         self._session: Session = get_backend(opened.manifest.engine).open(opened, device, threads)
@@ -79,12 +83,14 @@ class PaiNNCalculator(Calculator):
             StructureError: see `calculate_batch`.
             PropertyNotImplementedError: a stress is asked for and the cell has no volume.
         """
+        if atoms is None and self.atoms is None:
+            raise StructureError("There is no structure to calculate: attach the calculator to Atoms, or give them.")
         super().calculate(atoms, list(properties), list(system_changes))
         self.results = self._single(self.atoms)
         for name in ("stress", "stresses"):
             if name in properties and name not in self.results:
                 raise PropertyNotImplementedError(
-                    f"{name}: the cell has no volume (rank {self.atoms.cell.rank}); set three cell vectors."
+                    f"{name}: the cell has no volume; set three cell vectors that are independent."
                 )
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:  # noqa: ARG002  ASE passes it
@@ -129,6 +135,8 @@ class PaiNNCalculator(Calculator):
                 vectors, or (SpeciesError) an element that the student has not learnt; the message says which.
             EngineError: the engine failed.
         """
+        if isinstance(structures, Atoms | str) or not all(isinstance(atoms, Atoms) for atoms in structures):
+            raise StructureError("calculate_batch takes a list of Atoms; put a single structure into a list of one.")
         structures = list(structures)
         if not structures:
             return []
@@ -163,12 +171,18 @@ class PaiNNCalculator(Calculator):
             atom = int(unknown.argmax())
             known = " ".join(chemical_symbols[z] for z in self.manifest.species[:20])
             more = " ..." if len(self.manifest.species) > 20 else ""
-            where = f"Structure {index} ({atoms.symbols}): atom" if count > 1 else "Atom"
+            number = int(atoms.numbers[atom])
+            symbol = chemical_symbols[number] if 0 <= number < len(chemical_symbols) else "no element"
+            where = f"Structure {index}: atom" if count > 1 else "Atom"
             raise SpeciesError(
-                f"{where} {atom} is {atoms.symbols[atom]} (Z = {atoms.numbers[atom]}), which this student has no "
+                f"{where} {atom} is {symbol} (Z = {number}), which this student has no "
                 f"embedding for; it knows {known}{more}. Use a student that was trained on it."
             )
         return references
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles hold what the calculator was opened with, not the engine."""
+        return _reopen, self._opened_with
 
     def close(self) -> None:
         """Give back the engine's memory; the calculator cannot be used afterwards."""
@@ -183,6 +197,17 @@ class PaiNNCalculator(Calculator):
         self.close()
 
 
+def _reopen(bundle: str, device: str, threads: int | None, skin: float) -> PaiNNCalculator:
+    return PaiNNCalculator(bundle, device=device, threads=threads, skin=skin)
+
+
+def cell_volume(atoms: Atoms) -> float:
+    """Å³; 0 where the cell vectors are dependent or not finite, so that there is no stress."""
+    cell = np.asarray(atoms.cell)
+    volume = abs(float(np.linalg.det(cell))) if np.isfinite(cell).all() else 0.0
+    return volume if volume > FLAT * float(np.prod(np.linalg.norm(cell, axis=1))) else 0.0
+
+
 def _results(atoms: Atoms, outputs: GraphOutputs, reference: np.ndarray, index: int) -> dict[str, Any]:
     """ASE's results of one structure; sums are in float64."""
     energies = outputs.atomic_energies.astype(np.float64) + reference
@@ -192,10 +217,10 @@ def _results(atoms: Atoms, outputs: GraphOutputs, reference: np.ndarray, index: 
     if not (np.isfinite(energy) and np.isfinite(forces).all() and np.isfinite(virials).all()):
         raise EngineError(
             f"The engine gave NaN or infinity for structure {index} ({atoms.symbols}). Its geometry is too far from "
-            "anything the student has learnt, or the engine's precision overflows; try FP32."
+            "anything the student has learnt, or overflows the engine's precision."
         )
     results: dict[str, Any] = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
-    volume = abs(np.linalg.det(np.asarray(atoms.cell))) if atoms.cell.rank == 3 else 0.0
+    volume = cell_volume(atoms)
     if volume > 0:
         symmetric = (virials + virials.transpose(0, 2, 1)) / (2 * volume)
         results["stresses"] = full_3x3_to_voigt_6_stress(symmetric)

@@ -26,11 +26,21 @@ __all__ = [
     "graph_inputs",
     "join",
     "local_graphs",
+    "periodic_cell",
     "refuse_one_spot",
 ]
 
 ONE_SPOT = 1e-3
 """Å; atoms closer than this are one atom written twice, not chemistry."""
+
+NARROW = 20
+"""Cutoffs; a molecule that is no longer needs no narrowing."""
+
+MOST_CELLS = 2e4
+"""Of vesin's search grid; past 1e5 it scales the grid down, thin directions to nothing."""
+
+MOST_IMAGES = 3e6
+"""Atoms times images of the cell within the cutoff, past which a search would take minutes and gigabytes."""
 
 FLAT = 1e-6
 """Volume, area or length of the periodic vectors, over the product of their lengths, below which they are dependent."""
@@ -48,7 +58,7 @@ class Pairs:
 
     first: Int64[np.ndarray, " pairs"]
     second: Int64[np.ndarray, " pairs"]
-    shifts: Int32[np.ndarray, "pairs 3"] | None
+    shifts: Int64[np.ndarray, "pairs 3"] | None
 
     def displacements(
         self, positions: Float64[np.ndarray, "atoms 3"], cell: Float64[np.ndarray, "3 3"]
@@ -107,19 +117,80 @@ def find_pairs(atoms: Atoms, cutoff: float) -> tuple[Pairs, Float64[np.ndarray, 
         StructureError: two atoms are on one spot.
     """
     periodic = np.asarray(atoms.pbc)
-    cell = np.zeros((3, 3))
+    cell = periodic_cell(atoms)
+    points, moved, reach = _searchable(atoms.positions, cell, periodic, cutoff)
+    search = vesin.NeighborList(cutoff=reach, full_list=False, n_threads=1)
+    indices, shifts = search.compute(points, cell, periodic, "PS", copy=True)
+    first, second = indices[:, 0].astype(np.int64), indices[:, 1].astype(np.int64)
+    images = None
     if periodic.any():
-        cell[periodic] = np.asarray(atoms.cell)[periodic]
-        cell = np.ascontiguousarray(complete_cell(cell))
-    search = vesin.NeighborList(cutoff=cutoff * (1 + 1e-9), full_list=False, n_threads=1)
-    indices, shifts = search.compute(atoms.positions, cell, periodic, "PS", copy=True)
-    images = shifts if periodic.any() else None
-    pairs = Pairs(indices[:, 0].astype(np.int64), indices[:, 1].astype(np.int64), images)
+        images = shifts.astype(np.int64)
+        if moved is not None:
+            images += moved[first] - moved[second]
+    pairs = Pairs(first, second, images)
     vectors = pairs.displacements(atoms.positions, cell)
     squared = np.einsum("pc,pc->p", vectors, vectors)
     refuse_one_spot(atoms, pairs, squared)
     within = np.sqrt(squared) < cutoff
     return (pairs, vectors) if within.all() else (pairs.only(within), vectors[within])
+
+
+def periodic_cell(atoms: Atoms) -> Float64[np.ndarray, "3 3"]:
+    """The periodic cell vectors, and unit vectors across them where there are fewer than three; zero where none is."""
+    periodic = np.asarray(atoms.pbc)
+    if not periodic.any():
+        return np.zeros((3, 3))
+    cell = np.where(periodic[:, None], np.asarray(atoms.cell), 0.0)
+    return np.ascontiguousarray(complete_cell(cell), dtype=float)
+
+
+def _searchable(
+    positions: Float64[np.ndarray, "atoms 3"], cell: Float64[np.ndarray, "3 3"], periodic: np.ndarray, cutoff: float
+) -> tuple[Float64[np.ndarray, "atoms 3"], Int64[np.ndarray, "atoms 3"] | None, float]:
+    """Positions with the same neighbours that vesin's grid of cells can hold, the cells they were moved by, its cutoff.
+
+    vesin divides by zero where its grid is long in one direction and thin in another, as when a molecule has flown
+    apart or an atom was never wrapped. So atoms are wrapped along periodic directions, gaps wider than the cutoff are
+    narrowed along the others, which brings no pair within the cutoff, and cells are widened while there are too many.
+    """
+    reach = cutoff * (1 + 1e-9)
+    if not periodic.any():
+        extents = np.ptp(positions, axis=0)
+        if extents.max() <= NARROW * cutoff:
+            return positions, None, reach
+        points = _narrowed(positions, cutoff)
+        return points, None, _widened(np.ptp(points, axis=0), reach)
+    inverse = np.linalg.inv(cell)
+    fractions = positions @ inverse
+    whole = np.where(periodic, np.floor(fractions), 0.0)
+    if np.abs(whole).max() > 2**52:
+        raise StructureError("An atom is so many cells away that float64 cannot place it; wrap the structure.")
+    fractions -= whole
+    if not periodic.all():
+        fractions[:, ~periodic] = _narrowed(fractions[:, ~periodic], cutoff)  # along unit vectors: Å
+    heights = np.where(periodic, 1 / np.linalg.norm(inverse, axis=0), np.ptp(fractions, axis=0))
+    images = float(np.prod(2 * np.ceil(cutoff / heights[periodic]) + 1))
+    if images * len(positions) > MOST_IMAGES:
+        raise StructureError(
+            f"The cell is so small that {images:.1e} of its images lie within {cutoff:g} Å; check its units."
+        )
+    return fractions @ cell, whole.astype(np.int64), _widened(heights, reach)
+
+
+def _narrowed(coordinates: Float64[np.ndarray, "atoms axes"], cutoff: float) -> Float64[np.ndarray, "atoms axes"]:
+    """Coordinates with every empty stretch longer than twice the cutoff cut down to that."""
+    order = np.argsort(coordinates, axis=0, kind="stable")
+    steps = np.minimum(np.diff(np.take_along_axis(coordinates, order, axis=0), axis=0), 2 * cutoff)
+    narrowed = np.zeros_like(coordinates)
+    np.put_along_axis(narrowed, order, np.concatenate([narrowed[:1], np.cumsum(steps, axis=0)]), axis=0)
+    return narrowed
+
+
+def _widened(extents: Float64[np.ndarray, " axes"], reach: float) -> float:
+    """A cutoff, no smaller than `reach`, of which a grid holds no more than `MOST_CELLS`."""
+    while np.prod(np.maximum(extents / reach, 1.0)) > MOST_CELLS:
+        reach *= 1.3
+    return reach
 
 
 def refuse_one_spot(atoms: Atoms, pairs: Pairs, squared: Float64[np.ndarray, " pairs"]) -> None:

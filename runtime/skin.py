@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from ase import Atoms
-from ase.geometry import complete_cell
 from jaxtyping import Float64
 
 from painn_deploy.export.fields import GraphInputs
@@ -28,6 +27,7 @@ from painn_deploy.runtime.neighbours import (
     check_structure,
     find_pairs,
     join,
+    periodic_cell,
     refuse_one_spot,
 )
 
@@ -99,7 +99,7 @@ class VerletList:
         )
         periodic = np.array(atoms.pbc)
         return _Stored(
-            atoms.numbers.copy(), periodic, atoms.positions.copy(), _completed(atoms, periodic), pairs, layout, inputs
+            atoms.numbers.copy(), periodic, atoms.positions.copy(), periodic_cell(atoms), pairs, layout, inputs
         )
 
     def _covers(self, stored: _Stored, atoms: Atoms) -> bool:
@@ -108,16 +108,10 @@ class VerletList:
             return False
         cell, shrink, expected = np.asarray(atoms.cell), 1.0, stored.positions
         if stored.periodic.any() and not np.array_equal(cell[stored.periodic], stored.cell[stored.periodic]):
-            deformation = np.linalg.solve(stored.cell, _completed(atoms, stored.periodic))
+            deformation = np.linalg.solve(stored.cell, periodic_cell(atoms))
             shrink = float(np.linalg.svd(deformation, compute_uv=False)[-1])
             expected = stored.positions @ deformation
         moved = atoms.positions - expected
         farthest = float(np.sqrt(np.einsum("ac,ac->a", moved, moved).max()))
         # a picometre's millionth for the rounding of these very numbers
         return shrink * (self.cutoff + self.skin) - 2 * farthest >= self.cutoff + 1e-8
-
-
-def _completed(atoms: Atoms, periodic: np.ndarray) -> np.ndarray:
-    """The periodic cell vectors, and directions across them where there are fewer than three."""
-    cell = np.where(periodic[:, None], np.asarray(atoms.cell), 0.0)
-    return np.asarray(complete_cell(cell), dtype=float)

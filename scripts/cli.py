@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ app = typer.Typer(
     help="From a trained PaiNN student to engines that run in ASE, with their error against FP32 measured.",
 )
 out, err = Console(), Console(stderr=True)
+EXTRAS = {"torch": "export", "onnx": "export", "safetensors": "export", "matplotlib": "plot", "tblite": "train"}
 
 Bundles = Annotated[list[Path], typer.Argument(help="Folders NAME.engine.", metavar="BUNDLE...")]
 OneBundle = Annotated[Path, typer.Argument(help="A folder NAME.engine.", metavar="BUNDLE")]
@@ -40,6 +42,16 @@ def _steps(title: str) -> Iterator[Progress]:
     with Progress(*columns, console=err, transient=True) as progress:
         progress.add_task(title)
         yield progress
+
+
+@app.callback()
+def version_option(
+    version: Annotated[bool, typer.Option("--version", help="Say which version this is.", is_eager=True)] = False,
+) -> None:
+    """Options before the command."""
+    if version:
+        out.print(f"painn-deploy {metadata.version('painn-deploy')}")
+        raise typer.Exit
 
 
 @app.command()
@@ -69,7 +81,7 @@ def export(
             structures=structures,
             compute_capabilities=compute_capability or (),
             overwrite=overwrite,
-            tell=lambda line: progress.update(progress.task_ids[0], description=line),
+            tell=lambda line: progress.update(progress.task_ids[0], description=escape(line)),
         )
     for path in paths:
         out.print(f"wrote {escape(str(path))}", soft_wrap=True)
@@ -90,6 +102,12 @@ def _print_errors(path: Path) -> None:
         f"energy {1e3 * errors['energy_mae']:.4f} meV/atom (MAE), forces {1e3 * errors['force_rmse']:.4f} meV/Å (RMSE)",
         soft_wrap=True,
     )
+    if (blur := errors["parity"]["float32_forces"]) > 1e-4:
+        out.print(
+            f"  [yellow]float32 blurs this student[/]: its own forces, in PyTorch, are up to {1e3 * blur:.2f} meV/Å "
+            "from float64, most on symmetric molecules",
+            soft_wrap=True,
+        )
 
 
 @app.command()
@@ -116,12 +134,15 @@ def validate(
             structures=structures,
             limits=limits,
             device=device,
-            tell=lambda line: progress.update(progress.task_ids[0], description=line),
+            tell=lambda line: progress.update(progress.task_ids[0], description=escape(line)),
         )
     out.print(validating.table(verdicts, limits))
     for verdict in verdicts:
+        name = escape(verdict.bundle.name)
         for failure in verdict.failures:
-            out.print(f"[red]{verdict.bundle.name}[/]: {failure}", soft_wrap=True)
+            out.print(f"{name}: [red]past its limit[/]: {failure}", soft_wrap=True)
+        if not verdict.failures:
+            out.print(f"{name}: [green]faithful[/]", soft_wrap=True)
     if output is not None:
         out.print(f"wrote {escape(str(validating.write_verdicts(verdicts, output)))}", soft_wrap=True)
     if any(verdict.failures for verdict in verdicts):
@@ -141,7 +162,7 @@ def md(
     ] = 300.0,
     pressure: Annotated[float, typer.Option(help="bar, for npt.")] = 1.0,
     every: Annotated[int, typer.Option(min=1, help="Steps between frames.")] = 10,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a trajectory that is there.")] = False,
     device: Device = "auto",
 ) -> None:
@@ -153,11 +174,16 @@ def md(
 
     if ensemble not in ENSEMBLES:
         raise typer.BadParameter(f"{ensemble!r} is none of {', '.join(ENSEMBLES)}.", param_hint="--ensemble")
-    if not (timestep > 0 and temperature >= 0):
-        raise typer.BadParameter("Time step and temperature must be positive.")
+    if not (0 < timestep < 1e3 and 0 <= temperature < 1e6 and -1e9 < pressure < 1e9):
+        raise typer.BadParameter("Time step (fs), temperature (K) or pressure (bar) is no number that makes sense.")
+    if temperature == 0 and ensemble in ("bussi", "npt"):
+        raise typer.BadParameter(f"{ensemble} needs a temperature above 0 K.", param_hint="--temperature")
     trajectory, log = output / "md.extxyz", output / "md.csv"
-    if trajectory.exists() and not overwrite:
-        raise OutputError(f"{trajectory} exists. Give --overwrite to replace it, or another folder with -o.")
+    for path in (trajectory, log):
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists. Give --overwrite to replace it, or another folder with -o.")
+        if path.exists() and path.samefile(structure):
+            raise OutputError(f"{path} is the structure to start from, and would be overwritten. Choose another -o.")
     atoms = read_structures(structure)[-1]
     if len(atoms) == 0:
         raise StructureError(f"{structure} holds no atoms.")
@@ -238,7 +264,7 @@ def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the bundle, the table and the picture.")
     ] = Path("demo"),
-    picoseconds: Annotated[float, typer.Option(help="Of dynamics.")] = 2.0,
+    picoseconds: Annotated[float, typer.Option(min=0.05, max=1e4, help="Of dynamics.")] = 2.0,
 ) -> None:
     """Export the student that ships, validate its engine, run dynamics, and leave a table and a picture."""
     from painn_deploy.scripts.demo import run_demo
@@ -248,7 +274,7 @@ def demo(
         task = progress.add_task("starting", total=None)
 
         def tell(line: str, done: int | None = None, total: int | None = None) -> None:
-            progress.update(task, description=line, completed=done, total=total)
+            progress.update(task, description=escape(line), completed=done, total=total)
 
         results = run_demo(output, picoseconds=picoseconds, tell=tell)
     out.print(results.table())
@@ -264,10 +290,15 @@ def main() -> None:
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)
     except ImportError as error:
-        if "painn-deploy[" not in str(error):
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None and "painn-deploy[" not in str(error):
             raise
-        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        told = f'This needs {error.name}: pip install "painn-deploy[{extra}]"' if extra else str(error)
+        err.print(f"[bold red]error:[/] {escape(told)}", soft_wrap=True)
         sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

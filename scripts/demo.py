@@ -88,6 +88,8 @@ def run_demo(output: Path, *, picoseconds: float = 2.0, tell: Tell = lambda *_, 
     Raises:
         OutputError: the folder cannot be written.
     """
+    import matplotlib as mpl  # noqa: F401  what would be missing at the end is missed at the start
+
     prepare_output(output)
     (bundle,) = export_engines(STUDENT, output, overwrite=True, tell=tell)
     (verdict,) = validate([bundle], STUDENT, tell=tell)

@@ -17,7 +17,6 @@ PACKAGES = {
     "ase": "",
     "vesin": "",
     "onnxruntime": "cpu",
-    "onnxruntime-gpu": "cuda",
     "tensorrt-rtx": "tensorrt-rtx",
     "tensorrt": "tensorrt",
     "cuda-python": "tensorrt-rtx",

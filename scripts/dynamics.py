@@ -112,11 +112,16 @@ def simulate(
     if not np.any(atoms.get_momenta()):
         rng = np.random.default_rng(plan.seed)
         thermalize_momenta(atoms, plan.temperature, rng=rng)
-        Stationary(atoms)
-        if not atoms.pbc.any() and len(atoms) > 2:
+        if len(atoms) > 1 and plan.temperature > 0:
+            Stationary(atoms)
+        if plan.temperature > 0 and not atoms.pbc.any() and len(atoms) > 2:
             ZeroRotation(atoms)
     record = Record(atoms=len(atoms))
-    dynamics = _dynamics(atoms, plan)
+    try:
+        dynamics = _dynamics(atoms, plan)
+    except NotImplementedError as error:
+        raise StructureError(f"{plan.ensemble} cannot run this structure: {error}") from error
+    record.rows.append(_row(atoms, plan, 0))  # what cannot be computed must not replace what an earlier run left
     writer = _Writer(trajectory, log)
 
     def note() -> None:
@@ -124,7 +129,7 @@ def simulate(
         writer.write(atoms, record.rows[-1])
 
     try:
-        note()
+        writer.write(atoms, record.rows[0])
         while record.steps < plan.steps:
             started = time.perf_counter()
             some = min(plan.every, plan.steps - record.steps)
@@ -191,12 +196,15 @@ class _Writer:
         return file
 
     def write(self, atoms: Atoms, row: tuple[float, ...]) -> None:
-        if self._trajectory:
-            ase.io.write(self._trajectory, atoms, format="extxyz")
-        if self._csv:
-            self._csv.writerow(row)
-        for file in self._files:
-            file.flush()
+        try:
+            if self._trajectory:
+                ase.io.write(self._trajectory, atoms, format="extxyz")
+            if self._csv:
+                self._csv.writerow(row)
+            for file in self._files:
+                file.flush()
+        except OSError as error:
+            raise OutputError(f"Cannot go on writing the trajectory: {error.strerror or error}.") from error
 
     def close(self) -> None:
         for file in self._files:

@@ -14,7 +14,7 @@ from ase import Atoms
 from painn_deploy.calibration.accuracy import compare
 from painn_deploy.calibration.parity import check_parity
 from painn_deploy.calibration.reference import reference_results
-from painn_deploy.calibration.structures import DEFAULT_NAME, default_structures, read_structures
+from painn_deploy.calibration.structures import DEFAULT_NAME, check_species, default_structures, read_structures
 from painn_deploy.engines import BACKENDS, get_backend
 from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.engines.profiles import plan_profile
@@ -79,6 +79,7 @@ def export_engines(
             half-made does.
     """
     source = resolve_checkpoint(checkpoint)
+    engines, precisions = list(dict.fromkeys(engines)), list(dict.fromkeys(precisions))
     _check_request(engines, precisions)
     targets = [(e, p, Path(output) / f"{source.name}-{e}-{p}{SUFFIX}") for e in engines for p in precisions]
     for _, _, path in targets:
@@ -87,6 +88,7 @@ def export_engines(
     tell(f"reading {source.path.name}")
     student, reference = load_student(checkpoint), load_student(checkpoint, dtype=torch.float64)
     chosen, named = _structures(structures, student)
+    check_species(chosen, student.species, named)
     tell("deriving forces and writing the graph")
     model = export_onnx(student, _provenance(source, student)).SerializeToString()
     tell("holding the graph against the student in float64")

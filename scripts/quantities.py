@@ -37,7 +37,7 @@ def stress_limit(text: str) -> float:
 
 
 def _parse(text: str, units: Mapping[str, float], example: str) -> float:
-    match = re.fullmatch(r"\s*([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*(\S*)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*(?:[eE][-+]?[0-9]+)?)\s*(\S*)\s*", text)
     if match is None or match[2].lower() not in units:
         known = ", ".join(unit for unit in units if unit)
         raise typer.BadParameter(f"{text!r} is not a limit such as {example}; units: {known}.")

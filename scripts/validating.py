@@ -5,18 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from ase import Atoms
 from ase.units import GPa
+from rich.markup import escape
 from rich.table import Table
 
 from painn_deploy.calibration.accuracy import Accuracy, Limits, compare
 from painn_deploy.calibration.reference import reference_results
-from painn_deploy.calibration.structures import DEFAULT_NAME, default_structures, read_structures
+from painn_deploy.calibration.structures import DEFAULT_NAME, check_species, default_structures, read_structures
 from painn_deploy.engines import EngineInfo
 from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
-from painn_deploy.export.errors import CheckpointError, DatasetError
-from painn_deploy.export.manifest import prepare_output, read_bundle, to_json
-from painn_deploy.export.student import Student
+from painn_deploy.export.errors import CheckpointError, OutputError
+from painn_deploy.export.manifest import MANIFEST, prepare_output, read_bundle, to_json
 from painn_deploy.runtime import PaiNNCalculator
 
 __all__ = ["Verdict", "table", "validate", "write_verdicts"]
@@ -75,7 +74,7 @@ def validate(
             )
     student = load_student(reference, dtype=torch.float64)
     chosen = default_structures(student.species) if structures is None else read_structures(structures)
-    _check_species(chosen, student, structures)
+    check_species(chosen, student.species, str(structures))
     named = DEFAULT_NAME if structures is None else structures.name
     tell(f"computing {len(chosen)} structures with the student in float64")
     wanted = reference_results(student, chosen)
@@ -89,35 +88,24 @@ def validate(
     return verdicts
 
 
-def _check_species(structures: Sequence[Atoms], student: Student, source: Path | None) -> None:
-    for index, atoms in enumerate(structures):
-        if unknown := sorted(set(atoms.symbols[[z not in student.species for z in atoms.numbers]])):
-            raise DatasetError(
-                f"Structure {index} of {source} holds {', '.join(unknown)}, which the student does not know; "
-                "leave it out."
-            )
-
-
 def table(verdicts: Sequence[Verdict], limits: Limits) -> Table:
     """Errors of every bundle at a glance."""
     first = verdicts[0]
     made = Table(title=f"Errors against the student in float64, {first.accuracy.structures} structures")
-    made.caption = first.measured_on
+    made.caption = escape(first.measured_on)
     made.add_column("bundle", overflow="fold", min_width=20)
     for heading in ("energy MAE\nmeV/atom", "force RMSE\nmeV/Å", "force max\nmeV/Å", "stress MAE\nGPa"):
         made.add_column(heading, justify="right")
     made.add_column("worst on")
-    made.add_column("verdict")
     for verdict in verdicts:
         a = verdict.accuracy
         made.add_row(
-            verdict.bundle.name,
+            escape(verdict.bundle.name),
             f"{1e3 * a.energy_mae:.4f}",
             f"{1e3 * a.force_rmse:.4f}",
             f"{1e3 * a.force_max:.4f}",
             "-" if a.stress_mae is None else f"{a.stress_mae / GPa:.6f}",
-            a.force_worst,
-            "[red]past its limit[/]" if verdict.failures else "[green]faithful[/]",
+            escape(a.force_worst),
         )
     made.add_section()
     made.add_row(
@@ -132,6 +120,10 @@ def write_verdicts(verdicts: Sequence[Verdict], folder: Path) -> Path:
     Raises:
         OutputError: the folder cannot be written.
     """
+    if any((parent / MANIFEST).exists() for parent in (folder, *folder.resolve().parents)):
+        raise OutputError(
+            f"{folder} is a bundle or inside one, and a bundle never changes. Choose another folder with -o."
+        )
     path = prepare_output(folder) / "validation.json"
     units = {"energy": "eV/atom", "force": "eV/Angstrom", "stress": "eV/Angstrom^3"}
     rows = [

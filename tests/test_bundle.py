@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from painn_deploy.export.errors import BundleError, OutputError
-from painn_deploy.export.manifest import FORMAT_VERSION, MANIFEST, MODEL, VALIDATION, read_bundle, write_bundle
+from painn_deploy.export.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    MODEL,
+    VALIDATION,
+    manifest_digest,
+    read_bundle,
+    write_bundle,
+)
 
 
 @pytest.fixture
@@ -15,8 +23,15 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
 
 
 def _edit(bundle: Path, **changes: object) -> None:
+    """Change a manifest as somebody would who signs it anew."""
     manifest = json.loads((bundle / MANIFEST).read_text()) | changes
-    (bundle / MANIFEST).write_text(json.dumps({k: v for k, v in manifest.items() if v is not ...}))
+    manifest = {k: v for k, v in manifest.items() if v is not ...}
+    (bundle / MANIFEST).write_text(json.dumps(manifest | {"manifest_sha256": manifest_digest(manifest)}))
+
+
+def _alter(bundle: Path, **changes: object) -> None:
+    """Change a manifest and leave the rest as it is."""
+    (bundle / MANIFEST).write_text(json.dumps(json.loads((bundle / MANIFEST).read_text()) | changes))
 
 
 def test_a_bundle_says_what_it_is(bundle: Path, painn: Path) -> None:
@@ -63,6 +78,11 @@ def test_a_bundle_says_what_it_is(bundle: Path, painn: Path) -> None:
         (lambda b: _edit(b, format_version=FORMAT_VERSION + 1), r"format 2.*reads up to 1.*Upgrade"),
         (lambda b: _edit(b, format_version=...), "no format_version"),
         (lambda b: _edit(b, cutoff=...), "lacks cutoff"),
+        (lambda b: _alter(b, cutoff=6.0), "manifest.json was altered after export"),
+        (lambda b: _alter(b, atomic_references=[1.0] * 19), "manifest.json was altered after export"),
+        (lambda b: _alter(b, precision="int8"), "manifest.json was altered after export"),
+        (lambda b: (b / MANIFEST).write_text("[" * 100_000), "not JSON"),
+        (lambda b: _edit(b, atomic_references=[float("inf")] * 19), "makes no sense"),
         (lambda b: _edit(b, cutoff=-1), "makes no sense"),
         (lambda b: _edit(b, species=[0]), "makes no sense"),
         (lambda b: _edit(b, precision="fp8"), "makes no sense"),

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +168,7 @@ def test_dynamics_in_three_ensembles(calculator: PaiNNCalculator) -> None:
         (Atoms("H", pbc=True), StructureError, "dependent"),
         (Atoms("HU", [[0, 0, 0], [0, 0, 2.0]]), SpeciesError, r"Atom 1 is U \(Z = 92\).*it knows H He"),
         (Atoms("HX", [[0, 0, 0], [0, 0, 2.0]]), SpeciesError, "Atom 1 is X"),
+        (Atoms([1, 500], [[0, 0, 0], [0, 0, 2.0]]), SpeciesError, r"Atom 1 is no element \(Z = 500\)"),
     ],
 )
 def test_structures_without_an_answer(
@@ -201,6 +204,55 @@ def test_the_engine_s_door() -> None:
     ]:
         with pytest.raises(ShapeError, match="reads a contiguous"):
             check_inputs(inputs._replace(**{name: array}))
+
+
+def test_a_cell_that_is_flat_but_for_rounding_has_no_stress(calculator: PaiNNCalculator) -> None:
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    for cell in (np.array([[5, 0, 0], [0, 5, 0], [5, 5, 0]]) @ turn, np.diag([np.inf] * 3), np.zeros((3, 3))):
+        atoms = students.water()
+        atoms.cell[:] = cell
+        (results,) = calculator.calculate_batch([atoms])
+        assert "stress" not in results
+        assert np.isfinite(results["forces"]).all()
+
+
+def test_copies_and_pickles_open_the_bundle_again(calculator: PaiNNCalculator) -> None:
+    import copy
+    import pickle
+
+    atoms = students.water()
+    atoms.calc = calculator
+    energy = atoms.get_potential_energy()
+    for other in (copy.deepcopy(atoms), pickle.loads(pickle.dumps(atoms))):
+        assert other.calc is not calculator
+        assert other.get_potential_energy() == energy
+
+
+def test_arguments_of_the_wrong_kind_are_named(bundle: Path) -> None:
+    """In a process of its own: here the tests' type checker would come first."""
+    program = f"""
+from ase.build import molecule
+from painn_deploy.runtime import PaiNNCalculator
+def told(call):
+    try:
+        call()
+    except Exception as error:
+        print(type(error).__name__, error)
+calc = PaiNNCalculator({str(bundle)!r})
+for structures in (molecule("H2O"), "water.xyz", [molecule("H2O"), None]):
+    told(lambda: calc.calculate_batch(structures))
+told(calc.calculate)
+for options in ({{"threads": 0}}, {{"threads": 1.5}}, {{"device": "cpu:3"}}, {{"device": "cuda:x"}}):
+    told(lambda: PaiNNCalculator({str(bundle)!r}, **options))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        *["StructureError"] * 4,
+        *["ValueError"] * 2,
+        *["EngineUnavailableError"] * 2,
+    ]
+    assert all("list of" in line for line in lines[:3])
 
 
 def test_closing(bundle: Path) -> None:

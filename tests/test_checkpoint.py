@@ -93,7 +93,7 @@ def _rewrite(path: Path, **changes: Any) -> None:
         ({"cutoff": "wide"}, "wrong kind"),
         ({"cutoff": -1}, "not a positive number"),
         ({"hidden_dim": 32}, "hidden_dim"),
-        ({"hidden_dim": 16.5}, "not a positive integer"),
+        ({"hidden_dim": 16.5}, "not a positive integer of"),
         ({"num_interactions": 3}, "lacks tensors"),
         ({"num_interactions": 1}, "no place for"),
         ({"num_rbf": 9}, "8 radial basis functions"),
@@ -101,6 +101,8 @@ def _rewrite(path: Path, **changes: Any) -> None:
         ({"energy_unit": "kcal/mol"}, "energy_unit"),
         ({"attention_heads": 4}, "does not know: attention_heads"),
         ({"species": ["Xx"]}, "wrong kind"),
+        ({"species": [1.7]}, "wrong kind"),
+        ({"species": {"H": 1}}, "wrong kind"),
         ({"species": [1, 90]}, "lists element 90"),
     ],
 )
@@ -190,6 +192,51 @@ def test_weights_that_cannot_be_used(tmp_path: Path) -> None:
         load_student(path)
     with pytest.raises(CheckpointError, match="float32 or float64"):
         load_student(path, dtype=torch.float16)
+
+
+def test_float64_weights_stay_float64(tmp_path: Path) -> None:
+    path = students.write(tmp_path, "painn")
+    weights = {key: value.double() + 1e-9 for key, value in load_file(path).items() if "cutoff" not in key}
+    save_file(weights, path)
+    student = load_student(path, dtype=torch.float64)
+    assert torch.equal(student.filters.weight, weights["representation.filter_net.weight"])
+    assert load_student(path).dtype == torch.float32
+    save_file(weights | {"representation.filter_net.bias": torch.full((96,), 1e300, dtype=torch.float64)}, path)
+    with pytest.raises(CheckpointError, match="too large for torch.float32"):
+        load_student(path)
+
+
+def test_weights_that_contradict_each_other(tmp_path: Path) -> None:
+    path = students.write(tmp_path, "painn")
+    weights = load_file(path)
+    for extra, message in (
+        ({"representation.cutoff": torch.tensor([9.0])}, "another tensor for the same place"),
+        ({"representation.cutoff_fn.cutoff": torch.tensor([torch.nan])}, "cutoff of nan"),
+        ({"representation.cutoff_fn.cutoff": torch.tensor([4.0, 4.0])}, "does not hold the tensors"),
+        ({"representation.radial_basis.widths": torch.zeros(8)}, "not positive"),
+        ({"representation.embedding.weight": torch.zeros(1, 16)}, "hydrogen needs row 1"),
+        ({"representation.embedding.weight": torch.tensor(1.0)}, "does not hold the tensors"),
+        ({"output_modules.0.outnet.foo.bias": torch.zeros(1)}, "does not hold the tensors"),
+    ):
+        save_file(weights | extra, path)
+        with pytest.raises(CheckpointError, match=message):
+            load_student(path)
+    save_file({f"model.{key}": value for key, value in weights.items()}, path)
+    with pytest.raises(CheckpointError, match="begins with 'model'"):
+        load_student(path)
+    del weights["representation.cutoff_fn.cutoff"]
+    save_file(weights, path)
+    _rewrite(path, cutoff=9.0)
+    with pytest.raises(ConfigurationError, match=r"reaches to 4\.0000 Å"):
+        load_student(path)
+
+
+@pytest.mark.parametrize("hidden_dim", [float("inf"), 10**400, 10_000_000])
+def test_sizes_that_are_slips_of_the_pen(tmp_path: Path, hidden_dim: float) -> None:
+    path = students.write(tmp_path, "painn")
+    _rewrite(path, hidden_dim=hidden_dim)
+    with pytest.raises(ConfigurationError, match="wrong kind"):
+        load_student(path)
 
 
 def test_atomic_references_are_kept_in_float64(tmp_path: Path) -> None:

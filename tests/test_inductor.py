@@ -14,6 +14,7 @@ from painn_deploy.engines.onnx_torch import OnnxModule
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
 from painn_deploy.export.force_head import tensors
+from painn_deploy.export.manifest import manifest_digest
 from painn_deploy.export.onnx_graph import export_onnx
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.neighbours import graph_inputs
@@ -71,7 +72,8 @@ def test_a_package_is_bound_to_its_torch_and_its_cpu(
         ({"compute_capability": ["cpu:VSX"]}, "compiled for cpu:VSX.*Export it again here"),
     ):
         copy = Path(shutil.copytree(compiled, tmp_path / "copy", dirs_exist_ok=True))
-        (copy / "manifest.json").write_text(json.dumps(manifest | change))
+        changed = manifest | change
+        (copy / "manifest.json").write_text(json.dumps(changed | {"manifest_sha256": manifest_digest(changed)}))
         with pytest.raises(BundleError, match=message):
             PaiNNCalculator(copy)
 

@@ -21,9 +21,9 @@ def brute_force(atoms: Atoms, cutoff: float) -> list[tuple[int, int, tuple[float
     cell = np.where(atoms.pbc[:, None], atoms.cell.array, 0.0)
     reach = [0, 0, 0]
     if atoms.pbc.any():
-        spread = cutoff + np.linalg.norm(np.ptp(atoms.positions, axis=0))
-        inverse = np.linalg.pinv(cell)  # |S| = |x · inverse| for a lattice vector x
-        reach = [int(np.ceil(spread * np.linalg.norm(inverse[:, axis]))) * int(atoms.pbc[axis]) for axis in range(3)]
+        inverse = np.linalg.pinv(cell)  # S = (vector - difference) · inverse
+        spread = cutoff * np.linalg.norm(inverse, axis=0) + np.ptp(atoms.positions @ inverse, axis=0)
+        reach = [int(np.ceil(spread[axis])) * int(atoms.pbc[axis]) for axis in range(3)]
     shifts = np.array(list(itertools.product(*(range(-n, n + 1) for n in reach))))
     edges = []
     for i, j in itertools.product(range(len(atoms)), repeat=2):
@@ -155,6 +155,51 @@ def test_only_periodic_vectors_must_be_independent() -> None:
     sheet = graphene(a=2.46, vacuum=None)
     assert sheet.cell.rank == 2
     assert graph_inputs([sheet], CUTOFF).mask.sum() == len(brute_force(sheet, CUTOFF))
+
+
+@pytest.mark.parametrize(
+    ("atoms", "edges"),
+    [
+        (Atoms("OH2", [[0, 0, 0], [0, 1700, 900], [0, 0, 1900]]), 0),
+        (Atoms("OH2", [[0, 0, 0], [0, 1700, 900], [0, 1701, 900]]), 2),
+        (Atoms("H2", [[0, 0, 0], [1e6, 0, 0]]), 0),
+        (Atoms("H2", [[0, 0, 0], [0, 0, 1]], cell=[2000, 2000, 3.5], pbc=True), 8),
+        (Atoms("H3", [[0, 0, 0], [0, 0, 1], [1e4, 1e4, 0]], cell=[0, 0, 4.5], pbc=[False, False, True]), 4),
+        (Atoms("H2", [[0, 0, 0], [0, 0, 1e5]], cell=[4.5, 4.5, 0], pbc=[True, True, False]), 0),
+        (Atoms("H3", [[0, 0, 0], [0, 0, 1], [0, 2, 1e10]], cell=[4.5, 4.5, 4.5], pbc=True), 12),
+    ],
+)
+def test_atoms_that_flew_apart_or_were_never_wrapped(atoms: Atoms, edges: int) -> None:
+    """A diverged or dissociated simulation is an answer or an error, never a dead process."""
+    inputs = graph_inputs([atoms], CUTOFF, np.float64)
+    check_layout(inputs)
+    assert inputs.mask.sum() == edges
+    wrapped = atoms.copy()
+    wrapped.wrap()
+    assert len(brute_force(wrapped, CUTOFF)) == edges
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    positions=st.lists(st.tuples(*[st.integers(-9, 9)] * 3), min_size=2, max_size=8, unique=True),
+    stretch=st.tuples(*[st.sampled_from([0.9, 7.0, 900.0])] * 3),
+    pbc=st.sampled_from([(False, False, False), (True, False, False), (False, True, True)]),
+)
+def test_gaps_are_narrowed_without_changing_an_edge(
+    positions: list[tuple[int, int, int]], stretch: tuple[float, ...], pbc: tuple[bool, ...]
+) -> None:
+    points = np.array(positions) * np.where(pbc, 0.9, stretch)
+    atoms = Atoms([6] * len(points), points, cell=[[6.1, 0, 0], [1.3, 6.3, 0], [0.4, -0.7, 6.5]], pbc=pbc)
+    wanted = brute_force(atoms, CUTOFF)
+    if wanted and min(np.linalg.norm(vector) for _, _, vector in wanted) < 2e-3:
+        return
+    assert [e[:2] for e in edges_of(graph_inputs([atoms], CUTOFF, np.float64))] == [e[:2] for e in wanted]
+
+
+@pytest.mark.parametrize("cell", [[0.01] * 3, [[5, 0, 0], [5, 1e-4, 0], [0, 0, 5]]])
+def test_cells_of_millions_of_images_are_refused(cell: list[float]) -> None:
+    with pytest.raises(StructureError, match=r"of its images lie within 4 Å.*units"):
+        graph_inputs([Atoms("H", cell=cell, pbc=True)], CUTOFF)
 
 
 def test_no_structures() -> None:

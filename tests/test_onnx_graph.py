@@ -121,6 +121,29 @@ def test_the_gate_stops_wrong_forces_and_unmasked_padding(painn: Path) -> None:
             check_parity(engine, student)
 
 
+@pytest.mark.parametrize("kind", ["painn", "distiller"])
+def test_a_read_out_without_a_hidden_layer(tmp_path: Path, kind: str) -> None:
+    """Its gradient is the same row for every atom: a constant that must still have every atom's row."""
+    from safetensors.torch import load_file, save_file
+
+    path = students.write(tmp_path, kind)
+    prefix = {"painn": "output_modules.0.outnet", "distiller": "energy_head"}[kind]
+    weights = {key: value for key, value in load_file(path).items() if not key.startswith(prefix)}
+    save_file(weights | students._layers(torch.Generator().manual_seed(1), prefix, [16, 1]), path)
+    run = runner(export_onnx(load_student(path), {}))
+    check_parity(run, load_student(path, dtype=torch.float64), [[a] for a in students.zoo().values()])
+
+
+def test_a_student_too_steep_for_float32_is_not_deployed(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = students.write(tmp_path, "distiller")
+    steep = {k: 8 * v if "rbf_to_scalar" in k else v for k, v in load_file(path).items()}
+    save_file(steep, path)
+    with pytest.raises(ParityError, match="too steep for float32"):
+        check_parity(runner(export_onnx(load_student(path), {})), load_student(path, dtype=torch.float64))
+
+
 def test_only_a_frozen_float32_student_is_exported(painn: Path) -> None:
     with pytest.raises(ExportError, match="float32"):
         export_onnx(load_student(painn, dtype=torch.float64), {})

@@ -16,7 +16,7 @@ from painn_deploy.engines.tensorrt_builder import build_plan
 from painn_deploy.engines.tensorrt_session import gpus
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError, ShapeError
-from painn_deploy.export.manifest import read_bundle
+from painn_deploy.export.manifest import manifest_digest, read_bundle
 from painn_deploy.export.onnx_graph import export_onnx
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts import export_engines
@@ -98,7 +98,8 @@ def test_a_plan_of_another_version_or_gpu_is_refused(
     monkeypatch.setattr(tensorrt, "compute_capability", lambda index: ("86", "90")[index])
     manifest = json.loads((plan_bundle / "manifest.json").read_text())
     copy = Path(shutil.copytree(plan_bundle, tmp_path / plan_bundle.name))
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"engine_version": "1.0.0"}))
+    changed = manifest | {"engine_version": "1.0.0"}
+    (copy / "manifest.json").write_text(json.dumps(changed | {"manifest_sha256": manifest_digest(changed)}))
     with pytest.raises(BundleError, match=r"built by tensorrt-rtx 1\.0\.0.*Export it again"):
         PaiNNCalculator(copy)
     with pytest.raises(BundleError, match=r"cuda:1 is 90.*--compute-capability 90"):
