@@ -204,6 +204,8 @@ def _reopen(bundle: str, device: str, threads: int | None, skin: float) -> PaiNN
 def cell_volume(atoms: Atoms) -> float:
     """Å³; 0 where the cell vectors are dependent or not finite, so that there is no stress."""
     cell = np.asarray(atoms.cell)
+    if not cell.any():  # a molecule: most calls end here
+        return 0.0
     volume = abs(float(np.linalg.det(cell))) if np.isfinite(cell).all() else 0.0
     return volume if volume > FLAT * float(np.prod(np.linalg.norm(cell, axis=1))) else 0.0
 

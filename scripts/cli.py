@@ -44,14 +44,19 @@ def _steps(title: str) -> Iterator[Progress]:
         yield progress
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        out.print(f"painn-deploy {metadata.version('painn-deploy')}", highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
-def version_option(
-    version: Annotated[bool, typer.Option("--version", help="Say which version this is.", is_eager=True)] = False,
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Say which version this is.")
+    ] = False,
 ) -> None:
     """Options before the command."""
-    if version:
-        out.print(f"painn-deploy {metadata.version('painn-deploy')}")
-        raise typer.Exit
 
 
 @app.command()

@@ -28,7 +28,7 @@ __all__ = ["Demo", "run_demo"]
 STUDENT = "student:base"
 TIMESTEP = 0.5
 MOLECULE = "aspirin"
-BLOCKS, CALLS = 5, 40
+BLOCKS, CALLS = 10, 40
 
 
 @runtime_checkable
