@@ -176,7 +176,7 @@ def _plot(parity: tuple[np.ndarray, np.ndarray], record: Record, path: Path) -> 
         ylabel="energy minus start (meV/atom)",
         title=f"NVE of {MOLECULE}: drift {record.drift:+.4f} meV/atom/ps",
     )
-    right.legend(loc="center right")
+    right.legend(loc="lower right", bbox_to_anchor=(1.0, 0.12))
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
