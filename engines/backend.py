@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, TypedDict, runtime_checkable
+from typing import Protocol, TypedDict, TypeVar, runtime_checkable
 
 from painn_deploy.engines.profiles import DEFAULT_PROFILE, Profile
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Bundle
 
-__all__ = ["Backend", "BuildOptions", "BuiltEngine", "EngineInfo", "Session"]
+__all__ = ["Backend", "BuildOptions", "BuiltEngine", "Closing", "EngineInfo", "Session"]
 
 
 class EngineInfo(TypedDict):
@@ -30,6 +30,25 @@ class EngineInfo(TypedDict):
     bundle_sha256: str
 
 
+T = TypeVar("T")
+
+
+class Closing:
+    """What has a `close` is closed at the end of a with block."""
+
+    def close(self) -> None:
+        """Give back memory and threads; may be called twice."""
+        raise TypeError(f"{type(self).__name__} does not say how it is closed.")
+
+    def __enter__(self: T) -> T:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 @runtime_checkable
 class Session(Protocol):
     """A loaded engine. It belongs to one thread at a time; open one for each."""
@@ -48,12 +67,6 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Give back memory and threads; may be called twice."""
-
-    def __enter__(self) -> "Session": ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 @dataclass(frozen=True)

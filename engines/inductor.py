@@ -7,12 +7,11 @@ import io
 import os
 import shutil
 import warnings
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from painn_deploy.engines.backend import BuildOptions, BuiltEngine, EngineInfo
+from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing, EngineInfo
 from painn_deploy.engines.contract import check_inputs
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
@@ -117,7 +116,7 @@ class InductorBackend:
 BACKEND = InductorBackend()
 
 
-class InductorSession:
+class InductorSession(Closing):
     """A loaded AOTInductor package.
 
     Args:
@@ -156,14 +155,6 @@ class InductorSession:
     def close(self) -> None:
         """See `Session.close`."""
         self._package = None
-
-    def __enter__(self) -> "InductorSession":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _padded(inputs: GraphInputs) -> GraphInputs:

@@ -2,12 +2,11 @@
 
 import re
 from importlib import metadata
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from painn_deploy.engines.backend import BuildOptions, BuiltEngine, EngineInfo
+from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing, EngineInfo
 from painn_deploy.engines.contract import check_inputs
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
 from painn_deploy.export.fields import OUTPUTS, GraphInputs, GraphOutputs
@@ -115,7 +114,7 @@ def _load(model: bytes, device: str, threads: int | None) -> Any:
     return session
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(Closing):
     """A loaded ONNX Runtime engine.
 
     On a CPU a small graph runs on one thread, since waking others takes longer than its work, and a larger one on all
@@ -156,11 +155,3 @@ class OnnxRuntimeSession:
     def close(self) -> None:
         """See `Session.close`."""
         self._small = self._large = None
-
-    def __enter__(self) -> "OnnxRuntimeSession":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

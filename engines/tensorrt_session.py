@@ -3,12 +3,11 @@
 NOT YET EXECUTED ON A GPU BY US: `make test` proves what can be proved without one.
 """
 
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from painn_deploy.engines.backend import EngineInfo
+from painn_deploy.engines.backend import Closing, EngineInfo
 from painn_deploy.engines.contract import check_inputs
 from painn_deploy.engines.profiles import Profile
 from painn_deploy.engines.tensorrt_builder import Messages
@@ -60,7 +59,7 @@ def compute_capability(index: int) -> str:
     return f"{major}{minor}"
 
 
-class TensorRTSession:
+class TensorRTSession(Closing):
     """A loaded plan on one GPU, with a stream of its own. It belongs to one thread.
 
     Args:
@@ -159,11 +158,3 @@ class TensorRTSession:
         if self._stream is not None:
             stream, self._stream = self._stream, None
             _call(self._cuda.cudaStreamDestroy, stream)
-
-    def __enter__(self) -> "TensorRTSession":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +11,7 @@ from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from painn_deploy.engines import EngineInfo, Session, get_backend
+from painn_deploy.engines.backend import Closing
 from painn_deploy.export.errors import EngineError, SpeciesError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest, read_bundle
@@ -23,7 +23,7 @@ from painn_deploy.runtime.timings import Timings
 __all__ = ["PaiNNCalculator"]
 
 
-class PaiNNCalculator(Calculator):
+class PaiNNCalculator(Closing, Calculator):
     """An ASE calculator backed by an engine.
 
     A calculator belongs to one thread at a time, as every ASE calculator does; open one for each. Copying or pickling
@@ -187,14 +187,6 @@ class PaiNNCalculator(Calculator):
     def close(self) -> None:
         """Give back the engine's memory; the calculator cannot be used afterwards."""
         self._session.close()
-
-    def __enter__(self) -> "PaiNNCalculator":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _reopen(bundle: str, device: str, threads: int | None, skin: float) -> PaiNNCalculator:

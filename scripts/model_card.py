@@ -21,9 +21,10 @@ from ase.vibrations.data import VibrationsData
 from rich.progress import Progress
 
 from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
-from painn_deploy.export.errors import DatasetError, PaiNNDeployError
+from painn_deploy.export.errors import DatasetError
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts.dynamics import Plan, simulate
+from painn_deploy.scripts.entry import run_command
 from painn_deploy.scripts.exporting import export_engines
 from painn_deploy.scripts.make_dataset import load_teacher
 
@@ -199,12 +200,7 @@ def _replace(path: Path, text: str) -> None:
 
 def main() -> None:
     """Run from a shell."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(card)
-    try:
-        app()
-    except PaiNNDeployError as error:
-        raise SystemExit(f"error: {error}") from error
+    run_command(card)
 
 
 if __name__ == "__main__":

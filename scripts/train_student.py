@@ -26,12 +26,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from painn_deploy.export.aggregation import CLOSED_FORM
-from painn_deploy.export.errors import DatasetError, OutputError, PaiNNDeployError
+from painn_deploy.export.errors import DatasetError, OutputError
 from painn_deploy.export.force_head import tensors
 from painn_deploy.export.manifest import prepare_output
 from painn_deploy.export.painn import PaiNN
 from painn_deploy.export.student import Configuration, NeighbourGraph
 from painn_deploy.runtime.neighbours import Pairs, SlotLayout, find_pairs
+from painn_deploy.scripts.entry import run_command
 
 SIZES: Mapping[str, tuple[int, int]] = {"small": (48, 2), "base": (96, 3), "large": (108, 3)}
 """Features and interactions; none has more parameters than the 427,292 of the seed project's student."""
@@ -414,12 +415,7 @@ def _told(errors: Mapping[str, float]) -> str:
 
 def main() -> None:
     """Run from a shell."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(train)
-    try:
-        app()
-    except PaiNNDeployError as error:
-        raise SystemExit(f"error: {error}") from error
+    run_command(train)
 
 
 if __name__ == "__main__":

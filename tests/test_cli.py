@@ -86,13 +86,21 @@ def test_md_leaves_frames_and_a_summary(bundle: Path, molecules: Path, tmp_path:
 
 def test_md_that_is_interrupted_keeps_its_frames(bundle: Path, molecules: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "painn_deploy.scripts.cli", "md", bundle, molecules, "-o", tmp_path]
-    with subprocess.Popen([*map(str, command), "--steps", "10000000"], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [*map(str, command), "--steps", "10000000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # who runs the tests may ignore it
+    ) as process:
         trajectory = tmp_path / "md.extxyz"
         deadline = time.monotonic() + 60
         while not (trajectory.exists() and trajectory.stat().st_size > 2000) and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "every frame until then" in errors
     assert len(ase.io.read(trajectory, index=":")) >= 2
