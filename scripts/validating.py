@@ -94,7 +94,7 @@ def table(verdicts: Sequence[Verdict], limits: Limits) -> Table:
     made = Table(title=f"Errors against the student in float64, {first.accuracy.structures} structures")
     made.caption = escape(first.measured_on)
     made.add_column("bundle", overflow="fold", min_width=20)
-    for heading in ("energy MAE\nmeV/atom", "force RMSE\nmeV/Å", "force max\nmeV/Å", "stress MAE\nGPa"):
+    for heading in ("energy\nMAE\nmeV/atom", "force\nRMSE\nmeV/Å", "force\nmax\nmeV/Å", "stress\nMAE\nGPa"):
         made.add_column(heading, justify="right")
     made.add_column("worst on")
     for verdict in verdicts:
