@@ -93,7 +93,7 @@ def table(verdicts: Sequence[Verdict], limits: Limits) -> Table:
     first = verdicts[0]
     made = Table(title=f"Errors against the student in float64, {first.accuracy.structures} structures")
     made.caption = escape(first.measured_on)
-    made.add_column("bundle", overflow="fold", min_width=20)
+    made.add_column("bundle", overflow="fold")
     for heading in ("energy\nMAE\nmeV/atom", "force\nRMSE\nmeV/Å", "force\nmax\nmeV/Å", "stress\nMAE\nGPa"):
         made.add_column(heading, justify="right")
     made.add_column("worst on")
