@@ -108,9 +108,7 @@ def table(verdicts: Sequence[Verdict], limits: Limits) -> Table:
             escape(a.force_worst),
         )
     made.add_section()
-    made.add_row(
-        "limit", f"{1e3 * limits.energy:g}", f"{1e3 * limits.forces:g}", "", f"{limits.stress / GPa:g}", "", ""
-    )
+    made.add_row("limit", f"{1e3 * limits.energy:g}", f"{1e3 * limits.forces:g}", "", f"{limits.stress / GPa:g}", "")
     return made
 
 
