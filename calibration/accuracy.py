@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.units import GPa
 
-__all__ = ["Accuracy", "Limits", "compare", "describe"]
+__all__ = ["UNITS", "Accuracy", "Limits", "compare", "describe"]
+
+UNITS = MappingProxyType({"energy": "eV/atom", "force": "eV/Angstrom", "stress": "eV/Angstrom^3"})
+"""Of the figures of `Accuracy` and `Limits`."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ase.data import chemical_symbols, covalent_radii, reference_states
 
 from painn_deploy.export.errors import DatasetError
 
-__all__ = ["DEFAULT_NAME", "aspirin", "check_species", "default_structures", "read_structures", "seed_structures"]
+__all__ = ["aspirin", "choose_structures", "default_structures", "read_structures", "seed_structures"]
 
 DEFAULT_NAME = "default set (ASE G2 molecules and crystals, perturbed by 0.1 Å, seed 0)"
 
@@ -135,6 +135,26 @@ def check_species(structures: Sequence[Atoms], species: Sequence[int], source: s
             raise DatasetError(
                 f"Structure {index} of {source} holds {names}, which the student does not know; leave it out."
             )
+
+
+def choose_structures(given: str | Path | Sequence[Atoms] | None, species: Sequence[int]) -> tuple[list[Atoms], str]:
+    """What the user brings, or the default set; and what to call it.
+
+    Args:
+        given: structures, a file of any format that ASE reads, or None.
+        species: atomic numbers that the student knows.
+
+    Raises:
+        DatasetError: the file cannot be read, or a structure holds an element that the student does not know.
+    """
+    if given is None:
+        return default_structures(species), DEFAULT_NAME
+    if isinstance(given, str | Path):
+        structures, name = read_structures(given), Path(given).name
+    else:
+        structures, name = list(given), f"{len(given)} structures given in Python"
+    check_species(structures, species, name)
+    return structures, name
 
 
 def read_structures(path: str | Path) -> list[Atoms]:

@@ -10,45 +10,65 @@ from painn_deploy.engines.tensorrt_session import TensorRTSession, compute_capab
 from painn_deploy.export.errors import BundleError, EngineUnavailableError
 from painn_deploy.export.manifest import Bundle
 
-__all__ = ["BACKEND", "PLAN", "TensorRTBackend", "open_plan"]
+__all__ = ["BACKEND", "PLAN", "PlanBackend", "TensorRTBackend", "open_plan"]
 
 PLAN = "model.plan"
 OLDEST = (10, 13)
 
 
-def _library() -> Any:
-    try:
-        library = importlib.import_module("tensorrt")
-    except ImportError as error:
-        raise EngineUnavailableError(
-            'The engine tensorrt is not installed: pip install "painn-deploy[tensorrt]".'
-        ) from error
-    version = tuple(int(part) for part in library.__version__.split(".")[:2])
-    if version < OLDEST:
-        raise EngineUnavailableError(
-            f"tensorrt {library.__version__} is too old; {OLDEST[0]}.{OLDEST[1]} or later builds strongly typed graphs."
-        )
-    return library
+class PlanBackend:
+    """What TensorRT and TensorRT-RTX share as backends; each has its library, and its way to build."""
+
+    name: str
+    extra: str
+
+    def library(self) -> Any:
+        """The Python module.
+
+        Raises:
+            EngineUnavailableError: it is not installed, or too old.
+        """
+        try:
+            return importlib.import_module(self.name.replace("-", "_"))
+        except ImportError as error:
+            raise EngineUnavailableError(
+                f'The engine {self.name} is not installed: pip install "painn-deploy[{self.extra}]".'
+            ) from error
+
+    def version(self) -> str:
+        """See `Backend.version`."""
+        return str(self.library().__version__)
+
+    def devices(self) -> tuple[str, ...]:
+        """See `Backend.devices`; none where there is no GPU, which only TensorRT-RTX builds without."""
+        self.library()
+        return gpus()
+
+    def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> TensorRTSession:
+        """See `Backend.open`; a GPU's work is not divided among `threads` of the CPU."""
+        return open_plan(self.library(), self.name, bundle, device)
 
 
-class TensorRTBackend:
+class TensorRTBackend(PlanBackend):
     """TensorRT on the GPU at hand."""
 
     name = "tensorrt"
     extra = "tensorrt"
 
-    def version(self) -> str:
-        """See `Backend.version`."""
-        return str(_library().__version__)
-
-    def devices(self) -> tuple[str, ...]:
-        """See `Backend.devices`."""
-        _library()
-        return gpus()
+    def library(self) -> Any:
+        """See `PlanBackend.library`."""
+        library = super().library()
+        version = tuple(int(part) for part in library.__version__.split(".")[:2])
+        if version < OLDEST:
+            oldest = ".".join(map(str, OLDEST))
+            raise EngineUnavailableError(
+                f"tensorrt {library.__version__} is too old; {oldest} or later builds strongly typed graphs."
+            )
+        return library
 
     def build(self, model: bytes, options: BuildOptions) -> BuiltEngine:
         """See `Backend.build`; for the first GPU, and for no other kind."""
-        library = _library()
+        library = self.library()
         if not gpus():
             raise EngineUnavailableError(
                 "tensorrt builds on the GPU that the engine will run on, and there is no NVIDIA GPU here. "
@@ -62,10 +82,6 @@ class TensorRTBackend:
             )
         plan = build_plan(library, model, options.profile)
         return BuiltEngine({PLAN: plan}, (here,), (options.profile,))
-
-    def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> TensorRTSession:
-        """See `Backend.open`; a GPU's work is not divided among `threads` of the CPU."""
-        return open_plan(_library(), self.name, bundle, device)
 
 
 BACKEND = TensorRTBackend()

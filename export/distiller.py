@@ -18,6 +18,7 @@ from painn_deploy.export.student import (
     Configuration,
     NeighbourGraph,
     Student,
+    check_num_rbf,
     hidden_sizes,
     lengths_and_directions,
     mlp,
@@ -102,11 +103,7 @@ class Distiller(Student):
             raise ConfigurationError(f"{source} has an epsilon, which the architecture distiller has no use for.")
         if "centres" not in renamed:
             raise CheckpointError(f"{source} holds no rbf.centers: it is not a `distiller` checkpoint.")
-        if len(renamed["centres"]) != configuration.num_rbf:
-            raise ConfigurationError(
-                f"{source} has {len(renamed['centres'])} radial basis functions, its configuration "
-                f"{configuration.num_rbf}."
-            )
+        check_num_rbf(len(renamed["centres"]), configuration, source)
         last = float(renamed["centres"][-1])
         if configuration.num_rbf > 1 and abs(last - configuration.cutoff) > 1e-4:
             raise ConfigurationError(

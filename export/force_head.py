@@ -7,7 +7,7 @@ scatter (`painn_deploy.export.aggregation`), reverse mode derives the rest, and 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from painn_deploy.export.aggregation import CLOSED_FORM, PLAIN
@@ -34,10 +34,16 @@ def explicit_forces(student: Student, graph: NeighbourGraph) -> EnergyAndForces:
     with torch.enable_grad():
         energies = student(graph, CLOSED_FORM)
         (gradient,) = torch.autograd.grad(energies.sum(), graph.displacements)
-    opposite = torch.nn.functional.embedding(graph.reverse, gradient.flatten(0, 1))
-    forces = (gradient - opposite).sum(1)
     virials = gradient.mT @ graph.displacements
-    return EnergyAndForces(energies.detach(), forces, virials.detach())
+    return EnergyAndForces(energies.detach(), forces_of(gradient, graph.reverse), virials.detach())
+
+
+def forces_of(
+    gradient: Float[Tensor, "atoms slots 3"], reverse: Int[Tensor, "atoms slots"]
+) -> Float[Tensor, "atoms 3"]:
+    """Forces from the gradient by displacements: an atom pulls on its slots, and the reverse slots pull on it."""
+    opposite = torch.nn.functional.embedding(reverse, gradient.flatten(0, 1))
+    return (gradient - opposite).sum(1)
 
 
 def autograd_forces(student: Student, graph: NeighbourGraph) -> EnergyAndForces:

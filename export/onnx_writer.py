@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from painn_deploy.export.errors import ExportError
 
-__all__ = ["Constant", "Shape", "Value", "Writer", "traced_shape"]
+__all__ = ["Constant", "Shape", "Value", "Writer", "symbolic", "traced_shape"]
 
 Shape = tuple[Any, ...]  # int, or torch.SymInt for the dynamic axes
 
@@ -127,4 +127,9 @@ class Writer:
 
 def traced_shape(node: fx.Node) -> Shape:
     """The shape that tracing gave a node, dynamic axes as symbols."""
-    return tuple(size if isinstance(size, int) else size.node.expr for size in node.meta["val"].shape)
+    return symbolic(node.meta["val"].shape)
+
+
+def symbolic(sizes: Sequence[Any]) -> Shape:
+    """Sizes with their dynamic ones as symbols that can be compared."""
+    return tuple(size if isinstance(size, int) else size.node.expr for size in sizes)

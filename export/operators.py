@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from painn_deploy.export.errors import ExportError
-from painn_deploy.export.onnx_writer import Constant, Shape, Value, Writer, traced_shape
+from painn_deploy.export.onnx_writer import Constant, Shape, Value, Writer, symbolic, traced_shape
 
 __all__ = ["HANDLERS"]
 
@@ -176,7 +176,7 @@ def _concatenate(t: Writer, node: Node) -> Value:
 def _split(t: Writer, node: Node) -> list[Value]:
     rank = len(traced_shape(node.args[0]))
     axis = (node.args[2] if len(node.args) > 2 else 0) % rank
-    shapes = [tuple(s if isinstance(s, int) else s.node.expr for s in part.shape) for part in node.meta["val"]]
+    shapes = [symbolic(part.shape) for part in node.meta["val"]]
     sizes = [shape[axis] for shape in shapes]
     inputs = [t.materialised(node.args[0]), t.integers(*sizes)]
     return [Value(n, s) for n, s in zip(t.emit("Split", inputs, len(sizes), axis=axis), shapes, strict=True)]

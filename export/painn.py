@@ -18,6 +18,7 @@ from painn_deploy.export.student import (
     Configuration,
     NeighbourGraph,
     Student,
+    check_num_rbf,
     hidden_sizes,
     lengths_and_directions,
     mlp,
@@ -163,10 +164,7 @@ class PaiNN(Student):
                 f"{source} holds no radial basis that we know: expected representation.radial_basis.offsets and "
                 "widths (Gaussians) or representation.radial_basis.freqs (sine)."
             )
-        if num_rbf != configuration.num_rbf:
-            raise ConfigurationError(
-                f"{source} has {num_rbf} radial basis functions, its configuration {configuration.num_rbf}."
-            )
+        check_num_rbf(num_rbf, configuration, source)
         stored_cutoff = renamed.pop("cutoff", None)
         if stored_cutoff is not None and not abs(float(stored_cutoff) - configuration.cutoff) <= 1e-6:
             raise ConfigurationError(

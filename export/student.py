@@ -274,6 +274,14 @@ def renamed_once(weights: Mapping[str, Tensor], rename: Callable[[str], str], so
     return renamed
 
 
+def check_num_rbf(found: int, configuration: Configuration, source: str) -> None:
+    """Raise ConfigurationError where the weights have other radial basis functions than the configuration says."""
+    if found != configuration.num_rbf:
+        raise ConfigurationError(
+            f"{source} has {found} radial basis functions, its configuration {configuration.num_rbf}."
+        )
+
+
 def hidden_sizes(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
     """Sizes of the hidden layers of a read-out, read from its biases in order."""
     sizes: list[int] = []

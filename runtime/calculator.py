@@ -1,6 +1,6 @@
 """`PaiNNCalculator`: an engine as an ASE calculator, for one structure or for many at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -121,7 +121,7 @@ class PaiNNCalculator(Closing, Calculator):
         self.timings.calculations += 1
         return results
 
-    def calculate_batch(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
+    def calculate_batch(self, structures: Iterable[Atoms]) -> list[dict[str, Any]]:
         """Evaluate structures together, molecules and crystals mixed; calculators attached to them are not touched.
 
         They are packed into padded matrices of like sizes and bounded memory; results keep the order given.
@@ -135,9 +135,9 @@ class PaiNNCalculator(Closing, Calculator):
                 vectors, or (SpeciesError) an element that the student has not learnt; the message says which.
             EngineError: the engine failed.
         """
+        structures = structures if isinstance(structures, Atoms | str) else list(structures)
         if isinstance(structures, Atoms | str) or not all(isinstance(atoms, Atoms) for atoms in structures):
             raise StructureError("calculate_batch takes a list of Atoms; put a single structure into a list of one.")
-        structures = list(structures)
         if not structures:
             return []
         references = [self._references_of(atoms, index, len(structures)) for index, atoms in enumerate(structures)]

@@ -267,21 +267,21 @@ class SlotLayout:
             edges: which pairs are within the cutoff.
             dtype: float32 for engines, float64 for references.
         """
-        displacements = np.zeros((self.atoms * self.slots, 3), dtype)
-        rounded = vectors.astype(dtype)
-        displacements[self.forward] = rounded
-        displacements[self.backward] = -rounded
-        mask = np.zeros(self.atoms * self.slots, dtype)
-        mask[self.forward] = edges
-        mask[self.backward] = edges
-        return displacements.reshape(self.atoms, self.slots, 3), mask.reshape(self.atoms, self.slots)
+        displacements = np.zeros((self.atoms, self.slots, 3), dtype)
+        mask = np.zeros((self.atoms, self.slots), dtype)
+        self.scatter_into(displacements, mask, vectors, edges)
+        return displacements, mask
 
     def scatter_into(
-        self, inputs: GraphInputs, vectors: Float64[np.ndarray, "pairs 3"], edges: Bool[np.ndarray, " pairs"]
+        self,
+        displacements: np.ndarray,
+        mask: np.ndarray,
+        vectors: Float64[np.ndarray, "pairs 3"],
+        edges: Bool[np.ndarray, " pairs"] | bool = True,
     ) -> None:
-        """Write displacements and mask into arrays of this layout, whose padding is zero already."""
-        rounded = vectors.astype(np.float32)
-        displacements, mask = inputs.displacements.reshape(-1, 3), inputs.mask.reshape(-1)
+        """The same into arrays of this layout, whose padding is zero already."""
+        displacements, mask = displacements.reshape(-1, 3), mask.reshape(-1)  # views
+        rounded = vectors.astype(displacements.dtype)
         displacements[self.forward] = rounded
         displacements[self.backward] = -rounded
         mask[self.forward] = edges

@@ -82,21 +82,17 @@ class VerletList:
         vectors = stored.pairs.displacements(atoms.positions, np.asarray(atoms.cell))
         squared = np.einsum("pc,pc->p", vectors, vectors)
         refuse_one_spot(atoms, stored.pairs, squared)
-        stored.layout.scatter_into(stored.inputs, vectors, np.sqrt(squared) < self.cutoff)
-        return stored.inputs
+        inputs = stored.inputs
+        stored.layout.scatter_into(inputs.displacements, inputs.mask, vectors, np.sqrt(squared) < self.cutoff)
+        return inputs
 
     def _search(self, atoms: Atoms) -> _Stored:
         self.searches += 1
-        pairs, _ = find_pairs(atoms, self.cutoff + self.skin)
+        pairs, vectors = find_pairs(atoms, self.cutoff + self.skin)
         layout = SlotLayout.of(pairs.first, pairs.second, len(atoms))
-        shape = (layout.atoms, layout.slots)
-        inputs = GraphInputs(
-            atoms.numbers.astype(np.int32),
-            np.zeros((*shape, 3), np.float32),
-            layout.neighbours,
-            layout.reverse,
-            np.zeros(shape, np.float32),
-        )
+        displacements, mask = layout.scatter(vectors)
+        numbers = atoms.numbers.astype(np.int32)
+        inputs = GraphInputs(numbers, displacements, layout.neighbours, layout.reverse, mask)
         periodic = np.array(atoms.pbc)
         return _Stored(
             atoms.numbers.copy(), periodic, atoms.positions.copy(), periodic_cell(atoms), pairs, layout, inputs

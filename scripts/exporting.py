@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from ase import Atoms
 
-from painn_deploy.calibration.accuracy import compare
+from painn_deploy.calibration.accuracy import UNITS, compare
 from painn_deploy.calibration.parity import check_parity
 from painn_deploy.calibration.reference import reference_results
-from painn_deploy.calibration.structures import DEFAULT_NAME, check_species, default_structures, read_structures
-from painn_deploy.engines import BACKENDS, get_backend
+from painn_deploy.calibration.structures import choose_structures
+from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.engines.profiles import plan_profile
 from painn_deploy.export.checkpoint import Checkpoint, load_student, resolve_checkpoint
-from painn_deploy.export.errors import EngineUnavailableError, ExportError
+from painn_deploy.export.errors import ExportError
 from painn_deploy.export.manifest import (
     MODEL,
     SUFFIX,
@@ -40,6 +40,9 @@ __all__ = ["PRECISIONS", "export_engines"]
 
 PRECISIONS = ("fp32",)
 """Precisions that this version can make."""
+
+GATE = "onnxruntime"
+"""The engine that the graph itself is held against the student with, whatever is built of it."""
 
 REFERENCE = "the student in PyTorch, float64, plain autograd"
 PACKAGES = ("painn-deploy", "torch", "onnx", "numpy", "ase", "vesin")
@@ -87,8 +90,7 @@ def export_engines(
     prepare_output(output)
     tell(f"reading {source.path.name}")
     student, reference = load_student(checkpoint), load_student(checkpoint, dtype=torch.float64)
-    chosen, named = _structures(structures, student)
-    check_species(chosen, student.species, named)
+    chosen, named = choose_structures(structures, student.species)
     tell("deriving forces and writing the graph")
     model = export_onnx(student, _provenance(source, student)).SerializeToString()
     tell("holding the graph against the student in float64")
@@ -132,8 +134,7 @@ def _measured(
         with PaiNNCalculator(trial.path) as calculator:
             parity = check_parity(calculator.run_graph, reference)
             accuracy = compare(structures, calculator.calculate_batch(structures), wanted)
-    units = {"energy": "eV/atom", "force": "eV/Angstrom", "stress": "eV/Angstrom^3"}
-    return {"units": units, "parity": parity, **accuracy.as_dict()}
+    return {"units": dict(UNITS), "parity": parity, **accuracy.as_dict()}
 
 
 def _sizes(structures: Sequence[Atoms], cutoff: float) -> list[tuple[int, int]]:
@@ -144,23 +145,13 @@ def _check_request(engines: Sequence[str], precisions: Sequence[str]) -> None:
     """Refuse now what would fail after minutes."""
     if not engines or not precisions:
         raise ExportError("Name at least one engine and one precision.")
-    for engine in engines:
+    for engine in (*engines, GATE):
         get_backend(engine).version()
     for precision in precisions:
         if precision not in PRECISIONS:
             raise ExportError(
                 f"There is no precision {precision!r} in this version; there are: {', '.join(PRECISIONS)}."
             )
-    if "onnxruntime" not in BACKENDS:
-        raise EngineUnavailableError("The parity gate runs the graph with onnxruntime.")
-
-
-def _structures(given: str | Path | Sequence[Atoms] | None, student: Student) -> tuple[list[Atoms], str]:
-    if given is None:
-        return default_structures(student.species), DEFAULT_NAME
-    if isinstance(given, str | Path):
-        return read_structures(given), Path(given).name
-    return list(given), f"{len(given)} structures given in Python"
 
 
 def _provenance(source: Checkpoint, student: Student) -> dict[str, Any]:
@@ -200,7 +191,6 @@ def _manifest(source: Checkpoint, student: Student, engine: str, version: str, p
 def _open_graph(model: bytes, source: Checkpoint, student: Student) -> PaiNNCalculator:
     """The bare graph in ONNX Runtime, before there is a bundle."""
     with tempfile.TemporaryDirectory() as folder:
-        version = get_backend("onnxruntime").version()
-        manifest = _manifest(source, student, "onnxruntime", version, "fp32")
+        manifest = _manifest(source, student, GATE, get_backend(GATE).version(), "fp32")
         bundle: Bundle = write_bundle(Path(folder) / f"graph{SUFFIX}", manifest, {MODEL: model})
         return PaiNNCalculator(bundle.path, device="cpu")

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from painn_deploy.export.aggregation import CLOSED_FORM
 from painn_deploy.export.errors import DatasetError, OutputError
-from painn_deploy.export.force_head import tensors
+from painn_deploy.export.force_head import forces_of, tensors
 from painn_deploy.export.manifest import prepare_output
 from painn_deploy.export.painn import PaiNN
 from painn_deploy.export.student import Configuration, NeighbourGraph
@@ -163,9 +163,8 @@ def predict(student: PaiNN, batch: Batch, *, training: bool) -> tuple[Float[Tens
     displacements = batch.graph.displacements.requires_grad_()
     atomic = student(batch.graph, CLOSED_FORM)
     (gradient,) = torch.autograd.grad(atomic.sum(), displacements, create_graph=training)
-    opposite = torch.nn.functional.embedding(batch.graph.reverse, gradient.flatten(0, 1))
     energies = torch.zeros_like(batch.energies).index_add(0, batch.structure, atomic)
-    return energies, (gradient - opposite).sum(1)
+    return energies, forces_of(gradient, batch.graph.reverse)
 
 
 def loss_of(student: PaiNN, batch: Batch, energy_weight: float) -> Tensor:

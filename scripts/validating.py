@@ -9,9 +9,9 @@ from ase.units import GPa
 from rich.markup import escape
 from rich.table import Table
 
-from painn_deploy.calibration.accuracy import Accuracy, Limits, compare
+from painn_deploy.calibration.accuracy import UNITS, Accuracy, Limits, compare
 from painn_deploy.calibration.reference import reference_results
-from painn_deploy.calibration.structures import DEFAULT_NAME, check_species, default_structures, read_structures
+from painn_deploy.calibration.structures import choose_structures
 from painn_deploy.engines import EngineInfo
 from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
 from painn_deploy.export.errors import CheckpointError, OutputError
@@ -73,9 +73,7 @@ def validate(
                 "Give the checkpoint that it was made from, or export it again."
             )
     student = load_student(reference, dtype=torch.float64)
-    chosen = default_structures(student.species) if structures is None else read_structures(structures)
-    check_species(chosen, student.species, str(structures))
-    named = DEFAULT_NAME if structures is None else structures.name
+    chosen, named = choose_structures(structures, student.species)
     tell(f"computing {len(chosen)} structures with the student in float64")
     wanted = reference_results(student, chosen)
     verdicts = []
@@ -123,13 +121,12 @@ def write_verdicts(verdicts: Sequence[Verdict], folder: Path) -> Path:
             f"{folder} is a bundle or inside one, and a bundle never changes. Choose another folder with -o."
         )
     path = prepare_output(folder) / "validation.json"
-    units = {"energy": "eV/atom", "force": "eV/Angstrom", "stress": "eV/Angstrom^3"}
     rows = [
         {
             "bundle": v.bundle.name,
             "engine": dict(v.engine),
             "measured_on": v.measured_on,
-            "units": units,
+            "units": dict(UNITS),
             "failures": list(v.failures),
             **v.accuracy.as_dict(),
         }

@@ -77,6 +77,8 @@ def test_a_batch_is_what_its_structures_are_alone(calculator: PaiNNCalculator) -
             assert np.array_equal(value, repeated[key]), key
             assert isinstance(value, float) or value.dtype == np.float64
     assert calculator.calculate_batch([]) == []
+    streamed = calculator.calculate_batch(atoms for atoms in structures)
+    assert [result["energy"] for result in streamed] == [result["energy"] for result in batch]
 
 
 def test_stress_is_the_slope_of_the_energy(calculator: PaiNNCalculator) -> None:
