@@ -11,12 +11,12 @@ import ase.io
 import numpy as np
 from ase import Atoms
 from ase.build import bulk, graphene, molecule
-from ase.collections import g2
+from ase.collections import g2, s22
 from ase.data import chemical_symbols, covalent_radii, reference_states
 
 from painn_deploy.export.errors import DatasetError
 
-__all__ = ["aspirin", "choose_structures", "default_structures", "read_structures", "seed_structures"]
+__all__ = ["aspirin", "calibration_structures", "choose_structures", "default_structures", "read_structures", "seed_structures"]
 
 DEFAULT_NAME = "default set (ASE G2 molecules and crystals, perturbed by 0.1 Å, seed 0)"
 
@@ -24,6 +24,11 @@ SEED_MOLECULES = ("H2", "H2O", "CH4", "NH3", "C2H6", "C6H6", "H2O", "CO2")
 """The eight cases that the seed project validated on; the second water is perturbed."""
 
 MOST_MOLECULES = 60
+
+ORGANIC = frozenset({1, 6, 7, 8})
+
+CALIBRATION_SIGMAS = (0.05, 0.1, 0.15)
+"""Å; from thermal motion at room temperature to more than any dynamics should see."""
 
 
 def aspirin() -> Atoms:
@@ -52,6 +57,28 @@ def default_structures(species: Sequence[int], *, sigma: float = 0.1, seed: int 
         structures = [_chain(sorted(known))]
     for atoms in structures:
         atoms.positions += rng.normal(0, sigma, atoms.positions.shape)
+    return structures
+
+
+def calibration_structures(species: Sequence[int], *, verified: bool) -> list[Atoms]:
+    """What INT8 is calibrated on when the user brings nothing: molecules, complexes and boxes, distorted little and much.
+
+    Args:
+        species: atomic numbers that the student knows.
+        verified: whether its configuration lists them; otherwise H, C, N and O alone are taken, since an embedding has
+            rows for elements that were never trained, and what these give would spoil every range.
+    """
+    known = set(species) if verified or not ORGANIC <= set(species) else ORGANIC
+    names = [(collection, name) for collection in (g2, s22) for name in collection.names]
+    chosen = [_named(collection[name], name) for collection, name in names]
+    chosen = [atoms for atoms in chosen if len(atoms) > 1 and set(atoms.numbers.tolist()) <= known]
+    chosen += _periodic(known)
+    rng = np.random.default_rng(100)
+    structures = []
+    for sigma in CALIBRATION_SIGMAS:
+        for atoms in chosen or [_chain(sorted(known))]:
+            structures.append(atoms.copy())
+            structures[-1].positions += rng.normal(0, sigma, atoms.positions.shape)
     return structures
 
 

@@ -1,6 +1,7 @@
 """The `onnxruntime` backend: the embedded default, which runs anywhere; on a GPU with onnxruntime-gpu."""
 
 import re
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -12,7 +13,7 @@ from painn_deploy.export.errors import EngineError, EngineUnavailableError
 from painn_deploy.export.fields import OUTPUTS, GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import MODEL, Bundle
 
-__all__ = ["BACKEND", "OnnxRuntimeBackend", "OnnxRuntimeSession"]
+__all__ = ["BACKEND", "OnnxRuntimeBackend", "OnnxRuntimeSession", "open_graph"]
 
 _OUTPUT_NAMES = [field.name for field in OUTPUTS]
 SMALL = 192
@@ -88,10 +89,29 @@ class OnnxRuntimeBackend:
 BACKEND = OnnxRuntimeBackend()
 
 
-def _load(model: bytes, device: str, threads: int | None) -> Any:
+def open_graph(
+    model: bytes, outputs: Sequence[str] = _OUTPUT_NAMES, *, exact: bool = False
+) -> Callable[[GraphInputs], list[np.ndarray]]:
+    """Any graph with the contract's inputs, on the CPU, for those who study graphs; engines are opened by a backend.
+
+    Args:
+        model: the graph.
+        outputs: names of the tensors wanted; the contract's own by default.
+        exact: run the nodes as they are written, one by one, so that every rounding in the graph happens.
+
+    Raises:
+        EngineError: it cannot be loaded.
+    """
+    session = _load(model, "cpu", None, exact=exact)
+    return lambda inputs: session.run(list(outputs), inputs._asdict())
+
+
+def _load(model: bytes, device: str, threads: int | None, *, exact: bool = False) -> Any:
     """An InferenceSession on the device that was asked for, and on no other."""
     library = _library()
     options = library.SessionOptions()
+    if exact:
+        options.graph_optimization_level = library.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads

@@ -67,6 +67,10 @@ class ParityError(ExportError):
     """The exported graph's energies, forces or virials are not the student's."""
 
 
+class PrecisionError(ExportError):
+    """A precision that cannot be had within the tolerance that was asked for."""
+
+
 class BundleError(PaiNNDeployError, ValueError):
     """A bundle with a missing, altered or foreign file, or of a format that this version cannot read."""
 

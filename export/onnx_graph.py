@@ -69,7 +69,8 @@ def export_onnx(student: Student, metadata: dict[str, Any]) -> onnx.ModelProto:
     Raises:
         ExportError: the graph does not keep the contract.
     """
-    model = translate(trace(student), f"painn_deploy_{student.configuration.architecture}")
+    weights = dict(student.named_parameters())
+    model = translate(trace(student), f"painn_deploy_{student.configuration.architecture}", weights)
     model.producer_name = "painn-deploy"
     model.doc_string = "Atomic energies, forces and virials of a PaiNN student; see the metadata."
     for key, value in {**metadata, "units": dict(UNITS)}.items():

@@ -1,5 +1,6 @@
 """What an ONNX graph is written with: tensors under their real shapes, and nodes that are never written twice."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,9 +35,17 @@ class Value:
 
 @dataclass(frozen=True)
 class Constant:
-    """A tensor that depends on weights alone; broadcasts to the traced shape."""
+    """A tensor that depends on weights alone; broadcasts to the traced shape.
+
+    Attributes:
+        tensor: its value.
+        weight: name of the student's weight that it was made from, empty where it is not one.
+        transposed: whether it is that weight with its axes swapped, as a forward product reads it.
+    """
 
     tensor: Tensor
+    weight: str = ""
+    transposed: bool = False
 
 
 class Writer:
@@ -53,6 +62,17 @@ class Writer:
         self.nodes: list[onnx.NodeProto] = []
         self.initialisers: dict[str, onnx.TensorProto] = {}
         self._written: dict[Any, tuple[str, ...]] = {}
+        self._named: Counter[str] = Counter()
+
+    def product(self, operand: str, weight: Constant) -> str:
+        """Write the product of a tensor with a weight, named so that it can be told from the others."""
+        (output,) = self.emit("MatMul", [operand, self.constant(weight.tensor)])
+        node = self.nodes[-1]
+        if output == node.output[0] and weight.weight:  # else it was written before
+            name = f"{weight.weight}/{'forward' if weight.transposed else 'backward'}"
+            self._named[name] += 1
+            node.name = name if self._named[name] == 1 else f"{name}/{self._named[name]}"
+        return output
 
     def emit(self, operator: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> tuple[str, ...]:
         """Write a node, or find the same one written before."""

@@ -92,7 +92,7 @@ def _matmul(t: Writer, node: Node) -> Any:
         return Constant((a.tensor.expand(1, traced_shape(left)[-1]) @ b.tensor).reshape(-1))
     if isinstance(b, Constant) and a.shape[-1] == traced_shape(left)[-1]:
         shape = (*a.shape[:-1], traced_shape(node)[-1])
-        name = t.emit("MatMul", [a.name, t.constant(b.tensor)])[0]
+        name = t.product(a.name, b)
     else:
         shape = traced_shape(node)
         name = t.emit("MatMul", [t.materialised(left), t.materialised(right)])[0]
@@ -161,7 +161,7 @@ def _transpose(t: Writer, node: Node) -> Any:
     rank = len(traced_shape(node))
     value = t.values[node.args[0]]
     if isinstance(value, Constant) and {axis % rank for axis in node.args[1:]} == {rank - 2, rank - 1}:
-        return Constant(value.tensor.mT)
+        return Constant(value.tensor.mT, value.weight, not value.transposed)
     one, other = (axis % rank for axis in node.args[1:])
     order = list(range(rank))
     order[one], order[other] = other, one

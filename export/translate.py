@@ -11,10 +11,11 @@ consist of are translated here one to one instead. Three things are done on the 
 An operator or a shape that is not foreseen raises; nothing is approximated and nothing is left out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx
+import torch
 from onnx import TensorProto, helper
 from torch import Tensor, fx
 
@@ -33,24 +34,27 @@ IR_VERSION = 10
 _ELEMENT_TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
 
 
-def translate(module: fx.GraphModule, name: str) -> onnx.ModelProto:
+def translate(module: fx.GraphModule, name: str, weights: Mapping[str, Tensor]) -> onnx.ModelProto:
     """Write a traced graph as an ONNX model that keeps the graph contract.
 
     Args:
         module: the traced graph, its placeholders in the contract's order, its outputs too.
         name: of the ONNX graph.
+        weights: the student's, by name; products with them carry their names.
 
     Raises:
         ExportError: the graph holds an operator or a shape that is not foreseen.
     """
     writer = Writer()
+    names = {tensor.data_ptr(): weight for weight, tensor in weights.items()}
     fields = iter(INPUTS)
     outputs: Sequence[fx.Node] = ()
     for node in module.graph.nodes:
         if node.op == "placeholder":
             writer.values[node] = Value(next(fields).name, traced_shape(node))
         elif node.op == "get_attr":
-            writer.values[node] = Constant(_attribute(module, node.target))
+            tensor = _attribute(module, node.target)
+            writer.values[node] = Constant(tensor, names.get(tensor.data_ptr(), ""))
         elif node.op == "output":
             outputs = node.args[0]
         else:
@@ -87,7 +91,15 @@ def _folded(writer: Writer, node: fx.Node) -> Any:
     if not callable(node.target):
         raise ExportError(f"The traced graph calls {node.target!r}, which cannot be computed.")
     result = node.target(*fx.map_arg(node.args, tensor), **fx.map_arg(node.kwargs, tensor))
-    return [Constant(r) for r in result] if isinstance(result, list | tuple) else Constant(result)
+    # a bias may have been joined to its weight, which comes first
+    first = next((v for n in node.all_input_nodes if (v := writer.values[n]).weight), Constant(torch.empty(0)))
+    swaps = getattr(node.target, "__name__", "").split(".")[0] in ("t", "transpose")
+    results = [Constant(r, first.weight, first.transposed != swaps) for r in _listed(result)]
+    return results if isinstance(result, list | tuple) else results[0]
+
+
+def _listed(result: Any) -> Sequence[Any]:
+    return result if isinstance(result, list | tuple) else [result]
 
 
 def _rename_outputs(graph: onnx.GraphProto) -> None:
