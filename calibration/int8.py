@@ -114,9 +114,11 @@ def to_int8(model: onnx.ModelProto, scales: Mapping[str, OperandScale]) -> onnx.
             },
         )
         quantiser.quantize_model()
+        quantiser.model.topological_sort()  # it adds its nodes at the end
     finally:
         logging.getLogger().removeFilter(_quiet)
-    return quantiser.model.model
+    quantised: onnx.ModelProto = quantiser.model.model
+    return quantised
 
 
 def _prepared(model: onnx.ModelProto, scales: Mapping[str, OperandScale]) -> onnx.ModelProto:

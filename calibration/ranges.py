@@ -15,8 +15,9 @@ from painn_deploy.export.products import Product
 __all__ = ["METHODS", "OperandStatistics", "measure_operands", "operand_scale", "structure_maxima"]
 
 METHODS = ("max", "percentile", "entropy", "mse")
-"""How one range for all rows of an operand is found: the largest value; that which one value in ten thousand exceeds; that which keeps most of the
-distribution's information (Kullback-Leibler, as in TensorRT); that which makes the mean square of the rounding least."""
+"""How one range for all rows of an operand is found: the largest value; that which one value in ten thousand exceeds;
+that which keeps most of the distribution's information (Kullback-Leibler, as in TensorRT); that which makes the mean
+square of the rounding least."""
 
 PERCENTILE = 99.99
 BINS = 2048
@@ -44,7 +45,7 @@ class OperandStatistics:
         operand = np.maximum(self.maxima, floor * max(self.maxima.max(), floor))
         weight = np.maximum(self.weight_maxima, floor * max(self.weight_maxima.max(), floor))
         balance = np.sqrt(operand / weight)
-        return balance / np.exp(np.log(balance).mean())
+        return np.asarray(balance / np.exp(np.log(balance).mean()))
 
     def most(self, *, balanced: bool) -> float:
         """Largest absolute value, after balancing or without."""
@@ -151,4 +152,4 @@ def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
     copy.graph.output.extend(
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in have
     )
-    return copy.SerializeToString()
+    return bytes(copy.SerializeToString())

@@ -10,8 +10,15 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from painn_deploy.calibration.int8 import BY_ROW, OperandScale, candidates, to_int8
-from painn_deploy.calibration.ranges import METHODS, OperandStatistics, measure_operands, operand_scale, structure_maxima
+from painn_deploy.calibration.ranges import (
+    METHODS,
+    OperandStatistics,
+    measure_operands,
+    operand_scale,
+    structure_maxima,
+)
 from painn_deploy.calibration.selection import farthest_points
+from painn_deploy.calibration.structures import LARGEST_FORCE, within_reach
 from painn_deploy.calibration.yardstick import Errors, Yardstick
 from painn_deploy.engines.onnxruntime import open_graph
 from painn_deploy.export.errors import DatasetError, PrecisionError
@@ -26,8 +33,8 @@ LEAST_STRUCTURES = 16
 MOST_STRUCTURES = 64
 """Of each half: more cost minutes and change little."""
 
-LARGEST_FORCE = 50.0
-"""eV/Å; where the student's own forces are larger, it is far from what it learnt, and no range should reach there."""
+MARGIN = 0.7
+"""Share of the limits that a search uses up: what holds on its structures shall hold on others."""
 
 Tell = Callable[[str], None]
 
@@ -59,7 +66,8 @@ class Quantisation:
         correction: eV for each atomic number, to be added to the atomic references: the constant part of the error.
         sensitivities: of every candidate, the least sensitive first.
         calibrated_on: how many structures gave ranges, and how many errors.
-        shares: of the forward and backward multiply-adds that are INT8, at the structures' mean size.
+        sizes: mean atoms and slots of the structures, which multiply-adds are counted at.
+        shares: of the forward and backward multiply-adds that are INT8.
     """
 
     scales: Mapping[str, OperandScale]
@@ -67,14 +75,11 @@ class Quantisation:
     correction: Mapping[int, float]
     sensitivities: Sequence[Sensitivity]
     calibrated_on: tuple[int, int]
+    sizes: tuple[int, int]
     shares: Mapping[str, float]
 
-    def as_dict(self, sizes: tuple[int, int]) -> dict[str, Any]:
-        """Plain JSON types, for a bundle's validation.json; force errors in meV/Å, energies in meV/atom.
-
-        Args:
-            sizes: atoms and slots that multiply-adds are counted at.
-        """
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types, for a bundle's validation.json; force errors in meV/Å, energies in meV an atom."""
         return {
             "int8_multiply_adds": dict(self.shares),
             "calibrated_on": list(self.calibrated_on),
@@ -89,7 +94,7 @@ class Quantisation:
                     "energy_mae": 1e3 * entry.errors.energy_mae,
                     "precision": "int8" if entry.product.name in self.scales else "higher",
                     "range": entry.scale.method,
-                    "multiply_adds": entry.product.multiply_adds(*sizes),
+                    "multiply_adds": entry.product.multiply_adds(*self.sizes),
                     "tried": {name: 1e3 * error for name, error in entry.tried.items()},
                 }
                 for entry in self.sensitivities
@@ -111,8 +116,9 @@ def find_int8(
 
     Each product is tried alone. With one range for all rows (`ranges` other than `row`), the range comes from
     structures chosen to be as extreme, between them, as all, and errors from others; `best` tries every method, with
-    balanced channels or without, and keeps the best for each product. Then products join in the order of squared error to multiply-adds, as many as the tolerance allows, and at last each of
-    those left over is tried once more. So no single product could be added to what is returned.
+    balanced channels or without, and keeps the best for each product. Then products join in the order of squared
+    error to multiply-adds, as many as the tolerance allows, and at last each of those left over is tried once more. So
+    no single product could be added to what is returned.
 
     Args:
         model: in FP32.
@@ -132,8 +138,8 @@ def find_int8(
     tell("choosing structures to calibrate on")
     graphs = [graph_inputs([atoms], cutoff) for atoms in structures]
     run = open_graph(model.SerializeToString())
-    calm = [index for index, graph in enumerate(graphs) if np.abs(run(graph)[1]).max() <= LARGEST_FORCE]
-    structures, graphs = [structures[i] for i in calm], [graphs[i] for i in calm]
+    kept = within_reach([run(graph)[1] for graph in graphs])
+    structures, graphs = [structures[i] for i in kept], [graphs[i] for i in kept]
     _enough(structures)
     maxima = structure_maxima(model, products, graphs)
     extreme = farthest_points(maxima, min(MOST_STRUCTURES, len(structures) // 2))
@@ -156,10 +162,10 @@ def find_int8(
     sizes = yardstick.mean_size
     sensitivities.sort(key=lambda s: s.errors.force_rmse**2 / s.product.multiply_adds(*sizes))
     tell("quantising products together")
-    within = _Within(energy_limit, force_limit)
+    within = _Within(MARGIN * energy_limit, MARGIN * force_limit)
     chosen = _largest(sensitivities, errors, within)
     if not chosen:
-        closest = min(sensitivities, key=lambda s: within.excess(s.errors))
+        closest = min(sensitivities, key=lambda s: within.excess(s.errors))  # products that alone are past the limits
         raise PrecisionError(
             f"No product can be INT8 within {1e3 * energy_limit:g} meV/atom and {1e3 * force_limit:g} meV/Å. "
             f"{closest.product.name} came closest: alone it costs {1e3 * closest.errors.energy_mae:.2f} meV/atom and "
@@ -167,9 +173,9 @@ def find_int8(
         )
     scales = {entry.product.name: entry.scale for entry in chosen}
     final = errors(scales)
-    return Quantisation(
-        scales, final, final.correction, sensitivities, (len(extreme), len(scored)), _shares(model, scales, sizes)
-    )
+    counts = (len(extreme), len(scored))
+    shares = _shares(model, scales, sizes)
+    return Quantisation(scales, final, final.correction, sensitivities, counts, sizes, shares)
 
 
 def _enough(structures: Sequence[Atoms]) -> None:
@@ -227,9 +233,7 @@ def _largest(ordered: Sequence[Sensitivity], errors: Measure, within: _Within) -
     return chosen
 
 
-def _shares(
-    model: onnx.ModelProto, scales: Mapping[str, OperandScale], sizes: tuple[int, int]
-) -> dict[str, float]:
+def _shares(model: onnx.ModelProto, scales: Mapping[str, OperandScale], sizes: tuple[int, int]) -> dict[str, float]:
     """Shares of all multiply-adds with weights, the read-out's and the basis's included, that are INT8."""
     shares = {}
     for direction in ("forward", "backward"):

@@ -15,15 +15,31 @@ from ase.collections import g2, s22
 from ase.data import chemical_symbols, covalent_radii, reference_states
 
 from painn_deploy.export.errors import DatasetError
+from painn_deploy.export.student import Student
 
-__all__ = ["aspirin", "calibration_structures", "choose_structures", "default_structures", "read_structures", "seed_structures"]
+__all__ = [
+    "CALIBRATION_NAME",
+    "aspirin",
+    "calibration_structures",
+    "choose_structures",
+    "default_structures",
+    "read_structures",
+    "seed_structures",
+    "trusted_species",
+    "within_reach",
+]
 
 DEFAULT_NAME = "default set (ASE G2 molecules and crystals, perturbed by 0.1 Å, seed 0)"
+
+CALIBRATION_NAME = "calibration set (ASE G2 and S22 molecules and boxes, perturbed by 0.05 to 0.15 Å, seed 100)"
 
 SEED_MOLECULES = ("H2", "H2O", "CH4", "NH3", "C2H6", "C6H6", "H2O", "CO2")
 """The eight cases that the seed project validated on; the second water is perturbed."""
 
 MOST_MOLECULES = 60
+
+LARGEST_FORCE = 50.0
+"""eV/Å."""
 
 ORGANIC = frozenset({1, 6, 7, 8})
 
@@ -60,15 +76,35 @@ def default_structures(species: Sequence[int], *, sigma: float = 0.1, seed: int 
     return structures
 
 
-def calibration_structures(species: Sequence[int], *, verified: bool) -> list[Atoms]:
-    """What INT8 is calibrated on when the user brings nothing: molecules, complexes and boxes, distorted little and much.
+def trusted_species(student: Student) -> tuple[int, ...]:
+    """Atomic numbers that lower precisions are measured for.
+
+    Where the configuration does not say what the student was trained on, H, C, N and O: an embedding has rows for
+    elements that were never trained, and what these give would spoil every range.
+    """
+    if student.configuration.species is None and set(student.species) >= ORGANIC:
+        return tuple(sorted(ORGANIC))
+    return student.species
+
+
+def within_reach(forces: Sequence[np.ndarray]) -> list[int]:
+    """Indices of structures with forces of at most `LARGEST_FORCE`.
+
+    Beyond, a student is far from what it learnt, and no range should reach there.
 
     Args:
-        species: atomic numbers that the student knows.
-        verified: whether its configuration lists them; otherwise H, C, N and O alone are taken, since an embedding has
-            rows for elements that were never trained, and what these give would spoil every range.
+        forces: eV/Å [atoms, 3] of each structure.
     """
-    known = set(species) if verified or not ORGANIC <= set(species) else ORGANIC
+    return [index for index, each in enumerate(forces) if np.abs(each).max() <= LARGEST_FORCE]
+
+
+def calibration_structures(species: Sequence[int]) -> list[Atoms]:
+    """What INT8 is calibrated on when the user brings nothing: molecules, complexes, boxes, distorted little and much.
+
+    Args:
+        species: atomic numbers, see `trusted_species`.
+    """
+    known = set(species)
     names = [(collection, name) for collection in (g2, s22) for name in collection.names]
     chosen = [_named(collection[name], name) for collection, name in names]
     chosen = [atoms for atoms in chosen if len(atoms) > 1 and set(atoms.numbers.tolist()) <= known]

@@ -76,10 +76,12 @@ class BuildOptions:
     Attributes:
         compute_capabilities: of GPUs, such as `86`; empty for the backend's own choice.
         profile: ranges of atoms and slots.
+        tf32: let FP32 products round their operands to ten bits, for speed; only where a user asks for it.
     """
 
     compute_capabilities: tuple[str, ...] = ()
     profile: Profile = DEFAULT_PROFILE
+    tf32: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,14 @@ class Backend(Protocol):
 
     name: str
     extra: str
+    precisions: tuple[str, ...]
+
+    def bound_to(self, options: BuildOptions) -> str:
+        """What an engine that is built here depends on beside graph, version and options, such as this machine's GPU.
+
+        Raises:
+            EngineUnavailableError: the library is not installed.
+        """
 
     def version(self) -> str:
         """Of the library.

@@ -42,6 +42,11 @@ class InductorBackend:
 
     name = "inductor"
     extra = "export"
+    precisions = ("fp32", "fp16")
+
+    def bound_to(self, options: BuildOptions) -> str:
+        """See `Backend.bound_to`."""
+        return _cpu(_torch())
 
     def version(self) -> str:
         """See `Backend.version`: torch's, without the name of its build."""

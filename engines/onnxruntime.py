@@ -10,7 +10,7 @@ import numpy as np
 from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing, EngineInfo
 from painn_deploy.engines.contract import check_inputs
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
-from painn_deploy.export.fields import OUTPUTS, GraphInputs, GraphOutputs
+from painn_deploy.export.fields import AS_WRITTEN, OUTPUTS, GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import MODEL, Bundle
 
 __all__ = ["BACKEND", "OnnxRuntimeBackend", "OnnxRuntimeSession", "open_graph"]
@@ -52,6 +52,11 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
     extra = "cpu"
+    precisions = ("fp32", "fp16", "int8")
+
+    def bound_to(self, options: BuildOptions) -> str:
+        """See `Backend.bound_to`: to nothing."""
+        return ""
 
     def version(self) -> str:
         """See `Backend.version`."""
@@ -89,20 +94,17 @@ class OnnxRuntimeBackend:
 BACKEND = OnnxRuntimeBackend()
 
 
-def open_graph(
-    model: bytes, outputs: Sequence[str] = _OUTPUT_NAMES, *, exact: bool = False
-) -> Callable[[GraphInputs], list[np.ndarray]]:
+def open_graph(model: bytes, outputs: Sequence[str] = _OUTPUT_NAMES) -> Callable[[GraphInputs], list[np.ndarray]]:
     """Any graph with the contract's inputs, on the CPU, for those who study graphs; engines are opened by a backend.
 
     Args:
         model: the graph.
         outputs: names of the tensors wanted; the contract's own by default.
-        exact: run the nodes as they are written, one by one, so that every rounding in the graph happens.
 
     Raises:
         EngineError: it cannot be loaded.
     """
-    session = _load(model, "cpu", None, exact=exact)
+    session = _load(model, "cpu", None)
     return lambda inputs: session.run(list(outputs), inputs._asdict())
 
 
@@ -125,6 +127,8 @@ def _load(model: bytes, device: str, threads: int | None, *, exact: bool = False
         session = library.InferenceSession(model, options, providers=[provider])
     except Exception as error:  # its errors share no base class but this one
         raise EngineError(f"onnxruntime cannot load this graph: {error}") from error
+    if not exact and AS_WRITTEN in session.get_modelmeta().custom_metadata_map:
+        return _load(model, device, threads, exact=True)
     session.disable_fallback()
     if session.get_providers()[0] != _PROVIDERS[kind]:
         raise EngineUnavailableError(

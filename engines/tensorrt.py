@@ -21,6 +21,7 @@ class PlanBackend:
 
     name: str
     extra: str
+    precisions = ("fp32", "fp16", "int8")
 
     def library(self) -> Any:
         """The Python module.
@@ -55,6 +56,10 @@ class TensorRTBackend(PlanBackend):
     name = "tensorrt"
     extra = "tensorrt"
 
+    def bound_to(self, options: BuildOptions) -> str:
+        """See `Backend.bound_to`: to the first GPU's kind."""
+        return compute_capability(0) if gpus() else ""
+
     def library(self) -> Any:
         """See `PlanBackend.library`."""
         library = super().library()
@@ -80,7 +85,7 @@ class TensorRTBackend(PlanBackend):
                 f"tensorrt builds for the GPU at hand, whose compute capability is {here}, not for "
                 f"{', '.join(options.compute_capabilities)}."
             )
-        plan = build_plan(library, model, options.profile)
+        plan = build_plan(library, model, options)
         return BuiltEngine({PLAN: plan}, (here,), (options.profile,))
 
 

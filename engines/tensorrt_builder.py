@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from painn_deploy.engines.profiles import Profile
+from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import INPUTS
 
@@ -37,17 +37,17 @@ class Messages:
 
 
 def build_plan(
-    library: Any, model: bytes, profile: Profile, *, configure: Callable[[Any, Any], None] = lambda _, __: None
+    library: Any, model: bytes, options: BuildOptions, *, configure: Callable[[Any, Any], None] = lambda _, __: None
 ) -> bytes:
     """Build a serialised engine from the graph.
 
-    The network is strongly typed: the graph alone decides each tensor's precision. TF32 is cleared, which would round
-    the operands of FP32 products to ten bits.
+    The network is strongly typed: the graph alone decides each tensor's precision. TF32, which rounds the operands of
+    FP32 products to ten bits, is cleared unless it was asked for.
 
     Args:
         library: tensorrt or tensorrt_rtx.
         model: the ONNX graph.
-        profile: ranges of atoms and slots.
+        options: what to build for.
         configure: given the library and the builder's configuration, sets what one of the two libraries alone has.
 
     Raises:
@@ -63,12 +63,18 @@ def build_plan(
             f"{library.__name__} {library.__version__} cannot read the graph: {errors or messages.told()}"
         )
     config = builder.create_builder_config()
-    config.clear_flag(library.BuilderFlag.TF32)
+    if options.tf32:
+        config.set_flag(library.BuilderFlag.TF32)
+    else:
+        config.clear_flag(library.BuilderFlag.TF32)
     config.profiling_verbosity = library.ProfilingVerbosity.DETAILED
     optimisation = builder.create_optimization_profile()
     for field in INPUTS:
         triple = [
-            tuple({"atoms": profile.atoms[i], "slots": profile.slots[i]}.get(str(s), s) for s in field.shape)
+            tuple(
+                {"atoms": options.profile.atoms[i], "slots": options.profile.slots[i]}.get(str(s), s)
+                for s in field.shape
+            )
             for i in range(3)
         ]
         optimisation.set_shape(field.name, *triple)

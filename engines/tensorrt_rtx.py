@@ -19,6 +19,10 @@ class TensorRTRTXBackend(PlanBackend):
     name = "tensorrt-rtx"
     extra = "tensorrt-rtx"
 
+    def bound_to(self, options: BuildOptions) -> str:
+        """See `Backend.bound_to`: to nothing but the options."""
+        return ",".join(options.compute_capabilities or DEFAULT_CAPABILITIES)
+
     def build(self, model: bytes, options: BuildOptions) -> BuiltEngine:
         """See `Backend.build`."""
         capabilities = options.compute_capabilities or DEFAULT_CAPABILITIES
@@ -35,7 +39,7 @@ class TensorRTRTXBackend(PlanBackend):
             for index, capability in enumerate(capabilities):
                 config.set_compute_capability(getattr(library.ComputeCapability, f"SM{capability}"), index)
 
-        plan = build_plan(library, model, options.profile, configure=name_gpus)
+        plan = build_plan(library, model, options, configure=name_gpus)
         return BuiltEngine({PLAN: plan}, tuple(capabilities), (options.profile,))
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int32
 
-__all__ = ["FIELDS", "INPUTS", "OUTPUTS", "UNITS", "Field", "GraphInputs", "GraphOutputs"]
+__all__ = ["AS_WRITTEN", "FIELDS", "INPUTS", "OUTPUTS", "UNITS", "Field", "GraphInputs", "GraphOutputs"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,10 @@ OUTPUTS = (
 FIELDS = MappingProxyType({field.name: field for field in (*INPUTS, *OUTPUTS)})
 
 UNITS = MappingProxyType({"length": "Angstrom", "energy": "eV", "forces": "eV/Angstrom", "virials": "eV"})
+
+
+AS_WRITTEN = "run_as_written"
+"""Key in the metadata of a graph whose nodes must be run one by one, none fused or left out."""
 
 
 class GraphInputs(NamedTuple):

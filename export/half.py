@@ -19,6 +19,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from painn_deploy.export.errors import ExportError
+from painn_deploy.export.fields import AS_WRITTEN
 from painn_deploy.export.products import behind_weights, weight_products
 
 __all__ = ["HalfTensors", "half_tensors", "rounded", "to_half"]
@@ -93,8 +94,8 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
     """An FP32 graph that gives what `to_half` gives at worst: each half tensor is rounded to half and widened again.
 
-    ONNX Runtime's CPU keeps chains of half nodes in FP32 and so flatters a typed graph; this one it cannot flatter, as
-    long as its optimisations are off.
+    ONNX Runtime's CPU keeps chains of half nodes in FP32 and so flatters a typed graph; this one it cannot flatter. Its
+    metadata say that it is to be run as it is written, and our backend does so.
 
     Args:
         model: in FP32; it is not changed.
@@ -113,6 +114,8 @@ def _typed(model: onnx.ModelProto, *, simulate: bool) -> onnx.ModelProto:
     typed.graph.node.extend(writer.nodes)
     read = {name for node in writer.nodes for name in node.input}
     typed.graph.initializer.extend(t for t in writer.initialisers.values() if t.name in read)
+    if simulate:
+        typed.metadata_props.add(key=AS_WRITTEN, value="every rounding in this graph counts")
     return typed
 
 

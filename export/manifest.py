@@ -54,6 +54,7 @@ class Manifest:
         compute_capability: of the GPUs that the plan was built for; empty where it is bound to none.
         radial_table: what replaced the radial network, and its measured force error; None where nothing did.
         profiles: ranges of atoms and slots that the engine was built for; empty where any is served.
+        tf32: whether FP32 products may round their operands to ten bits; only where a user asked for it.
         units: of every quantity.
         files: SHA-256 of every other file.
         manifest_sha256: of this manifest without this key; a value that was edited is noticed.
@@ -77,6 +78,7 @@ class Manifest:
     compute_capability: tuple[str, ...] = ()
     radial_table: Mapping[str, Any] | None = None
     profiles: tuple[Mapping[str, Any], ...] = ()
+    tf32: bool = False
     units: Mapping[str, str] = field(default_factory=lambda: dict(UNITS))
     files: Mapping[str, str] = field(default_factory=dict)
     manifest_sha256: str = ""
@@ -104,9 +106,10 @@ class Manifest:
                 "Upgrade painn-deploy, or export the bundle again with this one."
             )
         known = {f.name for f in fields(cls)}
+        stored, values = values, {"tf32": False, **values}  # younger than the format
         if missing := sorted(known - values.keys()):
             raise BundleError(f"{source} lacks {', '.join(missing)}. Export the bundle again.")
-        if values["manifest_sha256"] != manifest_digest(values):
+        if values["manifest_sha256"] != manifest_digest(stored):
             raise BundleError(f"{source} was altered after export (its SHA-256 differs). Export the bundle again.")
         frozen = {key: _frozen(values[key]) for key in known}
         _check(frozen, source)

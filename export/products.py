@@ -74,7 +74,8 @@ def weight_products(model: onnx.ModelProto) -> Sequence[Product]:
             weight = widened.get(weight, weight)
             is_int8, rows = weight != node.input[1], shapes[node.output[0]][:-1]
             output = results.get(f"{node.name}{RESULT}", node.output[0])
-            found.append(Product(node.name, operand, weight, output, *weights[weight], rows, is_int8))
+            contracted, columns = weights[weight]
+            found.append(Product(node.name, operand, weight, output, contracted, columns, rows, is_int8))
     return found
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -66,17 +66,35 @@ def export(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write bundles into.")],
     engine: Annotated[list[str] | None, typer.Option(help="Repeatable; onnxruntime if not given.")] = None,
-    precision: Annotated[list[str] | None, typer.Option(help="Repeatable; fp32 if not given.")] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="fp32, fp16, int8, auto; repeatable; fp32 if not given.")
+    ] = None,
     structures: Structures = None,
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(help="Of GPUs, such as 86, for tensorrt-rtx; repeatable; else 86, 89, 120."),
     ] = None,
+    max_energy_error: Annotated[
+        str | None, typer.Option(help="What fp16 and int8 may cost, MAE an atom; 10meV for fp16, 3meV for int8.")
+    ] = None,
+    max_force_error: Annotated[
+        str | None, typer.Option(help="Likewise, RMSE; 50meV/A for fp16, 20meV/A for int8.")
+    ] = None,
+    tf32: Annotated[bool, typer.Option("--tf32", help="Let a GPU round FP32 products to ten bits.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace bundles that are there.")] = False,
 ) -> None:
     """Make engines of a student, each in a bundle NAME-ENGINE-PRECISION.engine."""
+    from painn_deploy.calibration.accuracy import Limits
     from painn_deploy.scripts import export_engines
+    from painn_deploy.scripts.precision import INT8_LIMITS
+    from painn_deploy.scripts.quantities import energy_limit, force_limit
 
+    limits = None
+    if max_energy_error is not None or max_force_error is not None:
+        limits = Limits(
+            energy_limit(max_energy_error) if max_energy_error else INT8_LIMITS.energy,
+            force_limit(max_force_error) if max_force_error else INT8_LIMITS.forces,
+        )
     with _steps("starting") as progress:
         paths = export_engines(
             checkpoint,
@@ -85,6 +103,8 @@ def export(
             precisions=precision or ("fp32",),
             structures=structures,
             compute_capabilities=compute_capability or (),
+            limits=limits,
+            tf32=tf32,
             overwrite=overwrite,
             tell=lambda line: progress.update(progress.task_ids[0], description=escape(line)),
         )
@@ -101,18 +121,35 @@ def _print_errors(path: Path) -> None:
     errors = json.loads(read_bundle(path).file(VALIDATION))
     if "not_executed" in errors:
         out.print(f"  [yellow]built, not executed[/]: {errors['not_executed']}", soft_wrap=True)
-        return
-    out.print(
-        f"  against the student in float64, on {errors['structures']} structures: "
-        f"energy {1e3 * errors['energy_mae']:.4f} meV/atom (MAE), forces {1e3 * errors['force_rmse']:.4f} meV/Å (RMSE)",
-        soft_wrap=True,
-    )
-    if (blur := errors["parity"]["float32_forces"]) > 1e-4:
+    else:
+        out.print(f"  against the student in float64: {_errors(errors)}", soft_wrap=True)
+    if "against_fp32" in errors:
+        out.print(f"  against FP32: {_errors(errors['against_fp32'])}", soft_wrap=True)
+    if "simulated" in errors:
+        out.print(f"  at most, by simulated rounding: {_errors(errors['simulated']['against_fp32'])}", soft_wrap=True)
+    if "int8_multiply_adds" in (typed := errors.get("typed", {})):
+        shares = typed["int8_multiply_adds"]
+        out.print(
+            f"  in INT8: {typed['int8_products']} products, {shares['forward']:.0%} of the forward and "
+            f"{shares['backward']:.0%} of the backward multiply-adds; the others in {typed['other_products'].upper()}",
+            soft_wrap=True,
+        )
+    for row in errors.get("chosen_from", []):
+        found = row.get("refused") or f"{row['milliseconds']:.3f} ms a structure"
+        out.print(f"  {row['precision']}: {escape(found)}", soft_wrap=True)
+    if (blur := errors["graph_parity"]["float32_forces"]) > 1e-4:
         out.print(
             f"  [yellow]float32 blurs this student[/]: its own forces, in PyTorch, are up to {1e3 * blur:.2f} meV/Å "
             "from float64, most on symmetric molecules",
             soft_wrap=True,
         )
+
+
+def _errors(found: dict[str, Any]) -> str:
+    return (
+        f"energy {1e3 * found['energy_mae']:.4f} meV/atom (MAE), forces {1e3 * found['force_rmse']:.4f} meV/Å (RMSE), "
+        f"{found['structures']} structures"
+    )
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -19,6 +18,7 @@ from painn_deploy.calibration.structures import aspirin, default_structures
 from painn_deploy.export import load_student
 from painn_deploy.export.manifest import prepare_output, to_json
 from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.scripts import timing
 from painn_deploy.scripts.dynamics import Plan, Record, simulate
 from painn_deploy.scripts.exporting import export_engines
 from painn_deploy.scripts.validating import Verdict, validate
@@ -98,7 +98,8 @@ def run_demo(output: Path, *, picoseconds: float = 2.0, tell: Tell = lambda *_, 
         tell("comparing forces")
         parity = _parity(calculator, default_structures(student.species))
         tell("timing the engine against PyTorch eager with autograd")
-        milliseconds = _time({"engine": calculator, "PyTorch eager, autograd": TorchCalculator(student)}, aspirin())
+        eager = TorchCalculator(student)
+        milliseconds = timing.milliseconds({"engine": calculator, "PyTorch eager, autograd": eager}, [aspirin()])
         atoms = aspirin()
         atoms.calc = calculator
         plan = Plan(steps=round(1e3 * picoseconds / TIMESTEP), timestep=TIMESTEP, every=10)
@@ -132,24 +133,6 @@ def _parity(calculator: PaiNNCalculator, structures: Sequence[Atoms]) -> tuple[n
     reference = reference_results(load_student(STUDENT, dtype=torch.float64), structures)
     got = calculator.calculate_batch(structures)
     return tuple(np.concatenate([r["forces"].ravel() for r in results]) for results in (reference, got))  # type: ignore[return-value]
-
-
-def _time(calculators: dict[str, Any], atoms: Atoms) -> dict[str, float]:
-    """Median ms of a call with new positions, in alternating blocks: one runtime's spinning threads slow the next's."""
-    rng, times = np.random.default_rng(0), {name: list[float]() for name in calculators}
-    start = atoms.positions.copy()
-    for _ in range(BLOCKS):
-        for name, calculator in calculators.items():
-            time.sleep(0.1)
-            atoms.calc = calculator
-            for call in range(CALLS):
-                atoms.positions = start + rng.normal(0, 0.02, start.shape)
-                began = time.perf_counter()
-                atoms.get_potential_energy()
-                atoms.get_forces()
-                if call >= 3:
-                    times[name].append(time.perf_counter() - began)
-    return {name: 1e3 * float(np.median(spent)) for name, spent in times.items()}
 
 
 def _plot(parity: tuple[np.ndarray, np.ndarray], record: Record, path: Path) -> None:

@@ -116,7 +116,7 @@ def test_tensorrt_names_its_extra_where_it_is_not_installed(painn: Path, tmp_pat
 
 def test_a_graph_that_tensorrt_cannot_read_is_an_error_in_words() -> None:
     with pytest.raises(EngineError, match="cannot read the graph"):
-        build_plan(tensorrt_rtx, b"not a graph", DEFAULT_PROFILE)
+        build_plan(tensorrt_rtx, b"not a graph", BuildOptions())
 
 
 def test_the_full_library_has_every_name_that_we_call() -> None:

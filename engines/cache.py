@@ -1,0 +1,90 @@
+"""Engines that were built before, found again by all that they depend on."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine
+from painn_deploy.engines.profiles import Profile
+from painn_deploy.export.cache import cache_folder
+
+__all__ = ["build_cached", "cache_key"]
+
+META = "engine.json"
+
+
+def cache_key(backend: Backend, model: bytes, options: BuildOptions) -> str:
+    """SHA-256 of graph, backend, its version, what it is bound to here, and every option.
+
+    The graph's types are its precision, so that this is in the key with it.
+    """
+    parts = {
+        "model": hashlib.sha256(model).hexdigest(),
+        "backend": backend.name,
+        "version": backend.version(),
+        "bound_to": backend.bound_to(options),
+        "options": asdict(options),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def build_cached(backend: Backend, model: bytes, options: BuildOptions) -> tuple[BuiltEngine, bool]:
+    """Build an engine, or take the one that was built of the very same.
+
+    An entry is a folder that is renamed into place when it is whole, so that two builders at once cost time and
+    nothing else. One that was damaged is built again.
+
+    Returns:
+        The engine, and whether it was built before.
+
+    Raises:
+        EngineError: the graph cannot be built.
+        EngineUnavailableError: something that building needs is not here.
+    """
+    folder = cache_folder() / "engines" / cache_key(backend, model, options)
+    if (found := _read(folder)) is not None:
+        return found, True
+    built = backend.build(model, options)
+    if built.files:  # else there is nothing that took time
+        _keep(folder, built)
+    return built, False
+
+
+def _read(folder: Path) -> BuiltEngine | None:
+    """An entry whose files are those that were written; None for none."""
+    try:
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        files = {name: (folder / name).read_bytes() for name in meta["files"]}
+        if any(hashlib.sha256(files[name]).hexdigest() != sha256 for name, sha256 in meta["files"].items()):
+            return None
+        profiles = tuple(Profile.from_mapping(profile) for profile in meta["profiles"])
+        return BuiltEngine(files, tuple(meta["compute_capability"]), profiles)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _keep(folder: Path, built: BuiltEngine) -> None:
+    """A cache that cannot be written is no reason to lose the engine."""
+    meta = {
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in built.files.items()},
+        "compute_capability": list(built.compute_capability),
+        "profiles": [profile.as_dict() for profile in built.profiles],
+    }
+    partial: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+        for name, content in built.files.items():
+            (partial / name).write_bytes(content)
+        (partial / META).write_text(json.dumps(meta), encoding="utf-8")
+        if folder.exists():  # damaged, or another builder was faster
+            shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except OSError:
+        pass
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
