@@ -25,7 +25,7 @@ from painn_deploy.export.errors import DatasetError, PrecisionError
 from painn_deploy.export.products import Product, weight_products
 from painn_deploy.runtime.neighbours import graph_inputs
 
-__all__ = ["LEAST_STRUCTURES", "Quantisation", "Sensitivity", "find_int8"]
+__all__ = ["LEAST_STRUCTURES", "Int8Search", "Quantisation", "Sensitivity"]
 
 LEAST_STRUCTURES = 16
 """Half of them give ranges, the others the errors that products are chosen by."""
@@ -102,80 +102,96 @@ class Quantisation:
         }  # fmt: skip
 
 
-def find_int8(
-    model: onnx.ModelProto,
-    structures: Sequence[Atoms],
-    cutoff: float,
-    *,
-    energy_limit: float,
-    force_limit: float,
-    ranges: str = "row",
-    tell: Tell = lambda _: None,
-) -> Quantisation:
-    """Find the products that can be INT8 together within a tolerance.
+class Int8Search:
+    """Finds the products of a student that can be INT8 together within a tolerance.
 
     Each product is tried alone. With one range for all rows (`ranges` other than `row`), the range comes from
     structures chosen to be as extreme, between them, as all, and errors from others; `best` tries every method, with
-    balanced channels or without, and keeps the best for each product. Then products join in the order of squared
-    error to multiply-adds, as many as the tolerance allows, and at last each of those left over is tried once more. So
-    no single product could be added to what is returned.
+    balanced channels or without, and keeps the best for each product.
 
     Args:
         model: in FP32.
         structures: like those that the engine is for; at least `LEAST_STRUCTURES`.
         cutoff: Å.
-        energy_limit: eV an atom, mean absolute error against FP32 after the correction.
-        force_limit: eV/Å, root mean square error against FP32.
         ranges: `row` for a scale for each row; one of `painn_deploy.calibration.ranges.METHODS`, or `best`.
         tell: called with a line about each step.
 
+    Attributes:
+        sensitivities: of every candidate, in the order in which they join.
+
     Raises:
         DatasetError: there are too few structures.
-        PrecisionError: no product can be INT8 within the tolerance; it says how close the best came.
     """
-    _enough(structures)
-    products = candidates(model)
-    tell("choosing structures to calibrate on")
-    graphs = [graph_inputs([atoms], cutoff) for atoms in structures]
-    run = open_graph(model.SerializeToString())
-    kept = within_reach([run(graph)[1] for graph in graphs])
-    structures, graphs = [structures[i] for i in kept], [graphs[i] for i in kept]
-    _enough(structures)
-    maxima = structure_maxima(model, products, graphs)
-    extreme = farthest_points(maxima, min(MOST_STRUCTURES, len(structures) // 2))
-    rest = [index for index in range(len(structures)) if index not in set(extreme)]
-    scored = [rest[i] for i in np.linspace(0, len(rest) - 1, min(MOST_STRUCTURES, len(rest))).astype(int)]
-    statistics: Mapping[str, OperandStatistics] = {}
-    if ranges != "row":
-        tell("measuring ranges")
-        statistics = measure_operands(model, products, [graphs[index] for index in extreme])
-    yardstick = Yardstick(model, [structures[index] for index in scored], cutoff)
 
-    def errors(scales: Mapping[str, OperandScale]) -> Errors:
-        return yardstick.errors(open_graph(to_int8(model, scales).SerializeToString()))
-
-    sensitivities = []
-    for index, product in enumerate(products):
-        tell(f"quantising {product.name} alone, {index + 1} of {len(products)}")
-        scales_to_try = _scales(statistics.get(product.name), ranges)
-        sensitivities.append(_best_scale(product, scales_to_try, errors))
-    sizes = yardstick.mean_size
-    sensitivities.sort(key=lambda s: s.errors.force_rmse**2 / s.product.multiply_adds(*sizes))
-    tell("quantising products together")
-    within = _Within(MARGIN * energy_limit, MARGIN * force_limit)
-    chosen = _largest(sensitivities, errors, within)
-    if not chosen:
-        closest = min(sensitivities, key=lambda s: within.excess(s.errors))  # products that alone are past the limits
-        raise PrecisionError(
-            f"No product can be INT8 within {1e3 * energy_limit:g} meV/atom and {1e3 * force_limit:g} meV/Å. "
-            f"{closest.product.name} came closest: alone it costs {1e3 * closest.errors.energy_mae:.2f} meV/atom and "
-            f"{1e3 * closest.errors.force_rmse:.2f} meV/Å. Allow more, or export in fp16."
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        structures: Sequence[Atoms],
+        cutoff: float,
+        *,
+        ranges: str = "row",
+        tell: Tell = lambda _: None,
+    ) -> None:
+        self._model, self._tell = model, tell
+        _enough(structures)
+        products = candidates(model)
+        tell("choosing structures to calibrate on")
+        graphs = [graph_inputs([atoms], cutoff) for atoms in structures]
+        run = open_graph(model.SerializeToString())
+        kept = within_reach([run(graph)[1] for graph in graphs])
+        structures, graphs = [structures[i] for i in kept], [graphs[i] for i in kept]
+        _enough(structures)
+        maxima = structure_maxima(model, products, graphs)
+        extreme = farthest_points(maxima, min(MOST_STRUCTURES, len(structures) // 2))
+        rest = [index for index in range(len(structures)) if index not in set(extreme)]
+        scored = [rest[i] for i in np.linspace(0, len(rest) - 1, min(MOST_STRUCTURES, len(rest))).astype(int)]
+        statistics: Mapping[str, OperandStatistics] = {}
+        if ranges != "row":
+            tell("measuring ranges")
+            statistics = measure_operands(model, products, [graphs[index] for index in extreme])
+        self._yardstick = Yardstick(model, [structures[index] for index in scored], cutoff)
+        self._counts = (len(extreme), len(scored))
+        sensitivities = []
+        for index, product in enumerate(products):
+            tell(f"quantising {product.name} alone, {index + 1} of {len(products)}")
+            scales = _scales(statistics.get(product.name), ranges)
+            sensitivities.append(_best_scale(product, scales, self._errors))
+        sizes = self._yardstick.mean_size
+        self.sensitivities = sorted(
+            sensitivities, key=lambda s: s.errors.force_rmse**2 / s.product.multiply_adds(*sizes)
         )
-    scales = {entry.product.name: entry.scale for entry in chosen}
-    final = errors(scales)
-    counts = (len(extreme), len(scored))
-    shares = _shares(model, scales, sizes)
-    return Quantisation(scales, final, final.correction, sensitivities, counts, sizes, shares)
+
+    def find(self, energy_limit: float, force_limit: float) -> Quantisation:
+        """The products that can be INT8 together.
+
+        They join in the order of squared error to multiply-adds, as many as the tolerance allows, and at last each of
+        those left over is tried once more. So no single product could be added to what is returned.
+
+        Args:
+            energy_limit: eV an atom, mean absolute error against FP32 after the correction.
+            force_limit: eV/Å, root mean square error against FP32.
+
+        Raises:
+            PrecisionError: no product can be INT8 within the tolerance; it says how close the best came.
+        """
+        self._tell("quantising products together")
+        within = _Within(MARGIN * energy_limit, MARGIN * force_limit)
+        chosen = _largest(self.sensitivities, self._errors, within)
+        if not chosen:
+            closest = min(self.sensitivities, key=lambda s: within.excess(s.errors))
+            raise PrecisionError(
+                f"No product can be INT8 within {1e3 * energy_limit:g} meV/atom and {1e3 * force_limit:g} meV/Å. "
+                f"{closest.product.name} came closest: alone it costs {1e3 * closest.errors.energy_mae:.2f} meV/atom "
+                f"and {1e3 * closest.errors.force_rmse:.2f} meV/Å, and a search uses {MARGIN:.0%} of the limits. Allow "
+                "more, or export in fp16."
+            )
+        scales = {entry.product.name: entry.scale for entry in chosen}
+        errors, sizes = self._errors(scales), self._yardstick.mean_size
+        shares = _shares(self._model, scales, sizes)
+        return Quantisation(scales, errors, errors.correction, self.sensitivities, self._counts, sizes, shares)
+
+    def _errors(self, scales: Mapping[str, OperandScale]) -> Errors:
+        return self._yardstick.errors(open_graph(to_int8(self._model, scales).SerializeToString()))
 
 
 def _enough(structures: Sequence[Atoms]) -> None:

@@ -54,11 +54,19 @@ class Yardstick:
         self._energies, self._forces = self._evaluate(open_graph(model.SerializeToString()))
         self.mean_size = (round(float(self._atoms.mean())), round(float(np.mean([slots for _, slots in sizes]))))
 
-    def errors(self, run: Run) -> Errors:
-        """Of a graph that keeps the contract."""
+    def errors(self, run: Run, correction: Mapping[int, float] | None = None) -> Errors:
+        """Of a graph that keeps the contract.
+
+        Args:
+            run: the graph.
+            correction: eV for each atomic number, found elsewhere; None to find it here.
+        """
         energies, forces = self._evaluate(run)
         missing = self._energies - energies
-        shift = _least_absolute(self._composition / self._atoms[:, None], missing / self._atoms)
+        if correction is None:
+            shift = _least_absolute(self._composition / self._atoms[:, None], missing / self._atoms)
+        else:
+            shift = np.array([correction.get(z, 0.0) for z in self.species])
         left = (missing - self._composition @ shift) / self._atoms
         return Errors(
             energy_mae=_finite(np.abs(left).mean()),

@@ -1,6 +1,6 @@
 """What a backend is: it builds engines from the graph, and opens sessions that run them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, TypedDict, TypeVar, runtime_checkable
@@ -92,11 +92,13 @@ class BuiltEngine:
         files: contents by name.
         compute_capability: what the engine is bound to, as its backend names it; empty where it is bound to nothing.
         profiles: that the engine serves; empty where it serves any size.
+        warnings: of the builder, in its words.
     """
 
     files: Mapping[str, bytes] = field(default_factory=dict)
     compute_capability: tuple[str, ...] = ()
     profiles: tuple[Profile, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -128,8 +130,8 @@ class Backend(Protocol):
             EngineUnavailableError: the library is not installed.
         """
 
-    def build(self, model: bytes, options: BuildOptions) -> BuiltEngine:
-        """Build an engine from model.onnx.
+    def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = ...) -> BuiltEngine:
+        """Build an engine from model.onnx, telling of its progress line by line.
 
         Raises:
             EngineError: the graph cannot be built.

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,7 +32,9 @@ def cache_key(backend: Backend, model: bytes, options: BuildOptions) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def build_cached(backend: Backend, model: bytes, options: BuildOptions) -> tuple[BuiltEngine, bool]:
+def build_cached(
+    backend: Backend, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None
+) -> tuple[BuiltEngine, bool]:
     """Build an engine, or take the one that was built of the very same.
 
     An entry is a folder that is renamed into place when it is whole, so that two builders at once cost time and
@@ -47,7 +50,7 @@ def build_cached(backend: Backend, model: bytes, options: BuildOptions) -> tuple
     folder = cache_folder() / "engines" / cache_key(backend, model, options)
     if (found := _read(folder)) is not None:
         return found, True
-    built = backend.build(model, options)
+    built = backend.build(model, options, tell)
     if built.files:  # else there is nothing that took time
         _keep(folder, built)
     return built, False
@@ -61,7 +64,7 @@ def _read(folder: Path) -> BuiltEngine | None:
         if any(hashlib.sha256(files[name]).hexdigest() != sha256 for name, sha256 in meta["files"].items()):
             return None
         profiles = tuple(Profile.from_mapping(profile) for profile in meta["profiles"])
-        return BuiltEngine(files, tuple(meta["compute_capability"]), profiles)
+        return BuiltEngine(files, tuple(meta["compute_capability"]), profiles, tuple(meta["warnings"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -71,6 +74,7 @@ def _keep(folder: Path, built: BuiltEngine) -> None:
     meta = {
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in built.files.items()},
         "compute_capability": list(built.compute_capability),
+        "warnings": list(built.warnings),
         "profiles": [profile.as_dict() for profile in built.profiles],
     }
     partial: Path | None = None

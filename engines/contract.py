@@ -1,11 +1,14 @@
 """The engine's door: arrays are held against the graph contract before an engine reads them."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from painn_deploy.export.errors import ShapeError
 from painn_deploy.export.fields import INPUTS, GraphInputs
 
-__all__ = ["check_inputs"]
+__all__ = ["check_inputs", "check_tensors", "padded"]
 
 _DTYPES = tuple(np.dtype(field.dtype) for field in INPUTS)
 
@@ -30,3 +33,59 @@ def check_inputs(inputs: GraphInputs) -> None:
             )
     if atoms < 1 or slots < 1:
         raise ShapeError(f"A graph has at least one atom and one slot, not {atoms} and {slots}.")
+
+
+def check_tensors(inputs: Sequence[Any], device: str) -> None:
+    """The same for torch tensors.
+
+    Args:
+        inputs: in the contract's order.
+        device: that the engine is on, such as `cuda:0`.
+
+    Raises:
+        ShapeError: naming the tensor, what it is and what it must be.
+    """
+    if len(inputs) != len(INPUTS):
+        raise ShapeError(
+            f"An engine reads {len(INPUTS)} tensors, {', '.join(f.name for f in INPUTS)}; not {len(inputs)}."
+        )
+    mask = inputs[-1]
+    sizes = dict(zip(("atoms", "slots"), mask.shape if mask.dim() == 2 else (-1, -1), strict=True))
+    for tensor, field in zip(inputs, INPUTS, strict=True):
+        shape = tuple(sizes[s] if isinstance(s, str) else s for s in field.shape)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if (dtype, tuple(tensor.shape), str(tensor.device)) != (field.dtype, shape, device) or (
+            not tensor.is_contiguous()
+        ):
+            layout = "" if tensor.is_contiguous() else ", not contiguous"
+            raise ShapeError(
+                f"The input {field.name} is {dtype} {tuple(tensor.shape)} on {tensor.device}{layout}; an engine reads "
+                f"a contiguous {field.dtype} tensor [{', '.join(map(str, field.shape))}] on {device}."
+            )
+
+
+def padded(inputs: GraphInputs, atoms: int, slots: int) -> GraphInputs:
+    """The same graph in a matrix of at least so many atoms and slots, padded as the contract says.
+
+    Args:
+        inputs: that keep the contract.
+        atoms: rows wanted.
+        slots: columns wanted.
+    """
+    old_atoms, old_slots = inputs.mask.shape
+    if (old_atoms, old_slots) == (atoms, slots):
+        return inputs
+    own = np.arange(atoms * slots, dtype=np.int32).reshape(atoms, slots)
+    result = GraphInputs(
+        atomic_numbers=np.zeros(atoms, np.int32),
+        displacements=np.zeros((atoms, slots, 3), np.float32),
+        neighbours=own // np.int32(slots),
+        reverse=own,
+        mask=np.zeros((atoms, slots), np.float32),
+    )
+    result.atomic_numbers[:old_atoms] = inputs.atomic_numbers
+    for name in ("displacements", "neighbours", "mask"):
+        getattr(result, name)[:old_atoms, :old_slots] = getattr(inputs, name)
+    row, slot = np.divmod(inputs.reverse, np.int32(old_slots))
+    result.reverse[:old_atoms, :old_slots] = row * slots + slot
+    return result

@@ -7,12 +7,11 @@ import io
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing, EngineInfo
-from painn_deploy.engines.contract import check_inputs
+from painn_deploy.engines.contract import check_inputs, padded
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Bundle
@@ -57,7 +56,7 @@ class InductorBackend:
         _torch()
         return ("cpu",)
 
-    def build(self, model: bytes, options: BuildOptions) -> BuiltEngine:
+    def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None) -> BuiltEngine:
         """See `Backend.build`; takes about half a minute."""
         torch = _torch()
         if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
@@ -152,7 +151,9 @@ class InductorSession(Closing):
         check_inputs(inputs)
         atoms, slots = inputs.mask.shape
         try:
-            outputs = self._package(*(self._torch.from_numpy(array) for array in _padded(inputs)))
+            outputs = self._package(
+                *(self._torch.from_numpy(array) for array in padded(inputs, max(atoms, LEAST), max(slots, LEAST)))
+            )
         except Exception as error:  # as above
             raise EngineError(f"The compiled graph failed on {atoms} atoms x {slots} slots: {error}") from error
         return GraphOutputs(*(output.numpy()[:atoms] for output in outputs))
@@ -160,25 +161,3 @@ class InductorSession(Closing):
     def close(self) -> None:
         """See `Session.close`."""
         self._package = None
-
-
-def _padded(inputs: GraphInputs) -> GraphInputs:
-    """At least `LEAST` atoms and slots, padded as the contract says."""
-    atoms, slots = inputs.mask.shape
-    if atoms >= LEAST and slots >= LEAST:
-        return inputs
-    rows, columns = max(atoms, LEAST), max(slots, LEAST)
-    own = np.arange(rows * columns, dtype=np.int32).reshape(rows, columns)
-    padded = GraphInputs(
-        atomic_numbers=np.zeros(rows, np.int32),
-        displacements=np.zeros((rows, columns, 3), np.float32),
-        neighbours=own // np.int32(columns),
-        reverse=own,
-        mask=np.zeros((rows, columns), np.float32),
-    )
-    padded.atomic_numbers[:atoms] = inputs.atomic_numbers
-    for name in ("displacements", "neighbours", "mask"):
-        getattr(padded, name)[:atoms, :slots] = getattr(inputs, name)
-    row, slot = np.divmod(inputs.reverse, np.int32(slots))
-    padded.reverse[:atoms, :slots] = row * columns + slot
-    return padded

@@ -19,7 +19,11 @@ _OUTPUT_NAMES = [field.name for field in OUTPUTS]
 SMALL = 192
 """Atoms x slots up to which one thread is faster than two on the CPUs that we measured."""
 
-_PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+_PROVIDERS = {
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
 
 
 def _library() -> Any:
@@ -67,7 +71,7 @@ class OnnxRuntimeBackend:
         available = _library().get_available_providers()
         return tuple(device for device, provider in _PROVIDERS.items() if provider in available)
 
-    def build(self, model: bytes, options: BuildOptions) -> BuiltEngine:
+    def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None) -> BuiltEngine:
         """See `Backend.build`: ONNX Runtime reads model.onnx itself, so that loading it is the whole proof."""
         _load(model, "cpu", 1)
         return BuiltEngine()
@@ -76,7 +80,7 @@ class OnnxRuntimeBackend:
         """See `Backend.open`."""
         devices = self.devices()
         chosen = devices[0] if device == "auto" else device.split(":")[0]
-        if chosen not in devices or not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
+        if chosen not in devices or not re.fullmatch(r"auto|cpu|(cuda|tensorrt)(:[0-9]+)?", device):
             raise EngineUnavailableError(
                 f"onnxruntime {self.version()} cannot run on {device!r} here, only on {', '.join(devices)}. "
                 'For an NVIDIA GPU: pip uninstall -y onnxruntime, then pip install "painn-deploy[cuda]".'
@@ -123,6 +127,10 @@ def _load(model: bytes, device: str, threads: int | None, *, exact: bool = False
     provider: Any = _PROVIDERS[kind]
     if kind == "cuda":  # TF32 would round FP32 products to 10 bits
         provider = (provider, {"device_id": index or "0", "use_tf32": "0"})
+    elif kind == "tensorrt":
+        provider = (provider, {"device_id": index or "0"})
+    if kind != "cpu":  # a node that the GPU cannot run is an error, not a slow step on the CPU
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         session = library.InferenceSession(model, options, providers=[provider])
     except Exception as error:  # its errors share no base class but this one
@@ -146,7 +154,7 @@ class OnnxRuntimeSession(Closing):
 
     Args:
         model: the graph.
-        device: `cpu`, `cuda` or `cuda:N`.
+        device: `cpu`, `cuda`, `cuda:N`, or `tensorrt`, `tensorrt:N` for ONNX Runtime's own TensorRT provider.
         threads: of the CPU, for graphs of any size; None for one or all cores by size.
         info: what the session says of itself.
     """

@@ -1,12 +1,17 @@
 """The `tensorrt` backend: plans built on the very GPU that they will run on, with TensorRT 10.13 or later."""
 
 import importlib
+import os
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from painn_deploy.engines.backend import BuildOptions, BuiltEngine, EngineInfo
+from painn_deploy.engines.cuda import compute_capability, gpus
 from painn_deploy.engines.profiles import Profile
 from painn_deploy.engines.tensorrt_builder import build_plan
-from painn_deploy.engines.tensorrt_session import TensorRTSession, compute_capability, gpus
+from painn_deploy.engines.tensorrt_session import TensorRTSession
+from painn_deploy.export.cache import cache_folder
 from painn_deploy.export.errors import BundleError, EngineUnavailableError
 from painn_deploy.export.manifest import Bundle
 
@@ -71,7 +76,7 @@ class TensorRTBackend(PlanBackend):
             )
         return library
 
-    def build(self, model: bytes, options: BuildOptions) -> BuiltEngine:
+    def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None) -> BuiltEngine:
         """See `Backend.build`; for the first GPU, and for no other kind."""
         library = self.library()
         if not gpus():
@@ -85,8 +90,15 @@ class TensorRTBackend(PlanBackend):
                 f"tensorrt builds for the GPU at hand, whose compute capability is {here}, not for "
                 f"{', '.join(options.compute_capabilities)}."
             )
-        plan = build_plan(library, model, options)
-        return BuiltEngine({PLAN: plan}, (here,), (options.profile,))
+        kept = cache_folder() / "timing" / f"tensorrt-{library.__version__}-{here}.cache"
+        measured = kept.read_bytes() if kept.is_file() else b""
+        built = build_plan(library, model, options, timing_cache=measured, tell=tell)
+        with suppress(OSError):  # a cache that cannot be written is no reason to lose the plan
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            partial = kept.with_suffix(f".{os.getpid()}")
+            partial.write_bytes(built.timing_cache)
+            partial.replace(kept)
+        return BuiltEngine({PLAN: built.plan}, (here,), (options.profile,), built.warnings)
 
 
 BACKEND = TensorRTBackend()

@@ -1,13 +1,13 @@
 """What TensorRT and TensorRT-RTX share in building: one strongly typed network, one profile, errors in words."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import INPUTS
 
-__all__ = ["Messages", "build_plan"]
+__all__ = ["BuiltPlan", "Messages", "build_plan"]
 
 
 class Messages:
@@ -19,7 +19,8 @@ class Messages:
 
     def __init__(self, library: Any) -> None:
         self.lines: list[str] = []
-        lines, severity = self.lines, library.ILogger.Severity
+        self.warnings: list[str] = []
+        lines, warnings, severity = self.lines, self.warnings, library.ILogger.Severity
 
         class Logger(library.ILogger):  # type: ignore[misc]
             def __init__(self) -> None:
@@ -28,6 +29,8 @@ class Messages:
             def log(self, level: Any, text: str) -> None:
                 if level in (severity.INTERNAL_ERROR, severity.ERROR):
                     lines.append(text)
+                elif level == severity.WARNING:
+                    warnings.append(" ".join(text.split()))
 
         self.logger = Logger()
 
@@ -36,9 +39,23 @@ class Messages:
         return "; ".join(" ".join(line.split()) for line in self.lines[-3:]) or "it gave no reason"
 
 
+class BuiltPlan(NamedTuple):
+    """A plan, what the builder warned of, and what it measured for the next build (empty where it measures nothing)."""
+
+    plan: bytes
+    warnings: tuple[str, ...]
+    timing_cache: bytes
+
+
 def build_plan(
-    library: Any, model: bytes, options: BuildOptions, *, configure: Callable[[Any, Any], None] = lambda _, __: None
-) -> bytes:
+    library: Any,
+    model: bytes,
+    options: BuildOptions,
+    *,
+    configure: Callable[[Any, Any], None] = lambda _, __: None,
+    timing_cache: bytes | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> BuiltPlan:
     """Build a serialised engine from the graph.
 
     The network is strongly typed: the graph alone decides each tensor's precision. TF32, which rounds the operands of
@@ -49,6 +66,8 @@ def build_plan(
         model: the ONNX graph.
         options: what to build for.
         configure: given the library and the builder's configuration, sets what one of the two libraries alone has.
+        timing_cache: what an earlier build measured on this GPU, empty at first; None to keep none.
+        tell: called with a line about each phase of the build.
 
     Raises:
         EngineError: the library refuses the graph; with what it said.
@@ -80,7 +99,37 @@ def build_plan(
         optimisation.set_shape(field.name, *triple)
     config.add_optimization_profile(optimisation)
     configure(library, config)
+    cache = None
+    if timing_cache is not None:
+        cache = config.create_timing_cache(timing_cache)
+        config.set_timing_cache(cache, False)
+    monitor = _progress(library, tell)  # must outlive the build
+    config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(f"{library.__name__} {library.__version__} cannot build the engine: {messages.told()}")
-    return bytes(plan)
+    measured = bytes(config.get_timing_cache().serialize()) if cache is not None else b""
+    return BuiltPlan(bytes(plan), tuple(dict.fromkeys(messages.warnings)), measured)
+
+
+def _progress(library: Any, tell: Callable[[str], None]) -> Any:
+    """A monitor that tells of the outermost phases."""
+
+    class Monitor(library.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            library.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if not parent_phase:
+                self.steps[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name in self.steps:
+                tell(f"{library.__name__}: {phase_name}, {step + 1} of {self.steps[phase_name]}")
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.steps.pop(phase_name, None)
+
+    return Monitor()

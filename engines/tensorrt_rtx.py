@@ -1,5 +1,6 @@
 """The `tensorrt-rtx` backend: plans for GeForce and RTX GPUs, built anywhere, without a GPU, in about a second."""
 
+from collections.abc import Callable
 from typing import Any
 
 from painn_deploy.engines.backend import BuildOptions, BuiltEngine
@@ -23,7 +24,7 @@ class TensorRTRTXBackend(PlanBackend):
         """See `Backend.bound_to`: to nothing but the options."""
         return ",".join(options.compute_capabilities or DEFAULT_CAPABILITIES)
 
-    def build(self, model: bytes, options: BuildOptions) -> BuiltEngine:
+    def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None) -> BuiltEngine:
         """See `Backend.build`."""
         capabilities = options.compute_capabilities or DEFAULT_CAPABILITIES
         library = self.library()
@@ -39,8 +40,8 @@ class TensorRTRTXBackend(PlanBackend):
             for index, capability in enumerate(capabilities):
                 config.set_compute_capability(getattr(library.ComputeCapability, f"SM{capability}"), index)
 
-        plan = build_plan(library, model, options, configure=name_gpus)
-        return BuiltEngine({PLAN: plan}, tuple(capabilities), (options.profile,))
+        built = build_plan(library, model, options, configure=name_gpus, tell=tell)
+        return BuiltEngine({PLAN: built.plan}, tuple(capabilities), (options.profile,), built.warnings)
 
 
 BACKEND = TensorRTRTXBackend()

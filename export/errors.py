@@ -83,6 +83,10 @@ class EngineUnavailableError(EngineError):
     """A backend or a device that is asked for and is not here; the message names what to install."""
 
 
+class DeviceMemoryError(EngineError):
+    """A GPU that has too little free memory."""
+
+
 class ShapeError(EngineError):
     """Arrays that do not keep the graph contract, or lie outside every shape profile of the engine."""
 

@@ -120,7 +120,7 @@ class Bundler:
         backend = get_backend(engine)
         graph = self._graphs.get(precision, engine)
         self._tell(f"building {engine} in {precision}")
-        built, _ = build_cached(backend, graph.model, self._options)
+        built, before = build_cached(backend, graph.model, self._options, self._tell)
         files = {MODEL: graph.model, **built.files}
         manifest = dataclasses.replace(
             _manifest(self._source, self._student, engine, backend.version(), precision, graph),
@@ -130,6 +130,8 @@ class Bundler:
         )
         self._tell(f"measuring {engine} in {precision}")
         validation: dict[str, Any] = {"reference": REFERENCE, "measured_on": self._named, "graph_parity": self._parity}
+        validation |= {"build_warnings": list(built.warnings)} if built.warnings else {}
+        validation |= {"built": "earlier, of the very same graph and options"} if before else {}
         runs = bool(backend.devices())
         accuracy = None
         if not runs:

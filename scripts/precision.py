@@ -9,7 +9,7 @@ from ase import Atoms
 
 from painn_deploy.calibration.accuracy import Limits
 from painn_deploy.calibration.int8 import to_int8
-from painn_deploy.calibration.search import Quantisation, find_int8
+from painn_deploy.calibration.search import Int8Search, Quantisation
 from painn_deploy.export.half import half_tensors, rounded, to_half
 from painn_deploy.export.onnx_graph import check_contract
 from painn_deploy.export.products import weight_products
@@ -105,14 +105,8 @@ class TypedGraphs:
     def _quantised(self) -> tuple[Quantisation, str]:
         if self._found is None:
             structures, name = self._calibration()
-            found = find_int8(
-                self._model,
-                structures,
-                self._cutoff,
-                energy_limit=self._limits.energy,
-                force_limit=self._limits.forces,
-                tell=self._tell,
-            )
+            search = Int8Search(self._model, structures, self._cutoff, tell=self._tell)
+            found = search.find(self._limits.energy, self._limits.forces)
             self._found = found, name
         return self._found
 

@@ -1,7 +1,10 @@
 """What can be proved of TensorRT without a GPU: plans are built and read, and what cannot run says why."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,10 @@ import tensorrt_rtx
 
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions
+from painn_deploy.engines.cuda import gpus
 from painn_deploy.engines.plan import read_plan
 from painn_deploy.engines.profiles import DEFAULT_PROFILE, Profile, plan_profile
 from painn_deploy.engines.tensorrt_builder import build_plan
-from painn_deploy.engines.tensorrt_session import gpus
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError, ShapeError
 from painn_deploy.export.manifest import manifest_digest, read_bundle
@@ -22,6 +25,7 @@ from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts import export_engines
 
 from . import students
+from .tensorrt_interface import check_signature
 
 pytestmark = pytest.mark.skipif(bool(gpus()), reason="these are the checks for a machine without a GPU")
 
@@ -119,21 +123,29 @@ def test_a_graph_that_tensorrt_cannot_read_is_an_error_in_words() -> None:
         build_plan(tensorrt_rtx, b"not a graph", BuildOptions())
 
 
-def test_the_full_library_has_every_name_that_we_call() -> None:
-    """tensorrt_bindings holds TensorRT's own Python interface, without the libraries that it needs to load."""
-    import importlib.util
+def test_every_call_fits_the_full_librarys_own_signatures(tmp_path: Path) -> None:
+    """See tests/tensorrt_interface.py: our code builds, loads and runs against TensorRT's real interface."""
+    program = [sys.executable, "-m", "tests.tensorrt_interface"]
+    root = Path(__file__).parent.parent
+    subprocess.run([*program, str(tmp_path)], check=True, cwd=root)
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    ran = subprocess.run(program, env=environment, cwd=root, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    called = set(json.loads(ran.stdout))
+    assert {
+        "Builder.build_serialized_network", "NetworkDefinitionCreationFlag", "IBuilderConfig.clear_flag",
+        "IBuilderConfig.set_timing_cache", "IBuilderConfig.progress_monitor =", "IOptimizationProfile.set_shape",
+        "Runtime.deserialize_cuda_engine", "IExecutionContext.execute_async_v3", "IExecutionContext.set_tensor_address",
+    } <= called  # fmt: skip
 
-    spec = importlib.util.find_spec("tensorrt_bindings")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    stub = b"".join(p.read_bytes() for p in Path(spec.submodule_search_locations[0]).glob("*.so"))
-    for name in (
-        "build_serialized_network", "create_network", "STRONGLY_TYPED", "create_builder_config", "clear_flag", "TF32",
-        "profiling_verbosity", "DETAILED", "create_optimization_profile", "set_shape", "add_optimization_profile",
-        "num_errors", "get_error", "deserialize_cuda_engine", "create_execution_context", "set_input_shape",
-        "set_tensor_address", "execute_async_v3", "INTERNAL_ERROR",
-    ):  # fmt: skip
-        assert name.encode() in stub, name
+
+def test_a_call_that_does_not_fit_is_found() -> None:
+    doc = "set_flag(self: X, flag: BuilderFlag, more: int = 1) -> None\n\n  Sets."
+    check_signature("IBuilderConfig.set_flag", doc, 1, set())
+    check_signature("IBuilderConfig.set_flag", doc, 1, {"more"})
+    for given, named in ((0, set()), (3, set()), (1, {"other"})):
+        with pytest.raises(TypeError, match="fits none of"):
+            check_signature("IBuilderConfig.set_flag", doc, given, named)
 
 
 def test_profiles_are_planned_from_data() -> None:
