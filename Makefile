@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test check format clean
+.PHONY: demo test check gpu-check format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/painn-deploy demo
@@ -16,6 +16,13 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# On a machine with an NVIDIA GPU: builds, runs, compares and times every engine that can run there.
+# GPU_PACKAGES are what that machine needs beside [dev]; onnxruntime-gpu takes the place of onnxruntime.
+GPU_PACKAGES ?=
+gpu-check: $(VENV)/.dev
+	$(if $(GPU_PACKAGES),$(PIP) $(GPU_PACKAGES))
+	$(BIN)/python scripts/gpu_check.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -76,11 +76,13 @@ class BuildOptions:
     Attributes:
         compute_capabilities: of GPUs, such as `86`; empty for the backend's own choice.
         profile: ranges of atoms and slots.
+        device: that an engine is built for which is bound to a kind of device, `auto` for the first that is here.
         tf32: let FP32 products round their operands to ten bits, for speed; only where a user asks for it.
     """
 
     compute_capabilities: tuple[str, ...] = ()
     profile: Profile = DEFAULT_PROFILE
+    device: str = "auto"
     tf32: bool = False
 
 

@@ -1,6 +1,7 @@
 """The `inductor` backend: the graph compiled to native code by torch (AOTInductor), where there is a C++ compiler.
 
-The package holds machine code: it is bound to the version of torch that made it and to the CPU's vector instructions.
+The package holds machine code: it is bound to the version of torch that made it, and to the CPU's vector instructions
+or the GPU's compute capability.
 """
 
 import io
@@ -31,9 +32,11 @@ def _torch() -> Any:
     return torch
 
 
-def _cpu(torch: Any) -> str:
-    """The CPU's vector instructions as torch names them, such as `cpu:AVX512`."""
-    return f"cpu:{torch.backends.cpu.get_cpu_capability()}"
+def _kind(torch: Any, device: str) -> str:
+    """What machine code is bound to: `cpu:AVX512` by vector instructions, `cuda:90` by compute capability."""
+    if device == "cpu":
+        return f"cpu:{torch.backends.cpu.get_cpu_capability()}"
+    return "cuda:" + "".join(map(str, torch.cuda.get_device_capability(device)))
 
 
 class InductorBackend:
@@ -45,7 +48,14 @@ class InductorBackend:
 
     def bound_to(self, options: BuildOptions) -> str:
         """See `Backend.bound_to`."""
-        return _cpu(_torch())
+        return _kind(_torch(), self._device(options.device))
+
+    def _device(self, device: str) -> str:
+        available = self.devices()
+        chosen = available[0] if device == "auto" else {"cuda": "cuda:0"}.get(device, device)
+        if chosen not in available:
+            raise EngineUnavailableError(f"torch cannot use {device!r} here, only {', '.join(available)}.")
+        return chosen
 
     def version(self) -> str:
         """See `Backend.version`: torch's, without the name of its build."""
@@ -53,12 +63,13 @@ class InductorBackend:
 
     def devices(self) -> tuple[str, ...]:
         """See `Backend.devices`."""
-        _torch()
-        return ("cpu",)
+        torch = _torch()
+        return (*(f"cuda:{index}" for index in range(torch.cuda.device_count())), "cpu")
 
     def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None) -> BuiltEngine:
         """See `Backend.build`; takes about half a minute."""
         torch = _torch()
+        device = self._device(options.device)
         if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
             raise EngineUnavailableError("The engine inductor needs a C++ compiler: install g++, or set CXX to yours.")
         import onnx
@@ -74,12 +85,13 @@ class InductorBackend:
             torch.zeros(7, 5, dtype=torch.int32),
             torch.ones(7, 5),
         )
+        tell(f"inductor: compiling for {_kind(torch, device)}")
         package = io.BytesIO()
         with warnings.catch_warnings():  # torch's compiler warns about its own internals
             warnings.simplefilter("ignore")
             program = torch.export.export(
-                OnnxModule(onnx.load_from_string(model)),
-                sample,
+                OnnxModule(onnx.load_from_string(model)).to(device),
+                tuple(tensor.to(device) for tensor in sample),
                 dynamic_shapes=(({0: atoms}, matrix, matrix, matrix, matrix),),
             )
             try:
@@ -90,27 +102,34 @@ class InductorBackend:
                 )
             except Exception as error:  # its compiler's errors share no base class but this one
                 raise EngineError(f"torch could not compile the graph: {error}") from error
-        return BuiltEngine({PACKAGE: package.getvalue()}, (_cpu(torch),))
+        return BuiltEngine({PACKAGE: package.getvalue()}, (_kind(torch, device),))
 
     def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> "InductorSession":
         """See `Backend.open`; `threads` holds for all of torch, which knows no other way."""
         torch, manifest = _torch(), bundle.manifest
-        if device not in ("auto", "cpu"):
-            raise EngineUnavailableError(f"This bundle was compiled for the CPU and cannot run on {device!r}.")
+        bound = manifest.compute_capability[0]
+        kind = bound.partition(":")[0]
+        if device == "auto" or (device, kind) == ("cuda", "cuda"):
+            device = "cpu" if kind == "cpu" else "cuda:0"
+        if device.partition(":")[0] != kind or device not in self.devices():
+            raise EngineUnavailableError(
+                f"This bundle was compiled for {bound} and cannot run on {device!r}; "
+                f"torch has {', '.join(self.devices())} here."
+            )
         if manifest.engine_version != self.version():
             raise BundleError(
                 f"{bundle.path} was compiled by torch {manifest.engine_version}, and this is torch {self.version()}. "
                 "Export it again here, or install that version."
             )
-        if manifest.compute_capability != (_cpu(torch),):
+        if bound != _kind(torch, device):
             raise BundleError(
-                f"{bundle.path} was compiled for {', '.join(manifest.compute_capability)}, and this machine is "
-                f"{_cpu(torch)}. Export it again here."
+                f"{bundle.path} was compiled for {bound}, and this machine is {_kind(torch, device)}. "
+                "Export it again here."
             )
         info = EngineInfo(
             backend=self.name,
             version=self.version(),
-            device="cpu",
+            device=device,
             precision=manifest.precision,
             bundle_sha256=bundle.sha256,
         )
@@ -134,7 +153,8 @@ class InductorSession(Closing):
         if threads is not None:
             self._torch.set_num_threads(threads)
         try:
-            self._package: Any = self._torch._inductor.aoti_load_package(io.BytesIO(package))
+            index = int(info["device"].partition(":")[2] or -1)
+            self._package: Any = self._torch._inductor.aoti_load_package(io.BytesIO(package), device_index=index)
         except Exception as error:  # as above
             raise EngineError(f"torch cannot load this package: {error}") from error
         self._info = info
@@ -156,7 +176,7 @@ class InductorSession(Closing):
             )
         except Exception as error:  # as above
             raise EngineError(f"The compiled graph failed on {atoms} atoms x {slots} slots: {error}") from error
-        return GraphOutputs(*(output.numpy()[:atoms] for output in outputs))
+        return GraphOutputs(*(output.cpu().numpy()[:atoms] for output in outputs))
 
     def close(self) -> None:
         """See `Session.close`."""

@@ -87,8 +87,16 @@ def _squeeze(x: Tensor, axes: list[int]) -> Tensor:
     return x.squeeze(axes)
 
 
+def _cast(x: Tensor, to: int) -> Tensor:
+    types = {int(onnx.TensorProto.FLOAT): torch.float32, int(onnx.TensorProto.FLOAT16): torch.float16}
+    if to not in types:
+        raise EngineError(f"The graph casts to ONNX type {to}; float and half alone are foreseen.")
+    return x.to(types[to])
+
+
 _OPERATORS: Mapping[str, Callable[..., Any]] = {
     "Add": torch.add,
+    "Cast": _cast,
     "Concat": lambda *xs, axis: torch.cat(xs, axis),
     "Cos": torch.cos,
     "Div": torch.div,

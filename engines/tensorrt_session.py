@@ -42,6 +42,9 @@ class TensorRTSession(Closing):
         info: what the session says of itself.
         graphs: whether CUDA graphs are used.
 
+    Attributes:
+        graphs: the same; may be changed between calls.
+
     Raises:
         EngineError: the plan cannot be loaded here; with what the library said.
     """
@@ -49,7 +52,7 @@ class TensorRTSession(Closing):
     def __init__(
         self, library: Any, plan: bytes, index: int, profile: Profile, info: EngineInfo, *, graphs: bool = True
     ) -> None:
-        self._cuda, self._index, self._profile, self._info, self._graphs = runtime(), index, profile, info, graphs
+        self._cuda, self._index, self._profile, self._info, self.graphs = runtime(), index, profile, info, graphs
         self._name = library.__name__
         self._lanes: list[_Lane] = []
         call(self._cuda.cudaSetDevice, index)
@@ -153,7 +156,8 @@ class TensorRTSession(Closing):
             context = self._engine.create_execution_context()
             if context is None:
                 raise EngineError(f"{self._name} cannot make a context: {self._messages.told()}.")
-            self._lanes.append(_Lane(self._cuda, context, self._profile, self._index, self._messages, self._graphs))
+            self._lanes.append(_Lane(self._cuda, context, self._profile, self._index, self._messages))
+        self._lanes[number].use_graphs = self.graphs
         return self._lanes[number]
 
     def close(self) -> None:
@@ -168,9 +172,9 @@ class TensorRTSession(Closing):
 class _Lane:
     """One evaluation at a time, on a stream of its own."""
 
-    def __init__(self, cuda: Any, context: Any, profile: Profile, index: int, messages: Messages, graphs: bool) -> None:
-        self._cuda, self._context, self._profile, self._index = cuda, context, profile, index
-        self._messages, self._use_graphs = messages, graphs
+    def __init__(self, cuda: Any, context: Any, profile: Profile, index: int, messages: Messages) -> None:
+        self._cuda, self._context, self._profile, self._index, self._messages = cuda, context, profile, index, messages
+        self.use_graphs = True
         self._arena = Arena(cuda)
         self._stream = call(cuda.cudaStreamCreateWithFlags, cuda.cudaStreamNonBlocking)
         self._captured: OrderedDict[tuple[Any, ...], tuple[int, Any]] = OrderedDict()
@@ -281,14 +285,14 @@ class _Lane:
     def _launch(self, key: tuple[Any, ...], size: tuple[int, int], send: Any) -> None:
         """Send, as a CUDA graph where one was captured on the addresses of now; the second time captures it."""
         generation, graph = self._captured.get(key, (-1, None))
-        if graph is not None and generation == self._arena.generation:
+        if self.use_graphs and graph is not None and generation == self._arena.generation:
             self._captured.move_to_end(key)
             call(self._cuda.cudaGraphLaunch, graph, self._stream)
             return
         self.bind({f.name: (self._arena.device(f.name, 0), _shape(f, *size)) for f in INPUTS})
         self.bind({f.name: (self._arena.device(f.name, 0), None) for f in OUTPUTS})
         again = (key, self._arena.generation)
-        if not self._use_graphs or again not in self._seen:
+        if not self.use_graphs or again not in self._seen:
             send()  # the first run at a size also does what cannot be captured
             self._seen = {again} | (self._seen if len(self._seen) < 1024 else set())
             return

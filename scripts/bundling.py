@@ -75,6 +75,7 @@ class Bundler:
         structures: see `painn_deploy.scripts.export_engines`, as for the others.
         compute_capabilities: of GPUs.
         limits: what lower precisions may cost.
+        device: that engines are built for which are bound to a kind of device.
         tf32: for FP32 products on a GPU.
         tell: called with a line about each step.
 
@@ -90,6 +91,7 @@ class Bundler:
         compute_capabilities: Sequence[str],
         limits: Limits | None,
         *,
+        device: str,
         tf32: bool,
         tell: Tell,
     ) -> None:
@@ -106,7 +108,7 @@ class Bundler:
             self._parity = check_parity(calculator.run_graph, self._reference)
         self._wanted = reference_results(self._reference, self._given)
         sizes = [(len(g.numbers), g.slots) for g in local_graphs(self._given, cutoff)] if structures else []
-        self._options = BuildOptions(tuple(compute_capabilities), plan_profile(sizes), tf32)
+        self._options = BuildOptions(tuple(compute_capabilities), plan_profile(sizes), device, tf32)
         self._mine = structures is not None
         self._graphs = TypedGraphs(model, cutoff, self._calibration, limits or INT8_LIMITS, tell)
         self._near: tuple[list[Atoms], list[dict[str, Any]], list[dict[str, Any]], int] | None = None

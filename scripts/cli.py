@@ -80,6 +80,7 @@ def export(
     max_force_error: Annotated[
         str | None, typer.Option(help="Likewise, RMSE; 50meV/A for fp16, 20meV/A for int8.")
     ] = None,
+    device: Annotated[str, typer.Option(help="That an inductor engine is compiled for: auto, cpu or cuda.")] = "auto",
     tf32: Annotated[bool, typer.Option("--tf32", help="Let a GPU round FP32 products to ten bits.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace bundles that are there.")] = False,
 ) -> None:
@@ -104,6 +105,7 @@ def export(
             structures=structures,
             compute_capabilities=compute_capability or (),
             limits=limits,
+            device=device,
             tf32=tf32,
             overwrite=overwrite,
             tell=lambda line: progress.update(progress.task_ids[0], description=escape(line)),

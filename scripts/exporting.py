@@ -25,6 +25,7 @@ def export_engines(
     structures: str | Path | Sequence[Atoms] | None = None,
     compute_capabilities: Sequence[str] = (),
     limits: Limits | None = None,
+    device: str = "auto",
     tf32: bool = False,
     overwrite: bool = False,
     tell: Tell = lambda _: None,
@@ -41,6 +42,7 @@ def export_engines(
         compute_capabilities: of the GPUs that TensorRT-RTX plans are built for, such as `86`.
         limits: what FP16 and INT8 may cost against FP32; by default 10 meV/atom and 50 meV/Å for FP16, 3 meV/atom and
             20 meV/Å for INT8, which is searched for within them.
+        device: that an `inductor` engine is compiled for, `cpu` or `cuda`; by default the first that is here.
         tf32: let the FP32 products of a GPU round their operands to ten bits.
         overwrite: replace bundles that are there.
         tell: called with a line about each step as it begins.
@@ -60,7 +62,7 @@ def export_engines(
             check_free(_target(output, source, engine, precision), overwrite=overwrite)
     prepare_output(output)
     tell(f"reading {source.path.name}")
-    bundler = Bundler(source, checkpoint, structures, compute_capabilities, limits, tf32=tf32, tell=tell)
+    bundler = Bundler(source, checkpoint, structures, compute_capabilities, limits, device=device, tf32=tf32, tell=tell)
     paths = []
     for engine in engines:
         for precision in precisions:

@@ -185,7 +185,8 @@ def host_kernel(folder: Path) -> Any:
         "struct Index { long long x; };\nstatic Index blockIdx, blockDim, threadIdx;\n" + KERNEL + "\n"
         'extern "C" void run(long long threads, const double* p, const int* n, const double* s, const unsigned char* m,'
         " double c, int a, int k, float* d, float* o) { blockDim.x = 1; threadIdx.x = 0;\n"
-        "for (blockIdx.x = 0; blockIdx.x < threads; ++blockIdx.x) displacements_and_mask(p, n, s, m, c, a, k, d, o); }\n"
+        "for (blockIdx.x = 0; blockIdx.x < threads; ++blockIdx.x)\n"
+        "displacements_and_mask(p, n, s, m, c, a, k, d, o); }\n"
     )
     target = folder / "kernel.so"
     compiler = shutil.which("g++") or "c++"
