@@ -3,10 +3,10 @@
     make gpu-check
 
 Every engine that can run on the machine is built of the student that ships, in every precision that it has. Its forces
-are held against the student in float64 on molecules, complexes and boxes; CUDA graphs against plain launches to the bit;
-positions alone against whole graphs; two lanes against one; 10,000 calls and eight threads run without growth; `close`
-gives the memory back. Then it is timed beside PyTorch eager with autograd and torch.compile on the same GPU, with
-new positions at every call. What fails is listed, and the exit status is 1; an engine that cannot run here says why.
+are held against the student in float64 on molecules, complexes and boxes; CUDA graphs against plain launches to the
+bit; positions alone against whole graphs; two lanes against one; 10,000 calls and eight threads run without growth;
+`close` gives the memory back. Then it is timed beside PyTorch eager with autograd and torch.compile on the same GPU,
+with new positions at every call. What fails is listed, and the exit status is 1; what cannot run here says why.
 """
 
 import json

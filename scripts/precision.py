@@ -11,6 +11,7 @@ from painn_deploy.calibration.accuracy import Limits
 from painn_deploy.calibration.int8 import to_int8
 from painn_deploy.calibration.search import Int8Search, Quantisation
 from painn_deploy.export.half import half_tensors, rounded, to_half
+from painn_deploy.export.lowering import sums_for_batched_products
 from painn_deploy.export.onnx_graph import check_contract
 from painn_deploy.export.products import weight_products
 
@@ -22,8 +23,9 @@ AUTO = "auto"
 INT8_LIMITS = Limits(energy=3e-3, forces=20e-3)
 """What INT8 may cost against FP32 where the user says nothing."""
 
-NARROW_REST = ("tensorrt", "tensorrt-rtx")
-"""Engines whose INT8 graphs are FP16-mixed where they are not INT8. The others run where FP16 is slow."""
+FUSING = ("tensorrt", "tensorrt-rtx")
+"""Engines that fuse elementwise work with sums, and run where FP16 is fast: their INT8 graphs are FP16-mixed where they
+are not INT8."""
 
 Tell = Callable[[str], None]
 
@@ -76,14 +78,16 @@ class TypedGraphs:
             PrecisionError: INT8 cannot be had within the limits.
             DatasetError: there are too few structures to calibrate INT8 on.
         """
+        fuses = engine in FUSING
+        exact = sums_for_batched_products(self._model) if fuses else self._model
         if precision == "fp32":
-            return TypedGraph(self._model.SerializeToString())
+            return TypedGraph(exact.SerializeToString())
         if precision == "fp16":
-            return self._narrowed(self._model, {})
+            return self._narrowed(exact, {})
         quantisation, name = self._quantised()
-        model = to_int8(self._model, quantisation.scales)
+        model = to_int8(exact, quantisation.scales)
         products = weight_products(self._model)
-        rest = "fp16" if engine in NARROW_REST else "fp32"
+        rest = "fp16" if fuses else "fp32"
         report = {
             "calibrated_on_set": name,
             "int8_products": f"{len(quantisation.scales)} of {len(products)}",

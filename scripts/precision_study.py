@@ -42,6 +42,7 @@ SIGMA = 0.1
 TOLERANCES = (5.0, 10.0, 20.0, 50.0)
 """meV/Å that INT8 is searched for within."""
 ENERGY_TOLERANCE = 3e-3
+MARKS = ("<!-- figures -->", "<!-- /figures -->")
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ def study(
     students: Annotated[list[str], typer.Argument(help="Checkpoints, or students that ship.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for precision.json and precision.md.")],
     molecules: Annotated[int, typer.Option(help="How many unseen molecules.")] = 240,
+    document: Annotated[Path | None, typer.Option(help="A Markdown file to put the tables into.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="40 molecules.")] = False,
 ) -> None:
     """Measure what FP16 and INT8 cost."""
@@ -184,7 +186,11 @@ def study(
             table(ways, shares=False),
         ]
         facts[name] = {"rows": [vars(row) for row in rows], "all_int8": [vars(row) for row in ways]}
-    (output / "precision.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    text = "\n\n".join(parts) + "\n"
+    (output / "precision.md").write_text(text, encoding="utf-8")
+    if document is not None:
+        before, rest = document.read_text(encoding="utf-8").split(MARKS[0])
+        document.write_text(f"{before}{MARKS[0]}\n\n{text}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
     (output / "precision.json").write_bytes(to_json(facts))
     console.print(f"wrote {output / 'precision.md'}")
 
