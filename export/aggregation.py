@@ -8,12 +8,13 @@ reverse, and the direction of the reverse edge is the negative. With f(j→i) th
 
 which is the same sum over the neighbours of j, now of the gradients that sit on them.
 
-`PLAIN` holds the sums as ordinary differentiable code; `CLOSED_FORM` holds the same values with the adjoints above.
+`PLAIN` holds the sums as ordinary differentiable code; `CLOSED_FORM` holds the same values with the adjoints above, and
+can be differentiated again, which training needs. What is deployed is in `painn_deploy.export.explicit`.
 A gradient by filters or directions is the gradient for the slot alone: a pair's is the sum over its two slots, which
 the caller forms once, at the very end, for displacements.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +26,22 @@ from torch.autograd import Function
 __all__ = ["CLOSED_FORM", "PLAIN", "Aggregation"]
 
 Neighbours = Int[Tensor, "atoms slots"]
+Distances = Float[Tensor, "atoms slots"]
 Filters = Float[Tensor, "atoms slots features"]
 Directions = Float[Tensor, "atoms slots 3"]
 Scalars = Float[Tensor, "atoms features"]
 Vectors = Float[Tensor, "atoms 3 features"]
+
+
+FilterFunction = Callable[[Distances], Filters]
+
+
+def _filters(functions: Sequence[FilterFunction], distances: Distances) -> Sequence[Any]:
+    return [function(distances) for function in functions]
+
+
+def _directed(directions: Directions, filters: Filters) -> Vectors:
+    return directions.mT @ filters
 
 
 @dataclass(frozen=True)
@@ -42,12 +55,17 @@ class Aggregation:
             shape [atoms, 3, features].
         vectors: (filters, y [atoms, 3, features], neighbours) -> Σ_k filters·y_j, shape [atoms, 3, features].
         norm: (v [atoms, 3, features]) -> |v|, shape [atoms, features], with derivative 0 at v = 0.
+        filters: (functions of the distances that give filters, distances [atoms, slots]) -> what the sums above take
+            for filters, one for each function; the filters themselves where nothing else is said.
+        directed: (directions, filters) -> Σ_k u ⊗ filters, shape [atoms, 3, features].
     """
 
-    scalars: Callable[[Filters, Scalars, Neighbours], Scalars]
-    dipoles: Callable[[Directions, Filters, Scalars, Neighbours], Vectors]
-    vectors: Callable[[Filters, Vectors, Neighbours], Vectors]
+    scalars: Callable[[Any, Scalars, Neighbours], Scalars]
+    dipoles: Callable[[Directions, Any, Scalars, Neighbours], Vectors]
+    vectors: Callable[[Any, Vectors, Neighbours], Vectors]
     norm: Callable[[Vectors], Scalars]
+    filters: Callable[[Sequence[FilterFunction], Distances], Sequence[Any]] = _filters
+    directed: Callable[[Directions, Any], Vectors] = _directed
 
 
 def gather(x: Scalars, neighbours: Neighbours) -> Filters:

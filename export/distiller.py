@@ -5,14 +5,14 @@ not invariant under rotation; |v| has a cusp where symmetry makes v vanish; and 
 """
 
 import math
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from painn_deploy.export.aggregation import PLAIN, Aggregation, Vectors
+from painn_deploy.export.aggregation import PLAIN, Aggregation, FilterFunction, Vectors
 from painn_deploy.export.errors import CheckpointError, ConfigurationError
 from painn_deploy.export.student import (
     Configuration,
@@ -28,6 +28,9 @@ from painn_deploy.export.student import (
 )
 
 __all__ = ["Distiller"]
+
+DIRECTION = 2
+"""Which third of a filter network's output goes with directions."""
 
 DIRECTION_EPSILON = 1e-8
 """Å, what the seed's code adds to d in u = r/(d + 1e-8): it matters to float64, and is below float32's rounding."""
@@ -58,22 +61,17 @@ class Distiller(Student):
 
     def forward(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> Float[Tensor, " atoms"]:
         distances, directions = lengths_and_directions(graph.displacements, graph.mask, DIRECTION_EPSILON)
-        radial = self._radial(distances)
+        filters = self._filters(distances, graph.mask.unsqueeze(-1), aggregation)
         scalars = self.embedding(graph.atomic_numbers)
         vectors: Vectors | None = None  # zero at first: terms that hold them are left out, not multiplied by zero
         last = len(self.filters) - 1
-        mask = graph.mask.unsqueeze(-1)
         for layer in range(last + 1):
-            filters, update = cast(nn.Sequential, self.filters[layer]), cast(nn.Sequential, self.update[layer])
-            # biases make filters non-zero in padded slots: there the mask, and u = 0, must take them out
-            if vectors is None:
-                w_scalar, w_direction = separate_parts(filters, radial, (0, 2))
-                change = directions.mT @ w_direction
-            else:
-                w_scalar, w_vector, w_direction = separate_parts(filters, radial, (0, 1, 2))
-                change = directions.mT @ w_direction
-                change = change + aggregation.vectors(w_vector * mask, vectors, graph.neighbours) + vectors
-            scalars = scalars + aggregation.scalars(w_scalar * mask, scalars, graph.neighbours)
+            update = cast(nn.Sequential, self.update[layer])
+            w_scalar, *w_vector, w_direction = filters[layer]
+            change = aggregation.directed(directions, w_direction)
+            if vectors is not None:
+                change = change + aggregation.vectors(w_vector[0], vectors, graph.neighbours) + vectors
+            scalars = scalars + aggregation.scalars(w_scalar, scalars, graph.neighbours)
             vectors = change
             features = torch.cat([scalars, aggregation.norm(vectors)], -1)
             if layer < last:
@@ -85,7 +83,26 @@ class Distiller(Student):
         energies: Tensor = self.readout(scalars).squeeze(-1)
         return energies
 
-    def _radial(self, distances: Tensor) -> Float[Tensor, "atoms slots rbf"]:
+    def _filters(self, distances: Tensor, mask: Tensor, aggregation: Aggregation) -> list[Sequence[Any]]:
+        """For each interaction the filters of scalars, of vectors (not in the first), and of directions.
+
+        Biases make filters non-zero in padded slots: there the mask must take them out, or u = 0.
+        """
+
+        def part(network: nn.Sequential, index: int) -> FilterFunction:
+            def function(d: Tensor) -> Tensor:
+                (wide,) = separate_parts(network, self._radial(d), (index,))
+                return wide if index == DIRECTION else wide * mask
+
+            return function
+
+        wanted = [(0, DIRECTION), *[(0, 1, DIRECTION)] * (len(self.filters) - 1)]
+        networks = [cast(nn.Sequential, network) for network in self.filters]
+        functions = [part(networks[layer], index) for layer, indices in enumerate(wanted) for index in indices]
+        found = iter(aggregation.filters(functions, distances))
+        return [[next(found) for _ in indices] for indices in wanted]
+
+    def _radial(self, distances: Float[Tensor, "atoms slots"]) -> Float[Tensor, "atoms slots rbf"]:
         cutoff = 0.5 * (torch.cos(distances * (math.pi / self.configuration.cutoff)) + 1.0)
         scaled = (distances.unsqueeze(-1) - self.centres) / self.widths
         return torch.exp(-(scaled * scaled)) * cutoff.unsqueeze(-1)

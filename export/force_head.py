@@ -1,7 +1,7 @@
 """Forces as explicit nodes: the exact gradient of the one energy model, with no autograd left in the graph.
 
 There is no second, hand-kept backward model. The energy is written with sums over neighbours whose adjoints need no
-scatter (`painn_deploy.export.aggregation`), reverse mode derives the rest, and tracing through it leaves a plain graph.
+scatter (`painn_deploy.export.explicit`), reverse mode derives the rest, and tracing through it leaves a plain graph.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from painn_deploy.export.aggregation import CLOSED_FORM, PLAIN
+from painn_deploy.export.aggregation import PLAIN
+from painn_deploy.export.explicit import EXPLICIT
 from painn_deploy.export.student import NeighbourGraph, Student
 
 __all__ = ["EnergyAndForces", "autograd_forces", "explicit_forces"]
@@ -32,7 +33,7 @@ def explicit_forces(student: Student, graph: NeighbourGraph) -> EnergyAndForces:
     """
     graph = graph._replace(displacements=graph.displacements.detach().requires_grad_())
     with torch.enable_grad():
-        energies = student(graph, CLOSED_FORM)
+        energies = student(graph, EXPLICIT)
         (gradient,) = torch.autograd.grad(energies.sum(), graph.displacements)
     virials = gradient.mT @ graph.displacements
     return EnergyAndForces(energies.detach(), forces_of(gradient, graph.reverse), virials.detach())

@@ -1,6 +1,5 @@
 """What an ONNX graph is written with: tensors under their real shapes, and nodes that are never written twice."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,16 +61,13 @@ class Writer:
         self.nodes: list[onnx.NodeProto] = []
         self.initialisers: dict[str, onnx.TensorProto] = {}
         self._written: dict[Any, tuple[str, ...]] = {}
-        self._named: Counter[str] = Counter()
 
     def product(self, operand: str, weight: Constant) -> str:
-        """Write the product of a tensor with a weight, named so that it can be told from the others."""
+        """Write the product of a tensor with a weight, named by the weight and how it is read."""
         (output,) = self.emit("MatMul", [operand, self.constant(weight.tensor)])
         node = self.nodes[-1]
         if output == node.output[0] and weight.weight:  # else it was written before
-            name = f"{weight.weight}/{'forward' if weight.transposed else 'backward'}"
-            self._named[name] += 1
-            node.name = name if self._named[name] == 1 else f"{name}/{self._named[name]}"
+            node.name = f"{weight.weight}/{'forward' if weight.transposed else 'backward'}"
         return output
 
     def emit(self, operator: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> tuple[str, ...]:

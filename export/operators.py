@@ -23,10 +23,14 @@ Handler = Callable[[Writer, Node], Any]
 def _elementwise(operator: str, *, reverse: bool = False) -> Handler:
     """A broadcasting operator of one or two operands; a Python number takes the dtype of the other operand."""
 
-    def handle(t: Writer, node: Node) -> Value:
+    def handle(t: Writer, node: Node) -> Any:
         arguments = list(node.args[::-1] if reverse else node.args)
         if node.kwargs.get("alpha", 1) != 1:
             raise ExportError(f"{node} scales its operand, for which there is no ONNX translation here.")
+        if not any(isinstance(t.values.get(a), Value) for a in node.all_input_nodes):
+            # a derivative begins with ones: constant along dynamic axes, computed once
+            operands = [t.values[a].tensor if isinstance(a, fx.Node) else a for a in node.args]
+            return Constant(node.target(*operands))
         shape, names = _aligned(t, node, arguments)
         return Value(t.emit(operator, names)[0], shape)
 
@@ -182,11 +186,14 @@ def _split(t: Writer, node: Node) -> list[Value]:
     return [Value(n, s) for n, s in zip(t.emit("Split", inputs, len(sizes), axis=axis), shapes, strict=True)]
 
 
-def _slice(t: Writer, node: Node) -> Value:
+def _slice(t: Writer, node: Node) -> Any:
     given: tuple[Any, ...] = tuple(node.args)
     source, axis, start, end, step = given + (None, 0, 0, None, 1)[len(given) :]
     size = traced_shape(source)[axis]
     start, end = start or 0, size if end is None else end
+    last = len(traced_shape(source)) - 1
+    if isinstance(value := t.values[source], Constant) and axis % (last + 1) == last:  # the one that it may vary along
+        return Constant(value.tensor if value.tensor.numel() == 1 else value.tensor[..., start:end])
     if not isinstance(size, int) or step != 1 or start < 0 or end < 0:
         raise ExportError(f"{node} slices a dynamic axis, or with a step, for which there is no translation here.")
     bounds = [t.integers(n) for n in (start, min(end, size), axis)]
@@ -217,6 +224,14 @@ def _ones(_: Writer, node: Node) -> Constant:
     return Constant(torch.ones(1, dtype=node.meta["val"].dtype))
 
 
+def _zeros(_: Writer, node: Node) -> Constant:
+    return Constant(torch.zeros(1, dtype=node.meta["val"].dtype))
+
+
+def _fill(_: Writer, node: Node) -> Constant:
+    return Constant(torch.full((1,), node.args[1], dtype=node.meta["val"].dtype))
+
+
 def _number(_: Writer, node: Node) -> Constant:
     return Constant(torch.tensor(node.args[0], dtype=node.meta["val"].dtype))
 
@@ -234,6 +249,7 @@ def _size(_: Writer, __: Node) -> None:
 
 
 HANDLERS: dict[str, Handler] = {
+    "add.Scalar": _elementwise("Add"),
     "add.Tensor": _elementwise("Add"),
     "addmm.default": _matmul,
     "alias.default": _alias,
@@ -244,8 +260,10 @@ HANDLERS: dict[str, Handler] = {
     "detach.default": _alias,
     "div.Tensor": _elementwise("Div"),
     "embedding.default": _gather,
+    "empty_like.default": _zeros,  # what is in it is overwritten by what follows
     "exp.default": _elementwise("Exp"),
     "expand.default": _expand,
+    "fill_.Scalar": _fill,
     "getitem": _pick,
     "gt.Scalar": _compare,
     "mm.default": _matmul,
@@ -264,6 +282,7 @@ HANDLERS: dict[str, Handler] = {
     "sqrt.default": _elementwise("Sqrt"),
     "squeeze.dim": _squeeze,
     "sub.Tensor": _elementwise("Sub"),
+    "sub_.Tensor": _elementwise("Sub"),
     "sum.default": _sum,
     "sum.dim_IntList": _sum,
     "sym_size.int": _size,
@@ -272,4 +291,5 @@ HANDLERS: dict[str, Handler] = {
     "_unsafe_view.default": _view,
     "view.default": _view,
     "where.self": _where,
+    "zeros_like.default": _zeros,
 }

@@ -5,14 +5,14 @@ one to the other.
 """
 
 import math
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from painn_deploy.export.aggregation import PLAIN, Aggregation, Vectors
+from painn_deploy.export.aggregation import PLAIN, Aggregation, FilterFunction, Vectors
 from painn_deploy.export.errors import CheckpointError, ConfigurationError
 from painn_deploy.export.student import (
     Configuration,
@@ -29,6 +29,11 @@ from painn_deploy.export.student import (
 __all__ = ["PaiNN"]
 
 
+ALIGNED = 8
+FLAT = 1e18
+"""Width of a Gaussian that is 1, with a slope of 0, at every distance."""
+
+
 class GaussianBasis(nn.Module):
     """exp(-((d - offset)/width)²/2)."""
 
@@ -40,8 +45,12 @@ class GaussianBasis(nn.Module):
         self.register_buffer("offsets", offsets)
         self.register_buffer("widths", widths)
 
-    def forward(self, distances: Float[Tensor, "atoms slots"]) -> Float[Tensor, "atoms slots rbf"]:
-        scaled = (distances.unsqueeze(-1) - self.offsets) / self.widths
+    def forward(self, distances: Float[Tensor, "atoms slots"], columns: int) -> Float[Tensor, "atoms slots columns"]:
+        """The basis, and ones up to `columns`."""
+        flat = columns - len(self.offsets)
+        offsets = torch.cat([self.offsets, self.offsets.new_zeros(flat)])
+        widths = torch.cat([self.widths, self.widths.new_full((flat,), FLAT)])
+        scaled = (distances.unsqueeze(-1) - offsets) / widths
         return torch.exp(-0.5 * (scaled * scaled))
 
 
@@ -54,8 +63,14 @@ class BesselBasis(nn.Module):
         super().__init__()
         self.register_buffer("freqs", freqs)
 
-    def forward(self, distances: Float[Tensor, "atoms slots"]) -> Float[Tensor, "atoms slots rbf"]:
-        return torch.sin(distances.unsqueeze(-1) * self.freqs) / distances.unsqueeze(-1)
+    def forward(self, distances: Float[Tensor, "atoms slots"], columns: int) -> Float[Tensor, "atoms slots columns"]:
+        """The basis, and ones up to `columns`."""
+        d = distances.unsqueeze(-1)
+        flat = columns - len(self.freqs)
+        # sin(0·d + π/2) is 1, and stays 1 when divided by 0·d + 1: no concatenation, whose derivative would be one
+        freqs = torch.cat([self.freqs, self.freqs.new_zeros(flat)])
+        ones = torch.cat([self.freqs.new_zeros(len(self.freqs)), self.freqs.new_ones(flat)])
+        return torch.sin(d * freqs + ones * (math.pi / 2)) / (d * (1 - ones) + ones)
 
 
 class PaiNN(Student):
@@ -93,26 +108,25 @@ class PaiNN(Student):
 
     def forward(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> Float[Tensor, " atoms"]:
         distances, directions = lengths_and_directions(graph.displacements, graph.mask)
-        radial = self._radial(distances, graph.mask)
-        weights = self._filter_weights()
+        filters = self._filters(distances, graph.mask, aggregation)
         scalars = self.embedding(graph.atomic_numbers)
         vectors: Vectors | None = None  # zero at first: terms that hold them are left out, not multiplied by zero
         last = len(self.message) - 1
         for layer in range(last + 1):
             message, update = cast(nn.Sequential, self.message[layer]), cast(nn.Sequential, self.update[layer])
-            w_scalar, w_direction, w_vector = weights[layer % len(weights)]
+            w_scalar, w_direction, *w_vector = filters[layer]
             # eq. 7 and 8; the filters' cutoff, mask and bias sit in the radial features
             if vectors is None:
                 # at first an atom is its element: the messages are a table, one row an element
                 table = parts(message, self.embedding.weight, (0, 1))
                 x_scalar, x_direction = (nn.functional.embedding(graph.atomic_numbers, rows) for rows in table)
-                change = aggregation.dipoles(directions, radial @ w_direction, x_direction, graph.neighbours)
+                change = aggregation.dipoles(directions, w_direction, x_direction, graph.neighbours)
             else:
                 x_scalar, x_direction, x_vector = parts(message, scalars, (0, 1, 2))
-                change = aggregation.dipoles(directions, radial @ w_direction, x_direction, graph.neighbours)
+                change = aggregation.dipoles(directions, w_direction, x_direction, graph.neighbours)
                 products = x_vector.unsqueeze(1) * vectors
-                change = change + aggregation.vectors(radial @ w_vector, products, graph.neighbours) + vectors
-            scalars = scalars + aggregation.scalars(radial @ w_scalar, x_scalar, graph.neighbours)
+                change = change + aggregation.vectors(w_vector[0], products, graph.neighbours) + vectors
+            scalars = scalars + aggregation.scalars(w_scalar, x_scalar, graph.neighbours)
             vectors = change
             # eq. 9 and 10
             v, w = self.mixing[layer](vectors).chunk(2, -1)
@@ -127,19 +141,32 @@ class PaiNN(Student):
         energies: Tensor = self.readout(scalars).squeeze(-1)
         return energies
 
-    def _radial(self, distances: Tensor, mask: Tensor) -> Float[Tensor, "atoms slots rbf_and_bias"]:
-        """Radial basis times cutoff times mask, and cutoff times mask, the column that the filters' bias multiplies.
+    def _filters(self, distances: Tensor, mask: Tensor, aggregation: Aggregation) -> list[Sequence[Any]]:
+        """For each interaction its scalar and direction filters, and from the second on those of vectors.
 
-        (W·φ + b)·f = [W, b]·[φ·f, f]: the wide filters need neither a bias nor a mask of their own.
+        (W·φ + b)·f = [W, b]·[φ, 1]·f with the basis φ and the cutoff times the mask f: the wide filters need neither a
+        bias nor a mask of their own.
         """
-        cutoff = 0.5 * (torch.cos(distances * (math.pi / self.configuration.cutoff)) + 1.0) * mask
-        return torch.cat([self.basis(distances) * cutoff.unsqueeze(-1), cutoff.unsqueeze(-1)], -1)
-
-    def _filter_weights(self) -> list[tuple[Tensor, ...]]:
-        """For each interaction the weights [rbf and bias, features] of its scalar, direction and vector filters."""
         weights = torch.cat([self.filters.weight, self.filters.bias[:, None]], -1).mT
+        weights = nn.functional.pad(weights, (0, 0, 0, self._columns() - len(weights)))
         columns = weights.chunk(weights.shape[-1] // self.configuration.hidden_dim, -1)
-        return [columns[i : i + 3] for i in range(0, len(columns), 3)]
+        layers = [columns[i : i + 3] for i in range(0, len(columns), 3)]
+        chosen = [layers[i % len(layers)][: 2 if i == 0 else 3] for i in range(len(self.message))]
+
+        def filtered(weight: Tensor) -> FilterFunction:
+            def function(d: Tensor) -> Tensor:
+                cutoff = 0.5 * (torch.cos(d * (math.pi / self.configuration.cutoff)) + 1.0) * mask
+                radial: Tensor = self.basis(d, self._columns()) * cutoff.unsqueeze(-1)
+                return radial @ weight
+
+            return function
+
+        found = iter(aggregation.filters([filtered(weight) for layer in chosen for weight in layer], distances))
+        return [[next(found) for _ in layer] for layer in chosen]
+
+    def _columns(self) -> int:
+        """Of the basis, the 1 that the bias multiplies included; a multiple of eight, which matrix units like."""
+        return ALIGNED * -(-(self.configuration.num_rbf + 1) // ALIGNED)
 
     @classmethod
     def from_state_dict(cls, configuration: Configuration, state: Mapping[str, Tensor], source: str) -> "PaiNN":

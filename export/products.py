@@ -16,7 +16,7 @@ class Product:
     """A product of a tensor [..., contracted] with a weight [contracted, columns].
 
     Attributes:
-        name: of the node: the weight's name and `forward` or `backward`.
+        name: of the node: the weight's name and `forward`, `slope` (of a filter) or `backward`.
         operand: name of the tensor.
         weight: name of the initialiser.
         output: name of the result; of an INT8 product with a scale for each row, after that scale.
@@ -37,7 +37,7 @@ class Product:
 
     @property
     def is_forward(self) -> bool:
-        """Whether it computes the energy; the others compute its gradient."""
+        """Whether the energy depends on it; only the gradient does on the others."""
         return self.name.split("/")[1] == "forward"
 
     @property

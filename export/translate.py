@@ -11,6 +11,7 @@ consist of are translated here one to one instead. Three things are done on the 
 An operator or a shape that is not foreseen raises; nothing is approximated and nothing is left out.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,6 +70,8 @@ def translate(module: fx.GraphModule, name: str, weights: Mapping[str, Tensor]) 
         list(writer.initialisers.values()),
     )
     _rename_outputs(graph)
+    _prune(graph)
+    _name_products(graph)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 
@@ -116,6 +119,40 @@ def _rename_outputs(graph: onnx.GraphProto) -> None:
     graph.node.extend(kept)
 
 
+def _prune(graph: onnx.GraphProto) -> None:
+    """Drop what no output depends on, such as what was traced for its shape alone."""
+    kept = _behind(graph, [value.name for value in graph.output])
+    nodes = [node for node in graph.node if any(name in kept for name in node.output)]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input}
+    constants = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(constants)
+
+
+def _behind(graph: onnx.GraphProto, names: Sequence[str]) -> set[str]:
+    """Tensors that these depend on, themselves included."""
+    found = set(names)
+    for node in reversed(graph.node):
+        if any(name in found for name in node.output):
+            found.update(node.input)
+    return found
+
+
+def _name_products(graph: onnx.GraphProto) -> None:
+    """`weight/forward` where the energy depends on a product, `weight/slope` where only a filter's derivative does, and
+    `weight/backward` where gradients are taken back; numbered from the second on.
+    """
+    energy = _behind(graph, [OUTPUTS[0].name])
+    seen: Counter[str] = Counter()
+    for node in graph.node:
+        if "/" in node.name:
+            name = node.name if node.output[0] in energy else node.name.replace("/forward", "/slope")
+            seen[name] += 1
+            node.name = name if seen[name] == 1 else f"{name}/{seen[name]}"
+
+
 def _attribute(module: Any, target: Any) -> Tensor:
     for part in str(target).split("."):
         module = getattr(module, part)
@@ -125,7 +162,9 @@ def _attribute(module: Any, target: Any) -> Tensor:
 
 
 def _is_dynamic(value: Any) -> bool:
-    """Whether a traced value has an axis whose size is not known."""
+    """Whether a traced value is a size that is not known, or has an axis of such a size."""
+    if isinstance(value, torch.SymInt):
+        return True
     if isinstance(value, Tensor):
         return any(not isinstance(size, int) for size in value.shape)
     return isinstance(value, list | tuple) and any(_is_dynamic(item) for item in value)

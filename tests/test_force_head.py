@@ -6,6 +6,7 @@ import torch
 
 from painn_deploy.export import load_student
 from painn_deploy.export.aggregation import CLOSED_FORM, PLAIN
+from painn_deploy.export.explicit import EXPLICIT
 from painn_deploy.export.force_head import autograd_forces, explicit_forces, tensors
 from painn_deploy.runtime.neighbours import graph_inputs
 
@@ -92,7 +93,7 @@ def test_painn_is_invariant_under_rotation_and_the_seed_s_student_is_not(tmp_pat
 
 
 def test_the_norm_s_derivative_is_zero_at_zero() -> None:
-    for aggregation in (PLAIN, CLOSED_FORM):
+    for aggregation in (PLAIN, CLOSED_FORM, EXPLICIT):
         v = torch.zeros(2, 3, 4, dtype=torch.float64)
         v[1] = torch.tensor([3.0, 0.0, 4.0])[:, None]
         v.requires_grad_()
