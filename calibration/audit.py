@@ -1,7 +1,7 @@
 """The physics audit: every property, of an engine and of its student, with a verdict each."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,11 @@ from painn_deploy.calibration.accuracy import Limits
 from painn_deploy.calibration.motion import Drift
 from painn_deploy.calibration.reference import TorchCalculator
 from painn_deploy.calibration.resolution import Evaluate, Resolution, measure_resolution, noise_findings
-from painn_deploy.calibration.subjects import Audited, choose_subjects
+from painn_deploy.calibration.subjects import Audited, Subjects, choose_subjects
 from painn_deploy.calibration.verdicts import Finding, Verdict
 from painn_deploy.export.student import Student
 
-__all__ = ["PROPERTIES", "Audit", "audit"]
+__all__ = ["PROPERTIES", "Audit", "References", "audit", "prepare"]
 
 PROPERTIES: Mapping[str, Callable[[Audited], list[Finding]]] = {
     "turning molecules": symmetry.rotation,
@@ -67,64 +67,79 @@ class Audit:
         }
 
 
+@dataclass(frozen=True)
+class References:
+    """What every engine of a student is held against; results are kept, so that the second engine costs less.
+
+    Attributes:
+        student: in float64, an ASE calculator.
+        single: in float32: what float32 itself does.
+        subjects: structures.
+        cutoff: Å.
+    """
+
+    student: TorchCalculator
+    single: TorchCalculator
+    subjects: Subjects
+    cutoff: float
+
+    @classmethod
+    def of(cls, student: Student) -> "References":
+        """From a student in float64."""
+        return cls(
+            TorchCalculator(student, remember=True),
+            TorchCalculator(copy.deepcopy(student).float(), remember=True),
+            choose_subjects(student.species, verified=student.configuration.species is not None),
+            student.configuration.cutoff,
+        )
+
+
+def prepare(engine: Any, references: References, precision: str, limits: Limits | None = None) -> Audited:
+    """Measure what an engine's precision lets one see, before any property is judged; arguments as of `audit`."""
+    limits, subjects = limits or Limits(), references.subjects
+    evaluators = (
+        engine.calculate_batch,
+        references.student.calculate_batch,
+        references.single.calculate_batch,
+    )
+    probes = [*subjects.shaken, *subjects.crystals]
+    resolution = measure_resolution(*evaluators, probes, precision=precision, limits=limits)
+    return Audited(*evaluators, references.cutoff, precision, limits, subjects, resolution)
+
+
 def audit(
     engine: Any,
-    student: Student,
+    references: References,
     *,
     precision: str,
     limits: Limits | None = None,
     again: Evaluate | None = None,
     picoseconds: float = 1.0,
-    only: Sequence[str] | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Audit:
     """Audit an engine.
 
     Args:
         engine: an ASE calculator with `calculate_batch`, such as `PaiNNCalculator`.
-        student: what it was made from, in float64.
+        references: of the student that it was made from.
         precision: of the engine, `fp32`, `fp16` or `int8`; it bounds what rounding may excuse.
         limits: errors that the user accepts; the seed project's by default.
         again: the same engine, opened a second time, to show that its answers are the same to the bit.
         picoseconds: of dynamics; 0 for none.
-        only: some of `PROPERTIES`, without simulations and second runs; all by default.
         tell: called with a line about each step as it begins.
     """
-    limits, double = limits or Limits(), TorchCalculator(student)
-    subjects = choose_subjects(student.species, verified=student.configuration.species is not None)
-    single = TorchCalculator(copy.deepcopy(student).float())
     tell("measuring the engine's rounding")
-    probes = [*subjects.shaken, *subjects.crystals]
-    resolution = measure_resolution(
-        engine.calculate_batch,
-        double.calculate_batch,
-        single.calculate_batch,
-        probes,
-        precision=precision,
-        limits=limits,
-    )
-    audited = Audited(
-        engine.calculate_batch,
-        double.calculate_batch,
-        single.calculate_batch,
-        student.configuration.cutoff,
-        precision,
-        limits,
-        subjects,
-        resolution,
-    )
-    findings = noise_findings(resolution, limits)
-    drifts: Mapping[str, Drift] = {}
+    audited = prepare(engine, references, precision, limits)
+    findings = noise_findings(audited.resolution, audited.limits)
     for name, measure in PROPERTIES.items():
-        if only is None or name in only:
-            tell(name)
-            findings += measure(audited)
-    if only is None:
-        tell("two runs")
-        findings += reproducibility.equal_to_the_bit(audited, again)
-        findings += motion.relaxation(audited, engine, double, tell)
-        if picoseconds > 0:
-            found, drifts = motion.energy_drift(audited, engine, double, picoseconds=picoseconds, tell=tell)
-            findings += found
+        tell(name)
+        findings += measure(audited)
+    tell("two runs")
+    findings += reproducibility.equal_to_the_bit(audited, again)
+    findings += motion.relaxation(audited, engine, references.student, tell)
+    drifts: Mapping[str, Drift] = {}
+    if picoseconds > 0:
+        found, drifts = motion.energy_drift(audited, engine, references.student, picoseconds=picoseconds, tell=tell)
+        findings += found
     order = ("symmetry", "consistency", "dynamics", "reproducibility")
-    return Audit(tuple(sorted(findings, key=lambda f: order.index(f.family))), resolution, drifts)
+    return Audit(tuple(sorted(findings, key=lambda f: order.index(f.family))), audited.resolution, drifts)

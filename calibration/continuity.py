@@ -142,13 +142,14 @@ def bond_stretch(audited: Audited) -> list[Finding]:
         one, other, length = _bond(atoms)
         ends = length * np.linspace(SHORTEST, LONGEST, PIECES + 1)
         engine, student = (np.zeros(PIECES) for _ in range(2))
-        pieces, parts = np.arange(PIECES), 1
+        pieces, parts, before = np.arange(PIECES), 1, np.full(PIECES, np.inf)
         while len(pieces):
             for missing, evaluate in ((engine, audited.engine), (student, audited.student)):
                 missing[pieces] = _work_missing(evaluate, atoms, (one, other), ends[pieces], ends[pieces + 1], parts)
             worst = np.maximum(np.abs(student), np.abs(engine - student))
-            # a force that turns sharply needs shorter steps; a jump of the energy is there at any
-            pieces, parts = np.flatnonzero(worst > WORK_LIMIT)[:MOST_REFINED], parts * 8
+            # where a force turns sharply shorter steps miss less of its work; a jump of the energy is there at any
+            pieces = np.flatnonzero((worst > WORK_LIMIT) & (worst < 0.7 * before))[:MOST_REFINED]
+            parts, before = parts * 8, worst
             if parts > FINEST:
                 break
         noise = SIGMAS * ((2 * len(atoms)) ** 0.5 * allowed.energy_noise + (ends[1] - ends[0]) * allowed.force_error)

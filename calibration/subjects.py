@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from ase import Atoms
 from ase.build import molecule
+from ase.data import covalent_radii
 
 from painn_deploy.calibration.accuracy import Limits
 from painn_deploy.calibration.resolution import Evaluate, Figures, Resolution
@@ -85,7 +86,7 @@ def choose_subjects(species: Sequence[int], *, verified: bool = True) -> Subject
     species = species if verified else elements
     known, rng = set(species), np.random.default_rng(3)
     others = default_structures(species)
-    molecules = molecules_of(MOLECULES, species, len(MOLECULES)) or [a for a in others if not a.pbc.any()][:1]
+    molecules = molecules_of(MOLECULES, species, len(MOLECULES)) or [_trimer(ranked)]
     shaken = []
     for atoms in molecules:
         moved = atoms.copy()
@@ -97,6 +98,15 @@ def choose_subjects(species: Sequence[int], *, verified: bool = True) -> Subject
         atoms.set_initial_magnetic_moments(None)
         atoms.info["name"] = str(atoms.symbols)
     return Subjects(tuple(molecules), tuple(shaken), tuple(crystals), tuple(symmetric), tuple(sorted(elements)))
+
+
+def _trimer(species: Sequence[int]) -> Atoms:
+    """A bent molecule of elements that no molecule of the set is made of, bonds at the sum of covalent radii."""
+    numbers = [species[0], species[-1], species[-1]]
+    bonds = covalent_radii[numbers[0]] + covalent_radii[numbers[1:]]
+    made = Atoms(numbers, [[0, 0, 0], [bonds[0], 0, 0], [-0.3 * bonds[1], 0.95 * bonds[1], 0]])
+    made.info["name"] = str(made.symbols)
+    return made
 
 
 def _lowered(atoms: Atoms, rng: np.random.Generator) -> Atoms:

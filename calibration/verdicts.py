@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from ase.units import GPa
-from numpy.typing import ArrayLike
 
 __all__ = ["Case", "Finding", "Measure", "Verdict", "Words", "judge", "largest", "length", "rms", "say", "show"]
 
@@ -63,13 +62,13 @@ class Case:
     def of(
         cls,
         subject: str,
-        student: ArrayLike,
-        engine: ArrayLike,
+        student: np.ndarray | float,
+        engine: np.ndarray | float,
         allowance: float,
         size: Callable[[np.ndarray], float] | None = None,
     ) -> "Case":
         """From the numbers that would be zero; `size` makes one of them, the largest where it is not given."""
-        one, other = np.asarray(student, float), np.asarray(engine, float)
+        one, other = np.atleast_1d(np.asarray(student, float)), np.atleast_1d(np.asarray(engine, float))
         size = size or largest
         return cls(subject, size(one), size(other), size(other - one), float(allowance))
 
