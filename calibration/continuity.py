@@ -117,9 +117,9 @@ def cusp(audited: Audited) -> list[Finding]:
         soft = max(largest(jump(audited.student, nearby)) for nearby in (1e-5, 1e-4))
         steepest = max(steepest, (name, soft), key=lambda pair: pair[1])
     words = Words(
-        holds=f"Forces pass perfect symmetry smoothly: over {2 * STEP:g} Å they change by {{student}}.",
+        holds=f"Forces pass perfect symmetry smoothly: over 2e-6 Å they change by {{student}}.",
         student="At perfect symmetry, as in {subject}, forces jump by {student} between two geometries "
-        f"{2 * STEP:g} Å apart, in the student as in the engine: its energy has a cusp where the vectors on an atom "
+        "2e-6 Å apart, in the student as in the engine: its energy has a cusp where the vectors on an atom "
         "cancel, and forces there are rounding noise. Relaxations and vibrations of such molecules mean nothing.",
         engine="At perfect symmetry, as in {subject}, the engine's forces jump by {lost} more than its student's: the "
         "graph has lost what smooths the norm of a vanishing vector.",

@@ -134,8 +134,9 @@ def total_energies(atoms: Atoms, calculator: Any, picoseconds: float) -> tuple[n
 def relaxation(audited: Audited, engine: Any, student: Any, tell: Progress = lambda _: None) -> list[Finding]:
     """Perturbed molecules relaxed with the engine and with the student, which should end in the same minima.
 
-    Where a minimum is flat, geometries that settled are not yet at its bottom. So both are relaxed further, tightly, with
-    the student: from one basin they reach one bottom, and the engine's stopped no higher above it than the student's.
+    Where a minimum is flat, geometries that settled are not yet at its bottom. So both are relaxed further, tightly,
+    with the student: from one basin they reach one bottom, and the engine's stopped no higher above it than the
+    student's.
     """
     cases, apart, highest = [], 0.0, 0.0
     force = max(FMAX, 3 * audited.typical.force_error)
@@ -151,8 +152,9 @@ def relaxation(audited: Audited, engine: Any, student: Any, tell: Progress = lam
             [r["energy"] / len(start) for r in audited.student(list(end))] for end in (theirs, ours)
         )
         height, allowed = ours_stopped - ours_bottom, audited.resolution.at(name).energy_error
-        cases.append(Case.of(name, 0.0, ours_bottom - bottom, 0.0))
-        cases.append(Case.of(name, 0.0, height - (stopped - bottom), 3 * (stopped - bottom) + 2 * allowed))
+        flat = 3 * (stopped - bottom)
+        cases.append(Case.of(name, 0.0, ours_bottom - bottom, flat))
+        cases.append(Case.of(name, 0.0, height - (stopped - bottom), flat + 2 * allowed))
         apart = max(apart, superposed_rmsd(ours[0].positions, ours[1].positions))
         highest = max(highest, height)
     words = Words(

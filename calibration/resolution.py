@@ -135,7 +135,7 @@ def noise_findings(resolution: Resolution, limits: Limits) -> list[Finding]:
         cases = []
         for name, figures in resolution.measured.items():
             cases.append(Case.of(name, 0.0, getattr(figures, key), getattr(resolution.permitted[name], key)))
-        found.append(Measure(f"smoothness, {quantity}", "consistency", unit, limit, ceiling, words).finding(cases))
+        found.append(Measure(f"smooth {quantity}", "consistency", unit, limit, ceiling, words).finding(cases))
     return found
 
 
