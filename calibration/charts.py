@@ -1,9 +1,10 @@
 """Pictures of a validation as SVG: forces against the student's, error distributions, dynamics, sensitivity."""
 
 import base64
+import functools
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -26,10 +27,26 @@ STYLE: Any = {
 PRECISION_COLOURS = {"int8": "#4363a8", "fp16": "#b58b00", "fp32": "#c8553d"}
 MOST_BARS = 40
 
+Draw = TypeVar("Draw", bound=Callable[..., str])
+
 Errors = Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
 """By group: the student's force components, and the engine's less those, in eV/Å; energy errors in eV an atom."""
 
 
+def styled(draw: Draw) -> Draw:
+    """Draw in our style, and leave the user's own settings alone."""
+
+    @functools.wraps(draw)
+    def drawn(*arguments: Any, **options: Any) -> str:
+        import matplotlib as mpl
+
+        with mpl.rc_context(STYLE):
+            return draw(*arguments, **options)
+
+    return cast(Draw, drawn)
+
+
+@styled
 def parity(errors: Errors) -> str:
     """Forces of the engine against its student's, and the errors against their size."""
     figure, (left, right) = _figure(2)
@@ -52,6 +69,7 @@ def parity(errors: Errors) -> str:
     return _svg(figure)
 
 
+@styled
 def distributions(errors: Errors) -> str:
     """How often an error is how large."""
     figure, (left, right) = _figure(2)
@@ -73,6 +91,7 @@ def distributions(errors: Errors) -> str:
     return _svg(figure)
 
 
+@styled
 def drift_curves(drifts: Mapping[str, Drift]) -> str:
     """Total energy without a thermostat, of the engine and of its student."""
     figure, (axes,) = _figure(1)
@@ -87,35 +106,30 @@ def drift_curves(drifts: Mapping[str, Drift]) -> str:
     return _svg(figure)
 
 
+@styled
 def sensitivity_bars(rows: Sequence[Mapping[str, Any]]) -> str:
     """Force error that each GEMM costs in INT8, largest first, coloured by the precision that it was given.
 
     Args:
         rows: of `gemm` (name), `force_rmse` (meV/Å), `precision` and `multiply_adds`.
     """
-    import matplotlib as mpl
     from matplotlib.patches import Patch
 
     ranked = sorted(rows, key=lambda row: -float(row["force_rmse"]))[:MOST_BARS]
-    with mpl.rc_context(STYLE):
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(8.6, 1.2 + 0.19 * len(ranked)), layout="constrained")
-        axes = figure.subplots()
-        places = np.arange(len(ranked))
-        axes.barh(
-            places,
-            [float(row["force_rmse"]) for row in ranked],
-            color=[PRECISION_COLOURS.get(str(row["precision"]), "#555555") for row in ranked],
-        )
-        axes.set_yticks(places, [str(row["gemm"]) for row in ranked], fontsize=7)
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-        more = f", the worst {MOST_BARS} of {len(rows)}" if len(rows) > MOST_BARS else ""
-        axes.set(title=f"What each GEMM costs when it alone is in INT8{more}", xlabel="force error (meV/Å, RMSE)")
-        kept = [p for p in PRECISION_COLOURS if p in {str(row["precision"]) for row in ranked}]
-        axes.legend(handles=[Patch(color=PRECISION_COLOURS[p], label=f"now in {p.upper()}") for p in kept])
-        return _svg(figure)
+    figure, (axes,) = _figure(1, height=1.2 + 0.19 * len(ranked))
+    axes.barh(
+        np.arange(len(ranked)),
+        [float(row["force_rmse"]) for row in ranked],
+        color=[PRECISION_COLOURS.get(str(row["precision"]), "#555555") for row in ranked],
+    )
+    axes.set_yticks(np.arange(len(ranked)), [str(row["gemm"]) for row in ranked], fontsize=7)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    more = f", the worst {MOST_BARS} of {len(rows)}" if len(rows) > MOST_BARS else ""
+    axes.set(title=f"What each GEMM costs when it alone is in INT8{more}", xlabel="force error (meV/Å, RMSE)")
+    kept = [p for p in PRECISION_COLOURS if p in {str(row["precision"]) for row in ranked}]
+    axes.legend(handles=[Patch(color=PRECISION_COLOURS[p], label=f"now in {p.upper()}") for p in kept])
+    return _svg(figure)
 
 
 def as_image(svg: str, text: str) -> str:
@@ -128,21 +142,16 @@ def as_image(svg: str, text: str) -> str:
     return f'<img alt="{text}" src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}">'
 
 
-def _figure(columns: int) -> tuple[Any, Any]:
-    import matplotlib as mpl
+def _figure(columns: int, height: float = 3.3) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.6, 3.3), layout="constrained")
-        return figure, np.atleast_1d(figure.subplots(1, columns))
+    figure = Figure(figsize=(8.6, height), layout="constrained")
+    return figure, np.atleast_1d(figure.subplots(1, columns))
 
 
 def _svg(figure: Any) -> str:
-    import matplotlib as mpl
-
     file = io.StringIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(file, format="svg", dpi=200, metadata={"Date": None})
+    figure.savefig(file, format="svg", dpi=200, metadata={"Date": None})
     return file.getvalue()
 
 

@@ -59,12 +59,12 @@ def force_gradient(audited: Audited) -> list[Finding]:
         def slopes(result: dict[str, Any], directions: np.ndarray = directions) -> np.ndarray:
             return np.asarray(-np.einsum("nac,ac->n", directions, np.asarray(result["forces"])))
 
-        step, bend = choose_step(audited.student, atoms, move, slopes, len(directions), noise, FORCE_STEPS)
+        step = choose_step(audited.student, atoms, move, slopes, len(directions), noise, FORCE_STEPS)
         student, engine = _both(audited, atoms, move, slopes, len(directions), step, FINE_STEP)
         blur = STENCIL_NOISE * noise / step
         error = 2 * allowed.force_error
         typical = blur * (1 + 3 / (2 * len(directions)) ** 0.5) + error
-        worst = 5 * blur + 2 * error + 0.1 * bend
+        worst = 5 * blur + 2 * error
         name = atoms.info["name"]
         cases.append(Case.of(f"{name} (RMS of {len(directions)} directions)", student, engine, typical, rms))
         cases.append(Case.of(f"{name} (worst direction)", student, engine, worst))
@@ -99,12 +99,12 @@ def stress_gradient(audited: Audited) -> list[Finding]:
         def slopes(result: dict[str, Any], volume: float = volume) -> np.ndarray:
             return np.asarray(volume * np.asarray(result["stress"]))
 
-        step, bend = choose_step(audited.student, atoms, move, slopes, 6, noise, STRAIN_STEPS)
+        step = choose_step(audited.student, atoms, move, slopes, 6, noise, STRAIN_STEPS)
         student, engine = (x / volume for x in _both(audited, atoms, move, slopes, 6, step, FINE_STRAIN))
         blur = STENCIL_NOISE * noise / (step * volume)
         virial = 4 * allowed.force_error * audited.cutoff * len(atoms) ** 0.5 / volume
         name = atoms.info["name"]
-        cases.append(Case.of(name, student, engine, 5 * blur + virial + 0.1 * bend / volume))
+        cases.append(Case.of(name, student, engine, 5 * blur + virial))
     if not cases:
         return []
     words = Words(
@@ -134,8 +134,8 @@ def choose_step(
     count: int,
     noise: float,
     steps: Sequence[float],
-) -> tuple[float, float]:
-    """The step at which noise and bend together are least, and the bend there, both in the slope's unit.
+) -> float:
+    """The step at which noise and bend together are least.
 
     Args:
         student: in float64, whose differences have bend and no noise.
@@ -154,8 +154,7 @@ def choose_step(
         return float(np.abs(differences - claimed).max())
 
     bends = {step: bend(step) for step in steps}
-    best = min(steps, key=lambda step: STENCIL_NOISE * noise / step + bends[step])
-    return best, bends[best]
+    return min(steps, key=lambda step: STENCIL_NOISE * noise / step + bends[step])
 
 
 def _directions(atoms: Atoms) -> np.ndarray:

@@ -117,7 +117,7 @@ def cusp(audited: Audited) -> list[Finding]:
         soft = max(largest(jump(audited.student, nearby)) for nearby in (1e-5, 1e-4))
         steepest = max(steepest, (name, soft), key=lambda pair: pair[1])
     words = Words(
-        holds=f"Forces pass perfect symmetry smoothly: over 2e-6 Å they change by {{student}}.",
+        holds="Forces pass perfect symmetry smoothly: over 2e-6 Å they change by {student}.",
         student="At perfect symmetry, as in {subject}, forces jump by {student} between two geometries "
         "2e-6 Å apart, in the student as in the engine: its energy has a cusp where the vectors on an atom "
         "cancel, and forces there are rounding noise. Relaxations and vibrations of such molecules mean nothing.",

@@ -83,7 +83,7 @@ def translation(audited: Audited) -> list[Finding]:
             moved.positions += rng.uniform(-50, 50, 3)
             before.append(atoms)
             after.append(moved)
-    return [same(audited, "translation", "it is moved as a whole through space", before, after)]
+    return [same(audited, "translation", "the whole structure is moved", before, after)]
 
 
 def permutation(audited: Audited) -> list[Finding]:
@@ -95,7 +95,7 @@ def permutation(audited: Audited) -> list[Finding]:
             before.append(atoms)
             after.append(atoms[order])
             orders.append(order)
-    return [same(audited, "permutation", "its atoms are listed in another order", before, after, orders)]
+    return [same(audited, "permutation", "atoms are listed in another order", before, after, orders)]
 
 
 def lattice_shift(audited: Audited) -> list[Finding]:
@@ -111,7 +111,7 @@ def lattice_shift(audited: Audited) -> list[Finding]:
         orders += [np.arange(len(atoms)), np.arange(len(atoms)), np.tile(np.arange(len(atoms)), 2)]
     if not before:
         return []
-    how = "its atoms are written in other cells, or the crystal as a supercell"
+    how = "atoms are written in other cells, or a crystal as a supercell"
     return [same(audited, "lattice shift", how, before, after, orders)]
 
 
@@ -144,9 +144,9 @@ def same(
         energies.append(Case.of(one.info["name"], s, e, noise))
         forces.append(Case.of(one.info["name"], g, f, SIGMAS * 2**0.5 * allowed.force_noise))
     return graver(
-        Measure(name, "symmetry", "meV/atom", ENERGY_LIMIT, audited.limits.energy, _same_words("The energy", how)),
+        Measure(name, "symmetry", "meV/atom", ENERGY_LIMIT, audited.limits.energy, _same_words("energy", how)),
         energies,
-        Measure(name, "symmetry", "meV/Å", FORCE_LIMIT, audited.limits.forces, _same_words("A force", how)),
+        Measure(name, "symmetry", "meV/Å", FORCE_LIMIT, audited.limits.forces, _same_words("force", how)),
         forces,
     )
 
@@ -209,11 +209,12 @@ def listed(cases: Sequence[Case]) -> str:
 
 
 def _same_words(what: str, how: str) -> Words:
+    which = {"energy": "The energy of {subject}", "force": "A force on {subject}"}[what]
     return Words(
-        holds=f"{what} of a structure does not change when {how}: by {{engine}} at most.",
-        student=f"{what} of {{subject}} changes by {{student}} when {how}, in the student as in the engine.",
-        engine=f"{what} of {{subject}} changes by {{lost}} when {how}; its student's does not. Neighbours are missed, "
-        "or the engine mixes up atoms.",
+        holds=f"No {what} changes by more than {{engine}} when {how}.",
+        student=f"{which} changes by {{student}} when {how}, in the student as in the engine.",
+        engine=f"{which} changes by {{lost}} when {how}, and with its student it does not: neighbours are missed, or "
+        "the engine mixes up atoms.",
     )
 
 

@@ -30,6 +30,8 @@ table { border-collapse: collapse; width: 100%; font-size: .87rem; margin: .3rem
 th, td { padding: .28rem .55rem; border-bottom: 1px solid #dfe3ea; text-align: left; vertical-align: top; }
 th { border-bottom: 1.5px solid #8b94a3; font-weight: 600; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td:first-child, th:first-child { min-width: 8.5rem; }
+tr.open td { border-bottom: none; padding-bottom: 0; } td.said { color: #3c4554; padding: .1rem .55rem .5rem; }
 tr.limit td { color: #566070; font-style: italic; }
 .tag { display: inline-block; padding: 0 .45rem; border-radius: .6rem; border: 1.5px solid; font-size: .8rem;
   font-weight: 600; white-space: nowrap; }
@@ -41,7 +43,7 @@ img { width: 100%; height: auto; } figure { margin: .6rem 0; }
 @page { size: A4; margin: 16mm 14mm; }
 @media print { body { font-size: 10pt; margin: 0; max-width: none; padding: 0; }
   section + section { break-before: page; } h2, h3 { break-after: avoid; }
-  figure, tr, .banner { break-inside: avoid; } thead { display: table-header-group; }
+  figure, tr, .banner { break-inside: avoid; } tr.open { break-after: avoid; } thead { display: table-header-group; }
   .banner { background: none; border-top: 1px solid #dfe3ea; border-bottom: 1px solid #dfe3ea; } }
 @media (max-width: 40rem) { table { display: block; overflow-x: auto; } }
 """
@@ -76,9 +78,10 @@ def write_report(validations: Sequence[Validation], folder: Path, baseline: Vali
 def page(validations: Sequence[Validation], baseline: Validation | None = None) -> str:
     """The page's text."""
     first = validations[0]
+    count = "1 engine" if len(validations) == 1 else f"{len(validations)} engines"
     parts = [
         f"<h1>Validation of {_e(first.checkpoint)}</h1>",
-        f'<p class="lead">{len(validations)} engine{"s" if len(validations) > 1 else ""} against the student in float64 '
+        f'<p class="lead">{count} against the student in float64, '
         f"on {first.accuracy.structures} structures: {_e(first.measured_on)}. "
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, painn-deploy.</p>",
     ]
@@ -98,10 +101,10 @@ def page(validations: Sequence[Validation], baseline: Validation | None = None) 
 def _section(v: Validation, baseline: Validation | None) -> str:
     errors = _errors(v)
     references = [
-        ("the engine against the student in float64", v.accuracy),
-        ("the engine against the student in float32: what the engine adds", v.added),
-        ("the student in float32 against itself in float64: what float32 costs", v.float32),
-        ("one by one against the same in a batch", v.single),
+        ("engine, against float64", v.accuracy),
+        ("engine, against float32", v.added),
+        ("student in float32, against float64", v.float32),
+        ("one by one, against a batch", v.single),
     ]
     engine = v.engine
     parts = [
@@ -111,19 +114,23 @@ def _section(v: Validation, baseline: Validation | None) -> str:
         _banner(v),
         "<h3>Errors</h3>",
         _accuracies("", references, v),
+        '<p class="note">The first line is judged. The second is what the engine adds to float32, the third what '
+        "float32 itself costs the student in PyTorch.</p>",
         _picture(parity(errors), "Forces of the engine against the student's, and errors by the size of the force"),
         _picture(distributions(errors), "Distributions of force and energy errors"),
         "<h3>By group of structures</h3>",
         _accuracies("group", [(f"{_e(n)} ({a.structures})", a) for n, a in v.breakdown.groups.items()], v),
-        "<h3>By element, and by the size of the student's force</h3>",
-        _force_errors([*v.breakdown.elements, *v.breakdown.magnitudes]),
-        "<h3>Structures with the largest force errors</h3>",
-        _worst(v),
     ]
     if v.audit is not None:
         parts += ["<h3>Physics</h3>", _findings(v.audit.findings)]
         if v.audit.drifts:
             parts.append(_picture(drift_curves(v.audit.drifts), "Total energy of engine and student in dynamics"))
+    parts += [
+        "<h3>By element, and by the size of the student's force</h3>",
+        _force_errors([*v.breakdown.elements, *v.breakdown.magnitudes]),
+        "<h3>Structures with the largest force errors</h3>",
+        _worst(v),
+    ]
     if v.sensitivity:
         parts += ["<h3>Sensitivity</h3>", _picture(sensitivity_bars(v.sensitivity), "Force error that each GEMM costs")]
         parts.append(_multiply_adds(v))
@@ -141,14 +148,14 @@ def _banner(v: Validation) -> str:
         kept = sum(f.engine_verdict in ("holds", "within precision") for f in v.audit.findings)
         lines.append(f"<p>The engine keeps {kept} of {len(v.audit.findings)} properties that were audited.</p>")
     if lacks and v.audit is not None:
-        names = ", ".join(_e(finding.name) for finding in v.audit.student_lacks)
+        names = "; ".join(_e(finding.name) for finding in v.audit.student_lacks)
         lines.append(f"<p>The student itself lacks: {names}. Another engine does not mend that.</p>")
     return f'<div class="banner {kind}"><strong>{title}</strong>{"".join(lines)}</div>'
 
 
 def _accuracies(subject: str, rows: Sequence[tuple[str, Accuracy]], v: Validation) -> str:
-    heads = ("energy MAE<br>meV/atom", "energy max", "force MAE<br>meV/Å", "force RMSE", "force max", "cosine")
-    head = "".join(f'<th class="n">{name}</th>' for name in (*heads, "stress MAE<br>GPa", "stress max"))
+    heads = ("energy MAE<br>meV/atom", "max", "force MAE<br>meV/Å", "RMSE", "max", "cosine")
+    head = "".join(f'<th class="n">{name}</th>' for name in (*heads, "stress MAE<br>GPa", "max"))
     lines = []
     for name, a in rows:
         figures = [1e3 * x for x in (a.energy_mae, a.energy_max, a.force_mae, a.force_rmse, a.force_max)]
@@ -176,7 +183,7 @@ def _force_errors(rows: Sequence[ForceErrors]) -> str:
         cells = [str(row.atoms), *(f"{1e3 * x:.4f}" for x in (row.mae, row.rmse, row.max))]
         cells.append("–" if row.cosine is None else f"{row.cosine:.7f}")
         lines.append(f"<tr><td>{_e(row.name)}</td>{_numbers(cells)}</tr>")
-    return f"<table><thead><tr><th>atoms</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return f"<table><thead><tr><th>which</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
 def _worst(v: Validation) -> str:
@@ -196,16 +203,17 @@ def _findings(findings: Sequence[Finding]) -> str:
     for f in findings:
         figures = [say(x, f.unit) for x in (f.student, f.engine, f.limit)]
         tag = f'<span class="tag {CLASSES[f.verdict]}">{f.verdict}</span>'
-        lines.append(f"<tr><td>{_e(f.name)}</td>{_numbers(figures)}<td>{tag}</td><td>{_e(f.sentence)}</td></tr>")
-    head = (
-        '<th>property</th><th class="n">student</th><th class="n">engine</th><th class="n">limit</th><th>verdict</th>'
-    )
+        lines.append(
+            f'<tr class="open"><td><strong>{_e(f.name)}</strong></td>{_numbers(figures)}<td>{tag}</td></tr>'
+            f'<tr><td colspan="5" class="said">{_e(f.sentence)}</td></tr>'
+        )
+    head = "<th>property</th>" + "".join(f'<th class="n">{x}</th>' for x in ("student", "engine", "limit"))
     note = (
-        '<p class="note">Student: its own defect, in float64. Engine: the engine\'s. The verdict is on what the engine '
-        "adds. <em>Within precision</em>: more than the limit, and explained by the rounding that was measured. "
-        "<em>Not resolvable</em>: rounding hides whether it holds. <em>Student: broken</em>: the student never had it.</p>"
+        '<p class="note">Student: its own defect, in float64. Engine: its own. The verdict is on what the engine adds. '
+        "<em>Within precision</em>: more than the limit, and explained by the rounding that was measured. <em>Not "
+        "resolvable</em>: rounding hides whether it holds. <em>Student: broken</em>: the student never had it.</p>"
     )
-    return f"<table><thead><tr>{head}<th>in words</th></tr></thead><tbody>{''.join(lines)}</tbody></table>{note}"
+    return f"<table><thead><tr>{head}<th>verdict</th></tr></thead><tbody>{''.join(lines)}</tbody></table>{note}"
 
 
 def _multiply_adds(v: Validation) -> str:
