@@ -25,7 +25,7 @@ DRIFT_LIMIT = 0.1
 RELAXATION_LIMIT = 1e-4
 """eV an atom, on the student's surface, between the engine's minimum and the student's."""
 
-FMAX, TIGHT, MOST_STEPS = 0.01, 0.002, 400
+FMAX, TIGHT, MOST_STEPS = 0.01, 0.002, 250
 """eV/Å, of the engine's relaxation and of the student's; and steps."""
 
 Progress = Callable[[str], None]
@@ -143,7 +143,8 @@ def relaxation(audited: Audited, engine: Any, student: Any, tell: Progress = lam
     for start in audited.subjects.shaken[:3]:
         name = start.info["name"]
         tell(f"relaxing {name} twice")
-        theirs, ours = (_descended(start, calculator, student, force) for calculator in (student, engine))
+        theirs = _descended(start, student, student, force)
+        ours = None if theirs is None else _descended(start, engine, student, force)
         if theirs is None or ours is None:
             own, lost = (0.0 if theirs else np.inf), (np.inf if theirs else 0.0)
             cases.append(Case(name, own, max(own, lost), lost, 0.0))
