@@ -6,7 +6,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
 
-from painn_deploy.calibration.resolution import Evaluate
+from painn_deploy.calibration.resolution import Evaluate, jitter
 from painn_deploy.calibration.subjects import Audited
 from painn_deploy.calibration.symmetry import SIGMAS, graver, listed
 from painn_deploy.calibration.verdicts import Case, Finding, Measure, Verdict, Words, largest, say
@@ -141,20 +141,23 @@ def bond_stretch(audited: Audited) -> list[Finding]:
         allowed = audited.resolution.at(atoms.info["name"])
         one, other, length = _bond(atoms)
         ends = length * np.linspace(SHORTEST, LONGEST, PIECES + 1)
-        engine, student = (np.zeros(PIECES) for _ in range(2))
-        pieces, parts, before = np.arange(PIECES), 1, np.full(PIECES, np.inf)
-        while len(pieces):
-            for missing, evaluate in ((engine, audited.engine), (student, audited.student)):
-                missing[pieces] = _work_missing(evaluate, atoms, (one, other), ends[pieces], ends[pieces + 1], parts)
-            worst = np.maximum(np.abs(student), np.abs(engine - student))
+        evaluators = {"engine": audited.engine, "student": audited.student}
+        missing = {label: np.zeros(PIECES) for label in evaluators}
+        pieces, parts, before = np.arange(PIECES), 1, np.full((2, PIECES), np.inf)
+        while len(pieces) and parts <= FINEST:
+            for label, evaluate in evaluators.items():
+                found = _work_missing(evaluate, atoms, (one, other), ends[pieces], ends[pieces + 1], parts)
+                missing[label][pieces] = found
+            now = np.abs([missing["student"], missing["engine"] - missing["student"]])
             # where a force turns sharply shorter steps miss less of its work; a jump of the energy is there at any
-            pieces = np.flatnonzero((worst > WORK_LIMIT) & (worst < 0.7 * before))[:MOST_REFINED]
-            parts, before = parts * 8, worst
-            if parts > FINEST:
-                break
-        noise = SIGMAS * ((2 * len(atoms)) ** 0.5 * allowed.energy_noise + (ends[1] - ends[0]) * allowed.force_error)
+            unclear = (now > WORK_LIMIT) & (now < 0.7 * before)
+            pieces = np.unique(np.concatenate([np.flatnonzero(row)[:MOST_REFINED] for row in unclear]))
+            parts, before = parts * 8, now
+        noise = SIGMAS * (
+            2**0.5 * _noise(audited, atoms, (one, other), ends) + (ends[1] - ends[0]) * allowed.force_error
+        )
         bond = f"{atoms.symbols[one]}-{atoms.symbols[other]} of {atoms.info['name']}"
-        cases.append(Case.of(bond, student, engine, noise))
+        cases.append(Case.of(bond, missing["student"], missing["engine"], noise))
     words = Words(
         holds=f"Along a stretched bond ({SHORTEST:g} to {LONGEST:g} times its length) the energy is the work of the "
         f"force, to {{engine}} for each of {PIECES} pieces.",
@@ -195,6 +198,26 @@ def _bond(atoms: Atoms) -> tuple[int, int, float]:
     return one, other, float(distances[one, other])
 
 
+def _noise(audited: Audited, atoms: Atoms, bond: tuple[int, int], lengths: np.ndarray) -> float:
+    """Of an energy along a bond's path in eV: where a force turns sharply it is more than around the equilibrium."""
+    path = _stretched(atoms, bond, lengths)
+    engine, student = (np.array([r["energy"] for r in f(path)]) for f in (audited.engine, audited.student))
+    permitted = audited.resolution.permitted[atoms.info["name"]].energy_noise * len(atoms) ** 0.5
+    return float(min(jitter((engine - student)[:, None]), permitted))
+
+
+def _stretched(atoms: Atoms, bond: tuple[int, int], lengths: np.ndarray) -> list[Atoms]:
+    one, other = bond
+    unit = atoms.positions[other] - atoms.positions[one]
+    unit = unit / np.linalg.norm(unit)
+    path = []
+    for length in lengths:
+        moved = atoms.copy()
+        moved.positions[other] = atoms.positions[one] + length * unit
+        path.append(moved)
+    return path
+
+
 def _work_missing(
     evaluate: Evaluate, atoms: Atoms, bond: tuple[int, int], starts: np.ndarray, ends: np.ndarray, parts: int
 ) -> np.ndarray:
@@ -203,12 +226,7 @@ def _work_missing(
     unit = atoms.positions[other] - atoms.positions[one]
     unit = unit / np.linalg.norm(unit)
     lengths = starts[:, None] + (ends - starts)[:, None] * np.linspace(0, 1, 2 * parts + 1)
-    path = []
-    for length in lengths.ravel():
-        moved = atoms.copy()
-        moved.positions[other] = atoms.positions[one] + length * unit
-        path.append(moved)
-    results = evaluate(path)
+    results = evaluate(_stretched(atoms, bond, lengths.ravel()))
     energies = np.array([result["energy"] for result in results]).reshape(lengths.shape)
     forces = np.array([np.asarray(result["forces"])[other] @ unit for result in results]).reshape(lengths.shape)
     weights = np.ones(2 * parts + 1)

@@ -17,7 +17,16 @@ from painn_deploy.calibration.accuracy import Limits
 from painn_deploy.calibration.parity import BLUR_FACTOR
 from painn_deploy.calibration.verdicts import Case, Finding, Measure, Words
 
-__all__ = ["Evaluate", "Figures", "Resolution", "measure_resolution", "noise_findings", "random_rotations", "turned"]
+__all__ = [
+    "Evaluate",
+    "Figures",
+    "Resolution",
+    "jitter",
+    "measure_resolution",
+    "noise_findings",
+    "random_rotations",
+    "turned",
+]
 
 Evaluate = Callable[[Sequence[Atoms]], list[dict[str, Any]]]
 """Structures to results, as `PaiNNCalculator.calculate_batch`."""
@@ -180,15 +189,15 @@ def _figures(results: Sequence[Any], wanted: Sequence[Any], atoms: int) -> Figur
     energies = np.array([a["energy"] - b["energy"] for a, b in zip(results, wanted, strict=True)])
     forces = np.array([np.ravel(a["forces"]) - np.ravel(b["forces"]) for a, b in zip(results, wanted, strict=True)])
     return Figures(
-        energy_noise=_jitter(energies[:POINTS, None]) / atoms**0.5,
-        force_noise=_jitter(forces[:POINTS]),
+        energy_noise=jitter(energies[:POINTS, None]) / atoms**0.5,
+        force_noise=jitter(forces[:POINTS]),
         energy_error=float(energies[POINTS:].std(ddof=1) / atoms),
         force_error=float(np.sqrt(np.square(forces[POINTS:]).mean())),
     )
 
 
-def _jitter(values: np.ndarray) -> float:
-    """RMS of values [points, series] about cubics."""
+def jitter(values: np.ndarray) -> float:
+    """RMS of values [points, series], evenly spaced, about cubics."""
     steps = np.linspace(-1, 1, len(values))
     basis = np.polynomial.polynomial.polyvander(steps, 3)
     fitted, *_ = np.linalg.lstsq(basis, values, rcond=None)

@@ -119,6 +119,7 @@ class Measure:
         own = Verdict.BROKEN if Verdict.BROKEN in owns else Verdict.HOLDS
         student = _worst([case for case, verdict in zip(cases, owns, strict=True) if verdict == own], "student")
         verdicts = [judge(c.lost, c.allowance, self.limit, self.ceiling) for c in cases]
+        judged = [c for c, verdict in zip(cases, verdicts, strict=True) if verdict != Verdict.UNRESOLVED] or cases
         resolved = [verdict for verdict in verdicts if verdict != Verdict.UNRESOLVED]
         gravest = max(resolved or verdicts, key=list(Verdict).index)
         engine = _worst([case for case, verdict in zip(cases, verdicts, strict=True) if verdict == gravest], "lost")
@@ -128,7 +129,7 @@ class Measure:
             family=self.family,
             subject=told.subject,
             student=self._in_unit(student.student),
-            engine=self._in_unit(_worst(cases, "engine").engine),
+            engine=self._in_unit(_worst(judged, "engine").engine),
             lost=self._in_unit(engine.lost),
             limit=self._in_unit(self.limit),
             allowance=self._in_unit(min(engine.allowance, self.ceiling)),

@@ -98,7 +98,7 @@ def labels(structures: Sequence[Atoms], source: str) -> list[Mapping[str, Any]]:
         if missing:
             raise DatasetError(
                 f"Structure {index} ({atoms.symbols}) of {source} carries no {' and no '.join(missing)}, "
-                "and --labels compares with them. Write them with the structure, as a calculator's results in extended XYZ."
+                "and --labels compares with them. Write them as a calculator's results, in extended XYZ."
             )
         if not (np.isfinite(results["energy"]) and np.isfinite(results["forces"]).all()):
             raise DatasetError(f"Structure {index} ({atoms.symbols}) of {source} carries NaN or infinity as a label.")

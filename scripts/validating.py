@@ -1,6 +1,7 @@
 """Hold bundles against the student that they were made from: in float64, in float32, and by the laws of physics."""
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -102,8 +103,9 @@ class Validation:
         """In words, what fails the bundle: an error past its limit, over all or in a group, or a property lost."""
         found = [f"past its limit: {failure}" for failure in self.accuracy.failures(self.limits)]
         for name, group in self.breakdown.groups.items():
-            if len(self.breakdown.groups) > 1:
-                found += [f"past its limit on {name}: {failure}" for failure in group.failures(self.limits)]
+            if len(self.breakdown.groups) > 1:  # stress is that of the few periodic ones anyway
+                without_stress = dataclasses.replace(group, stress_mae=None)
+                found += [f"past its limit on {name}: {failure}" for failure in without_stress.failures(self.limits)]
         lost = [] if self.audit is None else self.audit.lost
         return found + [f"lost {finding.name}: {finding.sentence}" for finding in lost]
 
@@ -163,10 +165,7 @@ def validate(
     for bundle in opened:
         label = f"{bundle.path.name}: " if len(opened) > 1 else ""
         tell(f"{label}{len(chosen)} structures with the engine")
-        with (
-            PaiNNCalculator(bundle.path, device=options.device) as calculator,
-            PaiNNCalculator(bundle.path, device=options.device) as second,
-        ):
+        with PaiNNCalculator(bundle.path, device=options.device, threads=1) as calculator:
             results = calculator.calculate_batch(chosen)
             some = _some(chosen)
             alone = [calculator.calculate_batch([chosen[index]])[0] for index in some]
@@ -177,7 +176,7 @@ def validate(
                     references,
                     precision=bundle.manifest.precision,
                     limits=options.limits,
-                    again=second.calculate_batch,
+                    again=lambda structures, path=bundle.path: _anew(path, options.device, structures),  # type: ignore[misc]
                     picoseconds=options.picoseconds,
                     tell=lambda line, label=label: tell(f"{label}{line}"),  # type: ignore[misc]
                 )
@@ -260,6 +259,12 @@ def write_validations(validations: Sequence[Validation], folder: Path, baseline:
     path = check_output(folder) / "validation.json"
     path.write_bytes(to_json(values))
     return path
+
+
+def _anew(path: Path, device: str, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
+    """Results of a bundle that is opened for them alone, on as many cores as there are."""
+    with PaiNNCalculator(path, device=device) as calculator:
+        return calculator.calculate_batch(structures)
 
 
 def _some(structures: Sequence[Atoms]) -> list[int]:

@@ -40,11 +40,14 @@ def print_validations(
         if baseline is not None:
             found = changes(baseline, validation)
             console.print(change_table(found, baseline.bundle.name, validation.bundle.name))
-            for change in found:
-                if change.worse:
-                    console.print(
-                        f"[red]worse[/] than {escape(baseline.bundle.name)}: {escape(str(change))}", soft_wrap=True
-                    )
+            worse = [change for change in found if change.worse]
+            if worse:
+                named = "; ".join(str(change) for change in worse if ", " not in change.name)
+                console.print(
+                    f"[red]worse[/] than {escape(baseline.bundle.name)} in {len(worse)} of {len(found)} figures: "
+                    f"{escape(named)}",
+                    soft_wrap=True,
+                )
     failed = False
     for validation in validations:
         name, lacks = escape(validation.bundle.name), validation.student_failures
