@@ -3,7 +3,8 @@
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,13 @@ def validate(
     """
     options = options or Options()
     opened, source = open_bundles(bundles, reference)
+    with _one_thread():
+        return _validations(opened, source, reference, options, tell)
+
+
+def _validations(
+    opened: Sequence[Bundle], source: Checkpoint, reference: str | Path, options: Options, tell: Tell
+) -> list[Validation]:
     student = load_student(reference, dtype=torch.float64)
     chosen, named = choose_validation_set(options.structures, student.species)
     tell(f"{len(chosen)} structures with the student in float64")
@@ -265,6 +273,17 @@ def _anew(path: Path, device: str, structures: Sequence[Atoms]) -> list[dict[str
     """Results of a bundle that is opened for them alone, on as many cores as there are."""
     with PaiNNCalculator(path, device=device) as calculator:
         return calculator.calculate_batch(structures)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """PyTorch on one thread: structures are small, and on a busy machine threads wait for each other at every step."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _some(structures: Sequence[Atoms]) -> list[int]:
