@@ -84,12 +84,12 @@ class References:
     cutoff: float
 
     @classmethod
-    def of(cls, student: Student) -> "References":
-        """From a student in float64."""
+    def of(cls, student: Student, *, periodic: bool = True) -> "References":
+        """From a student in float64; `periodic` says whether crystals are audited, too."""
         return cls(
             TorchCalculator(student, remember=True),
             TorchCalculator(copy.deepcopy(student).float(), remember=True),
-            choose_subjects(student.species, verified=student.configuration.species is not None),
+            choose_subjects(student.species, verified=student.configuration.species is not None, periodic=periodic),
             student.configuration.cutoff,
         )
 

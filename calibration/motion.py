@@ -110,7 +110,7 @@ def energy_drift(
     error = error if np.isfinite(error) else 0.0
     lost = abs(got.slope - own.slope) if np.isfinite(own.slope) else 0.0  # what has no limits cannot lose them
     case = Case(name, abs(own.slope), abs(got.slope), lost, error, 2 * own.uncertainty if error else 0.0)
-    measure = Measure("energy drift", "dynamics", "meV/atom/ps", DRIFT_LIMIT, DRIFT_LIMIT, words)
+    measure = Measure("energy drift", "dynamics", "meV/atom/ps", DRIFT_LIMIT, DRIFT_LIMIT, words, statistical=True)
     return [measure.finding([case])], drifts
 
 

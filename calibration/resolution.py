@@ -138,8 +138,8 @@ def noise_findings(resolution: Resolution, limits: Limits) -> list[Finding]:
             holds=f"From point to point along a path of {2 * SPAN:g} Å, {quantity} jitter by {{lost}} at most: smooth.",
             student="",
             engine=f"From point to point along a path of {2 * SPAN:g} Å, {quantity} of {{subject}} jitter by {{lost}}, "
-            "and this precision explains {allowance}: the engine's surface is rough, or it computes in a lower "
-            "precision than it says.",
+            "and no more than {allowance} is excused in this precision: the engine's surface is rough, or it computes "
+            "in a lower precision than it says.",
         )
         cases = []
         for name, figures in resolution.measured.items():

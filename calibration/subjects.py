@@ -74,12 +74,13 @@ class Audited:
         return self.resolution.worst([atoms.info["name"] for atoms in self.subjects.shaken])
 
 
-def choose_subjects(species: Sequence[int], *, verified: bool = True) -> Subjects:
+def choose_subjects(species: Sequence[int], *, verified: bool = True, periodic: bool = True) -> Subjects:
     """Structures of the elements that a student knows.
 
     Args:
         species: atomic numbers.
         verified: whether the student was trained on all of them; else a few common ones stand for them.
+        periodic: whether there are crystals among them.
     """
     ranked = [z for z in COMMON if z in species] + [z for z in sorted(species) if z not in COMMON]
     elements = ranked[: MOST_ELEMENTS if verified else UNVERIFIED_ELEMENTS]
@@ -92,7 +93,7 @@ def choose_subjects(species: Sequence[int], *, verified: bool = True) -> Subject
         moved = atoms.copy()
         moved.positions += rng.normal(0, 0.1, atoms.positions.shape)
         shaken.append(moved)
-    crystals = sorted((_lowered(a, rng) for a in others if a.pbc.all()), key=len)[:3]
+    crystals = sorted((_lowered(a, rng) for a in others if periodic and a.pbc.all()), key=len)[:3]
     symmetric = [molecule(name) for name in SYMMETRIC if set(molecule(name).numbers.tolist()) <= known][:4]
     for atoms in symmetric:
         atoms.set_initial_magnetic_moments(None)

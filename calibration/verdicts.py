@@ -99,6 +99,8 @@ class Measure:
         limit: below which it holds, in eV, eV/Å or eV/Å³.
         ceiling: above which no precision is an excuse; infinity where any that was measured is.
         words: what to say.
+        statistical: whether a figure within the limit may be so by chance, as a fitted slope is, so that it proves
+            nothing where its uncertainty hides a defect past the ceiling.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Measure:
     limit: float
     ceiling: float
     words: Words
+    statistical: bool = False
 
     def finding(self, cases: Sequence[Case]) -> "Finding":
         """The verdict on the worst of the cases, each judged by its own allowance.
@@ -118,7 +121,7 @@ class Measure:
         ]  # NaN is not
         own = Verdict.BROKEN if Verdict.BROKEN in owns else Verdict.HOLDS
         student = _worst([case for case, verdict in zip(cases, owns, strict=True) if verdict == own], "student")
-        verdicts = [judge(c.lost, c.allowance, self.limit, self.ceiling) for c in cases]
+        verdicts = [judge(c.lost, c.allowance, self.limit, self.ceiling, statistical=self.statistical) for c in cases]
         judged = [c for c, verdict in zip(cases, verdicts, strict=True) if verdict != Verdict.UNRESOLVED] or cases
         resolved = [verdict for verdict in verdicts if verdict != Verdict.UNRESOLVED]
         gravest = max(resolved or verdicts, key=list(Verdict).index)
@@ -214,7 +217,7 @@ class Finding:
         return values | {"verdict": self.verdict}
 
 
-def judge(lost: float, allowance: float, limit: float, ceiling: float) -> Verdict:
+def judge(lost: float, allowance: float, limit: float, ceiling: float, *, statistical: bool = False) -> Verdict:
     """The verdict on what an engine adds to its student; NaN is broken.
 
     Args:
@@ -222,10 +225,10 @@ def judge(lost: float, allowance: float, limit: float, ceiling: float) -> Verdic
         allowance: up to which the engine's measured rounding explains it.
         limit: below which a property holds.
         ceiling: above which a property cannot be said to be kept, whatever explains it.
+        statistical: whether `lost` may be small by chance.
     """
     if lost <= limit:
-        # a figure within the limit proves nothing where rounding could hide a defect past the ceiling
-        return Verdict.HOLDS if allowance <= max(limit, ceiling) else Verdict.UNRESOLVED
+        return Verdict.UNRESOLVED if statistical and allowance > max(limit, ceiling) else Verdict.HOLDS
     if lost <= min(allowance, ceiling):
         return Verdict.WITHIN
     return Verdict.UNRESOLVED if ceiling < allowance and lost <= allowance else Verdict.BROKEN

@@ -168,7 +168,8 @@ def _validations(
     wanted = reference_results(student, chosen)
     tell(f"{len(chosen)} structures with the student in float32")
     single = reference_results(copy.deepcopy(student).float(), chosen)
-    references = References.of(student) if options.physics else None
+    periodic = any(atoms.pbc.any() for atoms in chosen)  # who brings molecules alone has no use for crystals
+    references = References.of(student, periodic=periodic) if options.physics else None
     validations = []
     for bundle in opened:
         label = f"{bundle.path.name}: " if len(opened) > 1 else ""

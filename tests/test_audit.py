@@ -320,7 +320,8 @@ def test_verdicts() -> None:
     assert judge(2.0, 3.0, 1.0, 10.0) == Verdict.WITHIN
     assert judge(2.0, 1.5, 1.0, 10.0) == Verdict.BROKEN
     assert judge(20.0, 30.0, 1.0, 10.0) == Verdict.UNRESOLVED
-    assert judge(0.5, 30.0, 1.0, 10.0) == Verdict.UNRESOLVED
+    assert judge(0.5, 30.0, 1.0, 10.0) == Verdict.HOLDS
+    assert judge(0.5, 30.0, 1.0, 10.0, statistical=True) == Verdict.UNRESOLVED
     assert judge(float("nan"), 3.0, 1.0, 10.0) == Verdict.BROKEN
     assert (show(0.123456), show(12345.0), show(1.2e-5), show(0.0), show(float("nan"))) == (
         "0.123",
