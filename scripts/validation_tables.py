@@ -90,7 +90,7 @@ def group_table(validation: Validation) -> Table:
 
 def audit_table(findings: Sequence[Finding], title: str) -> Table:
     """One line a property."""
-    made = Table(title=escape(title), box=SIMPLE_HEAD)
+    made = Table(title=escape(title), box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in ("property", "student", "engine", "limit", "unit", "verdict"):
         made.add_column(heading, justify="right" if heading in ("student", "engine", "limit") else "left")
     family = findings[0].family if findings else ""
