@@ -24,6 +24,7 @@ from painn_deploy.export.checkpoint import Checkpoint, load_student, resolve_che
 from painn_deploy.export.errors import CheckpointError, OutputError
 from painn_deploy.export.manifest import MANIFEST, VALIDATION, Bundle, prepare_output, read_bundle, to_json
 from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime.neighbours import local_graphs
 
 __all__ = ["Options", "Validation", "changes", "check_output", "open_bundles", "validate", "write_validations"]
 
@@ -164,6 +165,7 @@ def _validations(
 ) -> list[Validation]:
     student = load_student(reference, dtype=torch.float64)
     chosen, named = choose_validation_set(options.structures, student.species)
+    local_graphs(chosen, student.configuration.cutoff)  # of many, it says which is wrong
     tell(f"{len(chosen)} structures with the student in float64")
     wanted = reference_results(student, chosen)
     tell(f"{len(chosen)} structures with the student in float32")
