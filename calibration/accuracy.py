@@ -9,7 +9,7 @@ import numpy as np
 from ase import Atoms
 from ase.units import GPa
 
-__all__ = ["UNITS", "Accuracy", "Limits", "compare", "describe"]
+__all__ = ["UNITS", "Accuracy", "Limits", "compare", "describe", "mean_cosine"]
 
 UNITS = MappingProxyType({"energy": "eV/atom", "force": "eV/Angstrom", "stress": "eV/Angstrom^3"})
 """Of the figures of `Accuracy` and `Limits`."""
@@ -118,12 +118,15 @@ def _zip(*sequences: Any) -> Any:
     return zip(*sequences, strict=True)
 
 
-def _cosine(results: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> float | None:
-    got = np.concatenate([np.asarray(r["forces"]) for r in results])
-    want = np.concatenate([np.asarray(r["forces"]) for r in reference])
+def mean_cosine(got: np.ndarray, want: np.ndarray) -> float | None:
+    """Mean cosine between forces [atoms, 3] in eV/Å, over atoms whose `want` exceeds 0.1 eV/Å; None without one."""
     pulled = np.linalg.norm(want, axis=1) > 0.1
     if not pulled.any():
         return None
     got, want = got[pulled], want[pulled]
     lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(want, axis=1)
     return float(np.mean((got * want).sum(1) / np.where(lengths > 0, lengths, 1.0)))
+
+
+def _cosine(results: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> float | None:
+    return mean_cosine(*(np.concatenate([np.asarray(r["forces"]) for r in rs]) for rs in (results, reference)))

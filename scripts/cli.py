@@ -159,37 +159,50 @@ def validate(
     bundles: Bundles,
     reference: Annotated[str, typer.Option(help="The checkpoint that the bundles were made from.")],
     structures: Structures = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write validation.json into.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write validation.json and report.html into.")
+    ] = None,
     max_energy_error: Annotated[str, typer.Option(help="Mean absolute error an atom.")] = "10meV",
     max_force_error: Annotated[str, typer.Option(help="Root mean square error.")] = "50meV/A",
     max_stress_error: Annotated[str, typer.Option(help="Mean absolute error.")] = "0.1GPa",
+    compare_to: Annotated[
+        Path | None, typer.Option(help="Another bundle of the same student: side by side, and what got worse.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail for what the student itself lacks, too.")] = False,
+    audit: Annotated[bool, typer.Option(help="Audit physics, too: a quarter of a minute or more.")] = True,
+    picoseconds: Annotated[float, typer.Option(min=0, max=1e4, help="Of dynamics in the audit; 0 for none.")] = 1.0,
     device: Device = "auto",
 ) -> None:
-    """Hold engines against their student in float64; exit status 1 where one is past a limit."""
+    """Hold engines against their student and the laws of physics; exit status 1 where one is past a limit."""
     from painn_deploy.calibration.accuracy import Limits
     from painn_deploy.scripts import validating
     from painn_deploy.scripts.quantities import energy_limit, force_limit, stress_limit
+    from painn_deploy.scripts.validation_tables import print_validations
 
     limits = Limits(energy_limit(max_energy_error), force_limit(max_force_error), stress_limit(max_stress_error))
+    if output is not None:
+        import matplotlib as mpl  # noqa: F401  what would be missing at the end is missed at the start
+
+        validating.check_output(output)
+    options = validating.Options(structures, limits, device, audit, picoseconds)
     with _steps("starting") as progress:
-        verdicts = validating.validate(
-            bundles,
+        validations = validating.validate(
+            [*bundles, *([] if compare_to is None else [compare_to])],
             reference,
-            structures=structures,
-            limits=limits,
-            device=device,
+            options,
             tell=lambda line: progress.update(progress.task_ids[0], description=escape(line)),
         )
-    out.print(validating.table(verdicts, limits))
-    for verdict in verdicts:
-        name = escape(verdict.bundle.name)
-        for failure in verdict.failures:
-            out.print(f"{name}: [red]past its limit[/]: {failure}", soft_wrap=True)
-        if not verdict.failures:
-            out.print(f"{name}: [green]faithful[/]", soft_wrap=True)
+    baseline = None if compare_to is None else validations.pop()
+    failed = print_validations(out, validations, baseline, strict=strict)
     if output is not None:
-        out.print(f"wrote {escape(str(validating.write_verdicts(verdicts, output)))}", soft_wrap=True)
-    if any(verdict.failures for verdict in verdicts):
+        from painn_deploy.scripts.report import write_report
+
+        for path in (
+            validating.write_validations(validations, output, baseline),
+            write_report(validations, output, baseline),
+        ):
+            out.print(f"wrote {escape(str(path))}", soft_wrap=True)
+    if failed:
         raise typer.Exit(1)
 
 

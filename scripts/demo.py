@@ -21,7 +21,7 @@ from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts import timing
 from painn_deploy.scripts.dynamics import Plan, Record, simulate
 from painn_deploy.scripts.exporting import export_engines
-from painn_deploy.scripts.validating import Verdict, validate
+from painn_deploy.scripts.validating import Options, Validation, validate
 
 __all__ = ["Demo", "run_demo"]
 
@@ -49,7 +49,7 @@ class Demo:
         files: that it wrote.
     """
 
-    verdict: Verdict
+    verdict: Validation
     record: Record
     milliseconds: dict[str, float]
     files: tuple[Path, ...]
@@ -92,7 +92,7 @@ def run_demo(output: Path, *, picoseconds: float = 2.0, tell: Tell = lambda *_, 
 
     prepare_output(output)
     (bundle,) = export_engines(STUDENT, output, overwrite=True, tell=tell)
-    (verdict,) = validate([bundle], STUDENT, tell=tell)
+    (verdict,) = validate([bundle], STUDENT, Options(physics=False), tell=tell)
     student = load_student(STUDENT)
     with PaiNNCalculator(bundle) as calculator:
         tell("comparing forces")
