@@ -188,6 +188,11 @@ class PaiNNCalculator(Closing, Calculator):
             raise ValueError(f"batch_slots = {slots!r} is not a number of atoms x slots; give 1 or more.")
         self._batch_slots = slots
 
+    @property
+    def batch_slots_known(self) -> bool:
+        """Whether `batch_slots` was measured here or set, and is not the default."""
+        return self._batch_slots is not None or remembered_batch_slots(self) is not None
+
     def tune_batches(self) -> int:
         """Measure which batches are fastest here, and remember it for this engine, device and machine; seconds."""
         self._batch_slots = measured_batch_slots(self)

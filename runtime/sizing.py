@@ -26,17 +26,14 @@ if TYPE_CHECKING:
 
 __all__ = ["cache_folder", "measured_batch_slots", "remembered_batch_slots"]
 
-SIZES = tuple(2**power for power in range(9, 17))
-"""Atoms x slots that are tried: 512 to 65,536, some 0.8 GB on a CPU at 96 features."""
+SIZES = tuple(2**power for power in range(9, 16))
+"""Atoms x slots that are tried: 512 to 32,768, which is some 0.4 GB on a CPU at 96 features."""
 
-SIZES_GPU = tuple(2**power for power in range(12, 23))
-SLOWER = 1.10
-"""A batch that makes a structure this much slower than a smaller one ends the search."""
-
+SIZES_GPU = tuple(2**power for power in range(12, 22))
 CLOSE = 1.03
 """Of sizes as fast as the best within this, the smallest is taken: it needs least memory."""
 
-REPEATS = 3
+ROUNDS = 4
 
 
 def cache_folder() -> Path:
@@ -69,34 +66,33 @@ def measured_batch_slots(calculator: "PaiNNCalculator") -> int:
 
 
 def _times(calculator: "PaiNNCalculator") -> dict[int, float]:
-    """Seconds a structure by batch size, up to where a batch becomes slower or does not fit."""
+    """Least seconds a structure by batch size; in rounds, so that a moment when the machine was busy decides nothing."""
     graph = _molecule(calculator)
     atoms, slots = len(graph.numbers), graph.slots
-    times: dict[int, float] = {}
+    batches = {}
     for size in SIZES if calculator.engine_info["device"] == "cpu" else SIZES_GPU:
         copies = max(1, size // (atoms * slots))
-        if calculator.most_atoms is not None and copies * atoms > calculator.most_atoms and times:
-            break
-        try:
-            spent = _time(calculator, join([graph] * copies)) / copies
-        except (EngineError, MemoryError):
-            if not times:
-                raise
-            break
-        times[size] = spent
-        if spent > SLOWER * min(times.values()):
-            break
+        if calculator.most_atoms is None or copies * atoms <= calculator.most_atoms or not batches:
+            batches[size] = copies
+    times = dict.fromkeys(batches, float("inf"))
+    for round_ in range(1 + ROUNDS):
+        for size, copies in list(batches.items()):
+            try:
+                spent = _time(calculator, join([graph] * copies)) / copies
+            except (EngineError, MemoryError):
+                if size == min(batches):
+                    raise
+                del batches[size], times[size]
+                continue
+            if round_:  # the first one warms up
+                times[size] = min(times[size], spent)
     return times
 
 
 def _time(calculator: "PaiNNCalculator", inputs: GraphInputs) -> float:
+    started = time.perf_counter()
     calculator.run_graph(inputs)
-    spent = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        calculator.run_graph(inputs)
-        spent.append(time.perf_counter() - started)
-    return min(spent)
+    return time.perf_counter() - started
 
 
 def _molecule(calculator: "PaiNNCalculator") -> LocalGraph:
