@@ -23,7 +23,7 @@ from painn_deploy.runtime.sinks import SINKS, result_row, sync, write_whole
 from painn_deploy.runtime.sources import Chunk, Scan, format_of, open_source
 from painn_deploy.runtime.streaming import stream
 
-__all__ = ["CHUNK_ROWS", "Part", "Progress", "Screener", "Settings", "Summary", "screen"]
+__all__ = ["CHUNK_ROWS", "Job", "Part", "Progress", "Screener", "Settings", "Summary", "screen"]
 
 CHUNK_ROWS = 512
 """Rows of a chunk unless told otherwise: a second or two of work, which is what a kill may cost."""
@@ -82,23 +82,36 @@ class Summary:
     failures: list[tuple[int, str]] = field(default_factory=list)
 
 
-class Screener:
-    """Computes chunks: what a run has one of, and every worker its own.
+@dataclass(frozen=True)
+class Job:
+    """What a process must know to compute chunks.
 
-    Args:
+    Attributes:
         bundle: a folder NAME.engine.
         source: the input file.
         kind: format of the output.
         settings: see `Settings`.
         device: as for `PaiNNCalculator`.
+    """
+
+    bundle: str
+    source: str
+    kind: str
+    settings: Settings
+    device: str = "auto"
+
+
+class Screener:
+    """Computes chunks: what a run has one of, and every worker its own.
+
+    Args:
+        job: see `Job`.
         threads: of the CPU.
     """
 
-    def __init__(
-        self, bundle: str, source: str, kind: str, settings: Settings, device: str = "auto", threads: int | None = None
-    ) -> None:
-        self.calculator = PaiNNCalculator(bundle, device=device, threads=threads)
-        self._source, self._sink, self._settings = open_source(source), SINKS[kind], settings
+    def __init__(self, job: Job, threads: int | None = None) -> None:
+        self.calculator = PaiNNCalculator(job.bundle, device=job.device, threads=threads)
+        self._source, self._sink, self._settings = open_source(job.source), SINKS[job.kind], job.settings
 
     def compute(self, chunk: Chunk) -> Part:
         """The part of a chunk.
@@ -154,7 +167,7 @@ def screen(
         relaxation: how to relax; None keeps the geometry.
         chunk_rows: rows that are computed and written together.
         device: as for `PaiNNCalculator`.
-        memory: GiB that a worker may have at most.
+        memory: GiB that a worker may take for its structures; Linux only.
         progress: told after every chunk.
         tell: told what is being done.
 
@@ -187,26 +200,26 @@ def screen(
         plan["batch_slots"] = slots
         folder.begin(plan)
         pending = [chunk for chunk in scan.chunks if not folder.part(chunk.number).exists()]
-        screener = (str(bundle), str(source.resolve()), kind, Settings(rows, slots, relaxation), device)
+        job = Job(str(Path(bundle).resolve()), str(source.resolve()), kind, Settings(rows, slots, relaxation), device)
         tell(f"{scan.rows} structures")
-        _run(folder, scan, pending, _parts(screener, pending, workers, address, memory), progress)
+        _run(folder, scan, pending, _parts(job, pending, folder, workers, address, memory), progress)
         tell(f"writing {folder.output.name}")
         failures = folder.finish(plan, len(scan.chunks))
     return Summary(scan.rows, sum(chunk.count for chunk in pending), failures)
 
 
 def _parts(
-    screener: tuple[Any, ...], pending: list[Chunk], workers: int | None, address: str | None, memory: float | None
+    job: Job, pending: list[Chunk], folder: "Folder", workers: int | None, address: str | None, memory: float | None
 ) -> Iterator[Part]:
     if workers is None:
-        here = Screener(*screener)
+        here = Screener(job)
         with here.calculator:
             for chunk in pending:
                 yield here.compute(chunk)
         return
     from painn_deploy.runtime.workers import parts_from_workers
 
-    yield from parts_from_workers(screener, pending, workers=workers, address=address, memory=memory)
+    yield from parts_from_workers(job, pending, folder=folder.parts, workers=workers, address=address, memory=memory)
 
 
 def _run(folder: "Folder", scan: Scan, pending: list[Chunk], parts: Iterable[Part], progress: Progress) -> None:
@@ -250,12 +263,12 @@ class Folder:
 
     def __init__(self, output: Path) -> None:
         self.output = output
-        self._parts = output.with_name(f"{output.name}.parts")
+        self.parts = output.with_name(f"{output.name}.parts")
         self._plan = output.with_name(f"{output.name}.screening.json")
 
     def part(self, number: int) -> Path:
         """Where the part of a chunk is, once it is whole."""
-        return self._parts / f"part-{number:08d}"
+        return self.parts / f"part-{number:08d}"
 
     def refuse(self, source: Path, resume: bool, overwrite: bool) -> None:
         """Raise OutputError where going on would cost something that was not given up."""
@@ -273,9 +286,9 @@ class Folder:
                 f"{self.output} exists. Give --resume to complete it if a screening was stopped, --overwrite to "
                 "replace it, or another output."
             )
-        if self._parts.exists():
+        if self.parts.exists():
             raise OutputError(
-                f"{self._parts} holds what a screening that was stopped had done. Give --resume to go on, or "
+                f"{self.parts} holds what a screening that was stopped had done. Give --resume to go on, or "
                 "--overwrite to start again."
             )
 
@@ -287,8 +300,8 @@ class Folder:
             OutputError: another run is at it, or the folder cannot be made.
         """
         with self._told("make"):
-            self._parts.mkdir(parents=True, exist_ok=True)
-            file = (self._parts / "lock").open("w")
+            self.parts.mkdir(parents=True, exist_ok=True)
+            file = (self.parts / "lock").open("w")
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -300,7 +313,7 @@ class Folder:
         """Forget an earlier run; its output stays until the new one takes its place."""
         with self._told("clear"):
             self._plan.unlink(missing_ok=True)
-            for path in self._parts.glob("part-*"):
+            for path in self.parts.glob("part-*"):
                 path.unlink()
 
     def plan(self) -> dict[str, Any] | None:
@@ -327,7 +340,7 @@ class Folder:
         """Record what decides the rows, before the first of them."""
         with self._told("write into"):
             write_whole(self._plan, _json(plan | {"finished": False}))
-            for path in self._parts.glob("*.tmp"):
+            for path in [*self.parts.glob("*.tmp"), *self.parts.glob("attempts-*")]:
                 path.unlink()
 
     def keep(self, part: Part) -> None:
@@ -341,7 +354,7 @@ class Folder:
     def finish(self, plan: dict[str, Any], count: int) -> list[tuple[int, str]]:
         """Parts become the output; index and reason of every row without results come back."""
         failures: list[tuple[int, str]] = []
-        for path in sorted(self._parts.glob("part-*.failures")):
+        for path in sorted(self.parts.glob("part-*.failures")):
             failures += [(int(index), str(reason)) for index, reason in json.loads(path.read_text(encoding="utf-8"))]
         temporary = self.output.with_name(f".{self.output.stem}.partial{self.output.suffix}")
         with self._told("write"):
@@ -354,7 +367,7 @@ class Folder:
                 temporary.unlink(missing_ok=True)
             sync(self.output.parent)
             write_whole(self._plan, _json(plan | {"finished": True, "failures": failures}))
-            shutil.rmtree(self._parts)
+            shutil.rmtree(self.parts)
         return failures
 
     @contextlib.contextmanager
@@ -364,7 +377,7 @@ class Folder:
         except OSError as error:
             if isinstance(error, OutputError):
                 raise
-            done = len([path for path in self._parts.glob("part-*") if not path.suffix])
+            done = len([path for path in self.parts.glob("part-*") if not path.suffix])
             raise OutputError(
                 f"Cannot {what} {self.output.parent.resolve()}: {error.strerror or error}. {done} finished parts are "
                 "safe there; when this is mended, go on with --resume."

@@ -66,10 +66,10 @@ def measured_batch_slots(calculator: "PaiNNCalculator") -> int:
 
 
 def _times(calculator: "PaiNNCalculator") -> dict[int, float]:
-    """Least seconds a structure by batch size; in rounds, so that a moment when the machine was busy decides nothing."""
+    """Least seconds a structure by batch size; in rounds, so that a busy moment decides nothing."""
     graph = _molecule(calculator)
     atoms, slots = len(graph.numbers), graph.slots
-    batches = {}
+    batches: dict[int, int] = {}
     for size in SIZES if calculator.engine_info["device"] == "cpu" else SIZES_GPU:
         copies = max(1, size // (atoms * slots))
         if calculator.most_atoms is None or copies * atoms <= calculator.most_atoms or not batches:

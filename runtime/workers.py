@@ -9,16 +9,17 @@ import os
 import resource
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from painn_deploy.export.errors import EngineError, PaiNNDeployError
-from painn_deploy.runtime.screening import Part, Screener
+from painn_deploy.runtime.screening import Job, Part, Screener
 from painn_deploy.runtime.sources import Chunk
 
 __all__ = ["parts_from_workers"]
 
-RETRIES = 3
-"""Times that a worker is started again, and its chunk tried again, before the run is given up."""
+ATTEMPTS = 3
+"""At a chunk that ends its worker each time, before the run is given up; Ray itself would go on for ever."""
 
 WAVE = 2000
 """Chunks that Ray is given at a time: each is a block of its own, and Ray's bookkeeping grows with their number."""
@@ -27,32 +28,46 @@ WAVE = 2000
 class Worker:
     """What Ray keeps in each process: an open engine."""
 
-    def __init__(self, screener: tuple[Any, ...], memory: float | None, threads: int | None) -> None:
+    def __init__(self, job: Job, folder: str, memory: float | None) -> None:
+        self._screener, self._folder, self._memory = Screener(job, threads=1), Path(folder), memory
         if memory is not None:
-            limit = int(memory * 2**30)
+            # beyond what Ray and the engine have by now: Ray's threads hang where they themselves get none
+            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
+            limit = pages * resource.getpagesize() + int(memory * 2**30)
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        self._memory = memory
-        self._screener = Screener(*screener, threads)
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, list[Any]]:
         """The part of one chunk; an error comes back as words, since Ray would bury it under its own."""
         chunk = Chunk(**{name: int(values[0]) for name, values in rows.items()})
+        part, told = Part(chunk.number, b"", []), ""
         try:
+            self._attempt(chunk)
             part = self._screener.compute(chunk)
         except (PaiNNDeployError, MemoryError) as error:
-            told = str(error) or "out of memory"
             last = chunk.first + chunk.count - 1
-            limit = f" (each worker may have {self._memory:g} GiB)" if self._memory is not None else ""
-            reason = f"A worker failed on rows {chunk.first} to {last}{limit}: {told}"
-            return {"number": [chunk.number], "content": [b""], "failures": [[]], "error": [reason]}
+            told = f"A worker failed on rows {chunk.first} to {last}: {str(error) or 'it is out of memory'}"
         failures = [{"index": index, "reason": reason} for index, reason in part.failures]
-        return {"number": [part.number], "content": [part.content], "failures": [failures], "error": [""]}
+        return {"number": [part.number], "content": [part.content], "failures": [failures], "error": [told]}
+
+    def _attempt(self, chunk: Chunk) -> None:
+        """Leave a trace of having begun, which outlives this process, and give up where there are too many."""
+        trace = self._folder / f"attempts-{chunk.number:08d}"
+        before = trace.stat().st_size if trace.exists() else 0
+        if before >= ATTEMPTS:
+            limit = f"; each may have {self._memory:g} GiB" if self._memory is not None else ""
+            raise EngineError(
+                f"{before} workers were killed at it, most likely for too little memory{limit}. What is done is kept: "
+                "go on with --resume, and fewer workers, more memory, or none of either."
+            )
+        with trace.open("ab") as file:
+            file.write(b".")
 
 
 def parts_from_workers(
-    screener: tuple[Any, ...],
+    job: Job,
     chunks: Sequence[Chunk],
     *,
+    folder: Path,
     workers: int,
     address: str | None = None,
     memory: float | None = None,
@@ -60,11 +75,12 @@ def parts_from_workers(
     """The parts of chunks, as they are done, in any order.
 
     Args:
-        screener: arguments of `Screener`.
+        job: what the workers must know.
         chunks: to compute.
+        folder: where attempts at a chunk are noted; removed by the caller.
         workers: processes, each with a CPU of its own and, where the cluster has GPUs, a GPU.
         address: of a cluster; None starts Ray on this machine for as long as it is needed.
-        memory: GiB that a worker may have.
+        memory: GiB that a worker may take for its structures; Linux only.
 
     Raises:
         EngineError: workers could not be started, failed, or died again and again.
@@ -73,7 +89,7 @@ def parts_from_workers(
     ray = _started(workers, address)
     try:
         for start in range(0, len(chunks), WAVE):
-            yield from _wave(ray, screener, chunks[start : start + WAVE], workers, memory)
+            yield from _wave(ray, job, chunks[start : start + WAVE], folder, workers, memory)
     finally:
         ray.shutdown()
 
@@ -103,20 +119,18 @@ def _started(workers: int, address: str | None) -> Any:
 
 
 def _wave(
-    ray: Any, screener: tuple[Any, ...], chunks: Sequence[Chunk], workers: int, memory: float | None
+    ray: Any, job: Job, chunks: Sequence[Chunk], folder: Path, workers: int, memory: float | None
 ) -> Iterator[Part]:
-    on_gpu = ray.cluster_resources().get("GPU", 0) > 0 and screener[4] != "cpu"
+    on_gpu = ray.cluster_resources().get("GPU", 0) > 0 and job.device != "cpu"
     items = ray.data.from_items([asdict(chunk) for chunk in chunks], override_num_blocks=len(chunks))
     done = items.map_batches(
         Worker,
         batch_size=1,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(chunks)), max_tasks_in_flight_per_actor=2),
-        fn_constructor_args=(screener, memory, 1),
+        fn_constructor_args=(job, str(folder.resolve()), memory),
         num_cpus=1,
         num_gpus=1 if on_gpu else None,
-        max_restarts=RETRIES,
-        max_task_retries=RETRIES,
     )
     try:
         for row in done.iter_rows():
@@ -126,6 +140,5 @@ def _wave(
             yield Part(int(row["number"]), row["content"], failures)
     except ray.exceptions.RayError as error:
         raise EngineError(
-            f"Workers died again and again ({type(error).__name__}), most likely of too little memory. What was done "
-            "is kept: go on with --resume and fewer workers, or smaller chunks."
+            f"Ray could not go on: {str(error).strip().splitlines()[-1]} What is done is kept: go on with --resume."
         ) from error
