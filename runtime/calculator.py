@@ -117,7 +117,7 @@ class PaiNNCalculator(Closing, Calculator):
 
     def _single(self, atoms: Atoms) -> dict[str, Any]:
         """One structure that moves from call to call."""
-        reference = self._references_of(atoms)
+        reference = self.references(atoms.numbers)
         with self.timings.phase("neighbours"):
             inputs = self._verlet.inputs(atoms)
         self._limits.check(*inputs.mask.shape)
@@ -210,7 +210,7 @@ class PaiNNCalculator(Closing, Calculator):
             StructureError: it is nothing that a force field can answer for.
             ShapeError: it is larger than the engine was built for, or than there is memory.
         """
-        references = self._references_of(atoms)
+        references = self.references(atoms.numbers)
         with self.timings.phase("neighbours"):
             graph = LocalGraph.of(atoms, self.manifest.cutoff)
         self._limits.check(len(graph.numbers), graph.slots)
@@ -244,16 +244,20 @@ class PaiNNCalculator(Closing, Calculator):
         """The bare engine: the graph contract's inputs to its outputs, without atomic references."""
         return self._session.run(inputs)
 
-    def _references_of(self, atoms: Atoms) -> np.ndarray:
-        """Atomic reference energies, NaN being the mark of an element that was not learnt."""
-        inside = (atoms.numbers >= 0) & (atoms.numbers < len(self._references))
-        references = self._references[np.where(inside, atoms.numbers, 0)]
+    def references(self, numbers: np.ndarray) -> np.ndarray:
+        """Atomic reference energies, eV, of atomic numbers [atoms].
+
+        Raises:
+            SpeciesError: one of them is no element that the student has learnt.
+        """
+        inside = (numbers >= 0) & (numbers < len(self._references))
+        references = self._references[np.where(inside, numbers, 0)]
         unknown = np.isnan(references)
         if unknown.any():
             atom = int(unknown.argmax())
             known = " ".join(chemical_symbols[z] for z in self.manifest.species[:20])
             more = " ..." if len(self.manifest.species) > 20 else ""
-            number = int(atoms.numbers[atom])
+            number = int(numbers[atom])
             symbol = chemical_symbols[number] if 0 <= number < len(chemical_symbols) else "no element"
             raise SpeciesError(
                 f"Atom {atom} is {symbol} (Z = {number}), which this student has no "

@@ -31,7 +31,10 @@ from painn_deploy.runtime.neighbours import (
     refuse_one_spot,
 )
 
-__all__ = ["VerletList"]
+__all__ = ["ROUNDING", "VerletList", "still_covered"]
+
+ROUNDING = 1e-8
+"""Å; what the criterion yields to the rounding of its own numbers."""
 
 
 @dataclass
@@ -102,12 +105,35 @@ class VerletList:
         """Whether no pair can have come within the cutoff unseen."""
         if not (np.array_equal(stored.numbers, atoms.numbers) and np.array_equal(stored.periodic, atoms.pbc)):
             return False
-        cell, shrink, expected = np.asarray(atoms.cell), 1.0, stored.positions
-        if stored.periodic.any() and not np.array_equal(cell[stored.periodic], stored.cell[stored.periodic]):
-            deformation = np.linalg.solve(stored.cell, periodic_cell(atoms))
-            shrink = float(np.linalg.svd(deformation, compute_uv=False)[-1])
-            expected = stored.positions @ deformation
-        moved = atoms.positions - expected
-        farthest = float(np.sqrt(np.einsum("ac,ac->a", moved, moved).max()))
-        # a picometre's millionth for the rounding of these very numbers
-        return shrink * (self.cutoff + self.skin) - 2 * farthest >= self.cutoff + 1e-8
+        cell = np.asarray(atoms.cell)
+        same = np.array_equal(cell[stored.periodic], stored.cell[stored.periodic])
+        now = stored.cell if same else periodic_cell(atoms)
+        return still_covered(stored.positions, stored.cell, atoms.positions, now, self.cutoff, self.skin)
+
+
+def still_covered(
+    before: Float64[np.ndarray, "atoms 3"],
+    cell_before: Float64[np.ndarray, "3 3"],
+    positions: Float64[np.ndarray, "atoms 3"],
+    cell: Float64[np.ndarray, "3 3"],
+    cutoff: float,
+    skin: float,
+) -> bool:
+    """Whether no pair can have come within the cutoff unseen since all within cutoff and skin were found.
+
+    Args:
+        before: positions of then, Å.
+        cell_before: completed cell of then (`periodic_cell`), Å.
+        positions: of now, Å.
+        cell: completed cell of now, Å.
+        cutoff: Å.
+        skin: Å.
+    """
+    shrink, expected = 1.0, before
+    if not np.array_equal(cell, cell_before):
+        deformation = np.linalg.solve(cell_before, cell)
+        shrink = float(np.linalg.svd(deformation, compute_uv=False)[-1])
+        expected = before @ deformation
+    moved = positions - expected
+    farthest = float(np.sqrt(np.einsum("ac,ac->a", moved, moved).max()))
+    return shrink * (cutoff + skin) - 2 * farthest >= cutoff + ROUNDING

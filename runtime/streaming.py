@@ -125,7 +125,7 @@ def evaluate(
         try:
             together = calculator.run_prepared([prepared[index] for index in batch])
         except (EngineError, MemoryError) as error:
-            together = [str(error)] if len(batch) == 1 else _one_by_one(calculator, [prepared[i] for i in batch])
+            together = [_told(error)] if len(batch) == 1 else _one_by_one(calculator, [prepared[i] for i in batch])
         for index, answer in zip(batch, together, strict=True):
             answers[index] = answer if isinstance(answer, dict) else str(answer)
     return answers
@@ -135,13 +135,20 @@ def _one_by_one(
     calculator: "PaiNNCalculator", batch: Sequence[Prepared]
 ) -> Sequence[dict[str, Any] | EngineError | str]:
     answers: list[dict[str, Any] | EngineError | str] = []
-    refused: EngineError | None = None
+    refused: EngineError | MemoryError | None = None
     for one in batch:
         try:
             answers += calculator.run_prepared([one])
-        except EngineError as error:
-            answers.append(str(error))
+        except (EngineError, MemoryError) as error:
+            answers.append(_told(error))
             refused = error
     if refused is not None and all(isinstance(answer, str) for answer in answers):
         raise refused
     return answers
+
+
+def _told(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, MemoryError) or "bad_alloc" in text or "allocate memory" in text:
+        return f"It needs more memory than there is: {text or 'out of memory'}."
+    return text

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 __all__ = ["PHASES", "Timings"]
 
-PHASES = ("neighbours", "packing", "engine", "results")
+PHASES = ("neighbours", "packing", "transfer", "engine", "results", "ase")
 
 
 class Timings:

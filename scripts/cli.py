@@ -277,7 +277,7 @@ def screen(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes on Ray, a CPU or GPU each.")] = None,
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster, which sees the same files.")] = None,
-    worker_memory: Annotated[float | None, typer.Option(min=0.25, help="GiB that a worker may take for structures.")] = None,
+    worker_memory: Annotated[float | None, typer.Option(min=0.25, help="GiB that a worker may take.")] = None,
     relax: Annotated[bool, typer.Option("--relax", help="Relax atoms first; the cell is kept.")] = False,
     fmax: Annotated[float, typer.Option(min=1e-6, help="eV/Å; when atoms are relaxed.")] = 0.05,
     steps: Annotated[int, typer.Option(min=1, help="Of relaxation, at most.")] = 500,
