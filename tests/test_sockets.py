@@ -108,7 +108,7 @@ def test_ipi_runs_nvt_on_an_engine(bundle: Path, tmp_path: Path, address: str) -
             frame.pbc = True
             (want,) = calculator.calculate_batch([frame])
             assert row[4] == pytest.approx(want["energy"], abs=1e-4)
-            np.testing.assert_allclose(force.arrays["forces"], want["forces"], rtol=0, atol=1e-4)
+            np.testing.assert_allclose(force.get_forces(), want["forces"], rtol=0, atol=1e-4)
 
 
 def test_ipi_that_is_killed(bundle: Path, tmp_path: Path, address: str) -> None:
