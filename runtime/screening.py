@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ase import Atoms
 
@@ -31,6 +31,7 @@ CHUNK_ROWS = 512
 FORMAT_VERSION = 1
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Told how many rows are done, of how many; `computed` are those of this run."""
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import ase.db
 import numpy as np
@@ -42,6 +42,7 @@ def result_row(atoms: Atoms | None, results: Mapping[str, Any] | None, reason: s
     return row
 
 
+@runtime_checkable
 class Sink(Protocol):
     """A format of output. A part is written by whoever computed it; parts become one file at the end."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import ase.db
 import numpy as np
@@ -60,6 +60,7 @@ class Scan:
     chunks: tuple[Chunk, ...]
 
 
+@runtime_checkable
 class Source(Protocol):
     """A file of structures."""
 
@@ -225,7 +226,7 @@ def _parsed(lines: list[bytes], problem: str) -> Atoms | StructureError:
 
 
 class DatabaseSource:
-    """An ASE database in SQLite, in the order of its ids."""
+    """An ASE database in SQLite, in the order of its ids, which SQLite itself keeps unique."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -249,17 +250,9 @@ class DatabaseSource:
             try:
                 with sqlite3.connect(f"{self._path.resolve().as_uri()}?mode=ro", uri=True) as connection:
                     rows = connection.execute("SELECT id FROM systems ORDER BY id").fetchall()
-                    twice = connection.execute(
-                        "SELECT unique_id, min(id), max(id) FROM systems GROUP BY unique_id HAVING count(*) > 1"
-                    ).fetchone()
                 connection.close()
             except sqlite3.Error as error:
                 raise DatasetError(f"{self._path} is no ASE database: {error}.") from error
-            if twice:
-                raise DatasetError(
-                    f"Rows {twice[1]} and {twice[2]} of {self._path} have the same unique_id {twice[0]}, so results "
-                    "could not be told apart. Copy the database with `ase db` to give them new ones."
-                )
             self._ids = np.array([row[0] for row in rows], np.int64)
         return self._ids
 
