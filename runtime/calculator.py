@@ -91,7 +91,8 @@ class PaiNNCalculator(Closing, Calculator):
         """
         if atoms is None and self.atoms is None:
             raise StructureError("There is no structure to calculate: attach the calculator to Atoms, or give them.")
-        super().calculate(atoms, list(properties), list(system_changes))
+        with self.timings.phase("ase"):
+            super().calculate(atoms, list(properties), list(system_changes))
         self.results = self._single(self.atoms)
         for name in ("stress", "stresses"):
             if name in properties and name not in self.results:
@@ -117,10 +118,10 @@ class PaiNNCalculator(Closing, Calculator):
 
     def _single(self, atoms: Atoms) -> dict[str, Any]:
         """One structure that moves from call to call."""
-        reference = self.references(atoms.numbers)
         with self.timings.phase("neighbours"):
+            reference = self.references(atoms.numbers)
             inputs = self._verlet.inputs(atoms)
-        self._limits.check(*inputs.mask.shape)
+            self._limits.check(*inputs.mask.shape)
         with self.timings.phase("engine"):
             outputs = self._session.run(inputs)
         with self.timings.phase("results"):
@@ -210,8 +211,8 @@ class PaiNNCalculator(Closing, Calculator):
             StructureError: it is nothing that a force field can answer for.
             ShapeError: it is larger than the engine was built for, or than there is memory.
         """
-        references = self.references(atoms.numbers)
         with self.timings.phase("neighbours"):
+            references = self.references(atoms.numbers)
             graph = LocalGraph.of(atoms, self.manifest.cutoff)
         self._limits.check(len(graph.numbers), graph.slots)
         return Prepared(atoms, graph, references)

@@ -48,6 +48,43 @@ class _Stored:
     pairs: Pairs
     layout: SlotLayout
     inputs: GraphInputs
+    workspace: "_Workspace"
+
+
+class _Workspace:
+    """Arrays over pairs that every step writes into again, so that a step asks for no memory of their size."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        count = len(pairs.first)
+        self._vectors, self._scratch, self._rounded = (
+            np.empty((count, 3)),
+            np.empty((count, 3)),
+            np.empty((count, 3), "f4"),
+        )
+        self._squared, self._distances, self._edges = np.empty(count), np.empty(count), np.empty(count, bool)
+        self._shifts = None if pairs.shifts is None else pairs.shifts.astype(np.float64)
+
+    def renew(self, stored: _Stored, atoms: Atoms, cutoff: float) -> None:
+        """Displacements and mask of now, to the bit those of `Pairs.displacements` and `SlotLayout.scatter`.
+
+        Raises:
+            StructureError: two atoms are on one spot.
+        """
+        pairs, layout, inputs = stored.pairs, stored.layout, stored.inputs
+        np.take(atoms.positions, pairs.second, axis=0, out=self._vectors, mode="clip")  # other modes make a copy
+        np.take(atoms.positions, pairs.first, axis=0, out=self._scratch, mode="clip")
+        np.subtract(self._vectors, self._scratch, out=self._vectors)
+        if self._shifts is not None:
+            np.matmul(self._shifts, np.asarray(atoms.cell), out=self._scratch)
+            np.add(self._vectors, self._scratch, out=self._vectors)
+        np.einsum("pc,pc->p", self._vectors, self._vectors, out=self._squared)
+        refuse_one_spot(atoms, pairs, self._squared)
+        np.less(np.sqrt(self._squared, out=self._distances), cutoff, out=self._edges)
+        np.copyto(self._rounded, self._vectors, casting="same_kind")
+        displacements, mask = inputs.displacements.reshape(-1, 3), inputs.mask.reshape(-1)
+        displacements[layout.forward] = self._rounded
+        displacements[layout.backward] = np.negative(self._rounded, out=self._rounded)
+        mask[layout.forward] = mask[layout.backward] = self._edges
 
 
 @dataclass
@@ -82,12 +119,8 @@ class VerletList:
             self.updates += 1
         else:
             stored = self._stored = self._search(atoms)
-        vectors = stored.pairs.displacements(atoms.positions, np.asarray(atoms.cell))
-        squared = np.einsum("pc,pc->p", vectors, vectors)
-        refuse_one_spot(atoms, stored.pairs, squared)
-        inputs = stored.inputs
-        stored.layout.scatter_into(inputs.displacements, inputs.mask, vectors, np.sqrt(squared) < self.cutoff)
-        return inputs
+        stored.workspace.renew(stored, atoms, self.cutoff)
+        return stored.inputs
 
     def _search(self, atoms: Atoms) -> _Stored:
         self.searches += 1
@@ -97,9 +130,8 @@ class VerletList:
         numbers = atoms.numbers.astype(np.int32)
         inputs = GraphInputs(numbers, displacements, layout.neighbours, layout.reverse, mask)
         periodic = np.array(atoms.pbc)
-        return _Stored(
-            atoms.numbers.copy(), periodic, atoms.positions.copy(), periodic_cell(atoms), pairs, layout, inputs
-        )
+        cell, workspace = periodic_cell(atoms), _Workspace(pairs)
+        return _Stored(atoms.numbers.copy(), periodic, atoms.positions.copy(), cell, pairs, layout, inputs, workspace)
 
     def _covers(self, stored: _Stored, atoms: Atoms) -> bool:
         """Whether no pair can have come within the cutoff unseen."""
