@@ -42,6 +42,7 @@ class PaiNNCalculator(Closing, Calculator):
 
     Attributes:
         manifest: what the bundle says of itself.
+        neighbour_list: of the structure that moves; its `searches` and `updates` count.
         timings: milliseconds a calculation spends in each phase; `timings.as_dict()`, `timings.reset()`.
 
     Raises:
@@ -68,7 +69,7 @@ class PaiNNCalculator(Closing, Calculator):
         on_cpu = self._session.info["device"] == "cpu"
         self._limits = Limits(self.manifest.profiles, int(self.manifest.configuration.get("hidden_dim", 128)), on_cpu)
         self.timings = Timings()
-        self._verlet = VerletList(self.manifest.cutoff, skin)
+        self.neighbour_list = VerletList(self.manifest.cutoff, skin)
         self._references = np.full(len(chemical_symbols) + 1, np.nan)
         self._references[list(self.manifest.species)] = self.manifest.atomic_references
 
@@ -120,7 +121,7 @@ class PaiNNCalculator(Closing, Calculator):
         """One structure that moves from call to call."""
         with self.timings.phase("neighbours"):
             reference = self.references(atoms.numbers)
-            inputs = self._verlet.inputs(atoms)
+            inputs = self.neighbour_list.inputs(atoms)
             self._limits.check(*inputs.mask.shape)
         with self.timings.phase("engine"):
             outputs = self._session.run(inputs)

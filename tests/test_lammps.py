@@ -91,7 +91,7 @@ def test_the_trajectory_is_ase_s(bundle: Path, lammps: Any, make: Any, symbols: 
         VelocityVerlet(atoms, TIMESTEP * units.fs).run(100)
         np.testing.assert_allclose(positions(lammps, atoms), atoms.positions, rtol=0, atol=1e-5)
         assert lammps.get_thermo("etotal") == pytest.approx(atoms.get_total_energy(), abs=1e-3)
-        assert there._verlet.updates > 50
+        assert there.neighbour_list.updates > 50
         if atoms.pbc.all():
             virial = lammps.get_thermo("press") - kinetic_pressure(atoms)
             assert virial == pytest.approx(-atoms.get_stress()[:3].mean() / units.bar, rel=1e-4, abs=1)

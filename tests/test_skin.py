@@ -118,7 +118,7 @@ def test_a_trajectory_with_a_skin_is_the_one_without(bundle: Path) -> None:
             atoms.calc = calculator
             thermalize_momenta(atoms, 300, rng=np.random.default_rng(0))
             VelocityVerlet(atoms, 0.2 * units.fs).run(60)
-            assert calculator._verlet.searches == (61 if skin == 0 else 1)
+            assert calculator.neighbour_list.searches == (61 if skin == 0 else 1)
             ends.append(atoms.positions.copy())
     np.testing.assert_allclose(ends[1], ends[0], rtol=0, atol=1e-5)
 
