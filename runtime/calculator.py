@@ -38,7 +38,8 @@ class PaiNNCalculator(Closing, Calculator):
         device: `auto`, or what the backend names, such as `cpu` or `cuda:0`. Nothing falls back to another device.
         threads: of the CPU; None for as many as there are cores.
         skin: Å; neighbours within cutoff and skin are found once and reused while no edge can be missing. Results are
-            those of a search at every step. Worth it for molecules; a liquid pays for the wider matrix.
+            those of a search at every step. None for 0.5 Å where it widens the matrix little, as in molecules, and for
+            none elsewhere: a liquid would pay more for the wider matrix than searches take.
 
     Attributes:
         manifest: what the bundle says of itself.
@@ -53,12 +54,12 @@ class PaiNNCalculator(Closing, Calculator):
     implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
 
     def __init__(
-        self, bundle: str | Path, *, device: str = "auto", threads: int | None = None, skin: float = 0.0
+        self, bundle: str | Path, *, device: str = "auto", threads: int | None = None, skin: float | None = None
     ) -> None:
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
             raise ValueError(f"threads = {threads!r} is not a number of threads; give 1 or more, or None.")
-        if not 0 <= skin < float("inf"):
-            raise ValueError(f"skin = {skin!r} is not a length in Å; give 0 to search at every step.")
+        if skin is not None and not 0 <= skin < float("inf"):
+            raise ValueError(f"skin = {skin!r} is not a length in Å; give 0 to search at every step, or None.")
         super().__init__()
         self._opened_with = (str(bundle), device, threads, skin)
         opened = read_bundle(bundle)
@@ -276,7 +277,7 @@ class PaiNNCalculator(Closing, Calculator):
         self._session.close()
 
 
-def _reopen(bundle: str, device: str, threads: int | None, skin: float) -> PaiNNCalculator:
+def _reopen(bundle: str, device: str, threads: int | None, skin: float | None) -> PaiNNCalculator:
     return PaiNNCalculator(bundle, device=device, threads=threads, skin=skin)
 
 

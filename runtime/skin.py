@@ -31,7 +31,14 @@ from painn_deploy.runtime.neighbours import (
     refuse_one_spot,
 )
 
-__all__ = ["ROUNDING", "VerletList", "still_covered"]
+__all__ = ["DEFAULT_SKIN", "ROUNDING", "VerletList", "still_covered"]
+
+DEFAULT_SKIN = 0.5
+"""Å; of 0.25 to 1.5 Å as good as any for molecules at 300 K (docs/batching.md)."""
+
+WIDER = 1.15
+"""Columns of the matrix with the default skin, over those without; past it an engine's time on them exceeds that of the
+searches that are saved. A molecule not much longer than the cutoff stays below, a liquid or a crystal does not."""
 
 ROUNDING = 1e-8
 """Å; what the criterion yields to the rounding of its own numbers."""
@@ -93,16 +100,20 @@ class VerletList:
 
     Attributes:
         cutoff: Å.
-        skin: Å; 0 searches at every step.
+        skin: Å; 0 searches at every step; None for `DEFAULT_SKIN` where it widens the matrix little, and else 0.
         searches: how many searches there were.
         updates: how many steps reused one.
     """
 
     cutoff: float
-    skin: float
+    skin: float | None
     searches: int = 0
     updates: int = 0
     _stored: _Stored | None = field(default=None, repr=False)
+
+    @property
+    def _reach(self) -> float:
+        return DEFAULT_SKIN if self.skin is None else self.skin
 
     def inputs(self, atoms: Atoms) -> GraphInputs:
         """The contract's inputs for `atoms`; their arrays are overwritten by the next call.
@@ -118,13 +129,17 @@ class VerletList:
         if stored is not None and self._covers(stored, atoms):
             self.updates += 1
         else:
+            self.searches += 1
             stored = self._stored = self._search(atoms)
+            if self.skin is None and _widens(stored, self.cutoff):
+                self._stored = None
+                return join([LocalGraph.found(atoms, self.cutoff)])
         stored.workspace.renew(stored, atoms, self.cutoff)
         return stored.inputs
 
     def _search(self, atoms: Atoms) -> _Stored:
-        self.searches += 1
-        pairs, vectors = find_pairs(atoms, self.cutoff + self.skin)
+        """What is within cutoff and skin."""
+        pairs, vectors = find_pairs(atoms, self.cutoff + self._reach)
         layout = SlotLayout.of(pairs.first, pairs.second, len(atoms))
         displacements, mask = layout.scatter(vectors)
         numbers = atoms.numbers.astype(np.int32)
@@ -140,7 +155,14 @@ class VerletList:
         cell = np.asarray(atoms.cell)
         same = np.array_equal(cell[stored.periodic], stored.cell[stored.periodic])
         now = stored.cell if same else periodic_cell(atoms)
-        return still_covered(stored.positions, stored.cell, atoms.positions, now, self.cutoff, self.skin)
+        return still_covered(stored.positions, stored.cell, atoms.positions, now, self.cutoff, self._reach)
+
+
+def _widens(stored: _Stored, cutoff: float) -> bool:
+    """Whether the skin costs more columns of the matrix than a search is worth."""
+    vectors = stored.inputs.displacements
+    within = (np.einsum("asc,asc->as", vectors, vectors) < cutoff**2) & (stored.inputs.mask > 0)
+    return stored.layout.slots > WIDER * max(1, int(within.sum(1).max()))
 
 
 def still_covered(

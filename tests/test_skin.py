@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from painn_deploy.export.errors import StructureError
 from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime.neighbours import LocalGraph, join
 from painn_deploy.runtime.skin import VerletList
 from painn_deploy.scripts.compare_neighbours import compare
 
@@ -121,6 +122,19 @@ def test_a_trajectory_with_a_skin_is_the_one_without(bundle: Path) -> None:
             assert calculator.neighbour_list.searches == (61 if skin == 0 else 1)
             ends.append(atoms.positions.copy())
     np.testing.assert_allclose(ends[1], ends[0], rtol=0, atol=1e-5)
+
+
+def test_the_default_skin_is_there_where_it_is_worth_it() -> None:
+    rng = np.random.default_rng(0)
+    for atoms, worth in ((molecule("CH3CH2OH"), True), (bulk("Al", a=4.05, cubic=True).repeat(2), False)):
+        verlet = VerletList(CUTOFF, None)
+        for _ in range(10):
+            atoms.positions += rng.normal(0, 0.01, atoms.positions.shape)
+            edges(atoms, verlet)
+        assert (verlet.updates > 5) == worth
+        assert verlet.searches + verlet.updates == 10
+        widths = verlet.inputs(atoms).mask.shape[1], join([LocalGraph.of(atoms, CUTOFF)]).mask.shape[1]
+        assert widths[0] == widths[1] or worth
 
 
 def test_a_skin_must_be_a_length(bundle: Path) -> None:
