@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ase import Atoms
 
+from painn_deploy.export.cache import cache_folder
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.runtime.neighbours import LocalGraph, join
@@ -24,7 +25,7 @@ from painn_deploy.runtime.neighbours import LocalGraph, join
 if TYPE_CHECKING:
     from painn_deploy.runtime.calculator import PaiNNCalculator
 
-__all__ = ["cache_folder", "measured_batch_slots", "remembered_batch_slots"]
+__all__ = ["measured_batch_slots", "remembered_batch_slots"]
 
 SIZES = tuple(2**power for power in range(9, 16))
 """Atoms x slots that are tried: 512 to 32,768, which is some 0.4 GB on a CPU at 96 features."""
@@ -34,13 +35,6 @@ CLOSE = 1.03
 """Of sizes as fast as the best within this, the smallest is taken: it needs least memory."""
 
 ROUNDS = 4
-
-
-def cache_folder() -> Path:
-    """Where measurements are kept: $PAINN_DEPLOY_CACHE, or the user's cache folder."""
-    if given := os.environ.get("PAINN_DEPLOY_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "painn-deploy"
 
 
 def remembered_batch_slots(calculator: "PaiNNCalculator") -> int | None:
