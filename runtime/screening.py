@@ -287,7 +287,7 @@ class Folder:
                 f"{self.output} exists. Give --resume to complete it if a screening was stopped, --overwrite to "
                 "replace it, or another output."
             )
-        if self.parts.exists():
+        if any(self.parts.glob("part-*")):
             raise OutputError(
                 f"{self.parts} holds what a screening that was stopped had done. Give --resume to go on, or "
                 "--overwrite to start again."
@@ -308,7 +308,11 @@ class Folder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise OutputError(f"Another screening is writing {self.output}. Wait for it, or stop it.") from error
-            yield
+            try:
+                yield
+            finally:
+                if self.parts.exists() and not any(self.parts.glob("part-*")):
+                    shutil.rmtree(self.parts)  # nothing came of it
 
     def clear(self) -> None:
         """Forget an earlier run; its output stays until the new one takes its place."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch_sim
+import typer
 from ase import Atoms, units
 from ase.build import molecule
 from ase.md.velocitydistribution import thermalize_momenta
@@ -22,6 +23,7 @@ from torch_sim.units import MetalUnits
 from painn_deploy.calibration.reference import TorchCalculator
 from painn_deploy.calibration.structures import aspirin, default_structures
 from painn_deploy.export import load_student
+from painn_deploy.export.checkpoint import resolve_checkpoint
 from painn_deploy.export.errors import CheckpointError
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.packing import pack, padding_waste
@@ -172,21 +174,12 @@ def replica_ratio(bundle: Path, student: str, *, steps: int = 20) -> tuple[float
     return float(np.median(ours)), float(np.median(eager))
 
 
-def main(bundle: Path, student: str = "student:base") -> None:
-    """Measure everything, and print it as Markdown.
-
-    Args:
-        bundle: a folder NAME.engine.
-        student: the checkpoint that it was made from.
-    """
-    from painn_deploy.export.checkpoint import resolve_checkpoint
-
+def _print_batches(bundle: Path, student: str) -> None:
     with PaiNNCalculator(bundle) as calculator:
         if resolve_checkpoint(student).sha256 != calculator.manifest.checkpoint_sha256:
             raise CheckpointError(f"{bundle} was not made from {student}; give its checkpoint with --student.")
         slots = calculator.tune_batches()
-        info = calculator.engine_info
-        print(f"{machine()}; {info['backend']} {info['version']}, {info['device']}; {slots} atoms x slots a batch\n")
+        print(f"{slots} atoms x slots a batch\n")
         print("| ethanols in a batch | ms an ethanol | against half the batch |\n|---|---|---|")
         before, worst = None, 0.0
         for count, spent in batch_sizes(calculator).items():
@@ -197,27 +190,53 @@ def main(bundle: Path, student: str = "student:base") -> None:
         print(f"\nlargest ratio {worst:.2f}, allowed {SLOWER:.2f}\n")
         loose, tight, faster = _packing(calculator)
         print(
-            f"mixed set: padding {loose:.0%} in batches of 16 as they come, {tight:.0%} packed; {faster:.2f}x faster\n"
+            f"mixed set: padding {loose:.0%} in batches of 16 as they come, {tight:.0%} packed; {faster:.2f}x as fast"
         )
-    print(
-        "| ms an ASE step (steps to a search), by skin | "
-        + " | ".join("default" if skin is None else f"{skin} Å" for skin in SKINS)
-        + " |"
-    )
-    print("|---" * (1 + len(SKINS)) + "|")
+
+
+def _print_skins(bundle: Path, _: str) -> None:
+    skins = ["default" if skin is None else f"{skin} Å" for skin in SKINS]
+    print(f"| ms an ASE step (steps to a search), by skin | {' | '.join(skins)} |\n|{'---|' * (1 + len(SKINS))}")
     for name, row in _skins(bundle).items():
         print(f"| {name} | " + " | ".join(f"{ms:.2f} ({between:.0f})" for ms, between in row.values()) + " |")
+
+
+def _print_replicas(bundle: Path, student: str) -> None:
     ours, eager = replica_ratio(bundle, student)
     print(
-        f"\n{REPLICAS} ethanols, replica steps a second: {ours:.0f} with TorchSim on the engine, {eager:.0f} in "
-        f"{REPLICAS} ASE loops in PyTorch eager: {ours / eager:.1f}x\n"
+        f"{REPLICAS} ethanols, replica steps a second: {ours:.0f} with TorchSim on the engine, {eager:.0f} in "
+        f"{REPLICAS} ASE loops in PyTorch eager: {ours / eager:.1f}x"
     )
+
+
+def _print_memory(bundle: Path, _: str) -> None:
     print("| atoms | slots | MB | kB a slot |\n|---|---|---|---|")
     for repeats in ("3", "4", "5"):
         command = [sys.executable, "-c", MEMORY, str(bundle), repeats]
         words = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()  # noqa: S603
         atoms, slots, kilobytes = map(int, words)
         print(f"| {atoms} | {slots} | {kilobytes / 1024:.0f} | {kilobytes / (atoms * slots):.1f} |")
+
+
+PARTS = {"batches": _print_batches, "skins": _print_skins, "replicas": _print_replicas, "memory": _print_memory}
+
+
+def main(bundle: Path, student: str = "student:base", part: str = "all") -> None:
+    """Measure, and print as Markdown.
+
+    Args:
+        bundle: a folder NAME.engine.
+        student: the checkpoint that it was made from.
+        part: batches, skins, replicas, memory or all.
+    """
+    if part not in (*PARTS, "all"):
+        raise typer.BadParameter(f"There is no part {part!r}; there are {', '.join(PARTS)} and all.")
+    with PaiNNCalculator(bundle) as calculator:
+        info = calculator.engine_info
+    print(f"{machine()}; {info['backend']} {info['version']}, {info['device']}, {info['precision']}")
+    for name in PARTS if part == "all" else (part,):
+        print()
+        PARTS[name](bundle, student)
 
 
 if __name__ == "__main__":

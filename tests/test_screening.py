@@ -251,6 +251,7 @@ def test_what_cannot_begin_says_why(
     with pytest.raises((DatasetError, OutputError), match=message):
         screen(bundle, tmp_path / source, tmp_path / target, **options)
     assert (tmp_path / "there.extxyz").read_bytes() == before
+    assert not list(tmp_path.glob("*.parts"))
 
 
 def test_an_error_is_one_line(bundle: Path, tmp_path: Path) -> None:
