@@ -16,7 +16,7 @@ def test_measured_once_and_remembered(bundle: Path, tmp_path: Path, monkeypatch:
     (path,) = (tmp_path / "cache").iterdir()
     facts = json.loads(path.read_text())
     times = facts["microseconds_a_structure"]
-    assert times[str(slots)] <= 1.03 * min(times.values()) + 0.01
+    assert times[str(slots)] <= 1.05 * min(times.values()) + 0.01
     with PaiNNCalculator(bundle) as calculator:
         assert calculator.batch_slots == slots
     with PaiNNCalculator(bundle, threads=1) as other:
