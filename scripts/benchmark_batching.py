@@ -226,9 +226,7 @@ def _print_skins(bundle: Path, _: str) -> None:
 
 def _print_replicas(bundle: Path, student: str) -> None:
     ours, eager = replica_rates(bundle, student)
-    print(
-        f"| replica steps of {REPLICAS} ethanols | TorchSim on the engine | {REPLICAS} ASE loops in PyTorch eager | ratio |"
-    )
+    print(f"| replica steps, {REPLICAS} ethanols | TorchSim on the engine | ASE loops in PyTorch eager | ratio |")
     print("|---|---|---|---|")
     for name in ("median", "best", "processor"):
         one, other = getattr(ours, name), getattr(eager, name)
