@@ -4,13 +4,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test check gpu-check format clean
+.PHONY: demo test bench check gpu-check format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/painn-deploy demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
+
+# figures of docs/batching.md, on a machine that does nothing else meanwhile
+bench: $(VENV)/.dev
+	$(BIN)/painn-deploy export student:base -o bench --overwrite
+	$(BIN)/python scripts/benchmark_batching.py bench/student-base-onnxruntime-fp32.engine
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -29,7 +34,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo
+	rm -rf $(VENV) build dist *.egg-info demo bench
 
 # torch first: its pinned version decides which build of it is taken
 $(VENV)/.torch: constraints.txt

@@ -15,6 +15,7 @@ who has never heard of painn-deploy would catch.
     ├── EngineError            an engine that failed to build, load or run
     │   ├── EngineUnavailableError  a backend or device that is asked for and is not here
     │   └── ShapeError              arrays that do not keep the graph contract, or lie outside every shape profile
+    ├── ServerError            a server that a driver answers: not there, gone before its end, or silent
     └── OutputError            a file or folder that cannot be written, or would be overwritten
 """
 
@@ -29,6 +30,7 @@ __all__ = [
     "OutputError",
     "PaiNNDeployError",
     "ParityError",
+    "ServerError",
     "ShapeError",
     "SpeciesError",
     "StructureError",
@@ -89,6 +91,10 @@ class DeviceMemoryError(EngineError):
 
 class ShapeError(EngineError):
     """Arrays that do not keep the graph contract, or lie outside every shape profile of the engine."""
+
+
+class ServerError(PaiNNDeployError, ConnectionError):
+    """A server that a driver answers is not there, went away before it was done, or fell silent."""
 
 
 class OutputError(PaiNNDeployError, OSError):

@@ -1,6 +1,6 @@
 """`PaiNNCalculator`: an engine as an ASE calculator, for one structure or for many at once."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,12 +12,15 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from painn_deploy.engines import EngineInfo, Session, get_backend
 from painn_deploy.engines.backend import Closing
-from painn_deploy.export.errors import EngineError, SpeciesError, StructureError
+from painn_deploy.export.errors import EngineError, ShapeError, SpeciesError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest, read_bundle
-from painn_deploy.runtime.neighbours import FLAT, join, local_graphs
-from painn_deploy.runtime.packing import pack
+from painn_deploy.runtime.limits import Limits
+from painn_deploy.runtime.neighbours import FLAT, LocalGraph, join
+from painn_deploy.runtime.packing import DEFAULT_BUDGET, pack
+from painn_deploy.runtime.sizing import measured_batch_slots, remembered_batch_slots
 from painn_deploy.runtime.skin import VerletList
+from painn_deploy.runtime.streaming import Outcome, Prepared, stream
 from painn_deploy.runtime.timings import Timings
 
 __all__ = ["PaiNNCalculator"]
@@ -35,10 +38,12 @@ class PaiNNCalculator(Closing, Calculator):
         device: `auto`, or what the backend names, such as `cpu` or `cuda:0`. Nothing falls back to another device.
         threads: of the CPU; None for as many as there are cores.
         skin: Å; neighbours within cutoff and skin are found once and reused while no edge can be missing. Results are
-            those of a search at every step. Worth it for molecules; a liquid pays for the wider matrix.
+            those of a search at every step. None for 0.5 Å where it widens the matrix little, as in molecules, and for
+            none elsewhere: a liquid would pay more for the wider matrix than searches take.
 
     Attributes:
         manifest: what the bundle says of itself.
+        neighbour_list: of the structure that moves; its `searches` and `updates` count.
         timings: milliseconds a calculation spends in each phase; `timings.as_dict()`, `timings.reset()`.
 
     Raises:
@@ -49,20 +54,23 @@ class PaiNNCalculator(Closing, Calculator):
     implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
 
     def __init__(
-        self, bundle: str | Path, *, device: str = "auto", threads: int | None = None, skin: float = 0.0
+        self, bundle: str | Path, *, device: str = "auto", threads: int | None = None, skin: float | None = None
     ) -> None:
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
             raise ValueError(f"threads = {threads!r} is not a number of threads; give 1 or more, or None.")
-        if not 0 <= skin < float("inf"):
-            raise ValueError(f"skin = {skin!r} is not a length in Å; give 0 to search at every step.")
+        if skin is not None and not 0 <= skin < float("inf"):
+            raise ValueError(f"skin = {skin!r} is not a length in Å; give 0 to search at every step, or None.")
         super().__init__()
         self._opened_with = (str(bundle), device, threads, skin)
         opened = read_bundle(bundle)
         self.manifest: Manifest = opened.manifest
         self._session: Session = get_backend(opened.manifest.engine).open(opened, device, threads)
-        self._most_atoms = max((p["atoms"][2] for p in self.manifest.profiles), default=None)
+        self.threads = threads
+        self._batch_slots: int | None = None
+        on_cpu = self._session.info["device"] == "cpu"
+        self._limits = Limits(self.manifest.profiles, int(self.manifest.configuration.get("hidden_dim", 128)), on_cpu)
         self.timings = Timings()
-        self._verlet = VerletList(self.manifest.cutoff, skin)
+        self.neighbour_list = VerletList(self.manifest.cutoff, skin)
         self._references = np.full(len(chemical_symbols) + 1, np.nan)
         self._references[list(self.manifest.species)] = self.manifest.atomic_references
 
@@ -85,7 +93,8 @@ class PaiNNCalculator(Closing, Calculator):
         """
         if atoms is None and self.atoms is None:
             raise StructureError("There is no structure to calculate: attach the calculator to Atoms, or give them.")
-        super().calculate(atoms, list(properties), list(system_changes))
+        with self.timings.phase("ase"):
+            super().calculate(atoms, list(properties), list(system_changes))
         self.results = self._single(self.atoms)
         for name in ("stress", "stresses"):
             if name in properties and name not in self.results:
@@ -111,13 +120,14 @@ class PaiNNCalculator(Closing, Calculator):
 
     def _single(self, atoms: Atoms) -> dict[str, Any]:
         """One structure that moves from call to call."""
-        reference = self._references_of(atoms, 0, 1)
         with self.timings.phase("neighbours"):
-            inputs = self._verlet.inputs(atoms)
+            reference = self.references(atoms.numbers)
+            inputs = self.neighbour_list.inputs(atoms)
+            self._limits.check(*inputs.mask.shape)
         with self.timings.phase("engine"):
             outputs = self._session.run(inputs)
         with self.timings.phase("results"):
-            results = _results(atoms, outputs, reference, 0)
+            results = _results(atoms, outputs, reference)
         self.timings.calculations += 1
         return results
 
@@ -133,49 +143,127 @@ class PaiNNCalculator(Closing, Calculator):
         Raises:
             StructureError: one of them has no atoms, NaN positions, two atoms on one spot, dependent periodic cell
                 vectors, or (SpeciesError) an element that the student has not learnt; the message says which.
+            ShapeError: one of them is larger than the engine was built for.
             EngineError: the engine failed.
         """
         structures = structures if isinstance(structures, Atoms | str) else list(structures)
         if isinstance(structures, Atoms | str) or not all(isinstance(atoms, Atoms) for atoms in structures):
             raise StructureError("calculate_batch takes a list of Atoms; put a single structure into a list of one.")
-        if not structures:
-            return []
-        references = [self._references_of(atoms, index, len(structures)) for index, atoms in enumerate(structures)]
-        with self.timings.phase("neighbours"):
-            graphs = local_graphs(structures, self.manifest.cutoff)
+        prepared = []
+        for index, atoms in enumerate(structures):
+            try:
+                prepared.append(self.prepare(atoms))
+            except (StructureError, ShapeError) as error:
+                if len(structures) == 1:
+                    raise
+                raise type(error)(f"Structure {index}: {error}") from error
         results: list[dict[str, Any]] = [{}] * len(structures)
-        for batch in pack([(len(graph.numbers), graph.slots) for graph in graphs], most_atoms=self._most_atoms):
-            with self.timings.phase("packing"):
-                inputs = join([graphs[index] for index in batch])
-            with self.timings.phase("engine"):
-                outputs, start = self._session.run(inputs), 0
-            with self.timings.phase("results"):
-                for index in batch:
-                    rows = slice(start, start + len(structures[index]))
-                    part = GraphOutputs(*(array[rows] for array in outputs))
-                    results[index] = _results(structures[index], part, references[index], index)
-                    start = rows.stop
-        self.timings.calculations += len(structures)
+        for batch in pack([one.size for one in prepared], self.batch_slots, self.most_atoms):
+            for index, answer in zip(batch, self.run_prepared([prepared[i] for i in batch]), strict=True):
+                if isinstance(answer, EngineError):
+                    raise EngineError(f"Structure {index}: {answer}") from answer
+                results[index] = answer
         return results
+
+    def stream(self, structures: Iterable[Atoms | StructureError]) -> Iterator[Outcome]:
+        """The same for any number of structures, of which only some are in memory at a time.
+
+        An outcome comes for each structure, in order; one that has no answer says why and does not stop the rest.
+
+        Args:
+            structures: any iterable, a generator for instance.
+
+        Raises:
+            EngineError: the engine failed for every structure of a batch.
+        """
+        return stream(self, structures, self.batch_slots)
+
+    @property
+    def batch_slots(self) -> int:
+        """Atoms x slots of a batch: what `tune_batches` measured here once, or a default that suits most CPUs."""
+        if self._batch_slots is None:
+            self._batch_slots = remembered_batch_slots(self) or DEFAULT_BUDGET
+        return self._batch_slots
+
+    @batch_slots.setter
+    def batch_slots(self, slots: int) -> None:
+        if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
+            raise ValueError(f"batch_slots = {slots!r} is not a number of atoms x slots; give 1 or more.")
+        self._batch_slots = slots
+
+    @property
+    def batch_slots_known(self) -> bool:
+        """Whether `batch_slots` was measured here or set, and is not the default."""
+        return self._batch_slots is not None or remembered_batch_slots(self) is not None
+
+    def tune_batches(self) -> int:
+        """Measure which batches are fastest here, and remember it for this engine, device and machine; seconds."""
+        self._batch_slots = measured_batch_slots(self)
+        return self._batch_slots
+
+    @property
+    def most_atoms(self) -> int | None:
+        """That one batch may hold, where the engine was built for a range; None where it takes any number."""
+        return self._limits.most_atoms
+
+    def prepare(self, atoms: Atoms) -> Prepared:
+        """Check a structure and find its neighbours.
+
+        Raises:
+            StructureError: it is nothing that a force field can answer for.
+            ShapeError: it is larger than the engine was built for, or than there is memory.
+        """
+        with self.timings.phase("neighbours"):
+            references = self.references(atoms.numbers)
+            graph = LocalGraph.of(atoms, self.manifest.cutoff)
+        self._limits.check(len(graph.numbers), graph.slots)
+        return Prepared(atoms, graph, references)
+
+    def run_prepared(self, batch: Sequence[Prepared]) -> list[dict[str, Any] | EngineError]:
+        """Structures through the engine in one matrix; for each its results, or the error of its alone.
+
+        Raises:
+            EngineError: the engine failed on the whole.
+        """
+        with self.timings.phase("packing"):
+            inputs = join([one.graph for one in batch])
+        with self.timings.phase("engine"):
+            outputs, start = self._session.run(inputs), 0
+        answers: list[dict[str, Any] | EngineError] = []
+        with self.timings.phase("results"):
+            for one in batch:
+                rows = slice(start, start + len(one.atoms))
+                try:
+                    answers.append(
+                        _results(one.atoms, GraphOutputs(*(array[rows] for array in outputs)), one.references)
+                    )
+                except EngineError as error:
+                    answers.append(error)
+                start = rows.stop
+        self.timings.calculations += len(batch)
+        return answers
 
     def run_graph(self, inputs: GraphInputs) -> GraphOutputs:
         """The bare engine: the graph contract's inputs to its outputs, without atomic references."""
         return self._session.run(inputs)
 
-    def _references_of(self, atoms: Atoms, index: int, count: int) -> np.ndarray:
-        """Atomic reference energies, NaN being the mark of an element that was not learnt."""
-        inside = (atoms.numbers >= 0) & (atoms.numbers < len(self._references))
-        references = self._references[np.where(inside, atoms.numbers, 0)]
+    def references(self, numbers: np.ndarray) -> np.ndarray:
+        """Atomic reference energies, eV, of atomic numbers [atoms].
+
+        Raises:
+            SpeciesError: one of them is no element that the student has learnt.
+        """
+        inside = (numbers >= 0) & (numbers < len(self._references))
+        references = self._references[np.where(inside, numbers, 0)]
         unknown = np.isnan(references)
         if unknown.any():
             atom = int(unknown.argmax())
             known = " ".join(chemical_symbols[z] for z in self.manifest.species[:20])
             more = " ..." if len(self.manifest.species) > 20 else ""
-            number = int(atoms.numbers[atom])
+            number = int(numbers[atom])
             symbol = chemical_symbols[number] if 0 <= number < len(chemical_symbols) else "no element"
-            where = f"Structure {index}: atom" if count > 1 else "Atom"
             raise SpeciesError(
-                f"{where} {atom} is {symbol} (Z = {number}), which this student has no "
+                f"Atom {atom} is {symbol} (Z = {number}), which this student has no "
                 f"embedding for; it knows {known}{more}. Use a student that was trained on it."
             )
         return references
@@ -189,7 +277,7 @@ class PaiNNCalculator(Closing, Calculator):
         self._session.close()
 
 
-def _reopen(bundle: str, device: str, threads: int | None, skin: float) -> PaiNNCalculator:
+def _reopen(bundle: str, device: str, threads: int | None, skin: float | None) -> PaiNNCalculator:
     return PaiNNCalculator(bundle, device=device, threads=threads, skin=skin)
 
 
@@ -202,7 +290,7 @@ def cell_volume(atoms: Atoms) -> float:
     return volume if volume > FLAT * float(np.prod(np.linalg.norm(cell, axis=1))) else 0.0
 
 
-def _results(atoms: Atoms, outputs: GraphOutputs, reference: np.ndarray, index: int) -> dict[str, Any]:
+def _results(atoms: Atoms, outputs: GraphOutputs, reference: np.ndarray) -> dict[str, Any]:
     """ASE's results of one structure; sums are in float64."""
     energies = outputs.atomic_energies.astype(np.float64) + reference
     forces = outputs.forces.astype(np.float64)
@@ -210,7 +298,7 @@ def _results(atoms: Atoms, outputs: GraphOutputs, reference: np.ndarray, index: 
     energy = float(energies.sum())
     if not (np.isfinite(energy) and np.isfinite(forces).all() and np.isfinite(virials).all()):
         raise EngineError(
-            f"The engine gave NaN or infinity for structure {index} ({atoms.symbols}). Its geometry is too far from "
+            f"The engine gave NaN or infinity for {atoms.symbols}. Its geometry is too far from "
             "anything the student has learnt, or overflows the engine's precision."
         )
     results: dict[str, Any] = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}

@@ -31,7 +31,17 @@ from painn_deploy.runtime.neighbours import (
     refuse_one_spot,
 )
 
-__all__ = ["VerletList"]
+__all__ = ["DEFAULT_SKIN", "ROUNDING", "VerletList", "still_covered"]
+
+DEFAULT_SKIN = 0.5
+"""Å; of 0.25 to 1.5 Å as good as any for molecules at 300 K (docs/batching.md)."""
+
+WIDER = 1.15
+"""Columns of the matrix with the default skin, over those without; past it an engine's time on them exceeds that of the
+searches that are saved. A molecule not much longer than the cutoff stays below, a liquid or a crystal does not."""
+
+ROUNDING = 1e-8
+"""Å; what the criterion yields to the rounding of its own numbers."""
 
 
 @dataclass
@@ -45,6 +55,43 @@ class _Stored:
     pairs: Pairs
     layout: SlotLayout
     inputs: GraphInputs
+    workspace: "_Workspace"
+
+
+class _Workspace:
+    """Arrays over pairs that every step writes into again, so that a step asks for no memory of their size."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        count = len(pairs.first)
+        self._vectors, self._scratch, self._rounded = (
+            np.empty((count, 3)),
+            np.empty((count, 3)),
+            np.empty((count, 3), "f4"),
+        )
+        self._squared, self._distances, self._edges = np.empty(count), np.empty(count), np.empty(count, bool)
+        self._shifts = None if pairs.shifts is None else pairs.shifts.astype(np.float64)
+
+    def renew(self, stored: _Stored, atoms: Atoms, cutoff: float) -> None:
+        """Displacements and mask of now, to the bit those of `Pairs.displacements` and `SlotLayout.scatter`.
+
+        Raises:
+            StructureError: two atoms are on one spot.
+        """
+        pairs, layout, inputs = stored.pairs, stored.layout, stored.inputs
+        np.take(atoms.positions, pairs.second, axis=0, out=self._vectors, mode="clip")  # other modes make a copy
+        np.take(atoms.positions, pairs.first, axis=0, out=self._scratch, mode="clip")
+        np.subtract(self._vectors, self._scratch, out=self._vectors)
+        if self._shifts is not None:
+            np.matmul(self._shifts, np.asarray(atoms.cell), out=self._scratch)
+            np.add(self._vectors, self._scratch, out=self._vectors)
+        np.einsum("pc,pc->p", self._vectors, self._vectors, out=self._squared)
+        refuse_one_spot(atoms, pairs, self._squared)
+        np.less(np.sqrt(self._squared, out=self._distances), cutoff, out=self._edges)
+        np.copyto(self._rounded, self._vectors, casting="same_kind")
+        displacements, mask = inputs.displacements.reshape(-1, 3), inputs.mask.reshape(-1)
+        displacements[layout.forward] = self._rounded
+        displacements[layout.backward] = np.negative(self._rounded, out=self._rounded)
+        mask[layout.forward] = mask[layout.backward] = self._edges
 
 
 @dataclass
@@ -53,16 +100,20 @@ class VerletList:
 
     Attributes:
         cutoff: Å.
-        skin: Å; 0 searches at every step.
+        skin: Å; 0 searches at every step; None for `DEFAULT_SKIN` where it widens the matrix little, and else 0.
         searches: how many searches there were.
         updates: how many steps reused one.
     """
 
     cutoff: float
-    skin: float
+    skin: float | None
     searches: int = 0
     updates: int = 0
     _stored: _Stored | None = field(default=None, repr=False)
+
+    @property
+    def _reach(self) -> float:
+        return DEFAULT_SKIN if self.skin is None else self.skin
 
     def inputs(self, atoms: Atoms) -> GraphInputs:
         """The contract's inputs for `atoms`; their arrays are overwritten by the next call.
@@ -78,36 +129,65 @@ class VerletList:
         if stored is not None and self._covers(stored, atoms):
             self.updates += 1
         else:
+            self.searches += 1
             stored = self._stored = self._search(atoms)
-        vectors = stored.pairs.displacements(atoms.positions, np.asarray(atoms.cell))
-        squared = np.einsum("pc,pc->p", vectors, vectors)
-        refuse_one_spot(atoms, stored.pairs, squared)
-        inputs = stored.inputs
-        stored.layout.scatter_into(inputs.displacements, inputs.mask, vectors, np.sqrt(squared) < self.cutoff)
-        return inputs
+            if self.skin is None and _widens(stored, self.cutoff):
+                self._stored = None
+                return join([LocalGraph.found(atoms, self.cutoff)])
+        stored.workspace.renew(stored, atoms, self.cutoff)
+        return stored.inputs
 
     def _search(self, atoms: Atoms) -> _Stored:
-        self.searches += 1
-        pairs, vectors = find_pairs(atoms, self.cutoff + self.skin)
+        """What is within cutoff and skin."""
+        pairs, vectors = find_pairs(atoms, self.cutoff + self._reach)
         layout = SlotLayout.of(pairs.first, pairs.second, len(atoms))
         displacements, mask = layout.scatter(vectors)
         numbers = atoms.numbers.astype(np.int32)
         inputs = GraphInputs(numbers, displacements, layout.neighbours, layout.reverse, mask)
         periodic = np.array(atoms.pbc)
-        return _Stored(
-            atoms.numbers.copy(), periodic, atoms.positions.copy(), periodic_cell(atoms), pairs, layout, inputs
-        )
+        cell, workspace = periodic_cell(atoms), _Workspace(pairs)
+        return _Stored(atoms.numbers.copy(), periodic, atoms.positions.copy(), cell, pairs, layout, inputs, workspace)
 
     def _covers(self, stored: _Stored, atoms: Atoms) -> bool:
         """Whether no pair can have come within the cutoff unseen."""
         if not (np.array_equal(stored.numbers, atoms.numbers) and np.array_equal(stored.periodic, atoms.pbc)):
             return False
-        cell, shrink, expected = np.asarray(atoms.cell), 1.0, stored.positions
-        if stored.periodic.any() and not np.array_equal(cell[stored.periodic], stored.cell[stored.periodic]):
-            deformation = np.linalg.solve(stored.cell, periodic_cell(atoms))
-            shrink = float(np.linalg.svd(deformation, compute_uv=False)[-1])
-            expected = stored.positions @ deformation
-        moved = atoms.positions - expected
-        farthest = float(np.sqrt(np.einsum("ac,ac->a", moved, moved).max()))
-        # a picometre's millionth for the rounding of these very numbers
-        return shrink * (self.cutoff + self.skin) - 2 * farthest >= self.cutoff + 1e-8
+        cell = np.asarray(atoms.cell)
+        same = np.array_equal(cell[stored.periodic], stored.cell[stored.periodic])
+        now = stored.cell if same else periodic_cell(atoms)
+        return still_covered(stored.positions, stored.cell, atoms.positions, now, self.cutoff, self._reach)
+
+
+def _widens(stored: _Stored, cutoff: float) -> bool:
+    """Whether the skin costs more columns of the matrix than a search is worth."""
+    vectors = stored.inputs.displacements
+    within = (np.einsum("asc,asc->as", vectors, vectors) < cutoff**2) & (stored.inputs.mask > 0)
+    return stored.layout.slots > WIDER * max(1, int(within.sum(1).max()))
+
+
+def still_covered(
+    before: Float64[np.ndarray, "atoms 3"],
+    cell_before: Float64[np.ndarray, "3 3"],
+    positions: Float64[np.ndarray, "atoms 3"],
+    cell: Float64[np.ndarray, "3 3"],
+    cutoff: float,
+    skin: float,
+) -> bool:
+    """Whether no pair can have come within the cutoff unseen since all within cutoff and skin were found.
+
+    Args:
+        before: positions of then, Å.
+        cell_before: completed cell of then (`periodic_cell`), Å.
+        positions: of now, Å.
+        cell: completed cell of now, Å.
+        cutoff: Å.
+        skin: Å.
+    """
+    shrink, expected = 1.0, before
+    if not np.array_equal(cell, cell_before):
+        deformation = np.linalg.solve(cell_before, cell)
+        shrink = float(np.linalg.svd(deformation, compute_uv=False)[-1])
+        expected = before @ deformation
+    moved = positions - expected
+    farthest = float(np.sqrt(np.einsum("ac,ac->a", moved, moved).max()))
+    return shrink * (cutoff + skin) - 2 * farthest >= cutoff + ROUNDING

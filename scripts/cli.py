@@ -25,7 +25,15 @@ app = typer.Typer(
     help="From a trained PaiNN student to engines that run in ASE, with their error against FP32 measured.",
 )
 out, err = Console(), Console(stderr=True)
-EXTRAS = {"torch": "export", "onnx": "export", "safetensors": "export", "matplotlib": "plot", "tblite": "train"}
+EXTRAS = {
+    "torch": "export",
+    "onnx": "export",
+    "safetensors": "export",
+    "matplotlib": "plot",
+    "tblite": "train",
+    "pyarrow": "screen",
+    "ray": "screen",
+}
 
 Bundles = Annotated[list[Path], typer.Argument(help="Folders NAME.engine.", metavar="BUNDLE...")]
 OneBundle = Annotated[Path, typer.Argument(help="A folder NAME.engine.", metavar="BUNDLE")]
@@ -271,6 +279,54 @@ def md(
             f"interrupted after {record.steps} of {steps} steps; every frame until then is in {escape(str(trajectory))}"
         )
         raise typer.Exit(130)
+
+
+@app.command()
+def screen(
+    bundle: OneBundle,
+    source: Annotated[Path, typer.Argument(help="Structures: .extxyz, .db (ASE) or .parquet.", metavar="IN")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Likewise, by its suffix.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was stopped.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes on Ray, a CPU or GPU each.")] = None,
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster, which sees the same files.")] = None,
+    worker_memory: Annotated[float | None, typer.Option(min=0.25, help="GiB that a worker may take.")] = None,
+    relax: Annotated[bool, typer.Option("--relax", help="Relax atoms first; the cell is kept.")] = False,
+    fmax: Annotated[float, typer.Option(min=1e-6, help="eV/Å; when atoms are relaxed.")] = 0.05,
+    steps: Annotated[int, typer.Option(min=1, help="Of relaxation, at most.")] = 500,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000, help="Rows computed and written together; 512.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Compute every structure of a file, in order; goes on after a kill with --resume."""
+    from painn_deploy.runtime import screening
+    from painn_deploy.runtime.relaxation import Relaxation
+    from painn_deploy.scripts.screening import display, report
+
+    if workers is None and (address is not None or worker_memory is not None):
+        raise typer.BadParameter("--address and --worker-memory are about workers; give --workers N too.")
+    with display(err) as shown:
+        try:
+            summary = screening.screen(
+                bundle,
+                source,
+                output,
+                resume=resume,
+                overwrite=overwrite,
+                workers=workers,
+                address=address,
+                relaxation=Relaxation(fmax, steps) if relax else None,
+                chunk_rows=batch_size,
+                device=device,
+                memory=worker_memory,
+                progress=shown,
+                tell=shown.tell,
+            )
+        except KeyboardInterrupt:
+            err.print("interrupted; what was done is kept, go on with --resume")
+            raise typer.Exit(130) from None
+    report(summary, str(output), out, err)
 
 
 @app.command()

