@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 from ase import Atoms, units
+from ase.calculators.calculator import Calculator, all_changes
 from ase.data import vdw_radii
 from ase.optimize import BFGS
 from jaxtyping import Float, Int
@@ -21,13 +22,15 @@ from painn_deploy.export.errors import DatasetError
 __all__ = ["TEACHER_FAILURES", "Kind", "Recipe", "Sampler", "Structure", "hydrogenated"]
 
 Kind = Literal["conformer", "md", "distorted", "dimer", "cluster", "wall", "atom"]
-Recipe = Literal["molecule", "dimer", "cluster", "liquid", "atom"]
+Recipe = Literal["molecule", "dimer", "cluster", "liquid", "atom", "survey", "close"]
 Teacher = Callable[[], Any]
 Positions = Float[np.ndarray, "atoms 3"]
 
 TEMPERATURES = (300.0, 600.0, 1000.0)  # K
 TIMESTEP = 1.0  # fs: BAOAB stays stable with C-H bonds at 1000 K
 STRIDE = 25  # steps between frames: two and a half periods of a C-H stretch
+SURVEY_STRIDES = 4  # between frames of molecular mechanics, whose steps cost nothing
+CLOSE_SHARE = 3  # structures about a minimum, in units of the frames
 FRICTION = 0.02  # 1/fs: heats a molecule within one stride or two
 FULL_FRAMES_UP_TO = 14  # atoms; larger molecules get fewer frames, as a label's cost grows faster than its size
 LIQUID_VOLUME_PER_ATOM = 10.0  # Å^3: liquid water has 29.9 Å^3 a molecule
@@ -48,6 +51,8 @@ class Molecule:
     """A molecule's conformers and its bond graph."""
 
     conformers: list[Any]
+    rdkit: Any  # kept because the force field points into it
+    force_field: Any  # what relaxed them
     bonds_between: Int[np.ndarray, "atoms atoms"]  # number of bonds on the shortest path
     bonds: Int[np.ndarray, "bonds 2"]
     bridges: Int[np.ndarray, "bridges 2"]  # the bonds outside rings
@@ -83,10 +88,46 @@ def embedded(smiles: str, count: int, seed: int) -> Molecule:
     ends = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx(), bond.IsInRing()) for bond in molecule.GetBonds()]
     return Molecule(
         conformers=[Atoms(numbers, conformer.GetPositions()) for conformer in molecule.GetConformers()],
+        rdkit=molecule,
+        force_field=molecular_mechanics(molecule),
         bonds_between=Chem.GetDistanceMatrix(molecule).astype(np.int64),
         bonds=np.array([(i, j) for i, j, _ in ends], dtype=np.int64).reshape(-1, 2),
         bridges=np.array([(i, j) for i, j, ring in ends if not ring], dtype=np.int64).reshape(-1, 2),
     )
+
+
+def molecular_mechanics(molecule: Any) -> Any:
+    """RDKit's force field of a molecule with conformers: MMFF94, or UFF, or None where neither knows its atoms."""
+    from rdkit import rdBase
+    from rdkit.Chem import rdForceFieldHelpers
+
+    with rdBase.BlockLogs():
+        if (parameters := rdForceFieldHelpers.MMFFGetMoleculeProperties(molecule)) is not None:
+            field = rdForceFieldHelpers.MMFFGetMoleculeForceField(molecule, parameters)
+        elif rdForceFieldHelpers.UFFHasAllMoleculeParams(molecule):
+            field = rdForceFieldHelpers.UFFGetMoleculeForceField(molecule)
+        else:
+            return None
+    field.Initialize()
+    return field
+
+
+class Mechanics(Calculator):
+    """Forces of RDKit's force field in eV/Å: a label costs a thousand times as much, so it may lead the dynamics."""
+
+    implemented_properties = ("energy", "forces")
+
+    def __init__(self, field: Any) -> None:
+        super().__init__()
+        self.field = field
+
+    def calculate(self, atoms: Any = None, properties: Any = ("forces",), system_changes: Any = all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        positions = atoms.positions.ravel().tolist()
+        energy = self.field.CalcEnergy(positions)  # first: CalcGrad alone takes the distances of the call before it
+        gradient = np.reshape(self.field.CalcGrad(positions), (-1, 3))
+        per_mole = units.kcal / units.mol
+        self.results = {"energy": energy * per_mole, "forces": -gradient * per_mole}
 
 
 def pinched(
@@ -178,6 +219,10 @@ class Sampler:
             yield from self._molecule(smiles[0])
         elif recipe == "dimer":
             yield from self._dimer(*smiles)
+        elif recipe == "survey":
+            yield from self._survey(smiles[0])
+        elif recipe == "close":
+            yield from self._close(smiles[0])
         else:
             yield from self._cluster(smiles, compact=recipe == "liquid")
 
@@ -226,12 +271,44 @@ class Sampler:
             start = relaxed[number % len(relaxed)]
             for atoms in self._trajectory(start, temperature, self._count(1 / len(TEMPERATURES), size)):
                 yield Structure("md", atoms)
+        yield from self._strained(molecule, relaxed)
+
+    def _strained(self, molecule: Molecule, relaxed: list[Any]) -> Iterator[Structure]:
+        size = len(relaxed[0])
         for number in range(self._count(1 / 3, size)):
             start = relaxed[number % len(relaxed)]
             yield Structure("distorted", Atoms(start.numbers, self._distorted(molecule, start.positions, number)))
         for number in range(self._count(1 / 6, size)):
             start = relaxed[number % len(relaxed)]
             yield Structure("wall", Atoms(start.numbers, self._pressed(molecule, start, number)))
+
+    def _survey(self, smiles: str) -> Iterator[Structure]:
+        """A molecule in few labels: one relaxation; dynamics led by molecular mechanics, of which frames are labelled."""
+        molecule = embedded(smiles, len(TEMPERATURES), self._seed())
+        yield Structure("conformer", molecule.conformers[0])
+        relaxed = self._relaxed(molecule.conformers[0], steps=15)
+        yield Structure("conformer", relaxed)
+        size = len(relaxed)
+        for number, temperature in enumerate(TEMPERATURES if molecule.force_field is not None else ()):
+            start = molecule.conformers[number % len(molecule.conformers)].copy()
+            start.calc = Mechanics(molecule.force_field)
+            moving = langevin(start, temperature, self.rng)
+            for _ in range(self._count(1 / len(TEMPERATURES), size)):
+                for _ in range(SURVEY_STRIDES):
+                    next(moving)
+                if not np.isfinite(start.positions).all():
+                    self.failures.append(f"molecular mechanics at {temperature:g} K left the numbers")
+                    break
+                yield Structure("md", Atoms(start.numbers, start.positions))
+        yield from self._strained(molecule, [relaxed])
+
+    def _close(self, smiles: str) -> Iterator[Structure]:
+        """The neighbourhood of a minimum: what vibrational frequencies are made of."""
+        relaxed = self._relaxed(embedded(smiles, 1, self._seed()).conformers[0], steps=50)
+        yield Structure("conformer", relaxed)
+        for _ in range(CLOSE_SHARE * self.frames):
+            sigma = float(np.exp(self.rng.uniform(np.log(0.01), np.log(0.12))))
+            yield Structure("distorted", self._shaken(relaxed, sigma))
 
     def _distorted(self, molecule: Molecule, positions: Positions, number: int) -> Positions:
         """In turn: every atom displaced at random, one bond stretched, one angle bent."""

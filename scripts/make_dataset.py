@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ from painn_deploy.scripts.dataset_structures import TEACHER_FAILURES, Sampler, S
 __all__ = ["MOLECULES", "Settings", "load_teacher", "main", "make_dataset"]
 
 MOLECULES = Path(__file__).with_name("molecules.smi")
+SURVEY = Path(__file__).with_name("survey.smi")
 
 RECIPE_VERSION = 1  # raise it when the same settings would give other structures
 PACKAGES = ("ase", "rdkit", "tblite")  # a different version of these may give other labels or other conformers
@@ -51,6 +53,7 @@ class Settings:
 
     teacher: str = "tblite:GFN2-xTB"
     frames: int = 24
+    survey_frames: int = 16
     seed: int = 1
     max_force: float = 50.0  # eV/Å
 
@@ -81,7 +84,8 @@ def label_item(item: Item, settings: Settings, output: Path) -> None:
     teacher = load_teacher(settings.teacher)
     digest = hashlib.sha256(f"{settings.seed}:{item.name}".encode()).digest()
     failures: list[str] = []
-    sampler = Sampler(teacher, settings.frames, np.random.default_rng(int.from_bytes(digest[:8])), failures)
+    frames = settings.survey_frames if item.recipe == "survey" else settings.frames
+    sampler = Sampler(teacher, frames, np.random.default_rng(int.from_bytes(digest[:8])), failures)
     kept: list[Label] = []
     dropped = 0
     try:
@@ -151,16 +155,24 @@ def write_json(path: Path, content: object) -> None:
     unfinished.replace(path)
 
 
-def claim_folder(output: Path, settings: Settings, molecules: dict[str, str], items: list[Item]) -> str:
-    """Writes split and settings into the folder, or checks those that are there; returns the split's digest."""
+def claimed(settings: Settings, molecules: dict[str, str], survey: dict[str, str], items: list[Item]) -> dict[str, Any]:
+    """All that the labels of a folder depend on, as its settings.json keeps it."""
     listing = "\n".join(sorted(f"{item.name} {item.split}" for item in items))
-    digest = hashlib.sha256(listing.encode()).hexdigest()
-    claim: dict[str, Any] = asdict(settings) | {
+    return asdict(settings) | {
         "recipe": RECIPE_VERSION,
-        "molecules": hashlib.sha256(json.dumps(molecules, sort_keys=True).encode()).hexdigest(),
-        "split": digest,
+        "molecules": digest_of(molecules),
+        "survey": digest_of(survey),
+        "split": hashlib.sha256(listing.encode()).hexdigest(),
         "packages": dict(versions()),
     }
+
+
+def digest_of(molecules: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(molecules, sort_keys=True).encode()).hexdigest()
+
+
+def claim_folder(output: Path, claim: dict[str, Any], items: list[Item]) -> None:
+    """Writes split and settings into the folder, or checks those that are there."""
     path = output / "settings.json"
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -170,13 +182,45 @@ def claim_folder(output: Path, settings: Settings, molecules: dict[str, str], it
                 f"{output} was begun with different settings ({', '.join(changed)}): "
                 "repeat them, or take another --output, or remove the folder"
             )
-        return digest
+        return
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DatasetError(f"{output} is there and is no folder of a training set: take another --output")
     (output / "parts").mkdir(parents=True)
-    write_json(output / "split.json", {"sha256": digest, "split": {item.name: item.split for item in items}})
+    write_json(output / "split.json", {"sha256": claim["split"], "split": {item.name: item.split for item in items}})
     write_json(path, claim)
-    return digest
+
+
+def take_over(earlier: Path, output: Path, claim: dict[str, Any], molecules: dict[str, str], items: list[Item]) -> int:
+    """Copies the parts that an earlier folder has in common with this one; returns how many.
+
+    A part depends on its item and the settings alone, so that a longer list of molecules need not label anew what a
+    shorter one did. Raises DatasetError where the earlier folder was made with other settings or another list.
+    """
+    try:
+        before = json.loads((earlier / "settings.json").read_text(encoding="utf-8"))
+        split = json.loads((earlier / "split.json").read_text(encoding="utf-8"))["split"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DatasetError(f"{earlier} holds no training set to reuse ({error}): leave out --reuse") from error
+    decisive = ("teacher", "frames", "seed", "max_force", "recipe", "packages")
+    changed = [key for key in decisive if before.get(key) != claim[key]]
+    shared = {name: smiles for name, smiles in molecules.items() if name in split}
+    if digest_of(shared) != before["molecules"]:
+        changed.append("molecules")
+    if changed:
+        raise DatasetError(
+            f"{earlier} was made with different settings ({', '.join(changed)}), so its labels are others: "
+            "leave out --reuse, or repeat its settings and keep its molecules in the list"
+        )
+    same_survey = all(before.get(key) == claim[key] for key in ("survey", "survey_frames"))
+    taken = 0
+    for item in items:
+        source, target = part_path(earlier, item), part_path(output, item)
+        if item.name in split and source.exists() and not target.exists() and (item.recipe != "survey" or same_survey):
+            unfinished = target.with_suffix(".unfinished")
+            shutil.copyfile(source, unfinished)
+            unfinished.replace(target)
+            taken += 1
+    return taken
 
 
 def versions() -> Iterator[tuple[str, str]]:
@@ -287,16 +331,24 @@ def join(parts: dict[Item, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def make_dataset(
-    output: Path, molecules: Path, settings: Settings, *, workers: int = 1, limit: int | None = None
+    output: Path,
+    molecules: Path,
+    settings: Settings,
+    *,
+    survey: Path | None = None,
+    reuse: Path | None = None,
+    workers: int = 1,
+    limit: int | None = None,
 ) -> dict[str, Any]:
     """Builds the training set into the folder `output`, or finishes it, and returns its summary.
 
-    `limit` labels only the first items; a later run without it labels the rest. Raises DatasetError for input that
-    cannot be used, and for a folder begun with different settings.
+    `survey` lists more molecules, sampled lightly and all trained on. `reuse` is an earlier folder of fewer molecules,
+    whose labels are taken over. `limit` labels only the first items; a later run without it labels the rest. Raises
+    DatasetError for input that cannot be used, and for a folder begun with different settings.
     """
     load_teacher(settings.teacher)
-    listed = read_molecules(molecules)
-    everything = plan(listed)
+    listed, surveyed = read_molecules(molecules), {} if survey is None else read_molecules(survey)
+    everything = plan(listed, surveyed)
     items = everything[:limit]
     for split in SPLITS:
         if all(item.split != split for item in items):
@@ -304,15 +356,25 @@ def make_dataset(
                 f"the {split} split is empty: list more molecules in {molecules}"
                 + ("" if limit is None else f", or raise --limit {limit}")
             )
-    digest = claim_folder(output, settings, listed, everything)
+    claim = claimed(settings, listed, surveyed, everything)
+    claim_folder(output, claim, everything)
+    if reuse is not None:
+        taken = take_over(reuse, output, claim, listed, items)
+        Console(stderr=True).print(f"{taken} items taken over from {reuse}", highlight=False)
     label_all(items, settings, output, workers)
-    return merge(items, output, settings, digest)
+    return merge(items, output, settings, claim["split"])
 
 
 def command(
     output: Annotated[Path, typer.Option(help="Folder of the training set; a rerun finishes what is in it.")],
     molecules: Annotated[Path, typer.Option(help="List of 'SMILES name' lines.")] = MOLECULES,
     frames: Annotated[int, typer.Option(min=1, help="MD frames of a small molecule; the rest scales with it.")] = 24,
+    survey: Annotated[
+        Path | None,
+        typer.Option(help="More such lines, sampled lightly and all trained on; ours goes with our --molecules."),
+    ] = None,
+    survey_frames: Annotated[int, typer.Option(min=1, help="The same number for molecules of the survey.")] = 16,
+    reuse: Annotated[Path | None, typer.Option(help="An earlier folder, whose labels are taken over.")] = None,
     seed: Annotated[int, typer.Option(help="Master seed.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     teacher: Annotated[
@@ -322,9 +384,13 @@ def command(
     max_force: Annotated[float, typer.Option(min=0.0, help="Drop labels with a larger force, eV/Å.")] = 50.0,
 ) -> None:
     """Builds a training set of conformers, dynamics, distortions, dimers and clusters, labelled by a teacher."""
-    settings = Settings(teacher=teacher, frames=frames, seed=seed, max_force=max_force)
+    settings = Settings(teacher=teacher, frames=frames, survey_frames=survey_frames, seed=seed, max_force=max_force)
+    if survey is None and molecules == MOLECULES:
+        survey = SURVEY
     try:
-        summary = make_dataset(output, molecules, settings, workers=workers, limit=limit)
+        summary = make_dataset(
+            output, molecules, settings, survey=survey, reuse=reuse, workers=workers, limit=limit
+        )
     except PaiNNDeployError as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
