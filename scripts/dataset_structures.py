@@ -283,7 +283,7 @@ class Sampler:
             yield Structure("wall", Atoms(start.numbers, self._pressed(molecule, start, number)))
 
     def _survey(self, smiles: str) -> Iterator[Structure]:
-        """A molecule in few labels: one relaxation; dynamics led by molecular mechanics, of which frames are labelled."""
+        """A molecule in few labels: one relaxation, and frames of dynamics that molecular mechanics led."""
         molecule = embedded(smiles, len(TEMPERATURES), self._seed())
         yield Structure("conformer", molecule.conformers[0])
         relaxed = self._relaxed(molecule.conformers[0], steps=15)

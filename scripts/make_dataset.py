@@ -388,9 +388,7 @@ def command(
     if survey is None and molecules == MOLECULES:
         survey = SURVEY
     try:
-        summary = make_dataset(
-            output, molecules, settings, survey=survey, reuse=reuse, workers=workers, limit=limit
-        )
+        summary = make_dataset(output, molecules, settings, survey=survey, reuse=reuse, workers=workers, limit=limit)
     except PaiNNDeployError as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
