@@ -59,7 +59,7 @@ def train(basis: str, folder: Path) -> None:
     model = build(basis)
     with torch.no_grad():
         for parameter in model.parameters():  # biases begin at zero: what is not read would not be missed
-            parameter += 0.3 * torch.randn_like(parameter)
+            parameter += 0.15 * torch.randn_like(parameter)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     model.do_postprocessing = False
     for _ in range(10):  # towards forces that are no force field's: enough to leave the initial weights
