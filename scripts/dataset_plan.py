@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from painn_deploy.export.errors import DatasetError
-from painn_deploy.scripts.dataset_structures import Recipe, hydrogenated
+from painn_deploy.scripts.dataset_molecules import hydrogenated
+from painn_deploy.scripts.dataset_structures import Recipe
 
 __all__ = ["MONOMERS", "SPLITS", "TESTED", "Item", "Split", "hashed_split", "plan", "read_molecules"]
 

@@ -31,9 +31,9 @@ from painn_deploy.export.force_head import forces_of
 from painn_deploy.export.manifest import prepare_output
 from painn_deploy.export.painn import PaiNN
 from painn_deploy.export.student import Configuration
+from painn_deploy.scripts.batches import Batch, Split, fit_references
 from painn_deploy.scripts.entry import run_command
 from painn_deploy.scripts.fused_sums import compiled_sums
-from painn_deploy.scripts.labelled import Batch, Split, fit_references
 
 SIZES: Mapping[str, tuple[int, int]] = {"small": (48, 2), "base": (96, 3), "large": (108, 3)}
 """Features and interactions; none has more parameters than the 427,292 of the seed project's student."""

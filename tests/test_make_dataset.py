@@ -13,9 +13,11 @@ from ase.calculators.calculator import Calculator, all_changes
 from typer.testing import CliRunner
 
 from painn_deploy.export.errors import DatasetError
+from painn_deploy.scripts.dataset_molecules import embedded
 from painn_deploy.scripts.dataset_plan import MONOMERS, TESTED, hashed_split, plan, read_molecules
-from painn_deploy.scripts.dataset_structures import Sampler, closest_contact, docked, embedded, langevin, pinched
-from painn_deploy.scripts.make_dataset import MOLECULES, Settings, command, load_teacher, make_dataset
+from painn_deploy.scripts.dataset_structures import Sampler, closest_contact, docked, langevin, pinched
+from painn_deploy.scripts.labels import load_teacher
+from painn_deploy.scripts.make_dataset import MOLECULES, Settings, command, make_dataset
 
 pytest.importorskip("rdkit")
 pytest.importorskip("tblite")
