@@ -3,6 +3,9 @@
     python scripts/make_dataset.py --output data
     python scripts/train_student.py --data data --size base --output runs/base
 
+Any teacher that ASE can call does: `make_dataset.py --teacher package.module:factory` lets it lead the dynamics too,
+and `train_student.py --teacher package.module:factory` labels the structures that are there anew.
+
 Stop it at any moment and start it again with the same command: it goes on from the last checkpoint, to the bit.
 """
 
@@ -34,6 +37,7 @@ from painn_deploy.export.student import Configuration
 from painn_deploy.scripts.batches import Batch, Split, fit_references
 from painn_deploy.scripts.entry import run_command
 from painn_deploy.scripts.fused_sums import compiled_sums
+from painn_deploy.scripts.relabel import relabel, teacher_of
 
 SIZES: Mapping[str, tuple[int, int]] = {"small": (48, 2), "base": (96, 3), "large": (108, 3)}
 """Features and interactions; none has more parameters than the 427,292 of the seed project's student."""
@@ -254,6 +258,10 @@ def train(
     seed: int = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; part of the result's last digits.")] = 2,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Label the structures with this one first, tblite:METHOD or package.module:factory."),
+    ] = None,
     start_from: Annotated[str | None, typer.Option(help="A student of the same size to begin with.")] = None,
     decay_from: Annotated[float, typer.Option(help="Share of the steps before the learning rate falls.")] = 0.0,
     compiled: Annotated[bool, typer.Option(help="Compile the sums over neighbours; wants a C++ compiler.")] = False,
@@ -270,6 +278,9 @@ def train(
         threads, device, start_from and resolve_checkpoint(start_from).sha256, decay_from, compiled,
     )  # fmt: skip
     prepare_output(output)
+    if teacher is not None and teacher != teacher_of(data):
+        relabel(data, output / "labels", teacher)
+        data = output / "labels"
     training, validation = Split(data / "train.npz", cutoff), Split(data / "validation.npz", cutoff)
     species, references = fit_references(training)
     run = Run(settings, output, species, references)
@@ -307,7 +318,8 @@ def train(
     plot_curves(log, output / "curves.png")
     test = Split(data / "test.npz", cutoff)
     errors = evaluate(run.average, test, test.energies - test.composition(species) @ references, settings)
-    path = run.write_checkpoint({"name": f"student-{size}", "metrics": errors, "training": asdict(settings)})
+    facts = {"name": f"student-{size}", "teacher": teacher_of(data), "metrics": errors, "training": asdict(settings)}
+    path = run.write_checkpoint(facts)
     print(f"test molecules, never trained on: {_told(errors)}\nwrote {path}")
     return path
 
