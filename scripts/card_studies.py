@@ -105,7 +105,7 @@ def water_dimer(
             both = Atoms(pair.numbers, np.concatenate([first.positions, moved.positions]))
             both.calc = calculator
             values.append(1e3 * both.get_potential_energy())
-        return np.array(values[:-1]) - values[-1]
+        return np.array(values[:-1], dtype=float) - float(values[-1])
 
     return [
         (float(d), float(s), float(t)) for d, s, t in zip(distances, energies(student), energies(teacher), strict=True)

@@ -50,7 +50,7 @@ def sections(results: Mapping[str, Any]) -> list[str]:
 
 
 def torsion_text(student: Sequence[Sequence[float]], teacher: Sequence[Sequence[float]]) -> str:
-    ours, theirs = dict(map(tuple, student)), dict(map(tuple, teacher))  # type: ignore[arg-type]
+    ours, theirs = ({float(angle): float(energy) for angle, energy in profile} for profile in (student, teacher))
     worst = max(ours, key=lambda angle: abs(ours[angle] - theirs[angle]))
 
     def heights(profile: Mapping[float, float]) -> str:

@@ -84,7 +84,7 @@ def compiled_sums(compile_: Callable[[Callable[..., Tensor]], Callable[..., Tens
                 return (*gradients(incoming[0], needed, *ctx.saved_tensors), None)
 
         # else every layout is compiled for itself
-        return lambda *inputs: Derived.apply(*(tensor.contiguous() for tensor in inputs))
+        return lambda *inputs: Derived.apply(*(t.contiguous() for t in inputs))  # type: ignore[no-untyped-call]
 
     # Each gradient is computed only where it is needed: `needed` says which.
     scalars = derived(

@@ -128,8 +128,14 @@ def claim_folder(output: Path, claim: dict[str, Any], items: list[Item]) -> None
     write_json(path, claim)
 
 
-def take_over(earlier: Path, output: Path, claim: dict[str, Any], molecules: dict[str, str], items: list[Item]) -> int:
-    """Copies the parts that an earlier folder has in common with this one; returns how many.
+def versions() -> Iterator[tuple[str, str]]:
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            yield package, metadata.version(package)
+
+
+def reusable(earlier: Path, claim: dict[str, Any], molecules: dict[str, str], items: list[Item]) -> list[Item]:
+    """The items whose parts an earlier folder has, as they would be made here.
 
     A part depends on its item and the settings alone, so that a longer list of molecules need not label anew what a
     shorter one did. Raises DatasetError where the earlier folder was made with other settings or another list.
@@ -150,21 +156,21 @@ def take_over(earlier: Path, output: Path, claim: dict[str, Any], molecules: dic
             "leave out --reuse, or repeat its settings and keep its molecules in the list"
         )
     same_survey = all(before.get(key) == claim[key] for key in ("survey", "survey_frames"))
-    taken = 0
+    return [
+        item
+        for item in items
+        if item.name in split and part_path(earlier, item).exists() and (item.recipe != "survey" or same_survey)
+    ]
+
+
+def take_over(earlier: Path, output: Path, items: list[Item]) -> None:
+    """Copies the parts of items from an earlier folder, where they are not there yet."""
     for item in items:
-        source, target = part_path(earlier, item), part_path(output, item)
-        if item.name in split and source.exists() and not target.exists() and (item.recipe != "survey" or same_survey):
+        target = part_path(output, item)
+        if not target.exists():
             unfinished = target.with_suffix(".unfinished")
-            shutil.copyfile(source, unfinished)
+            shutil.copyfile(part_path(earlier, item), unfinished)
             unfinished.replace(target)
-            taken += 1
-    return taken
-
-
-def versions() -> Iterator[tuple[str, str]]:
-    for package in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            yield package, metadata.version(package)
 
 
 def label_all(items: list[Item], settings: Settings, output: Path, workers: int) -> None:
@@ -258,10 +264,11 @@ def make_dataset(
                 + ("" if limit is None else f", or raise --limit {limit}")
             )
     claim = claimed(settings, listed, surveyed, everything)
+    taken = [] if reuse is None else reusable(reuse, claim, listed, items)
     claim_folder(output, claim, everything)
     if reuse is not None:
-        taken = take_over(reuse, output, claim, listed, items)
-        Console(stderr=True).print(f"{taken} items taken over from {reuse}", highlight=False)
+        take_over(reuse, output, taken)
+        Console(stderr=True).print(f"{len(taken)} items taken over from {reuse}", highlight=False)
     label_all(items, settings, output, workers)
     return merge(items, output, settings, claim["split"])
 

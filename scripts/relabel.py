@@ -84,7 +84,7 @@ def relabel(
                 raise DatasetError("A worker died, out of memory perhaps: run the same command again.") from error
             finally:
                 pool.shutdown(cancel_futures=True)
-    summary = {}
+    summary: dict[str, dict[str, Any]] = {}
     for split, source in sources.items():
         summary[split] = joined(split, [path for _, own, _, path in chunks if own == split], source, output)
     write_json(output / "summary.json", summary)

@@ -117,7 +117,7 @@ class Run:
         self.sums = compiled_sums() if settings.compiled else CLOSED_FORM
         self.average = PaiNN(configuration, rows=max(species) + 1).to(settings.device)
         self.average.load_state_dict(self.student.state_dict())
-        self.weights = list(self.student.parameters())
+        self.weights: list[Tensor] = list(self.student.parameters())
         self.optimiser = torch.optim.AdamW(self.weights, lr=settings.learning_rate, weight_decay=1e-6, fused=True)
         self.step = 0
 
@@ -199,7 +199,8 @@ class Run:
         self.step += 1
         decay = min(self.settings.ema, self.step / (self.step + 10))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), self.weights, 1 - decay)
+            averages: list[Tensor] = list(self.average.parameters())
+            torch._foreach_lerp_(averages, self.weights, 1 - decay)
         return float(loss.detach())
 
     def write_checkpoint(self, facts: Mapping[str, Any]) -> Path:
