@@ -39,6 +39,7 @@ from painn_deploy.scripts.entry import run_command
 from painn_deploy.scripts.fused_sums import compiled_sums
 from painn_deploy.scripts.relabel import relabel, teacher_of
 
+MAX_FORCE = 50.0  # eV/Å, of a label that another teacher gives
 SIZES: Mapping[str, tuple[int, int]] = {"small": (48, 2), "base": (96, 3), "large": (108, 3)}
 """Features and interactions; none has more parameters than the 427,292 of the seed project's student."""
 
@@ -280,7 +281,7 @@ def train(
     )  # fmt: skip
     prepare_output(output)
     if teacher is not None and teacher != teacher_of(data):
-        relabel(data, output / "labels", teacher)
+        relabel(data, output / "labels", teacher, max_force=MAX_FORCE)
         data = output / "labels"
     training, validation = Split(data / "train.npz", cutoff), Split(data / "validation.npz", cutoff)
     species, references = fit_references(training)
