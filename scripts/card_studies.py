@@ -54,7 +54,7 @@ def frequencies(atoms: Atoms, step: float = 0.01) -> Float[np.ndarray, " modes"]
     return np.sort(np.real(data.get_frequencies()))[6:]
 
 
-def butane(calculator: Calculator, angles: Iterable[float] = range(0, 181, 15)) -> list[tuple[float, float]]:
+def butane(calculator: Calculator, angles: Iterable[float] = tuple(map(float, range(0, 181, 15)))) -> list[tuple[float, float]]:
     """C-C-C-C angle (degrees) and energy (meV) above the lowest, everything else relaxed at each angle."""
     start = molecule("trans-butane")
     carbons = [i for i, z in enumerate(start.numbers) if z == 6]
@@ -67,7 +67,7 @@ def butane(calculator: Calculator, angles: Iterable[float] = range(0, 181, 15)) 
         atoms.set_constraint(FixInternals(dihedrals_deg=[[angle, chain]]))
         atoms.calc = calculator
         BFGS(atoms, logfile=None).run(fmax=0.01, steps=200)
-        profile.append((float(angle), 1e3 * float(atoms.get_potential_energy())))
+        profile.append((angle, 1e3 * float(atoms.get_potential_energy())))
     lowest = min(energy for _, energy in profile)
     return [(angle, energy - lowest) for angle, energy in profile]
 
