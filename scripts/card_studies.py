@@ -3,8 +3,8 @@
 Every study takes calculators, so that student and teacher run through the same lines. Energies in meV, lengths in Å.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from painn_deploy.scripts.dynamics import Plan, simulate
 
 __all__ = ["butane", "conservation", "conserved", "fitted_drift", "frequencies", "relaxed", "water_box", "water_dimer"]
 
+ANGLES = tuple(map(float, range(0, 181, 15)))
 BLOCKS = 10
 WATERS = 64
 DENSITY = 0.997  # g/cm³, liquid water at 298 K
@@ -54,7 +55,9 @@ def frequencies(atoms: Atoms, step: float = 0.01) -> Float[np.ndarray, " modes"]
     return np.sort(np.real(data.get_frequencies()))[6:]
 
 
-def butane(calculator: Calculator, angles: Iterable[float] = tuple(map(float, range(0, 181, 15)))) -> list[tuple[float, float]]:
+def butane(
+    calculator: Calculator, angles: Iterable[float] = tuple(map(float, range(0, 181, 15)))
+) -> list[tuple[float, float]]:
     """C-C-C-C angle (degrees) and energy (meV) above the lowest, everything else relaxed at each angle."""
     start = molecule("trans-butane")
     carbons = [i for i, z in enumerate(start.numbers) if z == 6]
@@ -174,7 +177,7 @@ def fitted_drift(
 
 def conserved(bundle: Path, name: str, atoms: Atoms, picoseconds: float) -> dict[str, Any]:
     """NVE at 0.5 fs after Langevin dynamics at 300 K: drift with standard error (meV/atom/ps), and the energies."""
-    with PaiNNCalculator(bundle) as calculator:
+    with PaiNNCalculator(bundle, threads=1) as calculator:
         atoms = relaxed(atoms, calculator, fmax=0.05)
         simulate(atoms, Plan("langevin", steps=4000, timestep=0.5, every=4000))  # 2 ps to take up the temperature
         record = simulate(atoms, Plan(steps=round(2e3 * picoseconds), timestep=0.5, every=20))
@@ -195,17 +198,13 @@ def conserved(bundle: Path, name: str, atoms: Atoms, picoseconds: float) -> dict
 
 
 def conservation(
-    bundle: Path,
-    structures: Mapping[str, Atoms],
-    picoseconds: float,
-    workers: int,
-    tell: Callable[[str], None],
-) -> list[dict[str, Any]]:
-    """`conserved` for each structure, several at a time."""
-    rows = []
+    bundle: Path, structures: Mapping[str, Atoms], picoseconds: float, workers: int
+) -> Iterator[dict[str, Any]]:
+    """`conserved` for each structure as it is done, several at a time, each on one core."""
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(conserved, bundle, name, atoms, picoseconds) for name, atoms in structures.items()]
-        for done, future in enumerate(futures, start=1):
-            rows.append(future.result())
-            tell(f"NVE: {done} of {len(futures)}, {rows[-1]['name']}")
-    return rows
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)

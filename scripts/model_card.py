@@ -111,10 +111,13 @@ class Kept:
 
     def get(self, name: str, study: Callable[[], Any]) -> Any:
         if name not in self.content:
-            self.content[name] = study()
-            if self.path is not None:
-                self.path.write_text(json.dumps(self.content) + "\n", encoding="utf-8")
+            self.put(name, study())
         return self.content[name]
+
+    def put(self, name: str, result: Any) -> None:
+        self.content[name] = result
+        if self.path is not None:
+            self.path.write_text(json.dumps(self.content) + "\n", encoding="utf-8")
 
 
 def card(
@@ -150,7 +153,12 @@ def card(
             kept.get("butane", lambda: [butane(calculator), butane(labels)])
             kept.get("dimer", lambda: water_dimer(calculator, labels))
             chosen = molecules_of(data / "test.npz", molecules)
-            kept.get("nve", lambda: conservation(bundle, chosen, picoseconds, workers, tell))
+            missing = {name: atoms for name, atoms in chosen.items() if f"nve {name}" not in kept.content}
+            tell(f"NVE of {len(missing)} molecules")
+            for run in conservation(bundle, missing, picoseconds, workers):
+                kept.put(f"nve {run['name']}", run)
+                tell(f"NVE of {run['name']} is done")
+            kept.content["nve"] = [kept.content[f"nve {name}"] for name in chosen]
             if box_picoseconds:
                 tell("a box of water")
                 kept.get("box", lambda: water_box(calculator, box_picoseconds))
