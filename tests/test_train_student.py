@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from painn_deploy.export import load_student
+from painn_deploy.export.checkpoint import SHIPPED, resolve_checkpoint
 from painn_deploy.export.errors import DatasetError, OutputError
 from painn_deploy.scripts import train_student
 from painn_deploy.scripts.batches import Split, fit_references
@@ -167,15 +168,17 @@ def test_batches_hold_every_structure_once(data: Path) -> None:
         assert len(batches) > 3
 
 
-def test_the_shipped_student_is_small_and_invariant() -> None:
-    from painn_deploy.export.checkpoint import resolve_checkpoint
+@pytest.mark.parametrize("size", sorted(path.stem for path in SHIPPED.glob("*.safetensors")))
+def test_the_shipped_students_are_small_and_invariant(size: str) -> None:
     from painn_deploy.export.force_head import tensors
     from painn_deploy.runtime.neighbours import graph_inputs
 
-    path = resolve_checkpoint("student:base").path
+    path = resolve_checkpoint(f"student:{size}").path
     assert path.stat().st_size <= 2_000_000
-    assert path.with_suffix(".md").is_file()
-    student = load_student("student:base", dtype=torch.float64)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert sha256 in path.with_suffix(".md").read_text(encoding="utf-8")  # the card is of these weights
+    assert path.with_suffix(".log.csv").is_file()
+    student = load_student(f"student:{size}", dtype=torch.float64)
     assert student.num_parameters <= 427_292
     assert student.species == (1, 6, 7, 8)
     energies = []
