@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from painn_deploy.export.errors import DatasetError
-from painn_deploy.scripts.dataset_structures import Recipe, hydrogenated
+from painn_deploy.scripts.dataset_molecules import hydrogenated
+from painn_deploy.scripts.dataset_structures import Recipe
 
 __all__ = ["MONOMERS", "SPLITS", "TESTED", "Item", "Split", "hashed_split", "plan", "read_molecules"]
 
@@ -71,6 +72,7 @@ WATER_REPLICAS = 3
 TRAINED_COMPOSITIONS = ("water*2", "water*3")  # the two- and three-body terms of all water
 MIXTURES = ("methanol", "ammonia", "methane", "formamide", "formic-acid", "acetonitrile", "dimethyl-ether", "benzene")
 WITH_WATER_UP_TO = 20  # atoms: every smaller training molecule is also paired with one water
+CLOSE_UP_TO = 9  # atoms: of smaller training molecules the neighbourhood of the minimum is sampled densely
 
 
 @dataclass(frozen=True)
@@ -137,10 +139,13 @@ def constitution(smiles: str) -> str:
     return str(Chem.MolToSmiles(Chem.RemoveHs(hydrogenated(smiles)), isomericSmiles=False))
 
 
-def plan(molecules: dict[str, str]) -> list[Item]:
-    """All items with their splits: isolated atoms, molecules, then dimers and clusters of training molecules and water.
+def plan(molecules: dict[str, str], survey: dict[str, str] | None = None) -> list[Item]:
+    """All items with their splits: isolated atoms, molecules, dimers and clusters of training molecules and water.
 
-    Dimers and clusters are hashed by what they are made of, so a split never shares a composition with another.
+    Dimers and clusters are hashed by what they are made of, so a split never shares a composition with another. The
+    molecules of `survey` are sampled lightly and all trained on: they widen the chemistry and leave the test as it is.
+
+    Raises DatasetError where a molecule, or another stereoisomer of it, is in both lists.
     """
     fixed: dict[str, Split] = {constitution(smiles): "train" for smiles in MONOMERS.values()}
     fixed |= {constitution(smiles): "test" for smiles in TESTED.values()}
@@ -159,7 +164,21 @@ def plan(molecules: dict[str, str]) -> list[Item]:
     for name, smiles in dry.items():
         if name not in monomers and hydrogenated(smiles).GetNumAtoms() <= WITH_WATER_UP_TO:
             items.append(mixture("dimer", ("water", name), {"water": WATER, name: smiles}))
-    return items + list(clusters(monomers))
+    items += clusters(monomers)
+    items += surveyed(survey or {}, keys)
+    for name, smiles in trained.items():
+        if name in monomers or hydrogenated(smiles).GetNumAtoms() <= CLOSE_UP_TO:
+            items.append(Item(f"close:{name}", "train", "close", (smiles,)))
+    return items
+
+
+def surveyed(survey: dict[str, str], keys: dict[str, str]) -> Iterator[Item]:
+    """The items of a survey, none of them a molecule of the list whose constitutions are `keys`."""
+    listed = {key: name for name, key in keys.items()}
+    for name, smiles in survey.items():
+        if twin := listed.get(constitution(smiles)) or (name if name in keys else None):
+            raise DatasetError(f"{name} of the survey is in the list of molecules, as {twin}: remove one of the two")
+        yield Item(f"survey:{name}", "train", "survey", (smiles,))
 
 
 def mixture(recipe: Recipe, parts: Iterable[str], monomers: dict[str, str], replica: int | None = None) -> Item:

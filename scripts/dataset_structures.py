@@ -16,18 +16,20 @@ from ase.optimize import BFGS
 from jaxtyping import Float, Int
 from scipy.spatial.transform import Rotation
 
-from painn_deploy.export.errors import DatasetError
+from painn_deploy.scripts.dataset_molecules import Mechanics, Molecule, embedded
 
-__all__ = ["TEACHER_FAILURES", "Kind", "Recipe", "Sampler", "Structure", "hydrogenated"]
+__all__ = ["TEACHER_FAILURES", "Kind", "Recipe", "Sampler", "Structure"]
 
 Kind = Literal["conformer", "md", "distorted", "dimer", "cluster", "wall", "atom"]
-Recipe = Literal["molecule", "dimer", "cluster", "liquid", "atom"]
+Recipe = Literal["molecule", "dimer", "cluster", "liquid", "atom", "survey", "close"]
 Teacher = Callable[[], Any]
 Positions = Float[np.ndarray, "atoms 3"]
 
 TEMPERATURES = (300.0, 600.0, 1000.0)  # K
 TIMESTEP = 1.0  # fs: BAOAB stays stable with C-H bonds at 1000 K
 STRIDE = 25  # steps between frames: two and a half periods of a C-H stretch
+SURVEY_STRIDES = 4  # between frames of molecular mechanics, whose steps cost nothing
+CLOSE_SHARE = 3  # structures about a minimum, in units of the frames
 FRICTION = 0.02  # 1/fs: heats a molecule within one stride or two
 FULL_FRAMES_UP_TO = 14  # atoms; larger molecules get fewer frames, as a label's cost grows faster than its size
 LIQUID_VOLUME_PER_ATOM = 10.0  # Å^3: liquid water has 29.9 Å^3 a molecule
@@ -41,52 +43,6 @@ class Structure:
 
     kind: Kind
     atoms: Any  # ase.Atoms, which publishes no types
-
-
-@dataclass(frozen=True)
-class Molecule:
-    """A molecule's conformers and its bond graph."""
-
-    conformers: list[Any]
-    bonds_between: Int[np.ndarray, "atoms atoms"]  # number of bonds on the shortest path
-    bonds: Int[np.ndarray, "bonds 2"]
-    bridges: Int[np.ndarray, "bridges 2"]  # the bonds outside rings
-
-
-def hydrogenated(smiles: str) -> Any:
-    """The RDKit molecule of a SMILES with its hydrogens, or None where RDKit cannot read it."""
-    from rdkit import Chem, rdBase
-
-    with rdBase.BlockLogs():
-        molecule = Chem.MolFromSmiles(smiles)
-    return None if molecule is None else Chem.AddHs(molecule)
-
-
-def embedded(smiles: str, count: int, seed: int) -> Molecule:
-    """Up to `count` ETKDG conformers, relaxed with MMFF94 where it knows the atoms and with UFF where it does not.
-
-    Raises DatasetError for a molecule that RDKit cannot embed.
-    """
-    from rdkit import Chem, rdBase
-    from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
-
-    molecule = hydrogenated(smiles)
-    with rdBase.BlockLogs():
-        found = rdDistGeom.EmbedMultipleConfs(molecule, count, randomSeed=seed % 2**31)
-        if len(found) == 0:
-            raise DatasetError(f"RDKit finds no 3-D conformer of {smiles}: take the molecule out of the list")
-        if rdForceFieldHelpers.MMFFHasAllMoleculeParams(molecule):
-            rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(molecule)
-        elif rdForceFieldHelpers.UFFHasAllMoleculeParams(molecule):
-            rdForceFieldHelpers.UFFOptimizeMoleculeConfs(molecule)
-    numbers = [atom.GetAtomicNum() for atom in molecule.GetAtoms()]
-    ends = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx(), bond.IsInRing()) for bond in molecule.GetBonds()]
-    return Molecule(
-        conformers=[Atoms(numbers, conformer.GetPositions()) for conformer in molecule.GetConformers()],
-        bonds_between=Chem.GetDistanceMatrix(molecule).astype(np.int64),
-        bonds=np.array([(i, j) for i, j, _ in ends], dtype=np.int64).reshape(-1, 2),
-        bridges=np.array([(i, j) for i, j, ring in ends if not ring], dtype=np.int64).reshape(-1, 2),
-    )
 
 
 def pinched(
@@ -178,6 +134,10 @@ class Sampler:
             yield from self._molecule(smiles[0])
         elif recipe == "dimer":
             yield from self._dimer(*smiles)
+        elif recipe == "survey":
+            yield from self._survey(smiles[0])
+        elif recipe == "close":
+            yield from self._close(smiles[0])
         else:
             yield from self._cluster(smiles, compact=recipe == "liquid")
 
@@ -226,12 +186,44 @@ class Sampler:
             start = relaxed[number % len(relaxed)]
             for atoms in self._trajectory(start, temperature, self._count(1 / len(TEMPERATURES), size)):
                 yield Structure("md", atoms)
+        yield from self._strained(molecule, relaxed)
+
+    def _strained(self, molecule: Molecule, relaxed: list[Any]) -> Iterator[Structure]:
+        size = len(relaxed[0])
         for number in range(self._count(1 / 3, size)):
             start = relaxed[number % len(relaxed)]
             yield Structure("distorted", Atoms(start.numbers, self._distorted(molecule, start.positions, number)))
         for number in range(self._count(1 / 6, size)):
             start = relaxed[number % len(relaxed)]
             yield Structure("wall", Atoms(start.numbers, self._pressed(molecule, start, number)))
+
+    def _survey(self, smiles: str) -> Iterator[Structure]:
+        """A molecule in few labels: one relaxation, and frames of dynamics that molecular mechanics led."""
+        molecule = embedded(smiles, len(TEMPERATURES), self._seed())
+        yield Structure("conformer", molecule.conformers[0])
+        relaxed = self._relaxed(molecule.conformers[0], steps=15)
+        yield Structure("conformer", relaxed)
+        size = len(relaxed)
+        for number, temperature in enumerate(TEMPERATURES if molecule.force_field is not None else ()):
+            start = molecule.conformers[number % len(molecule.conformers)].copy()
+            start.calc = Mechanics(molecule.force_field)
+            moving = langevin(start, temperature, self.rng)
+            for _ in range(self._count(1 / len(TEMPERATURES), size)):
+                for _ in range(SURVEY_STRIDES):
+                    next(moving)
+                if not np.isfinite(start.positions).all():
+                    self.failures.append(f"molecular mechanics at {temperature:g} K left the numbers")
+                    break
+                yield Structure("md", Atoms(start.numbers, start.positions))
+        yield from self._strained(molecule, [relaxed])
+
+    def _close(self, smiles: str) -> Iterator[Structure]:
+        """The neighbourhood of a minimum: what vibrational frequencies are made of."""
+        relaxed = self._relaxed(embedded(smiles, 1, self._seed()).conformers[0], steps=50)
+        yield Structure("conformer", relaxed)
+        for _ in range(CLOSE_SHARE * self.frames):
+            sigma = float(np.exp(self.rng.uniform(np.log(0.01), np.log(0.12))))
+            yield Structure("distorted", self._shaken(relaxed, sigma))
 
     def _distorted(self, molecule: Molecule, positions: Positions, number: int) -> Positions:
         """In turn: every atom displaced at random, one bond stretched, one angle bent."""

@@ -8,19 +8,16 @@ interruption. The split is decided by the names and the composition alone and is
 """
 
 import hashlib
-import importlib
 import json
 import multiprocessing
-import os
 import re
-import time
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,21 +25,30 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from ase.data import chemical_symbols
-from jaxtyping import Float
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from painn_deploy.export.errors import DatasetError, PaiNNDeployError
 from painn_deploy.scripts.dataset_plan import SPLITS, Item, plan, read_molecules
-from painn_deploy.scripts.dataset_structures import TEACHER_FAILURES, Sampler, Structure
+from painn_deploy.scripts.dataset_structures import TEACHER_FAILURES, Sampler
+from painn_deploy.scripts.labels import (
+    Label,
+    follow,
+    labelled,
+    load_teacher,
+    one_thread_a_process,
+    read_part,
+    write_arrays,
+    write_json,
+    write_part,
+)
 
-__all__ = ["MOLECULES", "Settings", "load_teacher", "main", "make_dataset"]
+__all__ = ["MOLECULES", "SURVEY", "Settings", "main", "make_dataset"]
 
 MOLECULES = Path(__file__).with_name("molecules.smi")
+SURVEY = Path(__file__).with_name("survey.smi")
 
 RECIPE_VERSION = 1  # raise it when the same settings would give other structures
 PACKAGES = ("ase", "rdkit", "tblite")  # a different version of these may give other labels or other conformers
-REPORT_EVERY = 30.0  # s, where there is no terminal to draw a bar on
 
 
 @dataclass(frozen=True)
@@ -51,23 +57,9 @@ class Settings:
 
     teacher: str = "tblite:GFN2-xTB"
     frames: int = 24
+    survey_frames: int = 16
     seed: int = 1
     max_force: float = 50.0  # eV/Å
-
-
-def load_teacher(teacher: str) -> Callable[[], Any]:
-    """What makes fresh ASE calculators: `tblite:METHOD`, or `package.module:factory` called without arguments."""
-    module_name, _, name = teacher.partition(":")
-    if not name:
-        raise DatasetError(f"--teacher {teacher!r} is neither 'tblite:METHOD' nor 'package.module:factory'")
-    try:
-        module = importlib.import_module("tblite.ase" if module_name == "tblite" else module_name)
-        return partial(module.TBLite, method=name, verbosity=0) if module_name == "tblite" else getattr(module, name)
-    except (ImportError, AttributeError) as error:
-        raise DatasetError(
-            f"the teacher {teacher!r} cannot be imported ({error}): tblite comes with "
-            "pip install 'painn-deploy[train]'; another teacher has to be on the Python path"
-        ) from error
 
 
 def part_path(output: Path, item: Item) -> Path:
@@ -81,7 +73,8 @@ def label_item(item: Item, settings: Settings, output: Path) -> None:
     teacher = load_teacher(settings.teacher)
     digest = hashlib.sha256(f"{settings.seed}:{item.name}".encode()).digest()
     failures: list[str] = []
-    sampler = Sampler(teacher, settings.frames, np.random.default_rng(int.from_bytes(digest[:8])), failures)
+    frames = settings.survey_frames if item.recipe == "survey" else settings.frames
+    sampler = Sampler(teacher, frames, np.random.default_rng(int.from_bytes(digest[:8])), failures)
     kept: list[Label] = []
     dropped = 0
     try:
@@ -100,67 +93,24 @@ def label_item(item: Item, settings: Settings, output: Path) -> None:
     write_part(part_path(output, item), kept, dropped, failures)
 
 
-@dataclass(frozen=True)
-class Label:
-    """A structure with the teacher's energy in eV and its forces in eV/Å."""
-
-    structure: Structure
-    energy: float
-    forces: Float[np.ndarray, "atoms 3"]
-
-    @property
-    def largest_force(self) -> float:
-        """The largest norm of the forces, eV/Å; NaN where energy or forces are not finite."""
-        largest = float(np.linalg.norm(self.forces, axis=1).max())
-        return largest if np.isfinite(self.energy) and np.isfinite(largest) else float("nan")
-
-
-def labelled(structure: Structure, calculator: Any) -> Label:
-    atoms = structure.atoms.copy()
-    atoms.calc = calculator
-    return Label(structure, float(atoms.get_potential_energy()), np.asarray(atoms.get_forces()))
-
-
-def write_part(path: Path, kept: list[Label], dropped: int, failures: list[str]) -> None:
-    atoms = [label.structure.atoms for label in kept]
-    write_arrays(
-        path,
-        numbers=np.concatenate([np.zeros(0), *(one.numbers for one in atoms)]).astype(np.int8),
-        positions=np.concatenate([np.zeros((0, 3)), *(one.positions for one in atoms)]),
-        forces=np.concatenate([np.zeros((0, 3)), *(label.forces for label in kept)]).astype(np.float32),
-        energies=np.array([label.energy for label in kept], dtype=np.float64),
-        offsets=np.cumsum([0, *map(len, atoms)], dtype=np.int64),
-        kinds=np.array([label.structure.kind for label in kept], dtype=str),
-        dropped=np.array(dropped),
-        failures=np.array(failures, dtype=str),
-    )
-
-
-def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Writes an npz file that is either complete or not there."""
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy takes the names for its own options
-    unfinished.replace(path)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Writes a JSON file that is either complete or not there."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    unfinished.replace(path)
-
-
-def claim_folder(output: Path, settings: Settings, molecules: dict[str, str], items: list[Item]) -> str:
-    """Writes split and settings into the folder, or checks those that are there; returns the split's digest."""
+def claimed(settings: Settings, molecules: dict[str, str], survey: dict[str, str], items: list[Item]) -> dict[str, Any]:
+    """All that the labels of a folder depend on, as its settings.json keeps it."""
     listing = "\n".join(sorted(f"{item.name} {item.split}" for item in items))
-    digest = hashlib.sha256(listing.encode()).hexdigest()
-    claim: dict[str, Any] = asdict(settings) | {
+    return asdict(settings) | {
         "recipe": RECIPE_VERSION,
-        "molecules": hashlib.sha256(json.dumps(molecules, sort_keys=True).encode()).hexdigest(),
-        "split": digest,
+        "molecules": digest_of(molecules),
+        "survey": digest_of(survey),
+        "split": hashlib.sha256(listing.encode()).hexdigest(),
         "packages": dict(versions()),
     }
+
+
+def digest_of(molecules: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(molecules, sort_keys=True).encode()).hexdigest()
+
+
+def claim_folder(output: Path, claim: dict[str, Any], items: list[Item]) -> None:
+    """Writes split and settings into the folder, or checks those that are there."""
     path = output / "settings.json"
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -170,13 +120,12 @@ def claim_folder(output: Path, settings: Settings, molecules: dict[str, str], it
                 f"{output} was begun with different settings ({', '.join(changed)}): "
                 "repeat them, or take another --output, or remove the folder"
             )
-        return digest
+        return
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DatasetError(f"{output} is there and is no folder of a training set: take another --output")
     (output / "parts").mkdir(parents=True)
-    write_json(output / "split.json", {"sha256": digest, "split": {item.name: item.split for item in items}})
+    write_json(output / "split.json", {"sha256": claim["split"], "split": {item.name: item.split for item in items}})
     write_json(path, claim)
-    return digest
 
 
 def versions() -> Iterator[tuple[str, str]]:
@@ -185,20 +134,43 @@ def versions() -> Iterator[tuple[str, str]]:
             yield package, metadata.version(package)
 
 
-@contextmanager
-def one_thread_a_process() -> Iterator[None]:
-    """Processes started inside share the cores among them: numerical libraries read this when they are loaded."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
+def reusable(earlier: Path, claim: dict[str, Any], molecules: dict[str, str], items: list[Item]) -> list[Item]:
+    """The items whose parts an earlier folder has, as they would be made here.
+
+    A part depends on its item and the settings alone, so that a longer list of molecules need not label anew what a
+    shorter one did. Raises DatasetError where the earlier folder was made with other settings or another list.
+    """
     try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        before = json.loads((earlier / "settings.json").read_text(encoding="utf-8"))
+        split = json.loads((earlier / "split.json").read_text(encoding="utf-8"))["split"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DatasetError(f"{earlier} holds no training set to reuse ({error}): leave out --reuse") from error
+    decisive = ("teacher", "frames", "seed", "max_force", "recipe", "packages")
+    changed = [key for key in decisive if before.get(key) != claim[key]]
+    shared = {name: smiles for name, smiles in molecules.items() if name in split}
+    if digest_of(shared) != before["molecules"]:
+        changed.append("molecules")
+    if changed:
+        raise DatasetError(
+            f"{earlier} was made with different settings ({', '.join(changed)}), so its labels are others: "
+            "leave out --reuse, or repeat its settings and keep its molecules in the list"
+        )
+    same_survey = all(before.get(key) == claim[key] for key in ("survey", "survey_frames"))
+    return [
+        item
+        for item in items
+        if item.name in split and part_path(earlier, item).exists() and (item.recipe != "survey" or same_survey)
+    ]
+
+
+def take_over(earlier: Path, output: Path, items: list[Item]) -> None:
+    """Copies the parts of items from an earlier folder, where they are not there yet."""
+    for item in items:
+        target = part_path(output, item)
+        if not target.exists():
+            unfinished = target.with_suffix(".unfinished")
+            shutil.copyfile(part_path(earlier, item), unfinished)
+            unfinished.replace(target)
 
 
 def label_all(items: list[Item], settings: Settings, output: Path, workers: int) -> None:
@@ -216,27 +188,6 @@ def label_all(items: list[Item], settings: Settings, output: Path, workers: int)
             raise DatasetError("a worker process died, out of memory perhaps: run the same command again") from error
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def follow(finished: Iterator[None], before: int, total: int) -> None:
-    """A progress bar on a terminal, a line every half minute elsewhere: rate and time left."""
-    console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    start = reported = time.monotonic()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("labels", total=total, completed=before, rate="")
-        for done, _ in enumerate(finished, start=1):
-            now = time.monotonic()
-            rate = done / (now - start)
-            progress.update(task, advance=1, rate=f"{rate:.2f} items/s")
-            if not console.is_terminal and now - reported > REPORT_EVERY:
-                reported, left = now, (total - before - done) / rate / 60
-                console.print(f"{before + done}/{total} items, {rate:.2f} items/s, about {left:.0f} min left")
-
-
-def read_part(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as part:
-        return dict(part)
 
 
 def merge(items: list[Item], output: Path, settings: Settings, split_digest: str) -> dict[str, Any]:
@@ -287,16 +238,24 @@ def join(parts: dict[Item, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def make_dataset(
-    output: Path, molecules: Path, settings: Settings, *, workers: int = 1, limit: int | None = None
+    output: Path,
+    molecules: Path,
+    settings: Settings,
+    *,
+    survey: Path | None = None,
+    reuse: Path | None = None,
+    workers: int = 1,
+    limit: int | None = None,
 ) -> dict[str, Any]:
     """Builds the training set into the folder `output`, or finishes it, and returns its summary.
 
-    `limit` labels only the first items; a later run without it labels the rest. Raises DatasetError for input that
-    cannot be used, and for a folder begun with different settings.
+    `survey` lists more molecules, sampled lightly and all trained on. `reuse` is an earlier folder of fewer molecules,
+    whose labels are taken over. `limit` labels only the first items; a later run without it labels the rest. Raises
+    DatasetError for input that cannot be used, and for a folder begun with different settings.
     """
     load_teacher(settings.teacher)
-    listed = read_molecules(molecules)
-    everything = plan(listed)
+    listed, surveyed = read_molecules(molecules), {} if survey is None else read_molecules(survey)
+    everything = plan(listed, surveyed)
     items = everything[:limit]
     for split in SPLITS:
         if all(item.split != split for item in items):
@@ -304,15 +263,26 @@ def make_dataset(
                 f"the {split} split is empty: list more molecules in {molecules}"
                 + ("" if limit is None else f", or raise --limit {limit}")
             )
-    digest = claim_folder(output, settings, listed, everything)
+    claim = claimed(settings, listed, surveyed, everything)
+    taken = [] if reuse is None else reusable(reuse, claim, listed, items)
+    claim_folder(output, claim, everything)
+    if reuse is not None:
+        take_over(reuse, output, taken)
+        Console(stderr=True).print(f"{len(taken)} items taken over from {reuse}", highlight=False)
     label_all(items, settings, output, workers)
-    return merge(items, output, settings, digest)
+    return merge(items, output, settings, claim["split"])
 
 
 def command(
     output: Annotated[Path, typer.Option(help="Folder of the training set; a rerun finishes what is in it.")],
     molecules: Annotated[Path, typer.Option(help="List of 'SMILES name' lines.")] = MOLECULES,
     frames: Annotated[int, typer.Option(min=1, help="MD frames of a small molecule; the rest scales with it.")] = 24,
+    survey: Annotated[
+        Path | None,
+        typer.Option(help="More such lines, sampled lightly and all trained on; ours goes with our --molecules."),
+    ] = None,
+    survey_frames: Annotated[int, typer.Option(min=1, help="The same number for molecules of the survey.")] = 16,
+    reuse: Annotated[Path | None, typer.Option(help="An earlier folder, whose labels are taken over.")] = None,
     seed: Annotated[int, typer.Option(help="Master seed.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     teacher: Annotated[
@@ -322,9 +292,11 @@ def command(
     max_force: Annotated[float, typer.Option(min=0.0, help="Drop labels with a larger force, eV/Å.")] = 50.0,
 ) -> None:
     """Builds a training set of conformers, dynamics, distortions, dimers and clusters, labelled by a teacher."""
-    settings = Settings(teacher=teacher, frames=frames, seed=seed, max_force=max_force)
+    settings = Settings(teacher=teacher, frames=frames, survey_frames=survey_frames, seed=seed, max_force=max_force)
+    if survey is None and molecules == MOLECULES:
+        survey = SURVEY
     try:
-        summary = make_dataset(output, molecules, settings, workers=workers, limit=limit)
+        summary = make_dataset(output, molecules, settings, survey=survey, reuse=reuse, workers=workers, limit=limit)
     except PaiNNDeployError as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error

@@ -1,13 +1,16 @@
 """The figures of a student's model card: made from its weights by this one command, and by nothing else.
 
-    python scripts/model_card.py student:base --data data --output export/students/base.md
+    python scripts/model_card.py student:base --data data --output card.md --picture card.png --results card.json
 
 The engine that ships (ONNX Runtime, FP32) is measured, not the training code: against the teacher on molecules that
-were never trained on, and against itself for energy conservation.
+were never trained on, at minima, along a torsion, between two waters, in dynamics. It takes an hour, most of it the
+dynamics; `--results` keeps what is done, and the same command goes on from there.
 """
 
+import json
+import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,26 +19,17 @@ import typer
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import Calculator
-from ase.optimize import BFGS
-from ase.vibrations.data import VibrationsData
 from rich.progress import Progress
 
 from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
 from painn_deploy.export.errors import DatasetError
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.scripts.dynamics import Plan, simulate
+from painn_deploy.scripts.card_studies import butane, conservation, frequencies, relaxed, water_box, water_dimer
+from painn_deploy.scripts.card_text import picture, sections
 from painn_deploy.scripts.entry import run_command
 from painn_deploy.scripts.exporting import export_engines
-from painn_deploy.scripts.make_dataset import load_teacher
+from painn_deploy.scripts.labels import load_teacher
 
-DESCRIPTIONS = {
-    "conformer": "RDKit conformers and short relaxations",
-    "md": "Langevin dynamics at 300, 600 and 1000 K",
-    "distorted": "perturbed by 0.05 to 0.2 Å",
-    "dimer": "two molecules at many distances",
-    "cluster": "water clusters and droplets",
-    "wall": "atoms pushed together",
-}
 FREQUENCIES = ("H2O", "CH4", "C6H6")
 CHUNK = 2_000
 
@@ -45,11 +39,7 @@ def errors_by_kind(calculator: PaiNNCalculator, path: Path) -> list[tuple[str, i
 
     Energies are compared as they are: atomic references are the student's own.
     """
-    try:
-        with np.load(path) as file:
-            data = {key: file[key] for key in file.files}
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"Cannot read {path}: {error}. Make it with scripts/make_dataset.py.") from error
+    data = arrays(path)
     rows = [slice(a, b) for a, b in zip(data["offsets"][:-1], data["offsets"][1:], strict=True)]
     energy, forces = [], []
     for start in range(0, len(rows), CHUNK):
@@ -74,58 +64,32 @@ def errors_by_kind(calculator: PaiNNCalculator, path: Path) -> list[tuple[str, i
     return table
 
 
-def relaxed(name: str, calculator: Calculator) -> Atoms:
-    """A molecule of ASE's G2 set at the calculator's own minimum."""
-    atoms = molecule(name)
-    atoms.calc = calculator
-    BFGS(atoms, logfile=None).run(fmax=2e-3, steps=300)
-    return atoms
-
-
-def frequencies(atoms: Atoms, step: float = 0.01) -> np.ndarray:
-    """Vibrational frequencies in 1/cm of a non-linear molecule at its minimum, by central differences of forces."""
-    start, rows = atoms.positions.copy(), []
-    for atom, axis in np.ndindex(len(atoms), 3):
-        forces = []
-        for sign in (1, -1):
-            atoms.positions = start
-            atoms.positions[atom, axis] += sign * step
-            forces.append(atoms.get_forces())
-        rows.append((forces[1] - forces[0]).ravel() / (2 * step))
-    atoms.positions = start
-    hessian = np.array(rows)
-    data = VibrationsData.from_2d(atoms, (hessian + hessian.T) / 2)
-    return np.sort(np.real(data.get_frequencies()))[6:]
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """A split that make_dataset.py wrote."""
+    try:
+        with np.load(path) as file:
+            return {key: file[key] for key in file.files}
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"Cannot read {path}: {error}. Make it with scripts/make_dataset.py.") from error
 
 
 def vibrations(student: Calculator, teacher: Calculator) -> list[tuple[str, float, float, float, float]]:
     """Molecule, its shortest bond (Å) with student and teacher, mean and largest frequency error (1/cm)."""
     table = []
     for name in FREQUENCIES:
-        ours, theirs = relaxed(name, student), relaxed(name, teacher)
+        ours, theirs = relaxed(molecule(name), student), relaxed(molecule(name), teacher)
         bonds = [float(np.min(a.get_all_distances() + 9 * np.eye(len(a)))) for a in (ours, theirs)]
         error = np.abs(frequencies(ours) - frequencies(theirs))
         table.append((name, bonds[0], bonds[1], float(error.mean()), float(error.max())))
     return table
 
 
-def conservation(
-    calculator: PaiNNCalculator, path: Path, count: int, picoseconds: float, tell: Callable[[str], None]
-) -> list[tuple[str, int, float, float]]:
-    """Molecule, atoms, drift (meV/atom/ps) and fluctuation (meV/atom) of NVE at 300 K, 0.5 fs, on test molecules."""
-    table = []
-    with np.load(path) as data:
-        names = data["names"][data["kinds"] == "conformer"]
-        first = {str(name): int(np.flatnonzero(data["names"] == name)[0]) for name in dict.fromkeys(names)}
-        chosen = list(first)[:: max(1, len(first) // count)][:count]
-        structures = [_structure(data, first[name]) for name in chosen]
-    for name, atoms in zip(chosen, structures, strict=True):
-        tell(f"NVE of {name}")
-        atoms.calc = calculator
-        BFGS(atoms, logfile=None).run(fmax=0.05, steps=200)
-        record = simulate(atoms, Plan(steps=round(2e3 * picoseconds), timestep=0.5, every=20))
-        table.append((name, len(atoms), record.drift, record.fluctuation))
-    return table
+def molecules_of(path: Path, count: int) -> dict[str, Atoms]:
+    """A conformer of each of `count` molecules of a split, spread evenly over it."""
+    data = arrays(path)
+    names = data["names"][data["kinds"] == "conformer"]
+    first = {str(name): int(np.flatnonzero(data["names"] == name)[0]) for name in dict.fromkeys(names)}
+    return {name: _structure(data, first[name]) for name in list(first)[:: max(1, len(first) // count)][:count]}
 
 
 def _structure(data: Mapping[str, Any], index: int) -> Atoms:
@@ -133,23 +97,46 @@ def _structure(data: Mapping[str, Any], index: int) -> Atoms:
     return Atoms(data["numbers"][rows].astype(int), data["positions"][rows])
 
 
-def markdown(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table; floats to three significant figures."""
-    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
-    lines += ["| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row) + " |" for row in rows]
-    return "\n".join(lines)
+class Kept:
+    """Results of studies by name, on disk as they come, and made only once for the same weights and settings."""
+
+    def __init__(self, path: Path | None, claim: Mapping[str, Any]) -> None:
+        self.path = path
+        self.content: dict[str, Any] = {"claim": dict(claim)}
+        if path is not None and path.is_file():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            if before.get("claim") != self.content["claim"]:
+                raise DatasetError(f"{path} holds results of other weights or settings: remove it, or name another.")
+            self.content = before
+
+    def get(self, name: str, study: Callable[[], Any]) -> Any:
+        if name not in self.content:
+            self.put(name, study())
+        return self.content[name]
+
+    def put(self, name: str, result: Any) -> None:
+        self.content[name] = result
+        if self.path is not None:
+            self.path.write_text(json.dumps(self.content) + "\n", encoding="utf-8")
 
 
 def card(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or student:base.")],
     data: Annotated[Path, typer.Option(help="Folder that make_dataset.py wrote.")],
     output: Annotated[Path, typer.Option(help="Markdown file; what stands between its two marks is replaced.")],
-    molecules: Annotated[int, typer.Option(help="Test molecules for NVE.")] = 5,
-    picoseconds: Annotated[float, typer.Option(help="Of each NVE run.")] = 5.0,
+    picture_path: Annotated[Path | None, typer.Option("--picture", help="PNG to draw.")] = None,
+    results: Annotated[Path | None, typer.Option(help="JSON to keep results in.")] = None,
+    molecules: Annotated[int, typer.Option(help="Test molecules for NVE.")] = 10,
+    picoseconds: Annotated[float, typer.Option(help="Of each NVE run.")] = 100.0,
+    box_picoseconds: Annotated[float, typer.Option(help="Of the box of water; 0 leaves it out.")] = 10.0,
+    workers: Annotated[int, typer.Option(help="Processes for NVE.")] = os.cpu_count() or 1,
     teacher: str = "tblite:GFN2-xTB",
 ) -> None:
     """Measure a student and write the tables into its model card."""
     labels, student = load_teacher(teacher)(), load_student(checkpoint)
+    sha256 = resolve_checkpoint(checkpoint).sha256
+    plan = {"molecules": molecules, "picoseconds": picoseconds, "box": box_picoseconds, "teacher": teacher}
+    kept = Kept(results, {"weights": sha256, **plan})
     with tempfile.TemporaryDirectory() as folder, Progress(transient=True) as progress:
         task = progress.add_task("exporting", total=None)
 
@@ -159,33 +146,28 @@ def card(
         (bundle,) = export_engines(checkpoint, folder, tell=tell)
         with PaiNNCalculator(bundle) as calculator:
             tell("measuring the test split")
-            kinds = errors_by_kind(calculator, data / "test.npz")
+            kept.get("kinds", lambda: errors_by_kind(calculator, data / "test.npz"))
             tell("vibrations")
-            modes = vibrations(calculator, labels)
-            drifts = conservation(calculator, data / "test.npz", molecules, picoseconds, tell)
-    sections = [
-        f"{student.num_parameters:,} parameters; weights with SHA-256 `{resolve_checkpoint(checkpoint).sha256}`.",
-        "### Against the teacher, on molecules never trained on",
-        markdown(
-            ("structures", "how many", "energy MAE (meV/atom)", "force MAE (meV/Å)", "force RMSE (meV/Å)"),
-            [(DESCRIPTIONS.get(kind, kind), *rest) for kind, *rest in kinds],
-        ),
-        "### At the minimum",
-        markdown(
-            (
-                "molecule",
-                "shortest bond (Å)",
-                "teacher's",
-                "mean frequency error (1/cm)",
-                "largest frequency error (1/cm)",
-            ),
-            modes,
-        ),
-        f"### Energy conservation: NVE, 300 K, 0.5 fs, {picoseconds:g} ps",
-        markdown(("test molecule", "atoms", "drift (meV/atom/ps)", "fluctuation (meV/atom)"), drifts),
-    ]
-    _replace(output, "\n\n".join(sections))
+            kept.get("vibrations", lambda: vibrations(calculator, labels))
+            tell("butane and the water dimer")
+            kept.get("butane", lambda: [butane(calculator), butane(labels)])
+            kept.get("dimer", lambda: water_dimer(calculator, labels))
+            chosen = molecules_of(data / "test.npz", molecules)
+            missing = {name: atoms for name, atoms in chosen.items() if f"nve {name}" not in kept.content}
+            tell(f"NVE of {len(missing)} molecules")
+            for run in conservation(bundle, missing, picoseconds, workers):
+                kept.put(f"nve {run['name']}", run)
+                tell(f"NVE of {run['name']} is done")
+            kept.content["nve"] = [kept.content[f"nve {name}"] for name in chosen]
+            if box_picoseconds:
+                tell("a box of water")
+                kept.get("box", lambda: water_box(calculator, box_picoseconds))
+    heading = f"{student.num_parameters:,} parameters; weights with SHA-256 `{sha256}`."
+    _replace(output, "\n\n".join([heading, *sections(kept.content)]))
     print(f"wrote {output}")
+    if picture_path is not None:
+        picture(kept.content, picture_path)
+        print(f"wrote {picture_path}")
 
 
 def _replace(path: Path, text: str) -> None:

@@ -35,7 +35,7 @@ from painn_deploy.export.half import rounded
 from painn_deploy.export.manifest import prepare_output, to_json
 from painn_deploy.export.onnx_graph import export_onnx
 from painn_deploy.runtime.neighbours import graph_inputs
-from painn_deploy.scripts.dataset_structures import embedded
+from painn_deploy.scripts.dataset_molecules import embedded
 from painn_deploy.scripts.entry import run_command
 
 SIGMA = 0.1

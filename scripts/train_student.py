@@ -3,6 +3,9 @@
     python scripts/make_dataset.py --output data
     python scripts/train_student.py --data data --size base --output runs/base
 
+Any teacher that ASE can call does: `make_dataset.py --teacher package.module:factory` lets it lead the dynamics too,
+and `train_student.py --teacher package.module:factory` labels the structures that are there anew.
+
 Stop it at any moment and start it again with the same command: it goes on from the last checkpoint, to the bit.
 """
 
@@ -18,22 +21,25 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from ase import Atoms
 from ase.data import chemical_symbols
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Float, Int64
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from torch import Tensor
 
-from painn_deploy.export.aggregation import CLOSED_FORM
+from painn_deploy.export.aggregation import CLOSED_FORM, Aggregation
+from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
 from painn_deploy.export.errors import DatasetError, OutputError
-from painn_deploy.export.force_head import forces_of, tensors
+from painn_deploy.export.force_head import forces_of
 from painn_deploy.export.manifest import prepare_output
 from painn_deploy.export.painn import PaiNN
-from painn_deploy.export.student import Configuration, NeighbourGraph
-from painn_deploy.runtime.neighbours import Pairs, SlotLayout, find_pairs
+from painn_deploy.export.student import Configuration
+from painn_deploy.scripts.batches import Batch, Split, fit_references
 from painn_deploy.scripts.entry import run_command
+from painn_deploy.scripts.fused_sums import compiled_sums
+from painn_deploy.scripts.relabel import relabel, teacher_of
 
+MAX_FORCE = 50.0  # eV/Å, of a label that another teacher gives
 SIZES: Mapping[str, tuple[int, int]] = {"small": (48, 2), "base": (96, 3), "large": (108, 3)}
 """Features and interactions; none has more parameters than the 427,292 of the seed project's student."""
 
@@ -55,121 +61,25 @@ class Settings:
     seed: int
     threads: int
     device: str
+    start_from: str | None
+    decay_from: float
+    compiled: bool
 
 
-class Split:
-    """One split of a dataset, with the neighbours of every structure found once.
-
-    Args:
-        path: npz of `make_dataset.py`: numbers, positions (Å), forces (eV/Å), energies (eV), offsets, kinds.
-        cutoff: Å.
-    """
-
-    def __init__(self, path: Path, cutoff: float) -> None:
-        try:
-            with np.load(path) as file:
-                data = {key: file[key] for key in file.files}
-        except (OSError, ValueError) as error:
-            raise DatasetError(f"Cannot read {path}: {error}. Make it with scripts/make_dataset.py.") from error
-        if len(data["energies"]) == 0:
-            raise DatasetError(f"{path} is empty. Add molecules, or change the split.")
-        self.numbers: Int64[np.ndarray, " all_atoms"] = data["numbers"].astype(np.int64)
-        self.positions: Float64[np.ndarray, "all_atoms 3"] = data["positions"]
-        self.forces: Float32[np.ndarray, "all_atoms 3"] = data["forces"]
-        self.energies: Float64[np.ndarray, " structures"] = data["energies"]
-        self.offsets: Int64[np.ndarray, " structures_and_one"] = data["offsets"]
-        self.kinds: np.ndarray = data["kinds"]
-        self.pairs: list[Pairs] = [find_pairs(self.atoms(i), cutoff)[0] for i in range(len(self))]
-        self.slots = np.array([self._slots(i) for i in range(len(self))])
-
-    def __len__(self) -> int:
-        return len(self.energies)
-
-    def rows(self, index: int) -> slice:
-        return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
-
-    def atoms(self, index: int) -> Atoms:
-        rows = self.rows(index)
-        return Atoms(self.numbers[rows], self.positions[rows])
-
-    def _slots(self, index: int) -> int:
-        pairs = self.pairs[index]
-        return int(np.bincount(np.concatenate([pairs.first, pairs.second]), minlength=1).max(initial=1))
-
-    def sizes(self) -> Int64[np.ndarray, " structures"]:
-        """Atoms of each structure."""
-        return np.diff(self.offsets)
-
-    def composition(self, species: list[int]) -> Float64[np.ndarray, "structures species"]:
-        """How many atoms of each element each structure has."""
-        structure = np.repeat(np.arange(len(self)), self.sizes())
-        counts = np.zeros((len(self), len(species)))
-        for column, z in enumerate(species):
-            counts[:, column] = np.bincount(structure[self.numbers == z], minlength=len(self))
-        return counts
-
-    def batches(self, budget: int, rng: np.random.Generator | None) -> list[Int64[np.ndarray, " batch"]]:
-        """Structures of like size together, about `budget` slots in each batch; shuffled where there is a generator."""
-        jitter = rng.uniform(0, 4, len(self)) if rng is not None else np.zeros(len(self))
-        order = np.argsort(self.slots + jitter, kind="stable")
-        batches: list[np.ndarray] = []
-        batch: list[int] = []
-        atoms, slots = 0, 0
-        for index, size in zip(order, self.sizes()[order], strict=True):
-            slots = max(slots, int(self.slots[index]))
-            if batch and (atoms + size) * slots > budget:
-                batches.append(np.array(batch))
-                batch, atoms, slots = [], 0, int(self.slots[index])
-            batch.append(int(index))
-            atoms += int(size)
-        batches.append(np.array(batch))
-        if rng is not None:
-            rng.shuffle(batches)
-        return batches
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A graph and its labels: energies without atomic references [structures], forces [atoms, 3]."""
-
-    graph: NeighbourGraph
-    structure: Tensor
-    sizes: Tensor
-    energies: Tensor
-    forces: Tensor
-
-    @classmethod
-    def of(cls, split: Split, indices: Int64[np.ndarray, " batch"], residuals: np.ndarray, device: str) -> "Batch":
-        sizes = split.sizes()[indices]
-        starts = np.cumsum(sizes) - sizes
-        first = np.concatenate([split.pairs[i].first + s for i, s in zip(indices, starts, strict=True)])
-        second = np.concatenate([split.pairs[i].second + s for i, s in zip(indices, starts, strict=True)])
-        rows = np.concatenate([np.arange(split.offsets[i], split.offsets[i + 1]) for i in indices])
-        layout = SlotLayout.of(first, second, len(rows))
-        positions = split.positions[rows]
-        displacements, mask = layout.scatter(positions[second] - positions[first])
-        graph = tensors((split.numbers[rows], displacements, layout.neighbours, layout.reverse, mask), torch.float32)
-        return cls(
-            NeighbourGraph(*(t.to(device) for t in graph)),
-            torch.as_tensor(np.repeat(np.arange(len(indices)), sizes)).to(device),
-            torch.as_tensor(sizes).to(device),
-            torch.as_tensor(residuals[indices], dtype=torch.float32).to(device),
-            torch.as_tensor(split.forces[rows]).to(device),
-        )
-
-
-def predict(student: PaiNN, batch: Batch, *, training: bool) -> tuple[Float[Tensor, " structures"], Tensor]:
+def predict(
+    student: PaiNN, batch: Batch, *, training: bool, sums: Aggregation = CLOSED_FORM
+) -> tuple[Float[Tensor, " structures"], Tensor]:
     """Energies (eV, without atomic references) and forces (eV/Å), differentiable again while training."""
     displacements = batch.graph.displacements.requires_grad_()
-    atomic = student(batch.graph, CLOSED_FORM)
+    atomic = student(batch.graph, sums)
     (gradient,) = torch.autograd.grad(atomic.sum(), displacements, create_graph=training)
     energies = torch.zeros_like(batch.energies).index_add(0, batch.structure, atomic)
     return energies, forces_of(gradient, batch.graph.reverse)
 
 
-def loss_of(student: PaiNN, batch: Batch, energy_weight: float) -> Tensor:
+def loss_of(student: PaiNN, batch: Batch, energy_weight: float, sums: Aggregation = CLOSED_FORM) -> Tensor:
     """Mean length of the force errors plus weighted energy errors per atom: robust, as what we report is."""
-    energies, forces = predict(student, batch, training=True)
+    energies, forces = predict(student, batch, training=True, sums=sums)
     per_atom = (energies - batch.energies).abs() / batch.sizes
     lengths = ((forces - batch.forces).square().sum(-1) + 1e-8).sqrt()
     return lengths.mean() + energy_weight * per_atom.mean()
@@ -195,18 +105,6 @@ def evaluate(student: PaiNN, split: Split, residuals: np.ndarray, settings: Sett
     }
 
 
-def fit_references(split: Split) -> tuple[list[int], Float64[np.ndarray, " species"]]:
-    """Energy of each element, by least squares over molecules: what is left for the student is chemistry."""
-    species = sorted(set(split.numbers.tolist()))
-    bound = split.sizes() > 1
-    if not bound.any():
-        raise DatasetError("The training split holds single atoms alone; add molecules.")
-    composition = split.composition(species) / split.sizes()[:, None]
-    per_atom = split.energies / split.sizes()
-    references, *_ = np.linalg.lstsq(composition[bound], per_atom[bound], rcond=None)
-    return species, references
-
-
 class Run:
     """Everything that a run needs to go on where it stopped."""
 
@@ -217,10 +115,29 @@ class Run:
             "painn", settings.features, settings.interactions, settings.num_rbf, settings.cutoff, tuple(species)
         )
         self.student = PaiNN(configuration, rows=max(species) + 1).to(settings.device)
+        self.sums = compiled_sums() if settings.compiled else CLOSED_FORM
         self.average = PaiNN(configuration, rows=max(species) + 1).to(settings.device)
         self.average.load_state_dict(self.student.state_dict())
-        self.optimiser = torch.optim.AdamW(self.student.parameters(), lr=settings.learning_rate, weight_decay=1e-6)
+        self.weights: list[Tensor] = list(self.student.parameters())
+        self.optimiser = torch.optim.AdamW(self.weights, lr=settings.learning_rate, weight_decay=1e-6, fused=True)
         self.step = 0
+
+    def start_from(self, checkpoint: str) -> None:
+        """Begin with the weights of a student of the same size, and with its atomic references.
+
+        Raises:
+            OutputError: it is another architecture or size, or knows other elements.
+        """
+        student = load_student(checkpoint)
+        if (theirs := student.configuration.as_dict()) != (ours := self.student.configuration.as_dict()):
+            differ = [f"{key}: {theirs[key]} there, {ours[key]} here" for key in ours if theirs[key] != ours[key]]
+            raise OutputError(
+                f"{checkpoint} is another kind of student ({'; '.join(differ)}). "
+                "Give its size and cutoff and data of its elements, or start without --start-from."
+            )
+        self.references = student.atomic_references[self.species].numpy()
+        for copy in (self.student, self.average):
+            copy.load_state_dict(student.state_dict())
 
     @property
     def state_path(self) -> Path:
@@ -249,9 +166,10 @@ class Run:
             return
         state = torch.load(self.state_path, weights_only=True, map_location=self.settings.device)
         now = asdict(self.settings)
-        if different := [
-            f"{k}: {state['settings'].get(k)} then, {v} now" for k, v in now.items() if state["settings"].get(k) != v
-        ]:
+        before = {**state["settings"]}
+        if state["step"] <= self.settings.decay_from * min(before["steps"], now["steps"]):
+            before["steps"] = now["steps"]  # the learning rate has not begun to fall by either plan
+        if different := [f"{k}: {before.get(k)} then, {v} now" for k, v in now.items() if before.get(k) != v]:
             raise OutputError(
                 f"{self.output} holds a run with other settings ({'; '.join(different)}). "
                 "Give the same settings to resume it, or another --output."
@@ -262,27 +180,28 @@ class Run:
         self.step = state["step"]
 
     def learning_rate(self) -> float:
-        """A short warm-up, then half a cosine down to a hundredth."""
+        """A short warm-up, a plateau, then half a cosine down to a hundredth.
+
+        As long as the plateau lasts, a run may be resumed with more or fewer steps.
+        """
         warm = min(1.0, (self.step + 1) / 200)
-        return (
-            self.settings.learning_rate
-            * warm
-            * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.step / self.settings.steps)))
-        )
+        plateau = self.settings.decay_from * self.settings.steps
+        fallen = max(0.0, (self.step - plateau) / (self.settings.steps - plateau))
+        return self.settings.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fallen)))
 
     def train_step(self, batch: Batch) -> float:
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate()
         self.optimiser.zero_grad(set_to_none=True)
-        loss = loss_of(self.student, batch, self.settings.energy_weight)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        loss = loss_of(self.student, batch, self.settings.energy_weight, self.sums)
+        loss.backward(inputs=self.weights)  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimiser.step()
         self.step += 1
         decay = min(self.settings.ema, self.step / (self.step + 10))
         with torch.no_grad():
-            for mean, new in zip(self.average.parameters(), self.student.parameters(), strict=True):
-                mean.lerp_(new, 1 - decay)
+            averages: list[Tensor] = list(self.average.parameters())
+            torch._foreach_lerp_(averages, self.weights, 1 - decay)
         return float(loss.detach())
 
     def write_checkpoint(self, facts: Mapping[str, Any]) -> Path:
@@ -341,6 +260,13 @@ def train(
     seed: int = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; part of the result's last digits.")] = 2,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Label the structures with this one first, tblite:METHOD or package.module:factory."),
+    ] = None,
+    start_from: Annotated[str | None, typer.Option(help="A student of the same size to begin with.")] = None,
+    decay_from: Annotated[float, typer.Option(help="Share of the steps before the learning rate falls.")] = 0.0,
+    compiled: Annotated[bool, typer.Option(help="Compile the sums over neighbours; wants a C++ compiler.")] = False,
     evaluate_every: int = 1_000,
 ) -> Path:
     """Train a student and write SIZE.safetensors and SIZE.json; errors on the test split are in the JSON."""
@@ -351,12 +277,18 @@ def train(
     features, interactions = SIZES[size]
     settings = Settings(
         size, features, interactions, 20, cutoff, steps, slots_per_batch, learning_rate, energy_weight, 0.999, seed,
-        threads, device,
+        threads, device, start_from and resolve_checkpoint(start_from).sha256, decay_from, compiled,
     )  # fmt: skip
     prepare_output(output)
+    if teacher is not None and teacher != teacher_of(data):
+        relabel(data, output / "labels", teacher, max_force=MAX_FORCE)
+        data = output / "labels"
     training, validation = Split(data / "train.npz", cutoff), Split(data / "validation.npz", cutoff)
     species, references = fit_references(training)
     run = Run(settings, output, species, references)
+    if start_from is not None:
+        run.start_from(start_from)
+        references = run.references
     run.resume()
     print(
         f"{size}: {run.student.num_parameters:,} parameters; {len(training):,} structures to train on, "
@@ -388,7 +320,8 @@ def train(
     plot_curves(log, output / "curves.png")
     test = Split(data / "test.npz", cutoff)
     errors = evaluate(run.average, test, test.energies - test.composition(species) @ references, settings)
-    path = run.write_checkpoint({"name": f"student-{size}", "metrics": errors, "training": asdict(settings)})
+    facts = {"name": f"student-{size}", "teacher": teacher_of(data), "metrics": errors, "training": asdict(settings)}
+    path = run.write_checkpoint(facts)
     print(f"test molecules, never trained on: {_told(errors)}\nwrote {path}")
     return path
 

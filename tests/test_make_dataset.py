@@ -13,9 +13,11 @@ from ase.calculators.calculator import Calculator, all_changes
 from typer.testing import CliRunner
 
 from painn_deploy.export.errors import DatasetError
+from painn_deploy.scripts.dataset_molecules import Mechanics, embedded
 from painn_deploy.scripts.dataset_plan import MONOMERS, TESTED, hashed_split, plan, read_molecules
-from painn_deploy.scripts.dataset_structures import Sampler, closest_contact, docked, embedded, langevin, pinched
-from painn_deploy.scripts.make_dataset import MOLECULES, Settings, command, load_teacher, make_dataset
+from painn_deploy.scripts.dataset_structures import Sampler, closest_contact, docked, langevin, pinched
+from painn_deploy.scripts.labels import load_teacher
+from painn_deploy.scripts.make_dataset import MOLECULES, SURVEY, Settings, command, make_dataset
 
 pytest.importorskip("rdkit")
 pytest.importorskip("tblite")
@@ -138,6 +140,94 @@ def test_the_list_that_comes_along_is_usable_and_nothing_tested_is_in_a_mixture(
     held_out = {item.smiles[0] for item in items.values() if item.recipe == "molecule" and item.split != "train"}
     assert not held_out & {smiles for item in items.values() if item.recipe != "molecule" for smiles in item.smiles}
     assert {item.name for item in items.values() if item.recipe == "atom"} == {"atom:C", "atom:H", "atom:N", "atom:O"}
+
+
+def test_the_survey_is_trained_on_and_holds_no_molecule_that_validates_or_tests():
+    from rdkit import Chem, RDLogger
+    from rdkit.Chem.MolStandardize import rdMolStandardize
+    from rdkit.Chem.rdMolDescriptors import CalcMolFormula
+
+    RDLogger.DisableLog("rdApp.*")
+    molecules, survey = read_molecules(MOLECULES), read_molecules(SURVEY)
+    assert 1500 <= len(survey) <= 2000
+    items = plan(molecules, survey)
+    assert {item.split for item in items if item.recipe in ("survey", "close")} == {"train"}
+    before = {item.name: item.split for item in plan(molecules)}
+    assert {item.name: item.split for item in items if item.name in before} == before  # a longer list moves nobody
+    held_out = [item.smiles[0] for item in items if item.recipe == "molecule" and item.split != "train"]
+    enumerator = rdMolStandardize.TautomerEnumerator()
+    enumerator.SetMaxTautomers(50)
+
+    def tautomer(smiles):
+        return Chem.MolToSmiles(enumerator.Canonicalize(Chem.MolFromSmiles(smiles)), isomericSmiles=False)
+
+    formulas = {CalcMolFormula(Chem.MolFromSmiles(smiles)) for smiles in held_out}
+    forbidden = {tautomer(smiles) for smiles in held_out}
+    for name, smiles in survey.items():
+        if CalcMolFormula(Chem.MolFromSmiles(smiles)) in formulas:
+            assert tautomer(smiles) not in forbidden, name
+
+
+@pytest.mark.parametrize("line", ["CO wood-alcohol", "CCO methanol", "C[C@H](N)C(=O)O L-alanine"])
+def test_a_molecule_in_both_lists_is_refused(tmp_path, line):
+    (tmp_path / "list.smi").write_text(TINY + "CC(N)C(=O)O alanine\n")
+    (tmp_path / "survey.smi").write_text(line + "\n")
+    with pytest.raises(DatasetError, match=r"of the survey is in the list of molecules, as (methanol|alanine)"):
+        make_dataset(tmp_path / "data", tmp_path / "list.smi", FEW, survey=tmp_path / "survey.smi")
+
+
+def test_what_an_earlier_folder_has_is_taken_over_and_the_same_as_made_anew(dataset, tmp_path):
+    (tmp_path / "longer.smi").write_text("C=C ethylene\n" + TINY)
+    (tmp_path / "survey.smi").write_text("CCC propane\nCC#N acetonitrile\n")
+    options = {"survey": tmp_path / "survey.smi", "limit": 10}
+    make_dataset(tmp_path / "anew", tmp_path / "longer.smi", FEW, **options)
+    make_dataset(tmp_path / "grown", tmp_path / "longer.smi", FEW, reuse=dataset, **options)
+    assert_same(content(tmp_path / "anew"), content(tmp_path / "grown"))
+    parts = {path.name: path.stat().st_ino for path in (tmp_path / "grown" / "parts").iterdir()}
+    assert len(parts) == 10
+    for message, options in {
+        r"made with different settings \(seed\)": {"settings": Settings(frames=3, seed=7)},
+        r"made with different settings \(molecules\)": {"molecules": "[2H]O water\nN=N diazene\nCNO N-oxide\nCO m\n"},
+        r"holds no training set to reuse": {"reuse": tmp_path},
+    }.items():
+        (tmp_path / "other.smi").write_text(options.get("molecules", "C=C ethylene\n" + TINY))
+        settings, reuse = options.get("settings", FEW), options.get("reuse", dataset)
+        with pytest.raises(DatasetError, match=message):
+            make_dataset(tmp_path / "refused", tmp_path / "other.smi", settings, reuse=reuse)
+        assert not (tmp_path / "refused").exists()
+
+
+def test_molecular_mechanics_gives_the_gradient_of_its_energy_wherever_it_was_before():
+    molecule = embedded("CC(=O)NC", 2, 0)
+    atoms = molecule.conformers[0].copy()
+    atoms.calc = Mechanics(molecule.force_field)
+    for seed in range(3):  # the force field keeps distances of the call before
+        atoms.positions = molecule.conformers[seed % 2].positions
+        atoms.rattle(0.1, seed=seed)
+        forces, start = atoms.get_forces(), atoms.positions.copy()
+        energies = []
+        for sign in (1, -1):
+            atoms.positions = start + sign * 1e-5 * forces
+            energies.append(atoms.get_potential_energy())
+        assert (energies[1] - energies[0]) / 2e-5 == pytest.approx((forces**2).sum(), rel=1e-4)
+        assert (forces**2).sum() > 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kinds"),
+    [("survey", {"conformer", "md", "distorted", "wall"}), ("close", {"conformer", "distorted"})],
+)
+def test_a_survey_has_every_kind_and_a_neighbourhood_is_near_its_minimum(recipe, kinds):
+    sampler = Sampler(load_teacher("tblite:GFN2-xTB"), 6, np.random.default_rng(0), [])
+    structures = list(sampler.structures(recipe, ("CC=O",)))
+    assert {structure.kind for structure in structures} == kinds
+    assert sampler.failures == []
+    assert all(sorted(structure.atoms.numbers) == [1] * 4 + [6, 6, 8] for structure in structures)
+    if recipe == "close":
+        minimum = structures[0].atoms.positions
+        spread = [(structure.atoms.positions - minimum).std() for structure in structures[1:]]
+        assert len(spread) == 18
+        assert 0.005 < min(spread) < 0.05 < max(spread) < 0.15
 
 
 def test_stereoisomers_are_in_one_split(tmp_path):

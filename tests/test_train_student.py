@@ -1,5 +1,6 @@
 """Training for real, on a few molecules and a few steps."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import pytest
 import torch
 
 from painn_deploy.export import load_student
+from painn_deploy.export.checkpoint import SHIPPED, resolve_checkpoint
 from painn_deploy.export.errors import DatasetError, OutputError
 from painn_deploy.scripts import train_student
-from painn_deploy.scripts.train_student import Split, fit_references, train
+from painn_deploy.scripts.batches import Split, fit_references
+from painn_deploy.scripts.train_student import train
 
 from . import students
 
@@ -80,6 +83,56 @@ def test_another_run_s_folder_is_refused(data: Path, tmp_path: Path) -> None:
         run(data, tmp_path, steps=4, size="base")
 
 
+def test_a_run_goes_on_from_a_student_of_the_same_size_and_no_other(data: Path, tmp_path: Path) -> None:
+    first = run(data, tmp_path / "first")
+    second = run(data, tmp_path / "second", start_from=str(first), learning_rate=1e-9, steps=2)
+    one, two = load_student(first), load_student(second)
+    torch.testing.assert_close(one.state_dict(), two.state_dict(), rtol=0, atol=1e-7)
+    assert torch.equal(one.atomic_references, two.atomic_references)
+    started = json.loads(second.with_suffix(".json").read_text())["training"]["start_from"]
+    assert started == hashlib.sha256(first.read_bytes()).hexdigest()
+    with pytest.raises(OutputError, match="hidden_dim: 48 there, 96 here; num_interactions: 2 there, 3 here"):
+        run(data, tmp_path / "third", start_from=str(first), size="base")
+
+
+def test_a_run_may_become_longer_as_long_as_its_learning_rate_has_not_begun_to_fall(data: Path, tmp_path: Path) -> None:
+    plan = {"decay_from": 0.5, "evaluate_every": 2}
+    whole = run(data, tmp_path / "whole", steps=12, **plan)
+    state = torch.load(tmp_path / "whole" / "state.pt", weights_only=True)
+    assert state["step"] == 12
+    with pytest.raises(OutputError, match="steps: 12 then, 16 now"):
+        run(data, tmp_path / "whole", steps=16, **plan)
+    stop_after(data, tmp_path / "short", 4, steps=8, **plan)
+    longer = run(data, tmp_path / "short", steps=12, **plan)
+    assert longer.read_bytes() == whole.read_bytes()
+
+
+def stop_after(data: Path, output: Path, step: int, **changes: object) -> None:
+    """A run that is interrupted once it has saved the state of this step."""
+    with pytest.MonkeyPatch.context() as patch:
+        save = train_student.Run.save
+
+        def saved(self: train_student.Run) -> None:
+            save(self)
+            if self.step == step:
+                raise KeyboardInterrupt
+
+        patch.setattr(train_student.Run, "save", saved)
+        with pytest.raises(KeyboardInterrupt):
+            run(data, output, **changes)
+
+
+def test_another_teacher_labels_the_structures_first(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lj_for_all.py").write_text("from ase.calculators.lj import LennardJones as teacher\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(train_student, "MAX_FORCE", 1e9)
+    path = run(data, tmp_path / "out", teacher="lj_for_all:teacher")
+    assert json.loads(path.with_suffix(".json").read_text())["teacher"] == "lj_for_all:teacher"
+    assert json.loads((tmp_path / "out" / "labels" / "summary.json").read_text())["test"]["labelled"] == 6
+
+
 def test_data_that_cannot_be_used(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"Cannot read .*make_dataset"):
         run(tmp_path, tmp_path / "out")
@@ -115,15 +168,17 @@ def test_batches_hold_every_structure_once(data: Path) -> None:
         assert len(batches) > 3
 
 
-def test_the_shipped_student_is_small_and_invariant() -> None:
-    from painn_deploy.export.checkpoint import resolve_checkpoint
+@pytest.mark.parametrize("size", sorted(path.stem for path in SHIPPED.glob("*.safetensors")))
+def test_the_shipped_students_are_small_and_invariant(size: str) -> None:
     from painn_deploy.export.force_head import tensors
     from painn_deploy.runtime.neighbours import graph_inputs
 
-    path = resolve_checkpoint("student:base").path
+    path = resolve_checkpoint(f"student:{size}").path
     assert path.stat().st_size <= 2_000_000
-    assert path.with_suffix(".md").is_file()
-    student = load_student("student:base", dtype=torch.float64)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert sha256 in path.with_suffix(".md").read_text(encoding="utf-8")  # the card is of these weights
+    assert path.with_suffix(".log.csv").is_file()
+    student = load_student(f"student:{size}", dtype=torch.float64)
     assert student.num_parameters <= 427_292
     assert student.species == (1, 6, 7, 8)
     energies = []

@@ -1,0 +1,128 @@
+"""A model card's figures as text and as a picture."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["markdown", "picture", "sections"]
+
+DESCRIPTIONS = {
+    "conformer": "RDKit conformers and short relaxations",
+    "md": "Langevin dynamics at 300, 600 and 1000 K",
+    "distorted": "perturbed by 0.05 to 0.2 Å",
+    "dimer": "two molecules at many distances",
+    "cluster": "water clusters and droplets",
+    "wall": "atoms pushed together",
+}
+KINDS = ("structures", "how many", "energy MAE (meV/atom)", "force MAE (meV/Å)", "force RMSE (meV/Å)")
+MINIMA = ("molecule", "shortest bond (Å)", "teacher's", "mean frequency error (1/cm)", "largest frequency error (1/cm)")
+DRIFTS = ("test molecule", "atoms", "drift (meV/atom/ps)", "standard error", "fluctuation (meV/atom)", "mean T (K)")
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table; floats to three significant figures."""
+    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
+    lines += ["| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def sections(results: Mapping[str, Any]) -> list[str]:
+    """The tables and sentences of a card, in order."""
+    text = [
+        "### Against the teacher, on molecules never trained on",
+        markdown(KINDS, [(DESCRIPTIONS.get(kind, kind), *rest) for kind, *rest in results["kinds"]]),
+        "### At the minimum",
+        markdown(MINIMA, results["vibrations"]),
+        "### Butane's torsion and the water dimer",
+        torsion_text(*results["butane"]),
+        dimer_text(results["dimer"]),
+    ]
+    if runs := results.get("nve"):
+        columns = ("name", "atoms", "drift", "error", "fluctuation", "temperature")
+        text += [
+            f"### Energy conservation: NVE, 0.5 fs, {results['claim']['picoseconds']:g} ps, after 2 ps at 300 K",
+            markdown(DRIFTS, [[run[column] for column in columns] for run in runs]),
+            conservation_text(runs),
+        ]
+    if box := results.get("box"):
+        text += ["### A box of 64 waters", box_text(box)]
+    return text
+
+
+def torsion_text(student: Sequence[Sequence[float]], teacher: Sequence[Sequence[float]]) -> str:
+    ours, theirs = ({float(angle): float(energy) for angle, energy in profile} for profile in (student, teacher))
+    worst = max(ours, key=lambda angle: abs(ours[angle] - theirs[angle]))
+
+    def heights(profile: Mapping[float, float]) -> str:
+        gauche = min(energy for angle, energy in profile.items() if 45 <= angle <= 90)
+        barrier = max(energy for angle, energy in profile.items() if 90 <= angle <= 150)
+        return f"gauche {gauche:.0f}, barrier {barrier:.0f}, syn {profile[0.0]:.0f} meV"
+
+    return (
+        f"C-C-C-C profile of butane, relaxed at each of {len(ours)} angles, above anti: {heights(ours)}; the teacher: "
+        f"{heights(theirs)}. Largest difference {abs(ours[worst] - theirs[worst]):.0f} meV, at {worst:.0f}°."
+    )
+
+
+def dimer_text(rows: Sequence[Sequence[float]]) -> str:
+    ours, theirs = min(rows, key=lambda row: row[1]), min(rows, key=lambda row: row[2])
+    inside = [abs(a - b) for distance, a, b in rows if 2.6 <= distance <= 5.0]
+    beyond = max(rows, key=lambda row: row[0])
+    return (
+        f"Two rigid waters: lowest at {ours[0]:.1f} Å with {ours[1]:.0f} meV; the teacher at {theirs[0]:.1f} Å with "
+        f"{theirs[2]:.0f} meV. Largest difference between 2.6 and 5 Å {max(inside):.0f} meV. The student sees 5 Å from "
+        f"each atom: at {beyond[0]:.1f} Å it gives {beyond[1]:.0f} meV, the teacher {beyond[2]:.0f}."
+    )
+
+
+def conservation_text(runs: Sequence[Mapping[str, Any]]) -> str:
+    worst = max(runs, key=lambda run: abs(run["drift"]))
+    resolved = sum(abs(run["drift"]) > 2 * run["error"] for run in runs)
+    below = sum(abs(run["drift"]) < 0.01 for run in runs)
+    return (
+        "The drift is the slope of a straight line through the means of ten equal blocks of the total energy, with the "
+        f"standard error of that slope. {below} of {len(runs)} are below 0.01 meV/atom/ps; the largest is "
+        f"{worst['drift']:.2g} ± {worst['error']:.1g} ({worst['name']}); {resolved} differ from zero by more than two "
+        "standard errors. No run diverged."
+    )
+
+
+def box_text(box: Mapping[str, Any]) -> str:
+    return (
+        f"{box['picoseconds']:g} ps at 300 K (Bussi, 0.5 fs) at the density of the liquid, from a lattice; the student "
+        f"never saw a periodic cell. The longest O-H bond of any molecule was {box['longest_bond']:.2f} Å; over the "
+        f"second half the temperature was {box['temperature']:.0f} K and the O-O distribution peaks at "
+        f"{box['peak']:.2f} Å with a height of {box['height']:.1f}."
+    )
+
+
+def picture(results: Mapping[str, Any], path: Path) -> None:
+    """Torsion, dimer, energy conservation and the structure of water, as far as there are results."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6.4), layout="constrained")
+    for profile, label, style in zip(results["butane"], ("student", "teacher"), ("o", "-"), strict=True):
+        axes[0, 0].plot(*zip(*profile, strict=True), style, label=label)
+    axes[0, 0].set(xlabel="C-C-C-C angle of butane (°)", ylabel="energy (meV)")
+    axes[0, 0].legend()
+    distances, ours, theirs = zip(*results["dimer"], strict=True)
+    axes[0, 1].plot(distances, ours, "o", label="student")
+    axes[0, 1].plot(distances, theirs, "-", label="teacher")
+    axes[0, 1].set(xlabel="O-O distance of two waters (Å)", ylabel="interaction (meV)")
+    axes[0, 1].legend()
+    for run in results.get("nve", ()):
+        axes[1, 0].plot(run["times"], run["energies"], lw=0.8, label=run["name"])
+    axes[1, 0].set(xlabel="time (ps), NVE", ylabel="total energy (meV/atom)")
+    axes[1, 0].legend(fontsize=6, ncols=2)
+    if box := results.get("box"):
+        axes[1, 1].plot(box["distances"], box["rdf"])
+        axes[1, 1].axhline(1, color="0.7", lw=0.8)
+    axes[1, 1].set(xlabel="O-O distance, 64 waters at 300 K (Å)", ylabel="radial distribution")
+    for ax in axes.flat:
+        ax.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
