@@ -38,6 +38,9 @@ SEED_MOLECULES = ("H2", "H2O", "CH4", "NH3", "C2H6", "C6H6", "H2O", "CO2")
 
 MOST_MOLECULES = 60
 
+PERIODIC_COPIES = 4
+"""Of each crystal and box at each distortion: they are few, and a search must not overlook what they ask for."""
+
 LARGEST_FORCE = 50.0
 """eV/Å."""
 
@@ -108,7 +111,7 @@ def calibration_structures(species: Sequence[int]) -> list[Atoms]:
     names = [(collection, name) for collection in (g2, s22) for name in collection.names]
     chosen = [_named(collection[name], name) for collection, name in names]
     chosen = [atoms for atoms in chosen if len(atoms) > 1 and set(atoms.numbers.tolist()) <= known]
-    chosen += _periodic(known)
+    chosen += _periodic(known) * PERIODIC_COPIES
     rng = np.random.default_rng(100)
     structures = []
     for sigma in CALIBRATION_SIGMAS:

@@ -5,11 +5,23 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, TypedDict, TypeVar, runtime_checkable
 
+import numpy as np
+from jaxtyping import Float64, Int32, UInt8
+
 from painn_deploy.engines.profiles import DEFAULT_PROFILE, Profile
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Bundle
 
-__all__ = ["Backend", "BuildOptions", "BuiltEngine", "Closing", "EngineInfo", "Session"]
+__all__ = [
+    "Backend",
+    "BuildOptions",
+    "BuiltEngine",
+    "Closing",
+    "EngineInfo",
+    "FollowingSession",
+    "ResidentGraph",
+    "Session",
+]
 
 
 class EngineInfo(TypedDict):
@@ -67,6 +79,51 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Give back memory and threads; may be called twice."""
+
+
+@dataclass(frozen=True)
+class ResidentGraph:
+    """What stays on the device while the neighbours stand.
+
+    Attributes:
+        atomic_numbers: Z.
+        neighbours: as in the graph contract.
+        reverse: as in the graph contract.
+        shifts: S·cell of each slot, Å.
+        stored: 1 for a slot that holds a pair, within the cutoff or the skin.
+        cutoff: Å.
+    """
+
+    atomic_numbers: Int32[np.ndarray, " atoms"]
+    neighbours: Int32[np.ndarray, "atoms slots"]
+    reverse: Int32[np.ndarray, "atoms slots"]
+    shifts: Float64[np.ndarray, "atoms slots 3"]
+    stored: UInt8[np.ndarray, "atoms slots"]
+    cutoff: float
+
+
+@runtime_checkable
+class FollowingSession(Session, Protocol):
+    """A session whose device keeps a structure, so that a step of dynamics uploads positions alone."""
+
+    @property
+    def following(self) -> ResidentGraph | None:
+        """The structure that the device holds; None after anything else was run."""
+
+    def follow(self, resident: ResidentGraph) -> None:
+        """Upload what stays while the neighbours stand.
+
+        Raises:
+            ShapeError: it lies outside the profile.
+        """
+
+    def step(self, positions: Float64[np.ndarray, "atoms 3"]) -> GraphOutputs:
+        """Energies, forces and virials at new positions, Å.
+
+        Raises:
+            EngineError: nothing is followed, or the engine failed.
+            ShapeError: positions of another number of atoms.
+        """
 
 
 @dataclass(frozen=True)

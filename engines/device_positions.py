@@ -2,17 +2,13 @@
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-from jaxtyping import Float64, Int32, UInt8
 
 from painn_deploy.engines.backend import Closing
 from painn_deploy.engines.cuda import call
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
 
-__all__ = ["KERNEL", "KERNEL_NAME", "DisplacementKernel", "ResidentGraph", "compile_kernel"]
+__all__ = ["KERNEL", "KERNEL_NAME", "DisplacementKernel", "compile_kernel"]
 
 KERNEL_NAME = "displacements_and_mask"
 KERNEL = r"""
@@ -36,27 +32,6 @@ extern "C" __global__ void displacements_and_mask(
 }
 """
 THREADS = 256
-
-
-@dataclass(frozen=True)
-class ResidentGraph:
-    """What stays on the device while the neighbours stand.
-
-    Attributes:
-        atomic_numbers: Z.
-        neighbours: as in the graph contract.
-        reverse: as in the graph contract.
-        shifts: S·cell of each slot, Å.
-        stored: 1 for a slot that holds a pair, within the cutoff or the skin.
-        cutoff: Å.
-    """
-
-    atomic_numbers: Int32[np.ndarray, " atoms"]
-    neighbours: Int32[np.ndarray, "atoms slots"]
-    reverse: Int32[np.ndarray, "atoms slots"]
-    shifts: Float64[np.ndarray, "atoms slots 3"]
-    stored: UInt8[np.ndarray, "atoms slots"]
-    cutoff: float
 
 
 def _nvrtc() -> Any:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from painn_deploy.engines.backend import Closing, EngineInfo
+from painn_deploy.engines.backend import Closing, EngineInfo, ResidentGraph
 from painn_deploy.engines.contract import check_inputs, check_tensors, padded
 from painn_deploy.engines.cuda import Arena, call, capture, compute_capability, nvtx_range, runtime
-from painn_deploy.engines.device_positions import DisplacementKernel, ResidentGraph
+from painn_deploy.engines.device_positions import DisplacementKernel
 from painn_deploy.engines.profiles import Profile
 from painn_deploy.engines.tensorrt_builder import Messages
 from painn_deploy.export.errors import EngineError, ShapeError
@@ -92,6 +92,11 @@ class TensorRTSession(Closing):
             waiting = lane
         if waiting is not None:
             yield waiting.collect()
+
+    @property
+    def following(self) -> ResidentGraph | None:
+        """See `FollowingSession.following`."""
+        return self._lanes[0].resident if self._lanes else None
 
     def follow(self, resident: ResidentGraph) -> None:
         """Upload what stays while the neighbours stand; `step` then needs positions alone.
@@ -179,14 +184,14 @@ class _Lane:
         self._stream = call(cuda.cudaStreamCreateWithFlags, cuda.cudaStreamNonBlocking)
         self._captured: OrderedDict[tuple[Any, ...], tuple[int, Any]] = OrderedDict()
         self._seen: set[tuple[Any, ...]] = set()
-        self._resident: ResidentGraph | None = None
+        self.resident: ResidentGraph | None = None
         self._kernel: DisplacementKernel | None = None
         self._pending: tuple[int, GraphOutputs] | None = None
 
     def submit(self, inputs: GraphInputs) -> None:
         """Send one evaluation to the stream."""
         self._settle()
-        self._resident = None  # its place on the device is taken
+        self.resident = None  # its place on the device is taken
         atoms, slots = inputs.mask.shape
         self._profile.check(atoms, slots)
         size = (atoms, self._rounded(slots))
@@ -212,7 +217,7 @@ class _Lane:
         """Upload what stays."""
         atoms, slots = resident.neighbours.shape
         self._profile.check(atoms, slots)
-        self._resident = None
+        self.resident = None
         if self._kernel is None:
             self._kernel = DisplacementKernel(compute_capability(self._index))
         with nvtx_range("follow"):
@@ -226,11 +231,11 @@ class _Lane:
                 if field.name in ("displacements", "mask"):
                     self._arena.device(field.name, int(np.prod(_shape(field, atoms, slots))) * 4)
             call(self._cuda.cudaStreamSynchronize, self._stream)
-        self._resident = resident
+        self.resident = resident
 
     def submit_positions(self, positions: Float64[np.ndarray, "atoms 3"]) -> None:
         """Send one evaluation of the resident structure to the stream."""
-        resident, kernel = self._resident, self._kernel
+        resident, kernel = self.resident, self._kernel
         if resident is None or kernel is None:
             raise EngineError("No structure is followed: call `follow` first, and again after `run`.")
         atoms, slots = resident.neighbours.shape

@@ -11,7 +11,7 @@ from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from painn_deploy.engines import EngineInfo, Session, get_backend
-from painn_deploy.engines.backend import Closing
+from painn_deploy.engines.backend import Closing, FollowingSession
 from painn_deploy.export.errors import EngineError, ShapeError, SpeciesError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest, read_bundle
@@ -122,10 +122,19 @@ class PaiNNCalculator(Closing, Calculator):
         """One structure that moves from call to call."""
         with self.timings.phase("neighbours"):
             reference = self.references(atoms.numbers)
-            inputs = self.neighbour_list.inputs(atoms)
-            self._limits.check(*inputs.mask.shape)
+            resident = None
+            if isinstance(self._session, FollowingSession):
+                resident = self.neighbour_list.resident(atoms, self._session.following)
+            if resident is None:
+                inputs = self.neighbour_list.inputs(atoms)
+                self._limits.check(*inputs.mask.shape)
         with self.timings.phase("engine"):
-            outputs = self._session.run(inputs)
+            if isinstance(self._session, FollowingSession) and resident is not None:
+                if self._session.following is not resident:
+                    self._session.follow(resident)
+                outputs = self._session.step(np.ascontiguousarray(atoms.positions))
+            else:
+                outputs = self._session.run(inputs)
         with self.timings.phase("results"):
             results = _results(atoms, outputs, reference)
         self.timings.calculations += 1

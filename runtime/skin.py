@@ -19,6 +19,7 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Float64
 
+from painn_deploy.engines.backend import ResidentGraph
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.runtime.neighbours import (
     LocalGraph,
@@ -56,6 +57,8 @@ class _Stored:
     layout: SlotLayout
     inputs: GraphInputs
     workspace: "_Workspace"
+    resident: ResidentGraph | None = None
+    resident_cell: Float64[np.ndarray, "3 3"] | None = None
 
 
 class _Workspace:
@@ -121,21 +124,45 @@ class VerletList:
         Raises:
             StructureError: it is nothing that a force field can answer for.
         """
+        stored = self._standing(atoms)
+        if stored is None:
+            return join([LocalGraph.found(atoms, self.cutoff)])
+        stored.workspace.renew(stored, atoms, self.cutoff)
+        return stored.inputs
+
+    def resident(self, atoms: Atoms, last: ResidentGraph | None) -> ResidentGraph | None:
+        """What stays on a device while the neighbours stand; None where there is no skin, and `inputs` must be used.
+
+        Args:
+            atoms: the structure.
+            last: what was returned before; the very same again as long as it holds.
+
+        Raises:
+            StructureError: it is nothing that a force field can answer for.
+        """
+        stored = self._standing(atoms)
+        if stored is None:
+            return None
+        cell = np.array(atoms.cell)
+        same_cell = stored.resident_cell is not None and np.array_equal(cell, stored.resident_cell)
+        if last is None or stored.resident is not last or not same_cell:
+            stored.resident, stored.resident_cell = _resident(stored, cell, self.cutoff), cell
+        return stored.resident
+
+    def _standing(self, atoms: Atoms) -> _Stored | None:
+        """Pairs that cover a structure, found now or before; None where every step searches for itself."""
         check_structure(atoms)
         if self.skin == 0:
             self.searches += 1
-            return join([LocalGraph.found(atoms, self.cutoff)])
-        stored = self._stored
-        if stored is not None and self._covers(stored, atoms):
+            return None
+        if self._stored is not None and self._covers(self._stored, atoms):
             self.updates += 1
-        else:
-            self.searches += 1
-            stored = self._stored = self._search(atoms)
-            if self.skin is None and _widens(stored, self.cutoff):
-                self._stored = None
-                return join([LocalGraph.found(atoms, self.cutoff)])
-        stored.workspace.renew(stored, atoms, self.cutoff)
-        return stored.inputs
+            return self._stored
+        self.searches += 1
+        self._stored = self._search(atoms)
+        if self.skin is None and _widens(self._stored, self.cutoff):
+            self._stored = None
+        return self._stored
 
     def _search(self, atoms: Atoms) -> _Stored:
         """What is within cutoff and skin."""
@@ -156,6 +183,22 @@ class VerletList:
         same = np.array_equal(cell[stored.periodic], stored.cell[stored.periodic])
         now = stored.cell if same else periodic_cell(atoms)
         return still_covered(stored.positions, stored.cell, atoms.positions, now, self.cutoff, self._reach)
+
+
+def _resident(stored: _Stored, cell: Float64[np.ndarray, "3 3"], cutoff: float) -> ResidentGraph:
+    """Shifts S·cell of both ends of each pair, in float64, and which slots hold a pair."""
+    layout, pairs = stored.layout, stored.pairs
+    shifts = np.zeros((layout.atoms * layout.slots, 3))
+    if pairs.shifts is not None:
+        vectors = pairs.shifts.astype(np.float64) @ cell
+        shifts[layout.forward], shifts[layout.backward] = vectors, -vectors
+    held = np.zeros(layout.atoms * layout.slots, np.uint8)
+    held[layout.forward] = held[layout.backward] = 1
+    shape = (layout.atoms, layout.slots)
+    numbers = stored.inputs.atomic_numbers
+    return ResidentGraph(
+        numbers, layout.neighbours, layout.reverse, shifts.reshape(*shape, 3), held.reshape(shape), cutoff
+    )
 
 
 def _widens(stored: _Stored, cutoff: float) -> bool:

@@ -30,8 +30,8 @@ from painn_deploy.calibration.accuracy import Limits, compare
 from painn_deploy.calibration.reference import reference_results
 from painn_deploy.calibration.structures import default_structures, trusted_species
 from painn_deploy.engines import BACKENDS, get_backend
+from painn_deploy.engines.backend import ResidentGraph
 from painn_deploy.engines.cuda import call, gpus, runtime
-from painn_deploy.engines.device_positions import ResidentGraph
 from painn_deploy.engines.tensorrt_session import TensorRTSession
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import EngineUnavailableError, PaiNNDeployError

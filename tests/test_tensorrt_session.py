@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from painn_deploy.engines import tensorrt_session
-from painn_deploy.engines.backend import EngineInfo
+from painn_deploy.engines.backend import EngineInfo, ResidentGraph
 from painn_deploy.engines.contract import check_tensors, padded
-from painn_deploy.engines.device_positions import ResidentGraph, compile_kernel
+from painn_deploy.engines.device_positions import compile_kernel
 from painn_deploy.engines.onnxruntime import open_graph
 from painn_deploy.engines.profiles import Profile
 from painn_deploy.engines.tensorrt_session import MOST_GRAPHS, TensorRTSession
@@ -18,6 +18,7 @@ from painn_deploy.export import load_student
 from painn_deploy.export.errors import DeviceMemoryError, EngineError, ShapeError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.onnx_graph import export_onnx
+from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.neighbours import SlotLayout, find_pairs, graph_inputs
 
 from . import emulated_gpu, students
@@ -222,3 +223,26 @@ def test_tensors_are_held_against_the_contract() -> None:
     for index, wrong in ((1, tensors[1].double()), (2, tensors[2].T.contiguous().T), (4, tensors[4][0])):
         with pytest.raises(ShapeError, match="The input"):
             check_tensors([*tensors[:index], wrong, *tensors[index + 1 :]], "cpu")
+
+
+@pytest.mark.parametrize("name", ["ethanol", "triclinic"])
+def test_a_calculator_uploads_positions_alone_while_neighbours_stand(
+    cuda: emulated_gpu.EmulatedCuda, model: bytes, bundle: Path, name: str
+) -> None:
+    rng, atoms = np.random.default_rng(3), students.zoo()[name]
+    with PaiNNCalculator(bundle, skin=0.0) as plain, PaiNNCalculator(bundle, skin=0.6) as resident:
+        resident._session = open_session(cuda, model)
+        follows: list[int] = []
+        follow = resident._session.follow
+        resident._session.follow = lambda graph: follows.append(1) or follow(graph)
+        for step in range(30):
+            atoms.positions += rng.normal(0, 0.02, atoms.positions.shape)
+            if step == 10:
+                resident.calculate_batch([students.water()])  # takes the device's place
+            if step == 20 and atoms.pbc.any():
+                atoms.set_cell(atoms.cell.array * 1.002)  # the same neighbours, other shifts
+            got, want = (calculator.get_forces(atoms) for calculator in (resident, plain))
+            np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
+        assert 1 < len(follows) < 20
+        if atoms.pbc.all():
+            np.testing.assert_allclose(resident.get_stress(atoms), plain.get_stress(atoms), rtol=0, atol=1e-5)
