@@ -16,7 +16,7 @@ from ase.io.extxyz import write_xyz
 
 from painn_deploy.export.errors import DatasetError
 from painn_deploy.runtime.torchsim import PaiNNModel
-from painn_deploy.scripts.dataset_structures import embedded
+from painn_deploy.scripts.dataset_molecules import embedded
 from painn_deploy.scripts.entry import run_command
 
 __all__ = ["relax_molecules"]
