@@ -136,7 +136,7 @@ def card(
     labels, student = load_teacher(teacher)(), load_student(checkpoint)
     sha256 = resolve_checkpoint(checkpoint).sha256
     plan = {"molecules": molecules, "picoseconds": picoseconds, "box": box_picoseconds, "teacher": teacher}
-    kept = Kept(results, {"weights": sha256, **plan})
+    kept = Kept(results, {"weights": sha256, "epsilon": student.configuration.epsilon, **plan})
     with tempfile.TemporaryDirectory() as folder, Progress(transient=True) as progress:
         task = progress.add_task("exporting", total=None)
 

@@ -64,6 +64,7 @@ class Settings:
     start_from: str | None
     decay_from: float
     compiled: bool
+    epsilon: float
 
 
 def predict(
@@ -112,8 +113,9 @@ class Run:
         self.settings, self.output, self.species, self.references = settings, output, species, references
         torch.manual_seed(settings.seed)
         configuration = Configuration(
-            "painn", settings.features, settings.interactions, settings.num_rbf, settings.cutoff, tuple(species)
-        )
+            "painn", settings.features, settings.interactions, settings.num_rbf, settings.cutoff, tuple(species),
+            settings.epsilon,
+        )  # fmt: skip
         self.student = PaiNN(configuration, rows=max(species) + 1).to(settings.device)
         self.sums = compiled_sums() if settings.compiled else CLOSED_FORM
         self.average = PaiNN(configuration, rows=max(species) + 1).to(settings.device)
@@ -129,8 +131,10 @@ class Run:
             OutputError: it is another architecture or size, or knows other elements.
         """
         student = load_student(checkpoint)
-        if (theirs := student.configuration.as_dict()) != (ours := self.student.configuration.as_dict()):
-            differ = [f"{key}: {theirs[key]} there, {ours[key]} here" for key in ours if theirs[key] != ours[key]]
+        theirs, ours = student.configuration.as_dict(), self.student.configuration.as_dict()
+        # another epsilon smooths what the weights know, and they can be trained on with it
+        keys = [key for key in ours if theirs[key] != ours[key] and key != "epsilon"]
+        if differ := [f"{key}: {theirs[key]} there, {ours[key]} here" for key in keys]:
             raise OutputError(
                 f"{checkpoint} is another kind of student ({'; '.join(differ)}). "
                 "Give its size and cutoff and data of its elements, or start without --start-from."
@@ -267,6 +271,7 @@ def train(
     start_from: Annotated[str | None, typer.Option(help="A student of the same size to begin with.")] = None,
     decay_from: Annotated[float, typer.Option(help="Share of the steps before the learning rate falls.")] = 0.0,
     compiled: Annotated[bool, typer.Option(help="Compile the sums over neighbours; wants a C++ compiler.")] = False,
+    epsilon: Annotated[float, typer.Option(help="Inside the norms; 1e-8 leaves cusps on symmetric molecules.")] = 1e-3,
     evaluate_every: int = 1_000,
 ) -> Path:
     """Train a student and write SIZE.safetensors and SIZE.json; errors on the test split are in the JSON."""
@@ -278,6 +283,7 @@ def train(
     settings = Settings(
         size, features, interactions, 20, cutoff, steps, slots_per_batch, learning_rate, energy_weight, 0.999, seed,
         threads, device, start_from and resolve_checkpoint(start_from).sha256, decay_from, compiled,
+        epsilon,
     )  # fmt: skip
     prepare_output(output)
     if teacher is not None and teacher != teacher_of(data):
