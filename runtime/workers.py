@@ -105,7 +105,10 @@ def _started(workers: int, address: str | None) -> Any:
     except ModuleNotFoundError as error:
         raise ImportError('Workers need Ray: pip install "painn-deploy[screen]"', name=error.name) from error
     # reading needs a logical CPU beyond the workers', or it starves
-    own = {"num_cpus": workers + 1, "include_dashboard": False} if address is None else {"address": address}
+    # a cluster that happens to run here is not joined unless it is named
+    own: dict[str, Any] = {"address": address or "local"}
+    if address is None:
+        own |= {"num_cpus": workers + 1, "include_dashboard": False}
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
     except Exception as error:  # its errors share no base class but this one
