@@ -34,6 +34,7 @@ from painn_deploy.export.onnx_graph import export_onnx
 from painn_deploy.export.student import Student
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.neighbours import local_graphs
+from painn_deploy.runtime.packing import pack, padding_waste
 from painn_deploy.scripts.precision import INT8_LIMITS, TypedGraph, TypedGraphs
 from painn_deploy.scripts.timing import milliseconds
 
@@ -107,8 +108,8 @@ class Bundler:
         with self._open(TypedGraph(self._graph)) as calculator:
             self._parity = check_parity(calculator.run_graph, self._reference)
         self._wanted = reference_results(self._reference, self._given)
-        sizes = [(len(g.numbers), g.slots) for g in local_graphs(self._given, cutoff)] if structures else []
-        self._options = BuildOptions(tuple(compute_capabilities), plan_profile(sizes), device, tf32)
+        self._sizes = [(len(g.numbers), g.slots) for g in local_graphs(self._given, cutoff)] if structures else []
+        self._options = BuildOptions(tuple(compute_capabilities), plan_profile(self._sizes), device, tf32)
         self._mine = structures is not None
         self._graphs = TypedGraphs(model, cutoff, self._calibration, limits or INT8_LIMITS, tell)
         self._near: tuple[list[Atoms], list[dict[str, Any]], list[dict[str, Any]], int] | None = None
@@ -132,6 +133,9 @@ class Bundler:
         )
         self._tell(f"measuring {engine} in {precision}")
         validation: dict[str, Any] = {"reference": REFERENCE, "measured_on": self._named, "graph_parity": self._parity}
+        if built.profiles and self._sizes:
+            batches = pack(self._sizes, most_atoms=self._options.profile.atoms[2])
+            validation["padding_waste"] = padding_waste(self._sizes, batches)
         validation |= {"build_warnings": list(built.warnings)} if built.warnings else {}
         validation |= {"built": "earlier, of the very same graph and options"} if before else {}
         runs = bool(backend.devices())

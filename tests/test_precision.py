@@ -54,6 +54,8 @@ def test_each_bundle_says_its_precision_and_its_cost(bundles: dict[str, Path]) -
         assert ("against_fp32" in found) == (engine == "onnxruntime" and precision != "fp32")
         assert ("simulated" in found) == (precision == "fp16" or (engine == "tensorrt-rtx" and precision == "int8"))
         assert ("sensitivity" in found) == (precision == "int8")
+        assert ("padding_waste" in found) == (engine == "tensorrt-rtx")
+        assert 0 <= found.get("padding_waste", 0) < 0.5
 
 
 def test_a_calculator_runs_them_and_says_which(bundles: dict[str, Path], frames: list[Atoms]) -> None:
