@@ -21,6 +21,9 @@ __all__ = ["finite_differences", "force_gradient", "stress_gradient"]
 STENCIL = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))
 """Points and weights of the central difference of fourth order."""
 
+UNSURE = 2.0
+"""How far the noise of an energy may be beyond what was measured of it on a few dozen points."""
+
 STENCIL_NOISE = float(np.sqrt(sum(weight**2 for _, weight in STENCIL)))
 """Of a difference with step 1, for unit noise of each energy."""
 
@@ -61,7 +64,7 @@ def force_gradient(audited: Audited) -> list[Finding]:
 
         step = choose_step(audited.student, atoms, move, slopes, len(directions), noise, FORCE_STEPS)
         student, engine = _both(audited, atoms, move, slopes, len(directions), step, FINE_STEP)
-        blur = STENCIL_NOISE * noise / step
+        blur = UNSURE * STENCIL_NOISE * noise / step
         error = 2 * allowed.force_error
         typical = blur * (1 + 3 / (2 * len(directions)) ** 0.5) + error
         worst = 5 * blur + 2 * error
@@ -101,7 +104,7 @@ def stress_gradient(audited: Audited) -> list[Finding]:
 
         step = choose_step(audited.student, atoms, move, slopes, 6, noise, STRAIN_STEPS)
         student, engine = (x / volume for x in _both(audited, atoms, move, slopes, 6, step, FINE_STRAIN))
-        blur = STENCIL_NOISE * noise / (step * volume)
+        blur = UNSURE * STENCIL_NOISE * noise / (step * volume)
         virial = 4 * allowed.force_error * audited.cutoff * len(atoms) ** 0.5 / volume
         name = atoms.info["name"]
         cases.append(Case.of(name, student, engine, 5 * blur + virial))
