@@ -273,8 +273,8 @@ def write_validations(validations: Sequence[Validation], folder: Path, baseline:
 
 
 def _anew(path: Path, device: str, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
-    """Results of a bundle that is opened for them alone, on as many cores as there are."""
-    with PaiNNCalculator(path, device=device) as calculator:
+    """Results of a bundle that is opened for them alone, with as many threads: they also decide the size of a batch."""
+    with PaiNNCalculator(path, device=device, threads=1) as calculator:
         return calculator.calculate_batch(structures)
 
 
