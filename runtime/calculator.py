@@ -64,7 +64,7 @@ class PaiNNCalculator(Closing, Calculator):
         self._opened_with = (str(bundle), device, threads, skin)
         opened = read_bundle(bundle)
         self.manifest: Manifest = opened.manifest
-        self._session: Session = get_backend(opened.manifest.engine).open(opened, device, threads)
+        self._attach(get_backend(opened.manifest.engine).open(opened, device, threads))
         self.threads = threads
         self._batch_slots: int | None = None
         on_cpu = self._session.info["device"] == "cpu"
@@ -73,6 +73,11 @@ class PaiNNCalculator(Closing, Calculator):
         self.neighbour_list = VerletList(self.manifest.cutoff, skin)
         self._references = np.full(len(chemical_symbols) + 1, np.nan)
         self._references[list(self.manifest.species)] = self.manifest.atomic_references
+
+    def _attach(self, session: Session) -> None:
+        """Run on a session; whether it can follow a structure is asked once, since asking takes as long as packing."""
+        self._session = session
+        self._follower = session if isinstance(session, FollowingSession) else None
 
     @property
     def engine_info(self) -> EngineInfo:
@@ -122,19 +127,18 @@ class PaiNNCalculator(Closing, Calculator):
         """One structure that moves from call to call."""
         with self.timings.phase("neighbours"):
             reference = self.references(atoms.numbers)
-            resident = None
-            if isinstance(self._session, FollowingSession):
-                resident = self.neighbour_list.resident(atoms, self._session.following)
+            follower = self._follower
+            resident = None if follower is None else self.neighbour_list.resident(atoms, follower.following)
             if resident is None:
                 inputs = self.neighbour_list.inputs(atoms)
                 self._limits.check(*inputs.mask.shape)
         with self.timings.phase("engine"):
-            if isinstance(self._session, FollowingSession) and resident is not None:
-                if self._session.following is not resident:
-                    self._session.follow(resident)
-                outputs = self._session.step(np.ascontiguousarray(atoms.positions))
-            else:
+            if follower is None or resident is None:
                 outputs = self._session.run(inputs)
+            else:
+                if follower.following is not resident:
+                    follower.follow(resident)
+                outputs = follower.step(np.ascontiguousarray(atoms.positions))
         with self.timings.phase("results"):
             results = _results(atoms, outputs, reference)
         self.timings.calculations += 1

@@ -231,10 +231,10 @@ def test_a_calculator_uploads_positions_alone_while_neighbours_stand(
 ) -> None:
     rng, atoms = np.random.default_rng(3), students.zoo()[name]
     with PaiNNCalculator(bundle, skin=0.0) as plain, PaiNNCalculator(bundle, skin=0.6) as resident:
-        resident._session = open_session(cuda, model)
+        resident._attach(session := open_session(cuda, model))
         follows: list[int] = []
-        follow = resident._session.follow
-        resident._session.follow = lambda graph: follows.append(1) or follow(graph)
+        follow = session.follow
+        session.follow = lambda graph: follows.append(1) or follow(graph)
         for step in range(30):
             atoms.positions += rng.normal(0, 0.02, atoms.positions.shape)
             if step == 10:
