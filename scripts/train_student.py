@@ -106,6 +106,30 @@ def evaluate(student: PaiNN, split: Split, residuals: np.ndarray, settings: Sett
     }
 
 
+def widen(narrow: Tensor, wide: Tensor, old: int, new: int) -> Tensor:
+    """A narrow student's parameter in a wide one's place, so that it computes the same.
+
+    Each run of `old` units becomes the first of a run of `new`. No old unit hears a new one, and a new one keeps its
+    fresh weights, from which it learns (Chen, Goodfellow & Shlens, Net2Net, 2016, in spirit).
+
+    Args:
+        narrow: parameter of the narrow student.
+        wide: freshly drawn parameter of the wide one, [rows] or [rows, columns].
+        old: half the narrow student's features: its read-out's width, of which every other width is a multiple.
+        new: half the wide student's features.
+    """
+    if narrow.shape == wide.shape:
+        return narrow
+    places = [
+        torch.arange(n) if n == w else (torch.arange(n // old)[:, None] * new + torch.arange(old)).flatten()
+        for n, w in zip(narrow.shape, wide.shape, strict=True)
+    ]
+    widened = wide.clone()
+    widened[places[0]] = 0
+    widened[torch.meshgrid(*places, indexing="ij")] = narrow
+    return widened
+
+
 class Run:
     """Everything that a run needs to go on where it stopped."""
 
@@ -125,23 +149,28 @@ class Run:
         self.step = 0
 
     def start_from(self, checkpoint: str) -> None:
-        """Begin with the weights of a student of the same size, and with its atomic references.
+        """Begin with what a student of the same width or a narrower one knows, and with its atomic references.
 
         Raises:
-            OutputError: it is another architecture or size, or knows other elements.
+            OutputError: it is another architecture, wider or deeper, or knows other elements.
         """
         student = load_student(checkpoint)
         theirs, ours = student.configuration.as_dict(), self.student.configuration.as_dict()
         # another epsilon smooths what the weights know, and they can be trained on with it
         keys = [key for key in ours if theirs[key] != ours[key] and key != "epsilon"]
+        if theirs["hidden_dim"] < ours["hidden_dim"]:
+            keys.remove("hidden_dim")
         if differ := [f"{key}: {theirs[key]} there, {ours[key]} here" for key in keys]:
             raise OutputError(
                 f"{checkpoint} is another kind of student ({'; '.join(differ)}). "
-                "Give its size and cutoff and data of its elements, or start without --start-from."
+                "Give its size, or a wider one of as many interactions, its cutoff and data of its elements, "
+                "or start without --start-from."
             )
         self.references = student.atomic_references[self.species].numpy()
+        state, halves = student.state_dict(), (theirs["hidden_dim"] // 2, ours["hidden_dim"] // 2)
+        widened = {key: widen(state[key], fresh, *halves) for key, fresh in self.student.state_dict().items()}
         for copy in (self.student, self.average):
-            copy.load_state_dict(student.state_dict())
+            copy.load_state_dict(widened)
 
     @property
     def state_path(self) -> Path:
@@ -268,7 +297,9 @@ def train(
         str | None,
         typer.Option(help="Label the structures with this one first, tblite:METHOD or package.module:factory."),
     ] = None,
-    start_from: Annotated[str | None, typer.Option(help="A student of the same size to begin with.")] = None,
+    start_from: Annotated[
+        str | None, typer.Option(help="A student to begin with, of the same size or narrower.")
+    ] = None,
     decay_from: Annotated[float, typer.Option(help="Share of the steps before the learning rate falls.")] = 0.0,
     compiled: Annotated[bool, typer.Option(help="Compile the sums over neighbours; wants a C++ compiler.")] = False,
     epsilon: Annotated[float, typer.Option(help="Inside the norms; 1e-8 leaves cusps on symmetric molecules.")] = 1e-3,

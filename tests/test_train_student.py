@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from painn_deploy.calibration.reference import reference_results
 from painn_deploy.export import load_student
 from painn_deploy.export.checkpoint import SHIPPED, resolve_checkpoint
 from painn_deploy.export.errors import DatasetError, OutputError
@@ -91,8 +92,23 @@ def test_a_run_goes_on_from_a_student_of_the_same_size_and_no_other(data: Path, 
     assert torch.equal(one.atomic_references, two.atomic_references)
     started = json.loads(second.with_suffix(".json").read_text())["training"]["start_from"]
     assert started == hashlib.sha256(first.read_bytes()).hexdigest()
-    with pytest.raises(OutputError, match="hidden_dim: 48 there, 96 here; num_interactions: 2 there, 3 here"):
+    with pytest.raises(OutputError, match=r"another kind of student \(num_interactions: 2 there, 3 here\)"):
         run(data, tmp_path / "third", start_from=str(first), size="base")
+
+
+def test_a_run_goes_on_from_a_narrower_student_with_all_that_it_knows(data: Path, tmp_path: Path) -> None:
+    first = run(data, tmp_path / "first", size="base", steps=2)
+    wider = run(data, tmp_path / "wider", size="large", start_from=str(first), learning_rate=1e-9, steps=2)
+    one, two = load_student(first), load_student(wider)
+    assert two.num_parameters > one.num_parameters
+    atoms = [students.perturbed(students.zoo()["ethanol"], 5)]
+    (narrow,), (wide,) = reference_results(one, atoms), reference_results(two, atoms)
+    assert abs(narrow["energy"] - wide["energy"]) < 1e-5
+    np.testing.assert_allclose(wide["forces"], narrow["forces"], rtol=0, atol=1e-5)
+    unread = [key for key, weight in two.state_dict().items() if not weight.any()]
+    assert not unread, "a weight at zero everywhere learns nothing"
+    with pytest.raises(OutputError, match="hidden_dim: 108 there, 96 here"):
+        run(data, tmp_path / "narrower", size="base", start_from=str(wider))
 
 
 def test_a_run_may_become_longer_as_long_as_its_learning_rate_has_not_begun_to_fall(data: Path, tmp_path: Path) -> None:
