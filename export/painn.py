@@ -45,7 +45,7 @@ class GaussianBasis(nn.Module):
         self.register_buffer("offsets", offsets)
         self.register_buffer("widths", widths)
 
-    def forward(self, distances: Float[Tensor, "atoms slots"], columns: int) -> Float[Tensor, "atoms slots columns"]:
+    def forward(self, distances: Float[Tensor, "*edges"], columns: int) -> Float[Tensor, "*edges columns"]:
         """The basis, and ones up to `columns`."""
         flat = columns - len(self.offsets)
         offsets = torch.cat([self.offsets, self.offsets.new_zeros(flat)])
@@ -63,7 +63,7 @@ class BesselBasis(nn.Module):
         super().__init__()
         self.register_buffer("freqs", freqs)
 
-    def forward(self, distances: Float[Tensor, "atoms slots"], columns: int) -> Float[Tensor, "atoms slots columns"]:
+    def forward(self, distances: Float[Tensor, "*edges"], columns: int) -> Float[Tensor, "*edges columns"]:
         """The basis, and ones up to `columns`."""
         d = distances.unsqueeze(-1)
         flat = columns - len(self.freqs)
