@@ -44,9 +44,9 @@ class Edges(NamedTuple):
 
     def to(self, device: str) -> "Edges":
         """On another device."""
-        return self._replace(
-            **{name: part.to(device) for name, part in self._asdict().items() if isinstance(part, Tensor)}
-        )
+        tensors = (self.numbers, self.positions, self.centre, self.neighbour, self.shifts, self.structure)
+        numbers, positions, centre, neighbour, shifts, structure = (tensor.to(device) for tensor in tensors)
+        return Edges(numbers, positions, centre, neighbour, shifts, structure, self.structures)
 
 
 def edges_of(structures: Sequence[Atoms], cutoff: float, dtype: torch.dtype = torch.float32) -> Edges:
