@@ -15,14 +15,17 @@ from painn_deploy.export.cache import cache_folder
 __all__ = ["build_cached", "cache_key"]
 
 META = "engine.json"
+MADE = 2
+"""Which way of building made an entry; one more whenever a backend here builds the same graph differently."""
 
 
 def cache_key(backend: Backend, model: bytes, options: BuildOptions) -> str:
-    """SHA-256 of graph, backend, its version, what it is bound to here, and every option.
+    """SHA-256 of graph, backend, its version, what it is bound to here, every option, and our way of building.
 
     The graph's types are its precision, so that this is in the key with it.
     """
     parts = {
+        "made": MADE,
         "model": hashlib.sha256(model).hexdigest(),
         "backend": backend.name,
         "version": backend.version(),

@@ -88,11 +88,16 @@ def _squeeze(x: Tensor, axes: list[int]) -> Tensor:
 
 
 def _cast(x: Tensor, to: int) -> Tensor:
-    types = {int(onnx.TensorProto.FLOAT): torch.float32, int(onnx.TensorProto.FLOAT16): torch.float16}
-    if to not in types:
-        raise EngineError(f"The graph casts to ONNX type {to}; float and half alone are foreseen.")
-    return x.to(types[to])
+    if to not in _TYPES:
+        raise EngineError(f"The graph casts to ONNX type {to}; float, half and int32 alone are foreseen.")
+    return x.to(_TYPES[to])
 
+
+_TYPES: Mapping[int, torch.dtype] = {
+    int(onnx.TensorProto.FLOAT): torch.float32,
+    int(onnx.TensorProto.FLOAT16): torch.float16,
+    int(onnx.TensorProto.INT32): torch.int32,
+}
 
 _OPERATORS: Mapping[str, Callable[..., Any]] = {
     "Add": torch.add,
@@ -105,6 +110,8 @@ _OPERATORS: Mapping[str, Callable[..., Any]] = {
     "Greater": torch.gt,
     "Identity": lambda x: x,
     "MatMul": torch.matmul,
+    "Max": torch.maximum,
+    "Min": torch.minimum,
     "Mul": torch.mul,
     "Neg": torch.neg,
     "ReduceSum": _reduce_sum,

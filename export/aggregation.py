@@ -33,6 +33,9 @@ Scalars = Float[Tensor, "atoms features"]
 Vectors = Float[Tensor, "atoms 3 features"]
 
 
+LEAST_NORM = 1e-15
+"""Below it a norm is rounding noise; dividing by this instead takes v/|v| to 0 at v = 0, where squares underflow."""
+
 FilterFunction = Callable[[Distances], Filters]
 
 
@@ -42,6 +45,13 @@ def _filters(functions: Sequence[FilterFunction], distances: Distances) -> Seque
 
 def _directed(directions: Directions, filters: Filters) -> Vectors:
     return directions.mT @ filters
+
+
+def _geometry(displacements: Directions, mask: Distances, epsilon: float = 0.0) -> tuple[Distances, Directions]:
+    squared = torch.where(mask > 0, (displacements * displacements).sum(-1), 1.0)
+    distances = squared.sqrt()
+    scale = mask / (distances + epsilon if epsilon else distances)  # a pair kept beyond the cutoff has r, but no say
+    return distances, displacements * scale.unsqueeze(-1)
 
 
 @dataclass(frozen=True)
@@ -54,18 +64,21 @@ class Aggregation:
         dipoles: (directions [atoms, slots, 3], filters, x, neighbours) -> Σ_k u ⊗ (filters·x_j),
             shape [atoms, 3, features].
         vectors: (filters, y [atoms, 3, features], neighbours) -> Σ_k filters·y_j, shape [atoms, 3, features].
-        norm: (v [atoms, 3, features]) -> |v|, shape [atoms, features], with derivative 0 at v = 0.
+        norm: (v [atoms, 3, features], epsilon) -> √(|v|² + epsilon), [atoms, features], with derivative 0 at v = 0.
         filters: (functions of the distances that give filters, distances [atoms, slots]) -> what the sums above take
             for filters, one for each function; the filters themselves where nothing else is said.
         directed: (directions, filters) -> Σ_k u ⊗ filters, shape [atoms, 3, features].
+        geometry: (displacements [atoms, slots, 3], mask [atoms, slots], epsilon in Å) -> distances d and directions
+            u = r/(d + epsilon) of each slot; d = 1 and u = 0 in a padded one, with finite derivatives.
     """
 
     scalars: Callable[[Any, Scalars, Neighbours], Scalars]
     dipoles: Callable[[Directions, Any, Scalars, Neighbours], Vectors]
     vectors: Callable[[Any, Vectors, Neighbours], Vectors]
-    norm: Callable[[Vectors], Scalars]
+    norm: Callable[[Vectors, float], Scalars]
     filters: Callable[[Sequence[FilterFunction], Distances], Sequence[Any]] = _filters
     directed: Callable[[Directions, Any], Vectors] = _directed
+    geometry: Callable[[Directions, Distances, float], tuple[Distances, Directions]] = _geometry
 
 
 def gather(x: Scalars, neighbours: Neighbours) -> Filters:
@@ -90,8 +103,10 @@ def _sum_vectors(filters: Filters, y: Vectors, neighbours: Neighbours) -> Vector
     return (filters.unsqueeze(2) * gather_vectors(y, neighbours)).sum(1)
 
 
-def _norm(v: Vectors) -> Scalars:
+def _norm(v: Vectors, epsilon: float) -> Scalars:
     squared = (v * v).sum(1)
+    if epsilon:
+        return (squared + epsilon).sqrt()
     moving = squared > 0
     return torch.where(moving, torch.where(moving, squared, 1.0).sqrt(), 0.0)
 
@@ -147,8 +162,10 @@ class _SumVectors(Function):
 
 class _Norm(Function):
     @staticmethod
-    def forward(ctx: Any, v: Vectors) -> Scalars:
-        norm = (v * v).sum(1).sqrt()
+    def forward(ctx: Any, v: Vectors, epsilon: float) -> Scalars:
+        squared = (v * v).sum(1)
+        norm = (squared + epsilon if epsilon else squared).sqrt()
+        ctx.is_soft = epsilon > 0
         ctx.save_for_backward(v, norm)
         return norm
 
@@ -157,7 +174,8 @@ class _Norm(Function):
         v, norm = ctx.saved_tensors
         (grad,) = grads
         # v = 0 in the numerator makes the derivative 0 there, as the contract wants, without a branch
-        return v * (grad / torch.where(norm > 0, norm, 1.0)).unsqueeze(1)
+        least = norm if ctx.is_soft else norm.clamp_min(LEAST_NORM)
+        return v * (grad / least).unsqueeze(1), None
 
 
 PLAIN = Aggregation(scalars=_sum_scalars, dipoles=_sum_dipoles, vectors=_sum_vectors, norm=_norm)

@@ -20,7 +20,6 @@ from painn_deploy.export.student import (
     Student,
     check_num_rbf,
     hidden_sizes,
-    lengths_and_directions,
     mlp,
     parts,
     renamed_once,
@@ -60,20 +59,19 @@ class Distiller(Student):
         self.readout = mlp([features, *hidden, 1])
 
     def forward(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> Float[Tensor, " atoms"]:
-        distances, directions = lengths_and_directions(graph.displacements, graph.mask, DIRECTION_EPSILON)
-        filters = self._filters(distances, graph.mask.unsqueeze(-1), aggregation)
+        distances, directions = aggregation.geometry(graph.displacements, graph.mask, DIRECTION_EPSILON)
+        of_scalars, of_vectors, directed = self._filters(distances, directions, graph.mask, aggregation)
         scalars = self.embedding(graph.atomic_numbers)
         vectors: Vectors | None = None  # zero at first: terms that hold them are left out, not multiplied by zero
         last = len(self.filters) - 1
         for layer in range(last + 1):
             update = cast(nn.Sequential, self.update[layer])
-            w_scalar, *w_vector, w_direction = filters[layer]
-            change = aggregation.directed(directions, w_direction)
+            change = directed[layer]
             if vectors is not None:
-                change = change + aggregation.vectors(w_vector[0], vectors, graph.neighbours) + vectors
-            scalars = scalars + aggregation.scalars(w_scalar, scalars, graph.neighbours)
+                change = change + aggregation.vectors(of_vectors[layer - 1], vectors, graph.neighbours) + vectors
+            scalars = scalars + aggregation.scalars(of_scalars[layer], scalars, graph.neighbours)
             vectors = change
-            features = torch.cat([scalars, aggregation.norm(vectors)], -1)
+            features = torch.cat([scalars, aggregation.norm(vectors, 0.0)], -1)
             if layer < last:
                 change_scalar, gate, gate_mixed = parts(update, features, (0, 1, 2))
                 vectors = gate.unsqueeze(1) * vectors + gate_mixed.unsqueeze(1) * (self.mixing[layer] @ vectors)
@@ -83,26 +81,49 @@ class Distiller(Student):
         energies: Tensor = self.readout(scalars).squeeze(-1)
         return energies
 
-    def _filters(self, distances: Tensor, mask: Tensor, aggregation: Aggregation) -> list[Sequence[Any]]:
-        """For each interaction the filters of scalars, of vectors (not in the first), and of directions.
+    def _filters(
+        self, distances: Tensor, directions: Tensor, mask: Tensor, aggregation: Aggregation
+    ) -> tuple[Sequence[Any], Sequence[Any], Sequence[Vectors]]:
+        """Filters of scalars for each interaction, of vectors from the second on, and each one's sum over directions.
 
         Biases make filters non-zero in padded slots: there the mask must take them out, or u = 0.
         """
+        layers, (scalars, vectors) = len(self.filters), self._wanted()
+        if (table := self.radial_table) is None:
+            functions = [self._part(layer, third, mask) for layer, third in (*scalars, *vectors)]
+            functions += [self._part(layer, DIRECTION, mask) for layer in range(layers)]
+            found = aggregation.filters(functions, distances)
+            directed: Sequence[Vectors] = [aggregation.directed(directions, each) for each in found[-layers:]]
+        else:  # no product of a table needs what another gives: those of directions are one
+            widths = [1] * (len(scalars) + len(vectors)) + [layers]
+            functions = table.functions([width * self.configuration.hidden_dim for width in widths], mask)
+            found = aggregation.filters(functions, distances)
+            directed = aggregation.directed(directions, found[-1]).chunk(layers, -1)
+        return found[: len(scalars)], found[len(scalars) : len(scalars) + len(vectors)], directed
 
-        def part(network: nn.Sequential, index: int) -> FilterFunction:
-            def function(d: Tensor) -> Tensor:
-                (wide,) = separate_parts(network, self._radial(d), (index,))
-                return wide if index == DIRECTION else wide * mask
+    def _wanted(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Interaction and third of the filters of scalars and of vectors that anything reads."""
+        layers = range(len(self.filters))
+        return [(layer, 0) for layer in layers], [(layer, 1) for layer in layers[1:]]
 
-            return function
+    def _part(self, layer: int, third: int, mask: Tensor) -> FilterFunction:
+        network = cast(nn.Sequential, self.filters[layer])
 
-        wanted = [(0, DIRECTION), *[(0, 1, DIRECTION)] * (len(self.filters) - 1)]
-        networks = [cast(nn.Sequential, network) for network in self.filters]
-        functions = [part(networks[layer], index) for layer, indices in enumerate(wanted) for index in indices]
-        found = iter(aggregation.filters(functions, distances))
-        return [[next(found) for _ in indices] for indices in wanted]
+        def function(d: Tensor) -> Tensor:
+            (wide,) = separate_parts(network, self._radial(d), (third,))
+            return wide if third == DIRECTION else wide * mask.unsqueeze(-1)
 
-    def _radial(self, distances: Float[Tensor, "atoms slots"]) -> Float[Tensor, "atoms slots rbf"]:
+        return function
+
+    def wanted_filters(self, distances: Float[Tensor, " distances"]) -> Float[Tensor, "distances filters"]:
+        """See `Student.wanted_filters`: those of scalars, of vectors, and of directions."""
+        scalars, vectors = self._wanted()
+        radial = self._radial(distances)
+        thirds = [cast(nn.Sequential, filters)(radial).chunk(3, -1) for filters in self.filters]
+        order = [*scalars, *vectors, *((layer, DIRECTION) for layer in range(len(self.filters)))]
+        return torch.cat([thirds[layer][third] for layer, third in order], -1)
+
+    def _radial(self, distances: Float[Tensor, "*edges"]) -> Float[Tensor, "*edges rbf"]:
         cutoff = 0.5 * (torch.cos(distances * (math.pi / self.configuration.cutoff)) + 1.0)
         scaled = (distances.unsqueeze(-1) - self.centres) / self.widths
         return torch.exp(-(scaled * scaled)) * cutoff.unsqueeze(-1)

@@ -66,6 +66,28 @@ def _filters(functions: Sequence[FilterFunction], distances: Distances) -> Seque
     return [sloped(function) for function in functions]
 
 
+class _Geometry(Function):
+    """d = |r| and u = r·s with s = 1/(d + ε), so that ds/dd = -s/(d + ε)."""
+
+    @staticmethod
+    def forward(ctx: Any, displacements: Directions, mask: Distances, epsilon: float) -> tuple[Distances, Directions]:
+        squared = torch.where(mask > 0, (displacements * displacements).sum(-1), 1.0)
+        distances = squared.sqrt()
+        softened = distances + epsilon if epsilon else distances
+        scale = mask / softened
+        ctx.is_soft = epsilon != 0
+        ctx.save_for_backward(displacements, distances, softened, scale, mask)
+        return distances, displacements * scale.unsqueeze(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (by_distance, by_direction), (displacements, distances, softened, scale, mask) = grads, ctx.saved_tensors
+        inverse = mask / distances if ctx.is_soft else scale
+        turned = (by_direction * displacements).sum(-1) * (scale / softened)
+        along = (by_distance - turned) * inverse
+        return scale.unsqueeze(-1) * by_direction + along.unsqueeze(-1) * displacements, None, None
+
+
 class _SumScalars(Function):
     @staticmethod
     def forward(ctx: Any, _: Distances, filters: Any, x: Scalars, neighbours: Neighbours) -> Scalars:
@@ -98,8 +120,8 @@ class _SumDipoles(Function):
         by_distance = (directions * ((filters.slopes() * gathered) @ grad.mT)).sum(-1)
         by_x = None
         if ctx.needs_input_grad[3]:  # the reverse edge points the other way: hence the minus
-            projected = (directions.unsqueeze(-1) * gather_vectors(grad, neighbours)).sum(2)
-            by_x = -(filters.values * projected).sum(1)
+            projected = ((-directions).unsqueeze(-1) * gather_vectors(grad, neighbours)).sum(2)
+            by_x = (filters.values * projected).sum(1)
         return by_direction, by_distance, None, by_x, None
 
 
@@ -153,6 +175,17 @@ def _directed(directions: Directions, filters: SlopedFilters) -> Vectors:
     return result
 
 
+def _geometry(displacements: Directions, mask: Distances, epsilon: float) -> tuple[Distances, Directions]:
+    result: tuple[Distances, Directions] = _Geometry.apply(displacements, mask, epsilon)  # type: ignore[no-untyped-call]
+    return result
+
+
 EXPLICIT = Aggregation(
-    scalars=_scalars, dipoles=_dipoles, vectors=_vectors, norm=CLOSED_FORM.norm, filters=_filters, directed=_directed
+    scalars=_scalars,
+    dipoles=_dipoles,
+    vectors=_vectors,
+    norm=CLOSED_FORM.norm,
+    filters=_filters,
+    directed=_directed,
+    geometry=_geometry,
 )

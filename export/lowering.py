@@ -9,7 +9,7 @@ from painn_deploy.export.products import weight_products
 __all__ = ["sums_for_batched_products"]
 
 
-def sums_for_batched_products(model: onnx.ModelProto) -> onnx.ModelProto:
+def sums_for_batched_products(model: onnx.ModelProto, *, of_products: bool = False) -> onnx.ModelProto:
     """Write products of two tensors, which are small matrices by the thousand, as a multiplication and a sum.
 
     An engine that fuses elementwise work with the sum after it makes one kernel of what would be padding, a matrix
@@ -21,6 +21,8 @@ def sums_for_batched_products(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Args:
         model: in FP32; it is not changed.
+        of_products: only where an operand was multiplied elementwise just before, so that it need not be written: what
+            an engine likes that fuses, and has a fast product of its own for operands that are there.
     """
     lowered = onnx.ModelProto()
     lowered.CopyFrom(model)
@@ -28,8 +30,12 @@ def sums_for_batched_products(model: onnx.ModelProto) -> onnx.ModelProto:
     kept = {product.name for product in weight_products(model)}
     axes = {name: numpy_helper.from_array(np.array([axis]), name) for name, axis in _AXES.items()}
     nodes: list[onnx.NodeProto] = []
+    multiplied: set[str] = set()
     for node in model.graph.node:
-        if node.op_type != "MatMul" or node.name in kept or constants.intersection(node.input):
+        if node.op_type == "Mul" or (node.op_type in ("Reshape", "Unsqueeze") and node.input[0] in multiplied):
+            multiplied.update(node.output)
+        batched = node.op_type == "MatMul" and node.name not in kept and not constants.intersection(node.input)
+        if not batched or (of_products and not multiplied.intersection(node.input)):
             nodes.append(node)
             continue
         # [..., m, k, 1] · [..., 1, k, n], summed over k

@@ -54,12 +54,14 @@ class Writer:
         values: what each traced node became: a `Value`, a `Constant`, or a list of them.
         nodes: of the ONNX graph, in order.
         initialisers: of the ONNX graph, by name.
+        written: the node that gives a tensor, by the tensor's name.
     """
 
     def __init__(self) -> None:
         self.values: dict[Any, Any] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.initialisers: dict[str, onnx.TensorProto] = {}
+        self.written: dict[str, onnx.NodeProto] = {}
         self._written: dict[Any, tuple[str, ...]] = {}
 
     def product(self, operand: str, weight: Constant) -> str:
@@ -77,6 +79,7 @@ class Writer:
             stem = f"{operator.lower()}_{len(self.nodes)}"
             names = (stem,) if outputs == 1 else tuple(f"{stem}_{i}" for i in range(outputs))
             self.nodes.append(helper.make_node(operator, list(inputs), list(names), name=stem, **attributes))
+            self.written.update(dict.fromkeys(names, self.nodes[-1]))
             self._written[key] = names
         return self._written[key]
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from onnx import TensorProto
 from torch import fx
 
 from painn_deploy.export.errors import ExportError
@@ -16,6 +17,8 @@ from painn_deploy.export.onnx_writer import Constant, Shape, Value, Writer, symb
 __all__ = ["HANDLERS"]
 
 Node = Any  # an fx.Node: the declared type of its arguments is a union of twenty, of which each operator has one
+
+_ELEMENT_TYPES = {torch.float32: TensorProto.FLOAT, torch.int32: TensorProto.INT32}
 
 Handler = Callable[[Writer, Node], Any]
 
@@ -144,9 +147,13 @@ def _unsqueeze(t: Writer, node: Node) -> Any:
 
 
 def _squeeze(t: Writer, node: Node) -> Any:
-    if isinstance(t.values[node.args[0]], Constant):
-        return _broadcast_constant(t.values[node.args[0]], node)
+    value = t.values[node.args[0]]
+    if isinstance(value, Constant):
+        return _broadcast_constant(value, node)
     axis = node.args[1] % len(traced_shape(node.args[0]))
+    summed = t.written.get(value.name)
+    if summed is not None and summed.op_type == "ReduceSum" and summed.input[1] == t.integers(axis):
+        return Value(t.emit("ReduceSum", summed.input, keepdims=0)[0], traced_shape(node))
     return Value(t.emit("Squeeze", [t.materialised(node.args[0]), t.integers(axis)])[0], traced_shape(node))
 
 
@@ -173,11 +180,15 @@ def _transpose(t: Writer, node: Node) -> Any:
 
 
 def _concatenate(t: Writer, node: Node) -> Value:
+    if len(node.args[0]) == 1 and isinstance(only := t.values[node.args[0][0]], Value):
+        return only
     axis = (node.args[1] if len(node.args) > 1 else 0) % len(traced_shape(node))
     return Value(t.emit("Concat", [t.materialised(a) for a in node.args[0]], axis=axis)[0], traced_shape(node))
 
 
 def _split(t: Writer, node: Node) -> list[Value]:
+    if len(node.meta["val"]) == 1:
+        return [t.values[node.args[0]]]
     rank = len(traced_shape(node.args[0]))
     axis = (node.args[2] if len(node.args) > 2 else 0) % rank
     shapes = [symbolic(part.shape) for part in node.meta["val"]]
@@ -213,11 +224,29 @@ def _compare(t: Writer, node: Node) -> Value:
 
 
 def _where(t: Writer, node: Node) -> Value:
-    names = [t.operand(t.values[a], torch.float32) for a in node.args]
+    names = [t.operand(t.values[a], node.meta["val"].dtype) for a in node.args]
     shapes = {t.values[a].shape for a in node.args if isinstance(t.values[a], Value)}
     if len(shapes) != 1:
         raise ExportError(f"{node} chooses between tensors of different shapes.")
     return Value(t.emit("Where", names)[0], next(iter(shapes)))
+
+
+def _clamp(t: Writer, node: Node) -> Value:
+    value = t.values[node.args[0]]
+    name, dtype = value.name, node.args[0].meta["val"].dtype
+    least, most = (*node.args[1:], None)[:2]
+    for operator, bound in (("Max", least), ("Min", most)):
+        if bound is not None:
+            name = t.emit(operator, [name, t.constant(torch.tensor(bound, dtype=dtype))])[0]
+    return Value(name, value.shape)
+
+
+def _convert(t: Writer, node: Node) -> Value:
+    """Another element type; whatever else a copy may change is not foreseen."""
+    if set(node.kwargs) != {"dtype"} or node.kwargs["dtype"] not in _ELEMENT_TYPES:
+        raise ExportError(f"{node} copies with {node.kwargs}, for which there is no translation here.")
+    value = t.values[node.args[0]]
+    return Value(t.emit("Cast", [value.name], to=_ELEMENT_TYPES[node.kwargs["dtype"]])[0], value.shape)
 
 
 def _ones(_: Writer, node: Node) -> Constant:
@@ -255,6 +284,8 @@ HANDLERS: dict[str, Handler] = {
     "alias.default": _alias,
     "bmm.default": _batched_matmul,
     "cat.default": _concatenate,
+    "clamp.default": _clamp,
+    "clamp_min.default": _clamp,
     "clone.default": _alias,
     "cos.default": _elementwise("Cos"),
     "detach.default": _alias,
@@ -288,6 +319,7 @@ HANDLERS: dict[str, Handler] = {
     "sym_size.int": _size,
     "transpose.int": _transpose,
     "unsqueeze.default": _unsqueeze,
+    "_to_copy.default": _convert,
     "_unsafe_view.default": _view,
     "view.default": _view,
     "where.self": _where,

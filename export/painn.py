@@ -20,7 +20,6 @@ from painn_deploy.export.student import (
     Student,
     check_num_rbf,
     hidden_sizes,
-    lengths_and_directions,
     mlp,
     parts,
     renamed_once,
@@ -107,7 +106,7 @@ class PaiNN(Student):
         self.readout = mlp([features, *((features // 2,) if readout is None else readout), 1])
 
     def forward(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> Float[Tensor, " atoms"]:
-        distances, directions = lengths_and_directions(graph.displacements, graph.mask)
+        distances, directions = aggregation.geometry(graph.displacements, graph.mask, 0.0)
         filters = self._filters(distances, graph.mask, aggregation)
         scalars = self.embedding(graph.atomic_numbers)
         vectors: Vectors | None = None  # zero at first: terms that hold them are left out, not multiplied by zero
@@ -130,7 +129,7 @@ class PaiNN(Student):
             vectors = change
             # eq. 9 and 10
             v, w = self.mixing[layer](vectors).chunk(2, -1)
-            norm = torch.sqrt((v * v).sum(1) + self.configuration.epsilon)
+            norm = aggregation.norm(v, self.configuration.epsilon)
             features = torch.cat([scalars, norm], -1)
             if layer < last:
                 a_scalar, a_vector, a_product = parts(update, features, (0, 1, 2))
@@ -147,22 +146,35 @@ class PaiNN(Student):
         (W·φ + b)·f = [W, b]·[φ, 1]·f with the basis φ and the cutoff times the mask f: the wide filters need neither a
         bias nor a mask of their own.
         """
+        weights = [weight for layer in self._wanted() for weight in layer]
+        if self.radial_table is not None:
+            functions = self.radial_table.functions([self.configuration.hidden_dim] * len(weights), mask)
+        else:
+            functions = [self._filtered(weight, mask) for weight in weights]
+        found = iter(aggregation.filters(functions, distances))
+        return [[next(found) for _ in layer] for layer in self._wanted()]
+
+    def _filtered(self, weight: Tensor, mask: Tensor) -> FilterFunction:
+        return lambda distances: self._radial(distances, mask) @ weight
+
+    def _radial(self, distances: Tensor, mask: Tensor | float) -> Tensor:
+        """The basis and the 1 that the bias multiplies, times cutoff and mask; [..., columns]."""
+        cutoff = 0.5 * (torch.cos(distances * (math.pi / self.configuration.cutoff)) + 1.0) * mask
+        radial: Tensor = self.basis(distances, self._columns())
+        return radial * cutoff.unsqueeze(-1)
+
+    def _wanted(self) -> list[Sequence[Tensor]]:
+        """For each interaction the weights [columns, features] of its filters; the first needs none for vectors."""
         weights = torch.cat([self.filters.weight, self.filters.bias[:, None]], -1).mT
         weights = nn.functional.pad(weights, (0, 0, 0, self._columns() - len(weights)))
         columns = weights.chunk(weights.shape[-1] // self.configuration.hidden_dim, -1)
         layers = [columns[i : i + 3] for i in range(0, len(columns), 3)]
-        chosen = [layers[i % len(layers)][: 2 if i == 0 else 3] for i in range(len(self.message))]
+        return [layers[i % len(layers)][: 2 if i == 0 else 3] for i in range(len(self.message))]
 
-        def filtered(weight: Tensor) -> FilterFunction:
-            def function(d: Tensor) -> Tensor:
-                cutoff = 0.5 * (torch.cos(d * (math.pi / self.configuration.cutoff)) + 1.0) * mask
-                radial: Tensor = self.basis(d, self._columns()) * cutoff.unsqueeze(-1)
-                return radial @ weight
-
-            return function
-
-        found = iter(aggregation.filters([filtered(weight) for layer in chosen for weight in layer], distances))
-        return [[next(found) for _ in layer] for layer in chosen]
+    def wanted_filters(self, distances: Float[Tensor, " distances"]) -> Float[Tensor, "distances filters"]:
+        """See `Student.wanted_filters`: those of each interaction after the other."""
+        weights = torch.cat([weight for layer in self._wanted() for weight in layer], -1)
+        return self._radial(distances, 1.0) @ weights
 
     def _columns(self) -> int:
         """Of the basis, the 1 that the bias multiplies included; a multiple of eight, which matrix units like."""

@@ -1,5 +1,6 @@
 """What every student is: a configuration, and an energy for each atom of a neighbour graph."""
 
+import copy
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from painn_deploy.export.aggregation import PLAIN, Aggregation
 from painn_deploy.export.errors import CheckpointError, ConfigurationError
+from painn_deploy.export.radial_table import RadialTable
 
 __all__ = ["Configuration", "NeighbourGraph", "Student"]
 
@@ -147,6 +149,7 @@ class Student(nn.Module, ABC):
         atomic_references: [rows of the embedding] eV, float64, what is added to an atom's energy because of its
             element alone. It stays out of graphs and engines, where a total energy of -100 eV an atom would cost
             digits, and is added by the runtime in float64.
+        radial_table: that its filters are read from; None where they are computed.
     """
 
     configuration: Configuration
@@ -158,10 +161,30 @@ class Student(nn.Module, ABC):
         self.configuration = configuration
         self.embedding = nn.Embedding(rows, configuration.hidden_dim)
         self.atomic_references = torch.zeros(rows, dtype=torch.float64)
+        self.radial_table: RadialTable | None = None
 
     @abstractmethod
     def forward(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> Float[Tensor, " atoms"]:
         """Energy of each atom in eV, without its atomic reference."""
+
+    @abstractmethod
+    def wanted_filters(self, distances: Float[Tensor, " distances"]) -> Float[Tensor, "distances filters"]:
+        """Every filter that the energy reads, side by side in the order in which the student takes them of a table."""
+
+    def with_radial_table(self, rank: int, intervals: int) -> "Student":
+        """The same student with all that depends on one distance alone as a table.
+
+        Args:
+            rank: functions of the table's basis.
+            intervals: of the table, from 0 to the cutoff.
+
+        Raises:
+            ExportError: there are fewer filters than that.
+        """
+        exact, student = copy.deepcopy(self).double(), copy.deepcopy(self)
+        table = RadialTable.of(exact.wanted_filters, self.configuration.cutoff, rank, intervals)
+        student.radial_table = table.to(self.dtype)
+        return student
 
     def load_weights(self, weights: Mapping[str, Tensor], source: str) -> None:
         """Copy weights under our names into the model, every one of them, and nothing else.
@@ -218,16 +241,6 @@ class Student(nn.Module, ABC):
     def num_parameters(self) -> int:
         """Trainable numbers."""
         return sum(p.numel() for p in self.parameters())
-
-
-def lengths_and_directions(
-    displacements: Float[Tensor, "atoms slots 3"], mask: Float[Tensor, "atoms slots"], epsilon: float = 0.0
-) -> tuple[Float[Tensor, "atoms slots"], Float[Tensor, "atoms slots 3"]]:
-    """Distance and unit vector r/(d + epsilon) of each slot; 1 and 0 in a padded one, with finite derivatives."""
-    squared = torch.where(mask > 0, (displacements * displacements).sum(-1), 1.0)
-    distances = squared.sqrt()
-    scale = mask / (distances + epsilon if epsilon else distances)  # a pair kept beyond the cutoff has r, but no say
-    return distances, displacements * scale.unsqueeze(-1)
 
 
 def mlp(sizes: Sequence[int]) -> nn.Sequential:

@@ -1,5 +1,6 @@
 """One student on its way to bundles: the graph and its gate, the precisions, the engines, their measured errors."""
 
+import copy
 import dataclasses
 import json
 import tempfile
@@ -23,6 +24,7 @@ from painn_deploy.calibration.structures import (
     trusted_species,
     within_reach,
 )
+from painn_deploy.calibration.tabling import Tabled, find_table
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.engines.cache import build_cached
@@ -78,6 +80,7 @@ class Bundler:
         limits: what lower precisions may cost.
         device: that engines are built for which are bound to a kind of device.
         tf32: for FP32 products on a GPU.
+        table_error: eV/Å, the most that a radial table may cost a force component; None for no table.
         tell: called with a line about each step.
 
     Raises:
@@ -94,19 +97,26 @@ class Bundler:
         *,
         device: str,
         tf32: bool,
+        table_error: float | None,
         tell: Tell,
     ) -> None:
         self._source, self._limits, self._tell = source, limits, tell
-        self._student = load_student(checkpoint)
         self._reference = load_student(checkpoint, dtype=torch.float64)
+        self._given, self._named = choose_structures(structures, self._reference.species)
+        self._table: Tabled | None = None
+        self._exported = self._reference
+        if table_error is not None:
+            tell("measuring radial tables")
+            self._table = find_table(self._reference, self._given, self._named, table_error)
+            self._exported = self._reference.with_radial_table(self._table.rank, self._table.intervals)
+        self._student = copy.deepcopy(self._exported).float()
         cutoff = self._student.configuration.cutoff
-        self._given, self._named = choose_structures(structures, self._student.species)
         tell("deriving forces and writing the graph")
-        model = export_onnx(self._student, _provenance(source, self._student))
+        model = export_onnx(self._student, _provenance(source, self._student, self._table))
         self._graph = model.SerializeToString()
         tell("holding the graph against the student in float64")
         with self._open(TypedGraph(self._graph)) as calculator:
-            self._parity = check_parity(calculator.run_graph, self._reference)
+            self._parity = check_parity(calculator.run_graph, self._exported)
         self._wanted = reference_results(self._reference, self._given)
         self._sizes = [(len(g.numbers), g.slots) for g in local_graphs(self._given, cutoff)] if structures else []
         self._options = BuildOptions(tuple(compute_capabilities), plan_profile(self._sizes), device, tf32)
@@ -130,6 +140,7 @@ class Bundler:
             compute_capability=built.compute_capability,
             profiles=tuple(profile.as_dict() for profile in built.profiles),
             tf32=self._options.tf32 and bool(built.compute_capability),
+            radial_table=None if self._table is None else self._table.as_dict(),
         )
         self._tell(f"measuring {engine} in {precision}")
         validation: dict[str, Any] = {"reference": REFERENCE, "measured_on": self._named, "graph_parity": self._parity}
@@ -186,7 +197,7 @@ class Bundler:
     def _exact(self, manifest: Manifest, files: dict[str, bytes]) -> dict[str, Any]:
         """Errors of an FP32 engine, which must pass the gate before it is written to its place."""
         with self._trial(manifest, files) as calculator:
-            parity = check_parity(calculator.run_graph, self._reference)
+            parity = check_parity(calculator.run_graph, self._exported)
             accuracy = compare(self._given, calculator.calculate_batch(self._given), self._wanted)
         return {"units": dict(UNITS), "parity": parity, **accuracy.as_dict()}
 
@@ -263,9 +274,10 @@ class Bundler:
             return PaiNNCalculator(path, device="cpu")
 
 
-def _provenance(source: Checkpoint, student: Student) -> dict[str, Any]:
+def _provenance(source: Checkpoint, student: Student, table: Tabled | None) -> dict[str, Any]:
     configuration = student.configuration
     return {
+        "radial_table": None if table is None else table.as_dict(),
         "architecture": configuration.architecture,
         "cutoff": configuration.cutoff,
         "species": list(student.species),

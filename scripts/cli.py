@@ -90,6 +90,12 @@ def export(
     ] = None,
     device: Annotated[str, typer.Option(help="That an inductor engine is compiled for: auto, cpu or cuda.")] = "auto",
     tf32: Annotated[bool, typer.Option("--tf32", help="Let a GPU round FP32 products to ten bits.")] = False,
+    radial_table: Annotated[
+        bool, typer.Option("--radial-table", help="Read filters from a table in place of the radial network.")
+    ] = False,
+    max_table_error: Annotated[
+        str, typer.Option(help="The most that the table may change a force component.")
+    ] = "0.02meV/A",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace bundles that are there.")] = False,
 ) -> None:
     """Make engines of a student, each in a bundle NAME-ENGINE-PRECISION.engine."""
@@ -115,6 +121,8 @@ def export(
             limits=limits,
             device=device,
             tf32=tf32,
+            radial_table=radial_table,
+            max_table_error=force_limit(max_table_error),
             overwrite=overwrite,
             tell=lambda line: progress.update(progress.task_ids[0], description=escape(line)),
         )
@@ -128,11 +136,18 @@ def _print_errors(path: Path) -> None:
 
     from painn_deploy.export.manifest import VALIDATION, read_bundle
 
-    errors = json.loads(read_bundle(path).file(VALIDATION))
+    bundle = read_bundle(path)
+    errors = json.loads(bundle.file(VALIDATION))
     if "not_executed" in errors:
         out.print(f"  [yellow]built, not executed[/]: {errors['not_executed']}", soft_wrap=True)
     else:
         out.print(f"  against the student in float64: {_errors(errors)}", soft_wrap=True)
+    if (table := bundle.manifest.radial_table) is not None:
+        out.print(
+            f"  radial table of {table['rank']} functions: it changes forces by at most "
+            f"{1e3 * table['max_force_error']:.4f} meV/Å ({table['structures']} structures)",
+            soft_wrap=True,
+        )
     if "against_fp32" in errors:
         out.print(f"  against FP32: {_errors(errors['against_fp32'])}", soft_wrap=True)
     if "simulated" in errors:

@@ -6,6 +6,7 @@ from pathlib import Path
 from ase import Atoms
 
 from painn_deploy.calibration.accuracy import Limits
+from painn_deploy.calibration.tabling import LARGEST_ERROR
 from painn_deploy.engines import get_backend
 from painn_deploy.export.checkpoint import Checkpoint, resolve_checkpoint
 from painn_deploy.export.errors import ExportError
@@ -27,6 +28,8 @@ def export_engines(
     limits: Limits | None = None,
     device: str = "auto",
     tf32: bool = False,
+    radial_table: bool = False,
+    max_table_error: float = LARGEST_ERROR,
     overwrite: bool = False,
     tell: Tell = lambda _: None,
 ) -> list[Path]:
@@ -44,6 +47,8 @@ def export_engines(
             20 meV/Å for INT8, which is searched for within them.
         device: that an `inductor` engine is compiled for, `cpu` or `cuda`; by default the first that is here.
         tf32: let the FP32 products of a GPU round their operands to ten bits.
+        radial_table: read what depends on one distance alone from a table, in place of the radial network.
+        max_table_error: eV/Å, the most that this may change a force component, measured on `structures` in float64.
         overwrite: replace bundles that are there.
         tell: called with a line about each step as it begins.
 
@@ -62,7 +67,17 @@ def export_engines(
             check_free(_target(output, source, engine, precision), overwrite=overwrite)
     prepare_output(output)
     tell(f"reading {source.path.name}")
-    bundler = Bundler(source, checkpoint, structures, compute_capabilities, limits, device=device, tf32=tf32, tell=tell)
+    bundler = Bundler(
+        source,
+        checkpoint,
+        structures,
+        compute_capabilities,
+        limits,
+        device=device,
+        tf32=tf32,
+        table_error=max_table_error if radial_table else None,
+        tell=tell,
+    )
     paths = []
     for engine in engines:
         for precision in precisions:

@@ -27,6 +27,9 @@ FUSING = ("tensorrt", "tensorrt-rtx")
 """Engines that fuse elementwise work with sums, and run where FP16 is fast: their INT8 graphs are FP16-mixed where they
 are not INT8."""
 
+COMPILING = ("inductor",)
+"""Engines that fuse too, and call a library for products."""
+
 Tell = Callable[[str], None]
 
 
@@ -79,7 +82,9 @@ class TypedGraphs:
             DatasetError: there are too few structures to calibrate INT8 on.
         """
         fuses = engine in FUSING
-        exact = sums_for_batched_products(self._model) if fuses else self._model
+        exact = self._model
+        if fuses or engine in COMPILING:
+            exact = sums_for_batched_products(exact, of_products=not fuses)
         if precision == "fp32":
             return TypedGraph(exact.SerializeToString())
         if precision == "fp16":

@@ -97,7 +97,7 @@ def test_the_norm_s_derivative_is_zero_at_zero() -> None:
         v = torch.zeros(2, 3, 4, dtype=torch.float64)
         v[1] = torch.tensor([3.0, 0.0, 4.0])[:, None]
         v.requires_grad_()
-        norm = aggregation.norm(v)
+        norm = aggregation.norm(v, 0.0)
         (gradient,) = torch.autograd.grad(norm.sum(), v)
         np.testing.assert_array_equal(norm.detach().numpy(), [[0.0] * 4, [5.0] * 4])
         np.testing.assert_allclose(gradient[0].numpy(), 0)

@@ -1,0 +1,87 @@
+"""A student's radial table, as small as its error allows: the error is measured, and it is bounded."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from painn_deploy.calibration.reference import reference_results
+from painn_deploy.calibration.structures import within_reach
+from painn_deploy.export.errors import ExportError
+from painn_deploy.export.student import Student
+
+__all__ = ["LARGEST_ERROR", "Tabled", "find_table"]
+
+LARGEST_ERROR = 2e-5
+"""eV/Å, of a force component: below what float32 itself resolves of such a student."""
+
+RANKS = (16, 24, 32, 40, 48, 56, 64, 80, 96)
+"""Multiples of eight, which matrix units like."""
+
+INTERVALS = (512, 1024, 2048)
+
+
+@dataclass(frozen=True)
+class Tabled:
+    """A radial table that was found, as the manifest holds it.
+
+    Attributes:
+        rank: functions of its basis.
+        intervals: between knots, from 0 to the cutoff.
+        max_force_error: eV/Å, largest component against the student without it, both in float64.
+        max_energy_error: eV an atom, likewise.
+        bound: eV/Å, that the force error was held to.
+        structures: that both were measured on.
+        measured_on: their name.
+    """
+
+    rank: int
+    intervals: int
+    max_force_error: float
+    max_energy_error: float
+    bound: float
+    structures: int
+    measured_on: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+def find_table(student: Student, structures: Sequence[Atoms], measured_on: str, bound: float = LARGEST_ERROR) -> Tabled:
+    """The smallest table within the bound: fewest functions first, since each costs every edge a product.
+
+    Where the student's forces are far beyond chemistry, nothing is measured.
+
+    Args:
+        student: in float64.
+        structures: to measure errors on.
+        measured_on: their name.
+        bound: eV/Å, of the largest error of a force component.
+
+    Raises:
+        ExportError: no table that we would build is within the bound, or there is no structure to measure on.
+    """
+    wanted = reference_results(student, structures)
+    kept = within_reach([result["forces"] for result in wanted])
+    near, exact = [structures[i] for i in kept], [wanted[i] for i in kept]
+    if not near:
+        raise ExportError("There is no structure with forces of chemistry to measure the radial table's error on.")
+    filters = student.configuration.hidden_dim * 2  # at least so many; a basis needs no more functions than filters
+    forces, energy = float("inf"), float("inf")
+    for rank in (rank for rank in RANKS if rank <= filters):
+        for intervals in INTERVALS:
+            found = reference_results(student.with_radial_table(rank, intervals), near)
+            before = forces
+            forces = max(float(np.abs(f["forces"] - e["forces"]).max()) for f, e in zip(found, exact, strict=True))
+            energy = max(abs(f["energy"] - e["energy"]) / len(e["forces"]) for f, e in zip(found, exact, strict=True))
+            if forces <= bound:
+                return Tabled(rank, intervals, forces, energy, bound, len(near), measured_on)
+            if intervals > INTERVALS[0] and forces > 0.5 * before:
+                break  # finer knots do not help: it is the rank
+    raise ExportError(
+        f"No radial table of up to {RANKS[-1]} functions keeps forces within {bound:.1e} eV/Å (the last one's are "
+        f"{forces:.1e} off). Export without --radial-table, or allow more with --max-table-error."
+    )
