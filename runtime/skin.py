@@ -13,6 +13,7 @@ With a fixed cell, A = 1, this is the half-skin criterion. Whether a stored pair
 float64 at every step, so that results are those of a fresh search.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -177,11 +178,11 @@ class VerletList:
 
     def _covers(self, stored: _Stored, atoms: Atoms) -> bool:
         """Whether no pair can have come within the cutoff unseen."""
-        if not (np.array_equal(stored.numbers, atoms.numbers) and np.array_equal(stored.periodic, atoms.pbc)):
+        if stored.numbers.tobytes() != atoms.numbers.tobytes() or stored.periodic.tobytes() != atoms.pbc.tobytes():
             return False
-        cell = np.asarray(atoms.cell)
-        same = np.array_equal(cell[stored.periodic], stored.cell[stored.periodic])
-        now = stored.cell if same else periodic_cell(atoms)
+        now = stored.cell
+        if stored.periodic.any() and not np.array_equal(atoms.cell.array[stored.periodic], now[stored.periodic]):
+            now = periodic_cell(atoms)
         return still_covered(stored.positions, stored.cell, atoms.positions, now, self.cutoff, self._reach)
 
 
@@ -227,10 +228,10 @@ def still_covered(
         skin: Å.
     """
     shrink, expected = 1.0, before
-    if not np.array_equal(cell, cell_before):
+    if cell is not cell_before and not np.array_equal(cell, cell_before):
         deformation = np.linalg.solve(cell_before, cell)
         shrink = float(np.linalg.svd(deformation, compute_uv=False)[-1])
         expected = before @ deformation
     moved = positions - expected
-    farthest = float(np.sqrt(np.einsum("ac,ac->a", moved, moved).max()))
+    farthest = math.sqrt(np.einsum("ac,ac->a", moved, moved).max())
     return shrink * (cutoff + skin) - 2 * farthest >= cutoff + ROUNDING
