@@ -1,47 +1,96 @@
 """Times of calculators that can be compared: within one run, in turns, with new positions at every call."""
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from ase import Atoms
 
-__all__ = ["milliseconds"]
+__all__ = ["medians", "milliseconds"]
 
 BLOCKS = 5
 WARM_UP = 2
+PAUSE = 0.05
+
+Input = TypeVar("Input")
+
+
+def medians(
+    candidates: Mapping[str, Callable[[Input], object]],
+    fresh: Callable[[], Input],
+    *,
+    calls: int = 10,
+    blocks: int = BLOCKS,
+) -> dict[str, float]:
+    """Median ms of one call of each candidate.
+
+    They take turns in blocks, with a pause between: threads that one leaves spinning would slow the next.
+
+    Args:
+        candidates: by name; each returns when its work is done.
+        fresh: makes the input of one call, outside the time that is taken; a new one for every call, since a result that
+            is remembered is no time.
+        calls: of a block, after those that warm up.
+        blocks: of each candidate.
+    """
+    spent: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(blocks):
+        for name, candidate in candidates.items():
+            time.sleep(PAUSE)
+            for call in range(WARM_UP + calls):
+                made = fresh()
+                began = time.perf_counter()
+                candidate(made)
+                if call >= WARM_UP:
+                    spent[name].append(time.perf_counter() - began)
+    return {name: 1e3 * float(np.median(times)) for name, times in spent.items()}
 
 
 def milliseconds(
-    calculators: Mapping[str, Any], structures: Sequence[Atoms], *, calls: int = 10, sigma: float = 0.02
+    calculators: Mapping[str, Any],
+    structures: Sequence[Atoms],
+    *,
+    calls: int = 10,
+    blocks: int = BLOCKS,
+    sigma: float = 0.02,
 ) -> dict[str, float]:
     """Median ms of one energy and forces through ASE, averaged over structures.
 
-    Calculators take turns in blocks, with a pause between: threads that one leaves spinning would slow the next.
-
     Args:
         calculators: by name.
-        structures: to time on; positions are perturbed at every call, since a result that is remembered is no time.
+        structures: to time on; positions are perturbed at every call.
         calls: of a block.
+        blocks: of each calculator; see `medians`.
         sigma: Å, of the perturbation.
     """
     rng = np.random.default_rng(0)
-    medians: dict[str, list[float]] = {name: [] for name in calculators}
+    found: dict[str, list[float]] = {name: [] for name in calculators}
+
+    def through_ase(calculator: Any) -> Callable[[Atoms], None]:
+        def evaluate(atoms: Atoms) -> None:
+            atoms.calc = calculator
+            atoms.get_potential_energy()
+            atoms.get_forces()
+
+        return evaluate
+
+    candidates = {name: through_ase(calculator) for name, calculator in calculators.items()}
     for structure in structures:
-        atoms, start = structure.copy(), structure.positions.copy()
-        spent: dict[str, list[float]] = {name: [] for name in calculators}
-        for _ in range(BLOCKS):
-            for name, calculator in calculators.items():
-                time.sleep(0.05)
-                atoms.calc = calculator
-                for call in range(WARM_UP + calls):
-                    atoms.positions = start + rng.normal(0, sigma, start.shape)
-                    began = time.perf_counter()
-                    atoms.get_potential_energy()
-                    atoms.get_forces()
-                    if call >= WARM_UP:
-                        spent[name].append(time.perf_counter() - began)
-        for name, times in spent.items():
-            medians[name].append(1e3 * float(np.median(times)))
-    return {name: float(np.mean(times)) for name, times in medians.items()}
+        fresh = mover([structure], rng, sigma)
+        for name, median in medians(candidates, lambda: fresh()[0], calls=calls, blocks=blocks).items():
+            found[name].append(median)
+    return {name: float(np.mean(times)) for name, times in found.items()}
+
+
+def mover(structures: Sequence[Atoms], rng: np.random.Generator, sigma: float = 0.02) -> Callable[[], list[Atoms]]:
+    """The same structures at every call, each atom moved anew by a normal deviate of `sigma` Å in every direction."""
+    moving = [atoms.copy() for atoms in structures]
+    starts = [atoms.positions.copy() for atoms in structures]
+
+    def fresh() -> list[Atoms]:
+        for atoms, start in zip(moving, starts, strict=True):
+            atoms.positions = start + rng.normal(0, sigma, start.shape)
+        return moving
+
+    return fresh

@@ -1,0 +1,100 @@
+"""What the stand-alone speed studies share: engines of a checkpoint, the conditions of a run, tables."""
+
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from ase import Atoms
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from painn_deploy.engines import Session, get_backend
+from painn_deploy.export.manifest import read_bundle
+from painn_deploy.scripts.demo import machine
+from painn_deploy.scripts.exporting import export_engines
+from painn_deploy.scripts.studies import write_result
+
+__all__ = ["Pace", "conditions", "exported", "finish", "made_table", "open_session", "set_threads"]
+
+LIBRARIES = ("torch", "onnxruntime", "numpy", "ase", "vesin")
+
+
+class Pace:
+    """How many calls a time is the median of.
+
+    Args:
+        quick: only enough to see that everything runs.
+    """
+
+    def __init__(self, *, quick: bool) -> None:
+        self.calls, self.blocks = (2, 1) if quick else (10, 5)
+
+    def as_dict(self) -> dict[str, int]:
+        """For `painn_deploy.scripts.timing.medians`."""
+        return {"calls": self.calls, "blocks": self.blocks}
+
+
+def set_threads(threads: int | None) -> None:
+    """Let torch run on so many; None leaves it as it is."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def conditions(threads: int | None) -> dict[str, Any]:
+    """Machine, versions and threads, as JSON.
+
+    Args:
+        threads: that engines were opened with; None where each chooses by the size of the graph.
+    """
+    return {
+        "machine": machine(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in LIBRARIES},
+        "torch_threads": torch.get_num_threads(),
+        "engine_threads": "by size, up to all cores" if threads is None else threads,
+    }
+
+
+@contextmanager
+def exported(checkpoint: str, structures: Sequence[Atoms], engines: Sequence[str]) -> Iterator[dict[str, Path]]:
+    """Bundles of a checkpoint by engine, in a folder that is gone afterwards."""
+    with TemporaryDirectory() as folder:
+        paths = export_engines(checkpoint, folder, engines=engines, structures=structures)
+        yield dict(zip(engines, paths, strict=True))
+
+
+def open_session(bundle: Path, threads: int | None) -> Session:
+    """The bare engine on the CPU; the caller closes it."""
+    opened = read_bundle(bundle)
+    return get_backend(opened.manifest.engine).open(opened, "cpu", threads)
+
+
+def made_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Rows under headings, the first column to the left and the others to the right."""
+    table = Table(title=escape(title))
+    for index, column in enumerate(columns):
+        table.add_column(escape(column), justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
+def finish(console: Console, values: dict[str, Any], threads: int | None, output: Path | None) -> None:
+    """Print what a run's times depend on, and write it all where it is wanted."""
+    found = conditions(threads)
+    engine = found["engine_threads"]
+    console.print(
+        f"{found['machine']}; torch {found['versions']['torch']} on {found['torch_threads']} threads, "
+        f"onnxruntime {found['versions']['onnxruntime']} on {engine}{' threads' if threads else ''}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    if output is not None:
+        write_result({"conditions": found, **values}, output)
+        console.print(f"wrote {escape(str(output))}", soft_wrap=True)
