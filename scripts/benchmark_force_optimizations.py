@@ -115,11 +115,11 @@ def main(
         ]
         for row in rows
     ]
-    title = f"{checkpoint}: energy and forces of {start.symbols}, ms a structure (ratio to eager)"
+    title = f"{checkpoint}: energy and forces of {start.get_chemical_formula()}, ms a structure (ratio to eager)"
     console.print(made_table(title, ["batch", *methods], cells))
     worst = max(row["largest_difference"] for row in rows)
     console.print(f"largest difference between methods: {worst:.1e} eV/Å")
-    values = {"checkpoint": checkpoint, "structure": str(start.symbols), "rows": rows}
+    values = {"checkpoint": checkpoint, "structure": start.get_chemical_formula(), "rows": rows}
     finish(console, values, threads, output)
 
 

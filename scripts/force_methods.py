@@ -16,9 +16,10 @@ from painn_deploy.scripts.eager import EagerModel, Edges, edges_of
 
 __all__ = ["AUTOGRAD", "EAGER", "EXPLICIT", "Method", "Prepared", "prepare", "torch_methods"]
 
-EAGER = "eager: edge list, autograd"
-AUTOGRAD = "padded matrix, autograd"
-EXPLICIT = "padded matrix, explicit adjoints"
+EAGER = "eager, autograd"
+AUTOGRAD = "padded, autograd"
+EXPLICIT = "padded, explicit"
+"""A list of edges, as training codes have it; our padded matrix; the same with the adjoints of the force head."""
 
 
 class Prepared(NamedTuple):
@@ -46,7 +47,7 @@ def prepare(structures: Sequence[Atoms], cutoff: float, dtype: torch.dtype = tor
 
 
 def torch_methods(student: Student) -> dict[str, Method]:
-    """In PyTorch: as training codes do it, autograd on our matrix, and the explicit adjoints that engines are made of."""
+    """Those that need PyTorch alone, by name."""
     eager = EagerModel(student)
     return {
         EAGER: lambda made: eager(made.edges)[1].numpy(),

@@ -29,8 +29,8 @@ def medians(
 
     Args:
         candidates: by name; each returns when its work is done.
-        fresh: makes the input of one call, outside the time that is taken; a new one for every call, since a result that
-            is remembered is no time.
+        fresh: makes the input of one call, outside the time that is taken; a new one for every call, since a result
+            that is remembered is no time.
         calls: of a block, after those that warm up.
         blocks: of each candidate.
     """
@@ -67,8 +67,9 @@ def milliseconds(
     rng = np.random.default_rng(0)
     found: dict[str, list[float]] = {name: [] for name in calculators}
 
-    def through_ase(calculator: Any) -> Callable[[Atoms], None]:
-        def evaluate(atoms: Atoms) -> None:
+    def through_ase(calculator: Any) -> Callable[[list[Atoms]], None]:
+        def evaluate(structures: list[Atoms]) -> None:
+            (atoms,) = structures
             atoms.calc = calculator
             atoms.get_potential_energy()
             atoms.get_forces()
@@ -77,8 +78,7 @@ def milliseconds(
 
     candidates = {name: through_ase(calculator) for name, calculator in calculators.items()}
     for structure in structures:
-        fresh = mover([structure], rng, sigma)
-        for name, median in medians(candidates, lambda: fresh()[0], calls=calls, blocks=blocks).items():
+        for name, median in medians(candidates, mover([structure], rng, sigma), calls=calls, blocks=blocks).items():
             found[name].append(median)
     return {name: float(np.mean(times)) for name, times in found.items()}
 
