@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 from ase import Atoms
 
-__all__ = ["medians", "milliseconds"]
+__all__ = ["medians", "milliseconds", "mover", "through_ase"]
 
 BLOCKS = 5
 WARM_UP = 2
@@ -67,20 +67,23 @@ def milliseconds(
     rng = np.random.default_rng(0)
     found: dict[str, list[float]] = {name: [] for name in calculators}
 
-    def through_ase(calculator: Any) -> Callable[[list[Atoms]], None]:
-        def evaluate(structures: list[Atoms]) -> None:
-            (atoms,) = structures
-            atoms.calc = calculator
-            atoms.get_potential_energy()
-            atoms.get_forces()
-
-        return evaluate
-
     candidates = {name: through_ase(calculator) for name, calculator in calculators.items()}
     for structure in structures:
         for name, median in medians(candidates, mover([structure], rng, sigma), calls=calls, blocks=blocks).items():
             found[name].append(median)
     return {name: float(np.mean(times)) for name, times in found.items()}
+
+
+def through_ase(calculator: Any) -> Callable[[list[Atoms]], None]:
+    """Energy and forces of a list of one structure, as ASE asks a calculator for them."""
+
+    def evaluate(structures: list[Atoms]) -> None:
+        (atoms,) = structures
+        atoms.calc = calculator
+        atoms.get_potential_energy()
+        atoms.get_forces()
+
+    return evaluate
 
 
 def mover(structures: Sequence[Atoms], rng: np.random.Generator, sigma: float = 0.02) -> Callable[[], list[Atoms]]:
