@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 __all__ = ["HOW_TO_GET", "Counted", "count_orb", "is_installed", "orb_calculator", "orb_v2"]
 
 HOW_TO_GET = (
-    "Orb-v2 is left out: orb-models is not installed. Into this environment, torch unchanged: "
-    "pip install orb-models -c constraints.txt"
+    "Orb-v2 is left out: orb-models is not installed. It wants an older rich than constraints.txt pins, so make it an "
+    'environment of its own, from a clone: pip install torch==2.13.0 orb-models -e ".[cpu,export]"'
 )
 RADIUS, NEIGHBOURS = 6.0, 20
 """Å and edges an atom, as the released orb-v2 takes them."""
