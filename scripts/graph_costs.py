@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from painn_deploy.export.errors import ExportError
 from painn_deploy.export.fields import OUTPUTS
@@ -183,8 +183,3 @@ def energy_only(model: onnx.ModelProto) -> onnx.ModelProto:
     made = helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
     made.metadata_props.extend(model.metadata_props)
     return made
-
-
-def parameters(model: onnx.ModelProto) -> int:
-    """Numbers in the graph's floating point constants."""
-    return sum(numpy_helper.to_array(t).size for t in model.graph.initializer if t.data_type != onnx.TensorProto.INT64)

@@ -1,6 +1,8 @@
 """What the stand-alone speed studies share: engines of a checkpoint, the conditions of a run, tables."""
 
+import os
 import platform
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -22,6 +24,9 @@ from painn_deploy.scripts.studies import write_result
 
 __all__ = ["Pace", "conditions", "exported", "finish", "made_table", "open_session", "set_threads"]
 
+BUSY = 0.1
+"""Cores used by others, from which on times are not to be trusted."""
+REST = 0.5
 LIBRARIES = ("torch", "onnxruntime", "numpy", "ase", "vesin")
 
 
@@ -47,7 +52,7 @@ def set_threads(threads: int | None) -> None:
 
 
 def conditions(threads: int | None) -> dict[str, Any]:
-    """Machine, versions and threads, as JSON.
+    """Machine, versions, threads, and what others use of the machine, as JSON.
 
     Args:
         threads: that engines were opened with; None where each chooses by the size of the graph.
@@ -57,8 +62,24 @@ def conditions(threads: int | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in LIBRARIES},
         "torch_threads": torch.get_num_threads(),
+        "busy_cores": busy_cores(),
         "engine_threads": "by size, up to all cores" if threads is None else threads,
     }
+
+
+def busy_cores() -> float | None:
+    """Cores that other programs use while this one rests for half a second; None where the system does not say."""
+    statistics = Path("/proc/stat")
+    if not statistics.is_file():
+        return None
+    before = _busy_ticks(statistics)
+    time.sleep(REST)
+    return (_busy_ticks(statistics) - before) / os.sysconf("SC_CLK_TCK") / REST
+
+
+def _busy_ticks(statistics: Path) -> int:
+    user, nice, system, _, _, interrupts, soft, *_ = map(int, statistics.read_text().split("\n")[0].split()[1:])
+    return user + nice + system + interrupts + soft
 
 
 @contextmanager
@@ -95,6 +116,12 @@ def finish(console: Console, values: dict[str, Any], threads: int | None, output
         soft_wrap=True,
         highlight=False,
     )
+    if (found["busy_cores"] or 0.0) > BUSY:
+        console.print(
+            f"[yellow]other programs use {found['busy_cores']:.1f} cores[/]: these times are not to be trusted, "
+            "and their ratios little more",
+            soft_wrap=True,
+        )
     if output is not None:
         write_result({"conditions": found, **values}, output)
         console.print(f"wrote {escape(str(output))}", soft_wrap=True)

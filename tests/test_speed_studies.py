@@ -1,6 +1,9 @@
 """The studies of speed, as a person runs them; their full-size figures are in docs/studies.md."""
 
 import json
+import subprocess
+import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,12 +23,12 @@ from painn_deploy.scripts.eager import EagerModel, edges_of
 from painn_deploy.scripts.eager_profile import eager_parts
 from painn_deploy.scripts.force_methods import EAGER, EXPLICIT, torch_methods
 from painn_deploy.scripts.graph_purposes import PURPOSES
-from painn_deploy.scripts.speed_studies import Pace
+from painn_deploy.scripts.speed_studies import Pace, busy_cores
 
 from . import students
 from .test_studies import run
 
-ROOMS = ("machine", "python", "versions", "torch_threads", "engine_threads")
+CONDITIONS = {"machine", "python", "versions", "torch_threads", "busy_cores", "engine_threads"}
 
 
 def quick(script: str, *arguments: object) -> str:
@@ -36,7 +39,7 @@ def quick(script: str, *arguments: object) -> str:
 
 def read(path: Path) -> Any:
     values = json.loads(path.read_text())
-    assert set(ROOMS) == set(values["conditions"])
+    assert set(values["conditions"]) == CONDITIONS
     return values
 
 
@@ -153,6 +156,17 @@ def test_analyze_model_complexity(painn: Path, tmp_path: Path) -> None:
     assert 0 < row["intensity"] < row["intensity_limit"]
     assert {f"{painn}, onnxruntime", f"{painn}, eager"} <= values["milliseconds"].keys()
     assert ("orb-models is not installed" in printed.replace("\n", " ")) != orb_peer.is_installed()
+
+
+def test_other_programs_are_seen() -> None:
+    spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(0.3)
+        busy = busy_cores()
+    finally:
+        spinning.kill()
+        spinning.wait()
+    assert busy is None or busy > 0.2
 
 
 def test_traffic_of_a_peer_is_counted() -> None:
