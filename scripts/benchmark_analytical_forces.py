@@ -25,7 +25,15 @@ from painn_deploy.export.force_head import explicit_forces
 from painn_deploy.export.student import Student
 from painn_deploy.scripts.entry import run_command
 from painn_deploy.scripts.force_methods import AUTOGRAD, EAGER, EXPLICIT, engine_method, prepare, torch_methods
-from painn_deploy.scripts.speed_studies import Pace, exported, finish, made_table, open_session, set_threads
+from painn_deploy.scripts.speed_studies import (
+    Pace,
+    chosen_pace,
+    exported,
+    finish,
+    made_table,
+    open_session,
+    set_threads,
+)
 from painn_deploy.scripts.timing import medians, mover
 from painn_deploy.scripts.validate_analytical_forces import HEAD_TOLERANCE
 
@@ -136,14 +144,18 @@ def main(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of the CPU, for all; each one's own choice otherwise.")
     ] = None,
+    processor_time: Annotated[
+        bool, typer.Option("--processor-time", help="Take processor time, for a busy machine; with --threads 1.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Six structures, few calls.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
 ) -> None:
     """Hold the explicit force head against autograd: errors and times by size; exit status 1 where it is not exact."""
     console = Console()
+    pace = chosen_pace(quick=quick, processor=processor_time, threads=threads)
     set_threads(threads)
     chosen = cases(load_student(checkpoint).species, quick=quick)
-    rows = study(checkpoint, chosen, threads, Pace(quick=quick))
+    rows = study(checkpoint, chosen, threads, pace)
     columns = ["structure", "atoms", "largest force", "explicit, float64", *(f"{m}, float32" for m in rows[0].errors)]
     cells = [
         [r.structure, str(r.atoms), f"{r.force:.1e}", f"{r.head64:.1e}", *(f"{e:.1e}" for e in r.errors.values())]
@@ -159,13 +171,13 @@ def main(
         ]
         for r in rows
     ]
-    console.print(made_table("energy and forces, ms (ratio to eager)", ["structure", "atoms", *names], cells))
+    console.print(made_table(f"energy and forces, {pace.unit} (ratio to eager)", ["structure", "atoms", *names], cells))
     wrong = [row for row in rows if not row.exact]
     for row in wrong:
         console.print(f"[red]not the gradient[/] on {row.structure}: {row.head64:.1e} eV/Å off autograd in float64")
     if not wrong:
         console.print("[green]explicit forces are the gradient of the energy[/]")
-    values = {"checkpoint": checkpoint, "rows": [asdict(row) | {"exact": row.exact} for row in rows]}
+    values = {"checkpoint": checkpoint, "unit": pace.unit, "rows": [asdict(row) | {"exact": row.exact} for row in rows]}
     finish(console, values, threads, output)
     if wrong:
         raise typer.Exit(1)

@@ -22,7 +22,7 @@ from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts.dataset_molecules import embedded
 from painn_deploy.scripts.eager import EagerModel, edges_of
 from painn_deploy.scripts.entry import run_command
-from painn_deploy.scripts.speed_studies import Pace, exported, finish, made_table, set_threads
+from painn_deploy.scripts.speed_studies import Pace, chosen_pace, exported, finish, made_table, set_threads
 from painn_deploy.scripts.timing import medians, mover
 
 __all__ = ["druglike", "study"]
@@ -121,11 +121,15 @@ def main(
     checkpoint: Annotated[str, typer.Argument(help="A .safetensors or .pt file, or a student that ships.")],
     engine: Annotated[str, typer.Option(help="onnxruntime or inductor.")] = "onnxruntime",
     threads: Annotated[int | None, typer.Option(min=1, help="Of the CPU; each library's own choice otherwise.")] = None,
+    processor_time: Annotated[
+        bool, typer.Option("--processor-time", help="Take processor time, for a busy machine; with --threads 1.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Batches of 1 and 4, few calls.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
 ) -> None:
     """Time batches of drug-like molecules from neighbour search to forces."""
     console = Console()
+    pace = chosen_pace(quick=quick, processor=processor_time, threads=threads)
     set_threads(threads)
     student = load_student(checkpoint)
     batches = (1, 4) if quick else BATCHES
@@ -135,7 +139,7 @@ def main(
         PaiNNCalculator(bundles[engine], device="cpu", threads=threads) as calculator,
     ):
         info = calculator.engine_info
-        rows = study(student, calculator, molecules, batches, Pace(quick=quick))
+        rows = study(student, calculator, molecules, batches, pace)
     methods = (ONE_BY_ONE, BATCHED, ENGINE_ONE_BY_ONE, ENGINE)
     cells = [
         [
@@ -145,12 +149,13 @@ def main(
         ]
         for row in rows
     ]
-    title = f"{checkpoint}: drug-like molecules, ms a molecule (ratio to eager one by one)"
+    title = f"{checkpoint}: drug-like molecules, {pace.unit} a molecule (ratio to eager one by one)"
     console.print(made_table(title, ["batch", "atoms", *methods], cells))
     worst = max(row["largest_difference"] for row in rows)
     console.print(f"engine: {info['backend']} {info['version']}; its forces are within {worst:.1e} eV/Å of eager's")
     values = {
         "checkpoint": checkpoint,
+        "unit": pace.unit,
         "engine": dict(info),
         "molecules": {atoms.info["name"]: len(atoms) for atoms in molecules},
         "rows": rows,

@@ -23,7 +23,15 @@ from painn_deploy.export.errors import EngineError, EngineUnavailableError
 from painn_deploy.export.student import Student
 from painn_deploy.scripts.entry import run_command
 from painn_deploy.scripts.force_methods import AUTOGRAD, EAGER, Method, engine_method, prepare, torch_methods
-from painn_deploy.scripts.speed_studies import Pace, exported, finish, made_table, open_session, set_threads
+from painn_deploy.scripts.speed_studies import (
+    Pace,
+    chosen_pace,
+    exported,
+    finish,
+    made_table,
+    open_session,
+    set_threads,
+)
 from painn_deploy.scripts.timing import medians, mover
 
 __all__ = ["study"]
@@ -86,11 +94,15 @@ def main(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of the CPU, for all; each one's own choice otherwise.")
     ] = None,
+    processor_time: Annotated[
+        bool, typer.Option("--processor-time", help="Take processor time, for a busy machine; with --threads 1.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Two batches, few calls, onnxruntime alone.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
 ) -> None:
     """Time energy and forces of batches: eager, explicit adjoints, engines."""
     console = Console()
+    pace = chosen_pace(quick=quick, processor=processor_time, threads=threads)
     set_threads(threads)
     student = load_student(checkpoint)
     start = molecule("CH3CH2OH") if structure is None else read_structures(structure)[0]
@@ -107,7 +119,7 @@ def main(
             session = open_session(bundle, threads)
             opened.callback(session.close)
             methods[name] = engine_method(session)
-        rows = study(student, methods, start, (1, 4) if quick else BATCHES, Pace(quick=quick))
+        rows = study(student, methods, start, (1, 4) if quick else BATCHES, pace)
     cells = [
         [
             str(row["batch"]),
@@ -115,11 +127,13 @@ def main(
         ]
         for row in rows
     ]
-    title = f"{checkpoint}: energy and forces of {start.get_chemical_formula()}, ms a structure (ratio to eager)"
+    title = (
+        f"{checkpoint}: energy and forces of {start.get_chemical_formula()}, {pace.unit} a structure (ratio to eager)"
+    )
     console.print(made_table(title, ["batch", *methods], cells))
     worst = max(row["largest_difference"] for row in rows)
     console.print(f"largest difference between methods: {worst:.1e} eV/Å")
-    values = {"checkpoint": checkpoint, "structure": start.get_chemical_formula(), "rows": rows}
+    values = {"checkpoint": checkpoint, "unit": pace.unit, "structure": start.get_chemical_formula(), "rows": rows}
     finish(console, values, threads, output)
 
 

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import typer
 from ase import Atoms
 from rich.console import Console
 from rich.markup import escape
@@ -22,7 +23,7 @@ from painn_deploy.scripts.demo import machine
 from painn_deploy.scripts.exporting import export_engines
 from painn_deploy.scripts.studies import write_result
 
-__all__ = ["Pace", "conditions", "exported", "finish", "made_table", "open_session", "set_threads"]
+__all__ = ["Pace", "chosen_pace", "conditions", "exported", "finish", "made_table", "open_session", "set_threads"]
 
 BUSY = 0.1
 """Cores used by others, from which on times are not to be trusted."""
@@ -31,18 +32,36 @@ LIBRARIES = ("torch", "onnxruntime", "numpy", "ase", "vesin")
 
 
 class Pace:
-    """How many calls a time is the median of.
+    """How many calls a time is the median of, and by which clock.
 
     Args:
         quick: only enough to see that everything runs.
+        processor: take processor time, which other programs disturb least; fewer calls then do.
+
+    Attributes:
+        unit: of the times.
     """
 
-    def __init__(self, *, quick: bool) -> None:
-        self.calls, self.blocks = (2, 1) if quick else (10, 5)
+    def __init__(self, *, quick: bool, processor: bool = False) -> None:
+        self.calls, self.blocks = (2, 1) if quick else (10, 3 if processor else 5)
+        self.processor = processor
+        self.unit = "ms of processor time" if processor else "ms"
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, Any]:
         """For `painn_deploy.scripts.timing.medians`."""
-        return {"calls": self.calls, "blocks": self.blocks}
+        clock = time.process_time if self.processor else time.perf_counter
+        return {"calls": self.calls, "blocks": self.blocks, "clock": clock}
+
+
+def chosen_pace(*, quick: bool, processor: bool, threads: int | None) -> Pace:
+    """What the command line asks for.
+
+    Raises:
+        BadParameter: processor time of several threads, which is no time that anybody waits for.
+    """
+    if processor and threads != 1:
+        raise typer.BadParameter("--processor-time is of one thread: give --threads 1 with it.")
+    return Pace(quick=quick, processor=processor)
 
 
 def set_threads(threads: int | None) -> None:

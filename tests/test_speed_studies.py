@@ -71,6 +71,12 @@ def test_benchmark_force_optimizations(painn: Path, tmp_path: Path) -> None:
         assert 0 < row["largest_difference"] < 1e-4
 
 
+def test_processor_time_is_of_one_thread(painn: Path) -> None:
+    done = run("benchmark_force_optimizations", painn, "--quick", "--processor-time", "--threads", 2)
+    assert done.returncode == 2
+    assert "give --threads 1" in " ".join(done.stderr.replace("│", " ").split())
+
+
 def test_methods_that_differ_are_not_timed(painn: Path) -> None:
     student = load_student(painn)
     methods = torch_methods(student)
@@ -126,8 +132,9 @@ def test_cases_are_what_they_are_called() -> None:
 
 
 def test_benchmark_batched_forces_druglike(painn: Path, tmp_path: Path) -> None:
-    quick("benchmark_batched_forces_druglike", painn, "-o", tmp_path / "out.json")
+    quick("benchmark_batched_forces_druglike", painn, "--processor-time", "-o", tmp_path / "out.json")
     values = read(tmp_path / "out.json")
+    assert values["unit"] == "ms of processor time"
     assert list(values["molecules"]) == list(NAMES[:4])
     assert [(row["batch"], row["atoms"]) for row in values["rows"]] == [(1, 21), (4, 98)]
     assert all(row["ratio"]["eager, one by one"] == 1 for row in values["rows"])

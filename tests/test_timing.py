@@ -28,6 +28,17 @@ def test_neither_preparation_nor_warming_up_is_timed() -> None:
     assert 5 <= found["one"] < 25
 
 
+def test_processor_time_leaves_waiting_out() -> None:
+    found = timing.medians(
+        {"waits": lambda _: time.sleep(0.02), "works": lambda _: sum(range(300_000))},
+        lambda: None,
+        calls=3,
+        blocks=1,
+        clock=time.process_time,
+    )
+    assert found["waits"] < 2 < found["works"]
+
+
 def test_structures_move_about_their_starts() -> None:
     start = molecule("H2O")
     fresh = timing.mover([start], np.random.default_rng(0), 0.01)
