@@ -149,7 +149,7 @@ def main(
         ]
         for row in rows
     ]
-    title = f"{checkpoint}: drug-like molecules, {pace.unit} a molecule (ratio to eager one by one)"
+    title = f"{checkpoint}: drug-like molecules, {pace.unit} a molecule (ratio to the first)"
     console.print(made_table(title, ["batch", "atoms", *methods], cells))
     worst = max(row["largest_difference"] for row in rows)
     console.print(f"engine: {info['backend']} {info['version']}; its forces are within {worst:.1e} eV/Å of eager's")

@@ -137,8 +137,7 @@ def finish(console: Console, values: dict[str, Any], threads: int | None, output
     )
     if (found["busy_cores"] or 0.0) > BUSY:
         console.print(
-            f"[yellow]other programs use {found['busy_cores']:.1f} cores[/]: these times are not to be trusted, "
-            "and their ratios little more",
+            f"[yellow]other programs use {found['busy_cores']:.1f} cores[/]: read ratios alone, and those with care",
             soft_wrap=True,
         )
     if output is not None:
