@@ -138,7 +138,9 @@ def _latencies(
             candidates[f"{name}, {ENGINE}"] = through_ase(calculator)
             candidates[f"{name}, eager"] = _eager(student)
         if orb is not None:
-            candidates[f"{ORB}, PyTorch"] = through_ase(orb_peer.orb_calculator(orb))
+            candidates[f"{ORB}, {'compiled' if orb.is_compiled() else 'eager'}"] = through_ase(
+                orb_peer.orb_calculator(orb)
+            )
         return medians(candidates, mover([atoms], np.random.default_rng(0)), **pace.as_dict())
 
 
