@@ -4,7 +4,7 @@ This is what every speed here is a ratio to, on the same weights. It is written 
 the papers' equations, and shares nothing with the deployed graph but the weights and the neighbour search.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -75,6 +75,9 @@ class EagerModel(nn.Module):
 
     Args:
         student: whose weights and equations these are.
+
+    Attributes:
+        atomic: energies of atoms, which is what there is to compile.
     """
 
     def __init__(self, student: Student) -> None:
@@ -82,12 +85,13 @@ class EagerModel(nn.Module):
         self.student = student
         if not isinstance(student, PaiNN | Distiller):
             raise TypeError(f"There are no equations here for {type(student).__name__}.")
+        self.atomic: Callable[[Student, Edges, Tensor], Tensor] = _painn if isinstance(student, PaiNN) else _distiller
 
     def energies(self, edges: Edges) -> Float[Tensor, " structures"]:
         """eV of each structure, without atomic references; differentiable by the positions."""
         vectors = edges.positions[edges.neighbour] + edges.shifts - edges.positions[edges.centre]
-        atomic = _painn if isinstance(self.student, PaiNN) else _distiller
-        return vectors.new_zeros(edges.structures).index_add(0, edges.structure, atomic(self.student, edges, vectors))
+        atomic = self.atomic(self.student, edges, vectors)
+        return vectors.new_zeros(edges.structures).index_add(0, edges.structure, atomic)
 
     def forward(self, edges: Edges) -> tuple[Float[Tensor, " structures"], Float[Tensor, "atoms 3"]]:
         """Energies in eV and forces in eV/Å by autograd."""

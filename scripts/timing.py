@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 from ase import Atoms
 
-__all__ = ["medians", "milliseconds", "mover", "through_ase"]
+__all__ = ["medians", "milliseconds", "mover", "samples", "through_ase"]
 
 BLOCKS = 5
 WARM_UP = 2
@@ -24,7 +24,20 @@ def medians(
     blocks: int = BLOCKS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Median ms of one call of each candidate.
+    """Median ms of one call of each candidate; see `samples`."""
+    found = samples(candidates, fresh, calls=calls, blocks=blocks, clock=clock)
+    return {name: float(np.median(times)) for name, times in found.items()}
+
+
+def samples(
+    candidates: Mapping[str, Callable[[Input], object]],
+    fresh: Callable[[], Input],
+    *,
+    calls: int = 10,
+    blocks: int = BLOCKS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Milliseconds of each call of each candidate.
 
     They take turns in blocks, with a pause between: threads that one leaves spinning would slow the next.
 
@@ -40,13 +53,13 @@ def medians(
     for _ in range(blocks):
         for name, candidate in candidates.items():
             time.sleep(PAUSE)
-            for call in range(WARM_UP + calls):
+            for call in range(min(WARM_UP, calls) + calls):
                 made = fresh()
                 began = clock()
                 candidate(made)
-                if call >= WARM_UP:
-                    spent[name].append(clock() - began)
-    return {name: 1e3 * float(np.median(times)) for name, times in spent.items()}
+                if call >= min(WARM_UP, calls):
+                    spent[name].append(1e3 * (clock() - began))
+    return spent
 
 
 def milliseconds(

@@ -1,0 +1,223 @@
+"""Speed of every engine of a student beside PyTorch eager and torch.compile of the same student, in one run.
+
+    python scripts/benchmark_inference.py student:base --output bench
+
+writes benchmark.json, latency.png and throughput.png. Run it on a machine that does nothing else; what ran, it says.
+"""
+
+import json
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from painn_deploy.engines import get_backend
+from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
+from painn_deploy.export.errors import PaiNNDeployError
+from painn_deploy.export.manifest import prepare_output, read_bundle, to_json
+from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.scripts.benchmarking import (
+    BATCHES,
+    bundle_candidates,
+    costs,
+    eager_candidates,
+    latency,
+    sizes,
+    throughput,
+)
+from painn_deploy.scripts.entry import run_command
+from painn_deploy.scripts.exporting import export_engines
+from painn_deploy.scripts.speed_studies import conditions, made_table
+
+__all__ = ["benchmark"]
+
+ENGINES = ("onnxruntime", "inductor")
+PHASES = ("neighbours", "packing", "engine", "results")
+PEAK_BATCH = 64
+
+
+def benchmark(
+    checkpoint: Annotated[str, typer.Argument(help="A .safetensors or .pt file, or student:base.")] = "student:base",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for benchmark.json and the plots.")] = Path(
+        "bench"
+    ),
+    engine: Annotated[list[str] | None, typer.Option(help="Repeatable; onnxruntime and inductor if not given.")] = None,
+    precision: Annotated[list[str] | None, typer.Option(help="Repeatable; fp32 if not given.")] = None,
+    radial_table: Annotated[
+        bool, typer.Option("--radial-table", help="Engines with one, beside those without.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    compiled: Annotated[bool, typer.Option(help="Time torch.compile of the eager student too.")] = True,
+    quick: Annotated[bool, typer.Option("--quick", help="Small molecules and batches, to see that it runs.")] = False,
+) -> Path:
+    """Latency by size, throughput by batch, memory, load and build times."""
+    console = Console()
+    prepare_output(output)
+    student = load_student(checkpoint)
+    made, built = _bundles(
+        checkpoint, output / "engines", engine or ENGINES, precision or ("fp32",), device, radial_table, console
+    )
+    with ExitStack() as stack:
+        calculators = {name: stack.enter_context(PaiNNCalculator(path, device=device)) for name, path in made.items()}
+        candidates = eager_candidates(student, device, compiled=compiled) | bundle_candidates(calculators)
+        found: dict[str, Any] = {
+            "format": 1,
+            "checkpoint": resolve_checkpoint(checkpoint).name,
+            "checkpoint_sha256": resolve_checkpoint(checkpoint).sha256,
+            "device": device,
+            "conditions": conditions(None),
+            "engines": {name: dict(calculators[name].engine_info) for name in made},
+            "radial_tables": {name: read_bundle(path).manifest.radial_table for name, path in made.items()},
+        }
+        found["latency"] = latency(candidates, sizes(student.species, quick=quick), _teller(console))
+        found["throughput"] = throughput(candidates, BATCHES[:4] if quick else BATCHES, _teller(console))
+    found["costs"] = [row | built[row["candidate"]] for row in costs(made, device, 4 if quick else PEAK_BATCH)]
+    path = output / "benchmark.json"
+    path.write_bytes(to_json(found))
+    plot(found, output)
+    report(found, console)
+    console.print(f"wrote {path}, latency.png and throughput.png", soft_wrap=True)
+    return path
+
+
+def _bundles(
+    checkpoint: str,
+    folder: Path,
+    engines: list[str] | tuple[str, ...],
+    precisions: list[str] | tuple[str, ...],
+    device: str,
+    table: bool,
+    console: Console,
+) -> tuple[dict[str, Path], dict[str, dict[str, float]]]:
+    """Bundles by what to call them, and the seconds that building each took, measuring it included."""
+    made, built = {}, {}
+    for tabled in (False, True) if table else (False,):
+        for engine in engines:
+            for precision in precisions:
+                if precision not in get_backend(engine).precisions:
+                    continue
+                name = f"{engine} {precision}{' table' if tabled else ''}"
+                console.print(f"exporting {name}")
+                began = time.perf_counter()
+                (made[name],) = export_engines(
+                    checkpoint,
+                    folder / ("table" if tabled else "plain"),
+                    engines=(engine,),
+                    precisions=(precision,),
+                    device=device,
+                    radial_table=tabled,
+                    overwrite=True,
+                )
+                built[name] = {"export_seconds": time.perf_counter() - began}
+    if not made:
+        raise PaiNNDeployError(f"No engine of {', '.join(engines)} has a precision of {', '.join(precisions)}.")
+    return made, built
+
+
+def _teller(console: Console) -> Any:
+    return lambda line: console.print(f"[dim]timing {line}[/]", highlight=False)
+
+
+def report(found: dict[str, Any], console: Console) -> None:
+    """Tables for a reader: ms and ratios to eager, whole call and engine alone."""
+    names = list(dict.fromkeys(row["candidate"] for row in found["latency"]))
+    for key, title in (("whole", "whole call"), ("engine", "engine alone")):
+        rows = [
+            [
+                f"{structure} ({atoms})",
+                *(_cell(found["latency"], key, candidate, structure=structure) for candidate in names),
+            ]
+            for structure, atoms in dict.fromkeys((row["structure"], row["atoms"]) for row in found["latency"])
+        ]
+        console.print(made_table(f"{title}, ms and times the speed of eager", ["structure (atoms)", *names], rows))
+        rows = [
+            [str(batch), *(_cell(found["throughput"], key, candidate, batch=batch) for candidate in names)]
+            for batch in dict.fromkeys(row["batch"] for row in found["throughput"])
+        ]
+        console.print(made_table(f"batches of {found['throughput'][0]['structure']}, {title}", ["batch", *names], rows))
+    phases = [
+        [row["structure"], row["candidate"], *(f"{row['phases'].get(phase, 0):.3f}" for phase in PHASES)]
+        for row in found["latency"]
+        if row["phases"]
+    ]
+    console.print(made_table("where a whole call's ms go", ["structure", "candidate", *PHASES], phases))
+    rows = [
+        [
+            row["candidate"],
+            *(f"{row[key]:.1f}" for key in ("export_seconds", "load_seconds", "megabytes", "peak_megabytes")),
+        ]
+        for row in found["costs"]
+    ]
+    heads = [
+        "candidate",
+        "export s",
+        "load s",
+        "bundle MB",
+        f"MB above a bare process, {found['costs'][0]['batch']} ethanols",
+    ]
+    console.print(made_table("costs", heads, rows))
+
+
+def _cell(rows: list[dict[str, Any]], key: str, candidate: str, **wanted: Any) -> str:
+    (row,) = (r for r in rows if r["candidate"] == candidate and all(r[k] == v for k, v in wanted.items()))
+    return f"{row[key]['milliseconds']:.3g} ({row[key]['ratio']:.1f}x)"
+
+
+def plot(found: dict[str, Any], folder: Path) -> None:
+    """Milliseconds by atoms, and structures a second by batch."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(row["candidate"] for row in found["latency"]))
+    figures = (
+        ("latency", "atoms", _whole, "ms of a whole call", "atoms"),
+        ("throughput", "batch", _rate, "structures a second", "ethanols in a batch"),
+    )
+    for kind, axis, value, label, below in figures:
+        figure, ax = plt.subplots(figsize=(6.5, 4), layout="constrained")
+        for name in names:
+            rows = sorted((row for row in found[kind] if row["candidate"] == name), key=lambda row: row[axis])
+            ax.plot([row[axis] for row in rows], [value(row) for row in rows], marker="o", markersize=4, label=name)
+        ax.set(xscale="log", yscale="log", xlabel=below, ylabel=label)
+        ax.set_title(f"{found['checkpoint']}, {found['conditions']['machine']}", fontsize=9)
+        ax.grid(alpha=0.3, which="both")
+        ax.legend(fontsize=8)
+        figure.savefig(folder / f"{kind}.png", dpi=150)
+        plt.close(figure)
+
+
+def _whole(row: dict[str, Any]) -> float:
+    return float(row["whole"]["milliseconds"])
+
+
+def _rate(row: dict[str, Any]) -> float:
+    return float(row["structures_per_second"])
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A benchmark.json.
+
+    Raises:
+        PaiNNDeployError: it cannot be read, or is none.
+    """
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PaiNNDeployError(f"Cannot read {path}: {error}.") from error
+    if not isinstance(found, dict) or found.get("format") != 1 or "latency" not in found:
+        raise PaiNNDeployError(f"{path} is not what scripts/benchmark_inference.py writes (benchmark.json).")
+    return found
+
+
+def main() -> None:
+    """Run from a shell."""
+    run_command(benchmark)
+
+
+if __name__ == "__main__":
+    main()

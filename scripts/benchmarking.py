@@ -1,0 +1,219 @@
+"""One fair benchmark: every candidate in turn in one run, new positions at every call, ratios to PyTorch eager.
+
+Whole calls are what a user waits for, from `Atoms` to energy and forces; an engine alone is the time from packed arrays
+to arrays. Both are medians with the middle half of the calls beside them. Nothing is measured that a cache remembers.
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+
+from painn_deploy.calibration.structures import aspirin
+from painn_deploy.export.errors import PaiNNDeployError
+from painn_deploy.export.student import Student
+from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.scripts.card_studies import box_of_water
+from painn_deploy.scripts.eager import EagerModel, Edges, edges_of
+from painn_deploy.scripts.timing import mover, samples, through_ase
+
+__all__ = [
+    "BATCHES",
+    "COMPILED",
+    "EAGER",
+    "Candidate",
+    "bundle_candidates",
+    "costs",
+    "eager_candidates",
+    "latency",
+    "sizes",
+    "throughput",
+]
+
+EAGER = "eager"
+COMPILED = "torch.compile"
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+LONGEST = 0.4
+"""s of a block; a candidate that is slow is called less often."""
+
+Sampled = list[float]
+Tell = Callable[[str], None]
+
+PEAK = """
+import sys
+from ase.build import molecule
+from painn_deploy.runtime import PaiNNCalculator
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+before = peak()
+with PaiNNCalculator(sys.argv[1], device=sys.argv[2]) as calculator:
+    calculator.calculate_batch([molecule("CH3CH2OH")] * int(sys.argv[3]))
+print(peak() - before)
+"""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to compute energies and forces.
+
+    Attributes:
+        whole: takes structures to results, everything included.
+        prepare: makes of structures what `engine` reads; None where there is no engine to time alone.
+        engine: the model alone.
+        phases: ms of a calculation by phase, over the whole calls since it was last asked for.
+    """
+
+    whole: Callable[[list[Atoms]], object]
+    prepare: Callable[[list[Atoms]], Any]
+    engine: Callable[[Any], object]
+    phases: Callable[[], dict[str, float]] = field(default=dict)
+
+
+def eager_candidates(student: Student, device: str, *, compiled: bool) -> dict[str, Candidate]:
+    """PyTorch in eager mode with autograd, and what `torch.compile` makes of it."""
+    model = EagerModel(student).to(device)
+    cutoff, dtype = student.configuration.cutoff, torch.float32
+
+    def prepare(structures: list[Atoms]) -> Edges:
+        return edges_of(structures, cutoff, dtype)
+
+    def candidate(run: Callable[[Edges], tuple[torch.Tensor, torch.Tensor]]) -> Candidate:
+        def engine(edges: Edges) -> list[np.ndarray]:
+            return [tensor.cpu().numpy() for tensor in run(edges.to(device))]
+
+        return Candidate(lambda structures: engine(prepare(structures)), prepare, engine)
+
+    found = {EAGER: candidate(model)}
+    if compiled:
+        fast = EagerModel(student).to(device)
+        fast.atomic = torch.compile(fast.atomic, dynamic=True)
+        found[COMPILED] = candidate(fast)
+    return found
+
+
+def bundle_candidates(calculators: Mapping[str, PaiNNCalculator]) -> dict[str, Candidate]:
+    """Engines, through their calculators and alone."""
+
+    def candidate(calculator: PaiNNCalculator) -> Candidate:
+        alone = through_ase(calculator)
+
+        def whole(structures: list[Atoms]) -> object:
+            return alone(structures) if len(structures) == 1 else calculator.calculate_batch(structures)
+
+        def phases() -> dict[str, float]:
+            found = calculator.timings.as_dict()
+            calculator.timings.reset()
+            return found
+
+        cutoff = calculator.manifest.cutoff
+        return Candidate(whole, lambda structures: graph_inputs(structures, cutoff), calculator.run_graph, phases)
+
+    return {name: candidate(calculator) for name, calculator in calculators.items()}
+
+
+def sizes(species: Sequence[int], *, quick: bool) -> dict[str, Atoms]:
+    """Structures by name, from three atoms to five thousand: molecules, a liquid, a crystal."""
+    molecules = {"water": molecule("H2O"), "ethanol": molecule("CH3CH2OH"), "benzene": molecule("C6H6")}
+    found = molecules | {"aspirin": aspirin()}
+    if not quick:
+        liquid = box_of_water()
+        found |= {"64 waters": liquid, "diamond, 216 atoms": bulk("C", "diamond", a=3.57, cubic=True).repeat(3)}
+        found |= {"512 waters": liquid * (2, 2, 2), "1,728 waters": liquid * (3, 3, 3)}
+    return {name: atoms for name, atoms in found.items() if set(atoms.numbers) <= set(species)}
+
+
+def latency(candidates: Mapping[str, Candidate], structures: Mapping[str, Atoms], tell: Tell) -> list[dict[str, Any]]:
+    """One structure at a time: whole calls, engines alone, and a calculator's phases."""
+    rows: list[dict[str, Any]] = []
+    for name, atoms in structures.items():
+        tell(f"{name}, {len(atoms)} atoms")
+        whole, alone, phases = _timed(candidates, [atoms], np.random.default_rng(0))
+        for candidate in candidates:
+            row = {"structure": name, "atoms": len(atoms), "candidate": candidate}
+            row |= {"whole": _described(whole, candidate), "engine": _described(alone, candidate)}
+            rows.append(row | {"phases": phases[candidate]})
+    return rows
+
+
+def throughput(
+    candidates: Mapping[str, Candidate], batches: Sequence[int], tell: Tell, one: Atoms | None = None
+) -> list[dict[str, Any]]:
+    """Copies of a molecule at once, ethanol if none is given, each with positions of its own."""
+    rows: list[dict[str, Any]] = []
+    atoms = molecule("CH3CH2OH") if one is None else one
+    for batch in batches:
+        tell(f"{batch} x {atoms.symbols}")
+        whole, alone, _ = _timed(candidates, [atoms] * batch, np.random.default_rng(0))
+        for candidate in candidates:
+            row = {"structure": str(atoms.symbols), "batch": batch, "candidate": candidate}
+            row |= {"whole": _described(whole, candidate), "engine": _described(alone, candidate)}
+            rows.append(row | {"structures_per_second": 1e3 * batch / statistics.median(whole[candidate])})
+    return rows
+
+
+def _timed(
+    candidates: Mapping[str, Candidate], structures: list[Atoms], rng: np.random.Generator
+) -> tuple[dict[str, Sampled], dict[str, Sampled], dict[str, dict[str, float]]]:
+    """Samples in ms of whole calls and of engines alone, and phases of whole calls."""
+    fresh = mover(structures, rng)
+    slowest = max(_seconds(candidate.whole, fresh()) for candidate in candidates.values())
+    calls = int(min(10, max(1, LONGEST / slowest)))
+    for candidate in candidates.values():
+        candidate.phases()
+    whole = samples({name: c.whole for name, c in candidates.items()}, fresh, calls=calls)
+    phases = {name: candidate.phases() for name, candidate in candidates.items()}
+    prepared = {name: [c.prepare([a.copy() for a in fresh()]) for _ in range(4)] for name, c in candidates.items()}
+    turn = iter(range(sys.maxsize))
+
+    def engine(name: str) -> Callable[[int], object]:
+        return lambda call: candidates[name].engine(prepared[name][call % 4])
+
+    alone = samples({name: engine(name) for name in candidates}, lambda: next(turn), calls=calls)
+    return whole, alone, phases
+
+
+def _seconds(call: Callable[[Any], object], given: Any) -> float:
+    call(given)
+    began = time.perf_counter()
+    call(given)
+    return time.perf_counter() - began
+
+
+def _described(sampled: Mapping[str, Sampled], candidate: str) -> dict[str, float]:
+    times = np.array(sampled[candidate])
+    low, median, high = np.percentile(times, [25, 50, 75])
+    found = {"milliseconds": float(median), "quarter": float(low), "three_quarters": float(high)}
+    if EAGER in sampled:
+        found["ratio"] = float(np.median(sampled[EAGER]) / median)
+    return found
+
+
+def costs(bundles: Mapping[str, Path], device: str, batch: int) -> list[dict[str, Any]]:
+    """Seconds to load each bundle, its size, and MB of memory above a bare process at a batch of ethanols.
+
+    Raises:
+        PaiNNDeployError: a bundle does not run in a process of its own.
+    """
+    rows = []
+    for name, path in bundles.items():
+        began = time.perf_counter()
+        PaiNNCalculator(path, device=device).close()
+        load = time.perf_counter() - began
+        command = [sys.executable, "-c", PEAK, str(path), device, str(batch)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - this very Python
+        if done.returncode:
+            raise PaiNNDeployError(f"{path} does not run in a process of its own: {done.stderr.strip()[-300:]}")
+        megabytes = sum(file.stat().st_size for file in path.iterdir()) / 1e6
+        rows.append({"candidate": name, "load_seconds": load, "megabytes": megabytes, "batch": batch})
+        rows[-1]["peak_megabytes"] = int(done.stdout) * 1024 / 1e6
+    return rows
