@@ -25,8 +25,13 @@ class PlanContents:
 
     @property
     def count(self) -> int:
-        """Kernels of one evaluation."""
+        """Kernels that are named; a product with what follows it in one kernel is named twice."""
         return sum(len(names) for names in self.kernels.values())
+
+    @property
+    def launches(self) -> int:
+        """Kernels of one evaluation: what is named, less the products inside fused ones."""
+        return self.count - len(self.kernels.get("runtime_fusion", ()))
 
 
 def read_plan(plan: bytes) -> PlanContents:

@@ -22,6 +22,7 @@ from painn_deploy.export.student import (
     hidden_sizes,
     mlp,
     parts,
+    read_out,
     renamed_once,
     separate_parts,
 )
@@ -78,8 +79,7 @@ class Distiller(Student):
             else:  # nothing reads the last interaction's vectors
                 (change_scalar,) = parts(update, features, (0,))
             scalars = scalars + change_scalar
-        energies: Tensor = self.readout(scalars).squeeze(-1)
-        return energies
+        return read_out(self.readout, scalars)
 
     def _filters(
         self, distances: Tensor, directions: Tensor, mask: Tensor, aggregation: Aggregation

@@ -126,8 +126,12 @@ class _Retyping:
         self.half, self.simulate = half, simulate
         self.nodes: list[onnx.NodeProto] = []
         self.initialisers = {t.name: t for t in model.graph.initializer}
+        # indices and booleans are what they are in every precision
         self.floats = {t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
-        self.floats |= {v.name for v in model.graph.input if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+        known = onnx.shape_inference.infer_shapes(model).graph
+        for value in (*known.input, *known.value_info, *known.output):
+            if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+                self.floats.add(value.name)
         self.halves: set[str] = set()
         self.cast: dict[str, str] = {}
 
@@ -141,8 +145,6 @@ class _Retyping:
         if narrowed:
             written.output[:] = [f"{name}_exact" for name in node.output]
         self.nodes.append(written)
-        if node.op_type != "Greater":  # its result is a boolean
-            self.floats.update(node.output)
         if narrowed:
             for exact, name in zip(written.output, node.output, strict=True):
                 self._narrow(exact, name)

@@ -22,6 +22,7 @@ from painn_deploy.export.student import (
     hidden_sizes,
     mlp,
     parts,
+    read_out,
     renamed_once,
 )
 
@@ -137,8 +138,7 @@ class PaiNN(Student):
             else:  # nothing reads the last interaction's vectors
                 a_scalar, a_product = parts(update, features, (0, 2))
             scalars = scalars + a_scalar + a_product * (v * w).sum(1)
-        energies: Tensor = self.readout(scalars).squeeze(-1)
-        return energies
+        return read_out(self.readout, scalars)
 
     def _filters(self, distances: Tensor, mask: Tensor, aggregation: Aggregation) -> list[Sequence[Any]]:
         """For each interaction its scalar and direction filters, and from the second on those of vectors.

@@ -266,6 +266,13 @@ def parts(network: nn.Sequential, x: Tensor, wanted: tuple[int, ...], of: int = 
     return nn.functional.linear(network[:-1](x), weight, bias).chunk(len(wanted), -1)
 
 
+def read_out(network: nn.Sequential, x: Float[Tensor, "atoms features"]) -> Float[Tensor, " atoms"]:
+    """A network's only output. Its last layer is a sum, which an engine fuses, not a product with a single column."""
+    last = cast(nn.Linear, network[-1])
+    energies: Tensor = (network[:-1](x) * last.weight[0]).sum(-1) + last.bias
+    return energies
+
+
 def separate_parts(network: nn.Sequential, x: Tensor, wanted: tuple[int, ...], of: int = 3) -> list[Tensor]:
     """The same, each part from a product of its own: for outputs on edges, too wide to be copied apart."""
     last = cast(nn.Linear, network[-1])

@@ -7,6 +7,7 @@ writes benchmark.json, latency.png and throughput.png. Run it on a machine that 
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,11 +17,13 @@ from rich.console import Console
 
 from painn_deploy.engines import get_backend
 from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
-from painn_deploy.export.errors import PaiNNDeployError
+from painn_deploy.export.errors import BundleError, PaiNNDeployError
 from painn_deploy.export.manifest import prepare_output, read_bundle, to_json
+from painn_deploy.export.student import Student
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts.benchmarking import (
     BATCHES,
+    EAGER,
     bundle_candidates,
     costs,
     eager_candidates,
@@ -32,11 +35,17 @@ from painn_deploy.scripts.entry import run_command
 from painn_deploy.scripts.exporting import export_engines
 from painn_deploy.scripts.speed_studies import conditions, made_table
 
-__all__ = ["benchmark"]
+__all__ = ["bench_bundles", "benchmark", "read", "report", "time_bundles"]
 
 ENGINES = ("onnxruntime", "inductor")
 PHASES = ("neighbours", "packing", "engine", "results")
 PEAK_BATCH = 64
+COSTS = {
+    "export_seconds": "export s",
+    "load_seconds": "load s",
+    "megabytes": "bundle MB",
+    "peak_megabytes": "MB above a bare process",
+}
 
 
 def benchmark(
@@ -60,27 +69,86 @@ def benchmark(
     made, built = _bundles(
         checkpoint, output / "engines", engine or ENGINES, precision or ("fp32",), device, radial_table, console
     )
-    with ExitStack() as stack:
-        calculators = {name: stack.enter_context(PaiNNCalculator(path, device=device)) for name, path in made.items()}
-        candidates = eager_candidates(student, device, compiled=compiled) | bundle_candidates(calculators)
-        found: dict[str, Any] = {
-            "format": 1,
-            "checkpoint": resolve_checkpoint(checkpoint).name,
-            "checkpoint_sha256": resolve_checkpoint(checkpoint).sha256,
-            "device": device,
-            "conditions": conditions(None),
-            "engines": {name: dict(calculators[name].engine_info) for name in made},
-            "radial_tables": {name: read_bundle(path).manifest.radial_table for name, path in made.items()},
-        }
-        found["latency"] = latency(candidates, sizes(student.species, quick=quick), _teller(console))
-        found["throughput"] = throughput(candidates, BATCHES[:4] if quick else BATCHES, _teller(console))
-    found["costs"] = [row | built[row["candidate"]] for row in costs(made, device, 4 if quick else PEAK_BATCH)]
+    found = time_bundles(made, student, device, compiled=compiled, quick=quick, console=console)
+    source = resolve_checkpoint(checkpoint)
+    found |= {"checkpoint": source.name, "checkpoint_sha256": source.sha256}
+    found["costs"] = [row | built[row["candidate"]] for row in found["costs"]]
     path = output / "benchmark.json"
     path.write_bytes(to_json(found))
     plot(found, output)
     report(found, console)
     console.print(f"wrote {path}, latency.png and throughput.png", soft_wrap=True)
     return path
+
+
+def time_bundles(
+    bundles: Mapping[str, Path],
+    student: Student | None,
+    device: str,
+    *,
+    compiled: bool,
+    quick: bool,
+    console: Console,
+) -> dict[str, Any]:
+    """Time bundles side by side, and beside a student in PyTorch where one is given.
+
+    Args:
+        bundles: by what to call them.
+        student: in float32, the baseline of every ratio; None for none.
+        device: `auto`, `cpu` or `cuda`.
+        compiled: time `torch.compile` of the student too.
+        quick: small molecules and batches alone.
+        console: where progress goes.
+
+    Returns:
+        What benchmark.json holds, but for the checkpoint's name.
+    """
+    with ExitStack() as stack:
+        calculators = {
+            name: stack.enter_context(PaiNNCalculator(path, device=device)) for name, path in bundles.items()
+        }
+        candidates = bundle_candidates(calculators)
+        if student is not None:
+            where = "cuda" if any(c.engine_info["device"].startswith("cuda") for c in calculators.values()) else "cpu"
+            candidates = eager_candidates(student, where, compiled=compiled) | candidates
+        found: dict[str, Any] = {
+            "format": 1,
+            "device": device,
+            "conditions": conditions(None),
+            "engines": {name: dict(calculators[name].engine_info) for name in bundles},
+            "radial_tables": {name: read_bundle(path).manifest.radial_table for name, path in bundles.items()},
+        }
+        species = sorted(set.intersection(*(set(c.manifest.species) for c in calculators.values())))
+        found["latency"] = latency(candidates, sizes(species, quick=quick), _teller(console))
+        found["throughput"] = throughput(candidates, BATCHES[:4] if quick else BATCHES, _teller(console))
+    found["costs"] = costs(bundles, device, 4 if quick else PEAK_BATCH)
+    return found
+
+
+def bench_bundles(
+    bundles: Sequence[Path], reference: str | None, output: Path | None, *, quick: bool, device: str, console: Console
+) -> None:
+    """What `painn-deploy bench` does: time bundles, print tables, and write files where they are wanted.
+
+    Raises:
+        BundleError: one cannot be read, or was not made of the reference.
+    """
+    student = None if reference is None else load_student(reference)
+    made = {}
+    for path in bundles:
+        bundle = read_bundle(path)
+        if reference is not None and bundle.manifest.checkpoint_sha256 != resolve_checkpoint(reference).sha256:
+            raise BundleError(f"{path} was not made of {reference}, so that it is no baseline for it.")
+        made[path.stem if path.stem not in made else str(path)] = path
+    found = time_bundles(made, student, device, compiled=False, quick=quick, console=console)
+    sources = {read_bundle(path).manifest.checkpoint_sha256 for path in bundles}
+    found |= {"checkpoint": reference or "bundles", "checkpoint_sha256": " ".join(sorted(sources))}
+    report(found, console)
+    if output is not None:
+        prepare_output(output)
+        (output / "benchmark.json").write_bytes(to_json(found))
+        plot(found, output)
+        console.print(f"wrote {output / 'benchmark.json'}, latency.png and throughput.png", soft_wrap=True)
 
 
 def _bundles(
@@ -132,7 +200,8 @@ def report(found: dict[str, Any], console: Console) -> None:
             ]
             for structure, atoms in dict.fromkeys((row["structure"], row["atoms"]) for row in found["latency"])
         ]
-        console.print(made_table(f"{title}, ms and times the speed of eager", ["structure (atoms)", *names], rows))
+        unit = "ms and times the speed of eager" if EAGER in names else "ms"
+        console.print(made_table(f"{title}, {unit}", ["structure (atoms)", *names], rows))
         rows = [
             [str(batch), *(_cell(found["throughput"], key, candidate, batch=batch) for candidate in names)]
             for batch in dict.fromkeys(row["batch"] for row in found["throughput"])
@@ -144,26 +213,18 @@ def report(found: dict[str, Any], console: Console) -> None:
         if row["phases"]
     ]
     console.print(made_table("where a whole call's ms go", ["structure", "candidate", *PHASES], phases))
-    rows = [
-        [
-            row["candidate"],
-            *(f"{row[key]:.1f}" for key in ("export_seconds", "load_seconds", "megabytes", "peak_megabytes")),
-        ]
-        for row in found["costs"]
-    ]
-    heads = [
-        "candidate",
-        "export s",
-        "load s",
-        "bundle MB",
-        f"MB above a bare process, {found['costs'][0]['batch']} ethanols",
-    ]
-    console.print(made_table("costs", heads, rows))
+    keys = [key for key in COSTS if key in found["costs"][0]]
+    rows = [[row["candidate"], *(f"{row[key]:.1f}" for key in keys)] for row in found["costs"]]
+    batch = found["costs"][0]["batch"]
+    console.print(
+        made_table(f"costs; memory at a batch of {batch} ethanols", ["candidate", *(COSTS[k] for k in keys)], rows)
+    )
 
 
 def _cell(rows: list[dict[str, Any]], key: str, candidate: str, **wanted: Any) -> str:
     (row,) = (r for r in rows if r["candidate"] == candidate and all(r[k] == v for k, v in wanted.items()))
-    return f"{row[key]['milliseconds']:.3g} ({row[key]['ratio']:.1f}x)"
+    ratio = f" ({row[key]['ratio']:.1f}x)" if "ratio" in row[key] else ""
+    return f"{row[key]['milliseconds']:.3g}{ratio}"
 
 
 def plot(found: dict[str, Any], folder: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -101,6 +101,7 @@ def export(
     """Make engines of a student, each in a bundle NAME-ENGINE-PRECISION.engine."""
     from painn_deploy.calibration.accuracy import Limits
     from painn_deploy.scripts import export_engines
+    from painn_deploy.scripts.export_errors import print_errors
     from painn_deploy.scripts.precision import INT8_LIMITS
     from painn_deploy.scripts.quantities import energy_limit, force_limit
 
@@ -128,53 +129,7 @@ def export(
         )
     for path in paths:
         out.print(f"wrote {escape(str(path))}", soft_wrap=True)
-        _print_errors(path)
-
-
-def _print_errors(path: Path) -> None:
-    import json
-
-    from painn_deploy.export.manifest import VALIDATION, read_bundle
-
-    bundle = read_bundle(path)
-    errors = json.loads(bundle.file(VALIDATION))
-    if "not_executed" in errors:
-        out.print(f"  [yellow]built, not executed[/]: {errors['not_executed']}", soft_wrap=True)
-    else:
-        out.print(f"  against the student in float64: {_errors(errors)}", soft_wrap=True)
-    if (table := bundle.manifest.radial_table) is not None:
-        out.print(
-            f"  radial table of {table['rank']} functions: it changes forces by at most "
-            f"{1e3 * table['max_force_error']:.4f} meV/Å ({table['structures']} structures)",
-            soft_wrap=True,
-        )
-    if "against_fp32" in errors:
-        out.print(f"  against FP32: {_errors(errors['against_fp32'])}", soft_wrap=True)
-    if "simulated" in errors:
-        out.print(f"  at most, by simulated rounding: {_errors(errors['simulated']['against_fp32'])}", soft_wrap=True)
-    if "int8_multiply_adds" in (typed := errors.get("typed", {})):
-        shares = typed["int8_multiply_adds"]
-        out.print(
-            f"  in INT8: {typed['int8_products']} products, {shares['forward']:.0%} of the forward and "
-            f"{shares['backward']:.0%} of the backward multiply-adds; the others in {typed['other_products'].upper()}",
-            soft_wrap=True,
-        )
-    for row in errors.get("chosen_from", []):
-        found = row.get("refused") or f"{row['milliseconds']:.3f} ms a structure"
-        out.print(f"  {row['precision']}: {escape(found)}", soft_wrap=True)
-    if (blur := errors["graph_parity"]["float32_forces"]) > 1e-4:
-        out.print(
-            f"  [yellow]float32 blurs this student[/]: its own forces, in PyTorch, are up to {1e3 * blur:.2f} meV/Å "
-            "from float64, most on symmetric molecules",
-            soft_wrap=True,
-        )
-
-
-def _errors(found: dict[str, Any]) -> str:
-    return (
-        f"energy {1e3 * found['energy_mae']:.4f} meV/atom (MAE), forces {1e3 * found['force_rmse']:.4f} meV/Å (RMSE), "
-        f"{found['structures']} structures"
-    )
+        print_errors(path, out)
 
 
 @app.command()
@@ -345,6 +300,22 @@ def screen(
 
 
 @app.command()
+def bench(
+    bundles: Bundles,
+    reference: Annotated[
+        str | None, typer.Option(help="Their checkpoint: PyTorch eager on it is then the baseline.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for benchmark.json and plots.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small molecules and batches alone.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Time engines side by side: latency by size, throughput by batch, memory."""
+    from painn_deploy.scripts.benchmark_inference import bench_bundles
+
+    bench_bundles(bundles, reference, output, quick=quick, device=device, console=out)
+
+
+@app.command()
 def inspect(bundle: OneBundle) -> None:
     """Say what a bundle is, what it was made of, and its errors; every file is checked."""
     import json
@@ -352,6 +323,7 @@ def inspect(bundle: OneBundle) -> None:
     from ase.data import chemical_symbols
 
     from painn_deploy.export.manifest import VALIDATION, read_bundle
+    from painn_deploy.scripts.export_errors import print_errors
 
     opened = read_bundle(bundle)
     m = opened.manifest
@@ -373,7 +345,7 @@ def inspect(bundle: OneBundle) -> None:
         made.add_row("file", f"{name}, {len(opened.file(name)) / 1e6:.2f} MB, as written at export")
     out.print(made)
     if VALIDATION in m.files:
-        _print_errors(opened.path)
+        print_errors(opened.path, out)
 
 
 @app.command()

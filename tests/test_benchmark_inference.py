@@ -1,0 +1,110 @@
+"""The benchmark runs for real, and what got slower is found."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from painn_deploy.export.errors import BundleError, PaiNNDeployError
+from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.scripts.benchmark_inference import benchmark, read
+from painn_deploy.scripts.benchmarking import EAGER, bundle_candidates, sizes
+from painn_deploy.scripts.cli import app
+from painn_deploy.scripts.compare_benchmarks import compare
+from painn_deploy.scripts.timing import mover, samples
+
+from . import students
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("benchmark")
+    checkpoint = students.write(folder, "distiller", species=[1, 6, 8])
+    return benchmark(
+        str(checkpoint), folder / "out", engine=["onnxruntime"], radial_table=True, compiled=False, quick=True
+    )
+
+
+def test_it_times_every_candidate_on_every_structure_and_batch(found: Path) -> None:
+    values = read(found)
+    candidates = {EAGER, "onnxruntime fp32", "onnxruntime fp32 table"}
+    for rows, key, cases in (("latency", "structure", 4), ("throughput", "batch", 4)):
+        assert {row["candidate"] for row in values[rows]} == candidates
+        assert len({row[key] for row in values[rows]}) == cases
+        for row in values[rows]:
+            for what in ("whole", "engine"):
+                assert 0 < row[what]["quarter"] <= row[what]["milliseconds"] <= row[what]["three_quarters"]
+            if row["candidate"] == EAGER:
+                assert row["whole"]["ratio"] == row["engine"]["ratio"] == 1
+    ours = [row for row in values["latency"] if row["candidate"] != EAGER]
+    for row in ours:
+        assert row["phases"]["engine"] > 0
+        assert row["phases"]["neighbours"] > 0
+    assert values["radial_tables"]["onnxruntime fp32 table"]["max_force_error"] < 2e-5
+    assert {"machine", "versions", "torch_threads", "busy_cores"} <= values["conditions"].keys()
+    for row in values["costs"]:
+        assert min(row["export_seconds"], row["load_seconds"], row["peak_megabytes"], row["megabytes"]) > 0
+    for name in ("latency.png", "throughput.png"):
+        assert (found.parent / name).stat().st_size > 10_000
+
+
+def test_every_call_computes(found: Path) -> None:
+    (bundle,) = (found.parent / "engines" / "plain").iterdir()
+    with PaiNNCalculator(bundle, device="cpu") as calculator:
+        candidate = bundle_candidates({"engine": calculator})["engine"]
+        water = sizes([1, 8], quick=True)["water"]
+        samples({"engine": candidate.whole}, mover([water], np.random.default_rng(0)), calls=3, blocks=2)
+        assert calculator.timings.calculations == 2 * (2 + 3), "a result that is remembered is no time"
+
+
+def test_what_got_slower_by_ratio_is_flagged_and_nothing_else(
+    found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare(found, found)
+    assert "none fell by more than 5%" in capsys.readouterr().out
+    values = read(found)
+    worse, other_machine = copy.deepcopy(values), copy.deepcopy(values)
+    row = next(row for row in worse["latency"] if row["structure"] == "ethanol" and row["candidate"] != EAGER)
+    row["engine"]["ratio"] *= 0.94
+    for each in other_machine["latency"]:  # twice as slow throughout: the ratios are the same
+        each["whole"]["milliseconds"] *= 2
+    for name, content in (("worse", worse), ("other", other_machine)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    compare(found, tmp_path / "other.json")
+    with pytest.raises(typer.Exit) as raised:
+        compare(found, tmp_path / "worse.json")
+    assert raised.value.exit_code == 1
+    told = capsys.readouterr().out
+    assert "ethanol" in told
+    assert "engine" in told
+    assert "-6%" in told
+    compare(found, tmp_path / "worse.json", tolerance=0.1)
+
+
+def test_files_that_are_no_benchmark_or_of_another_student_are_refused(found: Path, tmp_path: Path) -> None:
+    other = read(found) | {"checkpoint_sha256": "0" * 64, "checkpoint": "another"}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    with pytest.raises(PaiNNDeployError, match=r"of distiller, .* of another: two students"):
+        compare(found, tmp_path / "other.json")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(PaiNNDeployError, match="is not what scripts/benchmark_inference.py writes"):
+        compare(found, tmp_path / "list.json")
+    with pytest.raises(PaiNNDeployError, match="Cannot read"):
+        compare(found, tmp_path / "missing.json")
+
+
+def test_bundles_are_timed_beside_the_student_that_they_were_made_of_and_no_other(found: Path, tmp_path: Path) -> None:
+    (bundle,) = (found.parent / "engines" / "plain").iterdir()
+    output = tmp_path / "bench"
+    command = ["bench", str(bundle), "--quick", "-o", str(output), "--device", "cpu"]
+    done = CliRunner().invoke(app, [*command, "--reference", str(found.parent.parent / "distiller.safetensors")])
+    assert done.exit_code == 0, done.output
+    assert "times the speed of eager" in done.output
+    assert {row["candidate"] for row in read(output / "benchmark.json")["latency"]} == {EAGER, bundle.stem}
+    refused = CliRunner().invoke(app, [*command, "--reference", "student:base"])
+    assert isinstance(refused.exception, BundleError)
+    assert "was not made of student:base" in str(refused.exception)
