@@ -28,6 +28,7 @@ from painn_deploy.scripts.benchmarking import (
     costs,
     eager_candidates,
     latency,
+    scaling,
     sizes,
     throughput,
 )
@@ -121,6 +122,7 @@ def time_bundles(
         species = sorted(set.intersection(*(set(c.manifest.species) for c in calculators.values())))
         found["latency"] = latency(candidates, sizes(species, quick=quick), _teller(console))
         found["throughput"] = throughput(candidates, BATCHES[:4] if quick else BATCHES, _teller(console))
+    found["scaling"] = [] if quick else scaling(bundles, device, _teller(console))
     found["costs"] = costs(bundles, device, 4 if quick else PEAK_BATCH)
     return found
 
@@ -222,7 +224,9 @@ def report(found: dict[str, Any], console: Console) -> None:
 
 
 def _cell(rows: list[dict[str, Any]], key: str, candidate: str, **wanted: Any) -> str:
-    (row,) = (r for r in rows if r["candidate"] == candidate and all(r[k] == v for k, v in wanted.items()))
+    row = next((r for r in rows if r["candidate"] == candidate and all(r[k] == v for k, v in wanted.items())), None)
+    if row is None:  # more than its memory allows
+        return "-"
     ratio = f" ({row[key]['ratio']:.1f}x)" if "ratio" in row[key] else ""
     return f"{row[key]['milliseconds']:.3g}{ratio}"
 

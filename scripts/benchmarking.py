@@ -25,7 +25,7 @@ from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.neighbours import graph_inputs
 from painn_deploy.scripts.card_studies import box_of_water
 from painn_deploy.scripts.eager import EagerModel, Edges, edges_of
-from painn_deploy.scripts.timing import mover, samples, through_ase
+from painn_deploy.scripts.timing import BLOCKS, mover, samples, through_ase
 
 __all__ = [
     "BATCHES",
@@ -36,6 +36,7 @@ __all__ = [
     "costs",
     "eager_candidates",
     "latency",
+    "scaling",
     "sizes",
     "throughput",
 ]
@@ -44,7 +45,11 @@ EAGER = "eager"
 COMPILED = "torch.compile"
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 LONGEST = 0.4
-"""s of a block; a candidate that is slow is called less often."""
+"""s of a block; where a candidate is slow, all are called less often."""
+
+FEWER_BLOCKS = 3
+WATERS = (1, 2, 3)
+"""Boxes of 64 waters along each axis of the largest structures: 192 to 5,184 atoms."""
 
 Sampled = list[float]
 Tell = Callable[[str], None]
@@ -122,13 +127,13 @@ def bundle_candidates(calculators: Mapping[str, PaiNNCalculator]) -> dict[str, C
 
 
 def sizes(species: Sequence[int], *, quick: bool) -> dict[str, Atoms]:
-    """Structures by name, from three atoms to five thousand: molecules, a liquid, a crystal."""
+    """Molecules, a liquid and a crystal by name, as large as PyTorch has memory for, which keeps every edge."""
     molecules = {"water": molecule("H2O"), "ethanol": molecule("CH3CH2OH"), "benzene": molecule("C6H6")}
     found = molecules | {"aspirin": aspirin()}
     if not quick:
         liquid = box_of_water()
         found |= {"64 waters": liquid, "diamond, 216 atoms": bulk("C", "diamond", a=3.57, cubic=True).repeat(3)}
-        found |= {"512 waters": liquid * (2, 2, 2), "1,728 waters": liquid * (3, 3, 3)}
+        found |= {"512 waters": liquid * (2, 2, 2)}
     return {name: atoms for name, atoms in found.items() if set(atoms.numbers) <= set(species)}
 
 
@@ -161,6 +166,24 @@ def throughput(
     return rows
 
 
+def scaling(bundles: Mapping[str, Path], device: str, tell: Tell) -> list[dict[str, Any]]:
+    """Whole calls on water from 192 atoms to 5,184, each engine opened alone, so that all memory is its own."""
+    rows = []
+    for name, path in bundles.items():
+        tell(f"{name}, water")
+        with PaiNNCalculator(path, device=device) as calculator:
+            if not {1, 8} <= set(calculator.manifest.species):
+                continue
+            for repeats in WATERS:
+                atoms = box_of_water() * (repeats, repeats, repeats)
+                fresh = mover([atoms], np.random.default_rng(0))
+                (times,) = samples({name: through_ase(calculator)}, fresh, calls=2, blocks=FEWER_BLOCKS).values()
+                spent = statistics.median(times)
+                row = {"candidate": name, "atoms": len(atoms), "milliseconds": spent}
+                rows.append(row | {"microseconds_an_atom": 1e3 * spent / len(atoms)})
+    return rows
+
+
 def _timed(
     candidates: Mapping[str, Candidate], structures: list[Atoms], rng: np.random.Generator
 ) -> tuple[dict[str, Sampled], dict[str, Sampled], dict[str, dict[str, float]]]:
@@ -168,9 +191,10 @@ def _timed(
     fresh = mover(structures, rng)
     slowest = max(_seconds(candidate.whole, fresh()) for candidate in candidates.values())
     calls = int(min(10, max(1, LONGEST / slowest)))
+    blocks = BLOCKS if calls > 1 else FEWER_BLOCKS
     for candidate in candidates.values():
         candidate.phases()
-    whole = samples({name: c.whole for name, c in candidates.items()}, fresh, calls=calls)
+    whole = samples({name: c.whole for name, c in candidates.items()}, fresh, calls=calls, blocks=blocks)
     phases = {name: candidate.phases() for name, candidate in candidates.items()}
     prepared = {name: [c.prepare([a.copy() for a in fresh()]) for _ in range(4)] for name, c in candidates.items()}
     turn = iter(range(sys.maxsize))
@@ -178,7 +202,7 @@ def _timed(
     def engine(name: str) -> Callable[[int], object]:
         return lambda call: candidates[name].engine(prepared[name][call % 4])
 
-    alone = samples({name: engine(name) for name in candidates}, lambda: next(turn), calls=calls)
+    alone = samples({name: engine(name) for name in candidates}, lambda: next(turn), calls=calls, blocks=blocks)
     return whole, alone, phases
 
 

@@ -45,19 +45,20 @@ def samples(
         candidates: by name; each returns when its work is done.
         fresh: makes the input of one call, outside the time that is taken; a new one for every call, since a result
             that is remembered is no time.
-        calls: of a block, after those that warm up.
+        calls: of a block, after those that warm up; where one call is much, none does.
         blocks: of each candidate.
         clock: in seconds; `time.process_time` is what other programs disturb least, of candidates on one thread.
     """
+    warm_up = min(WARM_UP, calls - 1)
     spent: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(blocks):
         for name, candidate in candidates.items():
             time.sleep(PAUSE)
-            for call in range(min(WARM_UP, calls) + calls):
+            for call in range(warm_up + calls):
                 made = fresh()
                 began = clock()
                 candidate(made)
-                if call >= min(WARM_UP, calls):
+                if call >= warm_up:
                     spent[name].append(1e3 * (clock() - began))
     return spent
 

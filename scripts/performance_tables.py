@@ -1,0 +1,140 @@
+"""The tables of docs/performance.md, from what `scripts/benchmark_inference.py` measured.
+
+    python scripts/performance_tables.py bench/benchmark.json ... --document docs/performance.md
+
+Everything between the marks of the document is written anew; the first file's student is judged by the criteria.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from painn_deploy.export.errors import OutputError
+from painn_deploy.scripts.benchmark_inference import COSTS, PHASES, read
+from painn_deploy.scripts.benchmarking import COMPILED, EAGER
+from painn_deploy.scripts.entry import run_command
+
+__all__ = ["criteria", "page"]
+
+BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
+SMALL = 12
+"""Atoms of what counts as a small molecule here."""
+
+
+def page(
+    benchmarks: Annotated[list[Path], typer.Argument(help="Files that benchmark_inference.py wrote.")],
+    document: Annotated[Path, typer.Option(help="Markdown with the marks to write between.")] = Path(
+        "docs/performance.md"
+    ),
+) -> None:
+    """Write the tables into the document.
+
+    Raises:
+        OutputError: the document lacks the marks.
+    """
+    found = [read(path) for path in benchmarks]
+    text = document.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise OutputError(f"{document} has no {BEGIN} and {END} to write between.")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    students = [_student(each) for each in found]
+    tables = "\n\n".join([*students, "## By the seed project's criteria", *criteria(found[0])])
+    document.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}", encoding="utf-8")
+    print(f"wrote {document}")
+
+
+def _student(found: Mapping[str, Any]) -> str:
+    conditions = found["conditions"]
+    versions = ", ".join(f"{name} {version}" for name, version in conditions["versions"].items())
+    names = list(dict.fromkeys(row["candidate"] for row in found["latency"]))
+    parts = [
+        f"## {found['checkpoint']}",
+        f"{conditions['machine']}, torch on {conditions['torch_threads']} threads, engines on "
+        f"{conditions['engine_threads']} ({versions}); others used {conditions['busy_cores']:.1f} cores.",
+    ]
+    for key, title in (("whole", "Whole calls"), ("engine", "Engines alone")):
+        cases = dict.fromkeys((row["structure"], row["atoms"]) for row in found["latency"])
+        rows = [[f"{n}, {a} atoms", *(cell(found["latency"], key, c, structure=n) for c in names)] for n, a in cases]
+        batches = dict.fromkeys(row["batch"] for row in found["throughput"])
+        rows += [[f"{b} ethanols", *(cell(found["throughput"], key, c, batch=b) for c in names)] for b in batches]
+        parts += [f"{title}, ms and times the speed of eager:", table([title.lower(), *names], rows)]
+    rates = [
+        [str(batch), *(_rate(found, candidate, batch) for candidate in names)]
+        for batch in dict.fromkeys(row["batch"] for row in found["throughput"])
+    ]
+    parts += ["Ethanols a second, neighbour search and packing included:", table(["batch", *names], rates)]
+    large = dict.fromkeys(row["atoms"] for row in found["scaling"])
+    scaled = [[f"{atoms:,} atoms", *(_scaled(found, name, atoms) for name in names[2:])] for atoms in large]
+    parts += ["Water, µs an atom of a whole call, each engine alone in memory:", table(["", *names[2:]], scaled)]
+    phases = [
+        [f"{row['structure']}, {row['candidate']}", *(f"{row['phases'][phase]:.3f}" for phase in PHASES)]
+        for row in found["latency"]
+        if row["phases"] and row["structure"] in ("ethanol", "512 waters")
+    ]
+    parts += ["Where the milliseconds of a whole call go:", table(["", *PHASES], phases)]
+    costs = [[row["candidate"], *(f"{row[key]:.1f}" for key in COSTS)] for row in found["costs"]]
+    parts += [f"Costs, memory at {found['costs'][0]['batch']} ethanols:", table(["", *COSTS.values()], costs)]
+    return "\n\n".join(parts)
+
+
+def cell(rows: Sequence[Mapping[str, Any]], key: str, candidate: str, **wanted: Any) -> str:
+    """Milliseconds and ratio of one case."""
+    row = next((r for r in rows if r["candidate"] == candidate and all(r[k] == v for k, v in wanted.items())), None)
+    if row is None:  # more than its memory allows
+        return "-"
+    ratio = f" ({row[key]['ratio']:.1f}x)" if "ratio" in row[key] else ""
+    return f"{row[key]['milliseconds']:.3g}{ratio}"
+
+
+def _rate(found: Mapping[str, Any], candidate: str, batch: int) -> str:
+    (row,) = (r for r in found["throughput"] if r["candidate"] == candidate and r["batch"] == batch)
+    return f"{row['structures_per_second']:,.0f}"
+
+
+def _scaled(found: Mapping[str, Any], candidate: str, atoms: int) -> str:
+    (row,) = (r for r in found["scaling"] if r["candidate"] == candidate and r["atoms"] == atoms)
+    return f"{row['microseconds_an_atom']:.0f}"
+
+
+def criteria(found: Mapping[str, Any]) -> Iterator[str]:
+    """What the seed project asked for, each met or not by our best engine of this run."""
+    ours = [row for row in found["latency"] if row["candidate"] not in (EAGER, COMPILED)]
+    batched = [row for row in found["throughput"] if row["candidate"] not in (EAGER, COMPILED)]
+    (alone,) = (r for r in found["throughput"] if r["candidate"] == EAGER and r["batch"] == 1)
+
+    def least(structure: str) -> float:
+        return min(float(row["whole"]["milliseconds"]) for row in ours if row["structure"] == structure)
+
+    small = max(least(row["structure"]) for row in ours if row["atoms"] < 10)
+    rate = max(row["structures_per_second"] for row in batched)
+    at_16 = max((row["structures_per_second"] for row in batched if row["batch"] == 16), default=0.0)
+    memory = min(row["peak_megabytes"] for row in found["costs"])
+    lines = (
+        ("5 ms a structure (aspirin)", f"{least('aspirin'):.2f} ms", least("aspirin") <= 5),
+        ("2 ms a structure (aspirin)", f"{least('aspirin'):.2f} ms", least("aspirin") <= 2),
+        ("below 1 ms for less than 10 atoms", f"{small:.2f} ms", small < 1),
+        ("500 structures a second", f"{rate:,.0f}", rate >= 500),
+        ("1,000 structures a second", f"{rate:,.0f}", rate >= 1000),
+        ("16 times eager one by one, in batches of 16", f"{at_16 / alone['structures_per_second']:.1f} times",
+         at_16 >= 16 * alone["structures_per_second"]),
+        ("50 MB above a bare process", f"{memory:.0f} MB", memory <= 50),
+    )  # fmt: skip
+    yield f"{found['checkpoint']}, whole calls of its best engine in the run above:"
+    yield table(["criterion", "found", ""], [[what, how, "met" if met else "**not met**"] for what, how, met in lines])
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    """Run from a shell."""
+    run_command(page)
+
+
+if __name__ == "__main__":
+    main()
