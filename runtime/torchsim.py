@@ -14,6 +14,7 @@ from painn_deploy.engines import EngineInfo
 from painn_deploy.export.errors import EngineError, StructureError
 from painn_deploy.runtime.calculator import PaiNNCalculator, cell_volume
 from painn_deploy.runtime.replicas import ReplicaList
+from painn_deploy.runtime.skin import DEFAULT_SKIN
 
 try:
     import torch_sim
@@ -24,9 +25,6 @@ except ModuleNotFoundError as error:
     ) from error
 
 __all__ = ["PaiNNModel"]
-
-DEFAULT_SKIN = 0.5
-"""Å; for a molecule at 300 K a search every few dozen steps."""
 
 
 class PaiNNModel(ModelInterface):

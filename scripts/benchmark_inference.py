@@ -228,7 +228,8 @@ def _cell(rows: list[dict[str, Any]], key: str, candidate: str, **wanted: Any) -
     if row is None:  # more than its memory allows
         return "-"
     ratio = f" ({row[key]['ratio']:.1f}x)" if "ratio" in row[key] else ""
-    return f"{row[key]['milliseconds']:.3g}{ratio}"
+    spent = row[key]["milliseconds"]
+    return f"{spent:,.0f}{ratio}" if spent >= 1000 else f"{spent:.3g}{ratio}"
 
 
 def plot(found: dict[str, Any], folder: Path) -> None:

@@ -99,7 +99,8 @@ def run_demo(output: Path, *, picoseconds: float = 2.0, tell: Tell = lambda *_, 
         parity = _parity(calculator, default_structures(student.species))
         tell("timing the engine against PyTorch eager with autograd")
         eager = TorchCalculator(student)
-        milliseconds = timing.milliseconds({"engine": calculator, "PyTorch eager, autograd": eager}, [aspirin()])
+        candidates = {"engine": calculator, "PyTorch eager, autograd": eager}
+        milliseconds = timing.milliseconds(candidates, [aspirin()], calls=CALLS, blocks=BLOCKS)
         atoms = aspirin()
         atoms.calc = calculator
         plan = Plan(steps=round(1e3 * picoseconds / TIMESTEP), timestep=TIMESTEP, every=10)

@@ -58,7 +58,10 @@ def _student(found: Mapping[str, Any]) -> str:
         cases = dict.fromkeys((row["structure"], row["atoms"]) for row in found["latency"])
         rows = [[f"{n}, {a} atoms", *(cell(found["latency"], key, c, structure=n) for c in names)] for n, a in cases]
         batches = dict.fromkeys(row["batch"] for row in found["throughput"])
-        rows += [[f"{b} ethanols", *(cell(found["throughput"], key, c, batch=b) for c in names)] for b in batches]
+        rows += [
+            [f"{b} ethanol{'s' if b > 1 else ''}", *(cell(found["throughput"], key, c, batch=b) for c in names)]
+            for b in batches
+        ]
         parts += [f"{title}, ms and times the speed of eager:", table([title.lower(), *names], rows)]
     rates = [
         [str(batch), *(_rate(found, candidate, batch) for candidate in names)]
@@ -85,7 +88,8 @@ def cell(rows: Sequence[Mapping[str, Any]], key: str, candidate: str, **wanted: 
     if row is None:  # more than its memory allows
         return "-"
     ratio = f" ({row[key]['ratio']:.1f}x)" if "ratio" in row[key] else ""
-    return f"{row[key]['milliseconds']:.3g}{ratio}"
+    spent = row[key]["milliseconds"]
+    return f"{spent:,.0f}{ratio}" if spent >= 1000 else f"{spent:.3g}{ratio}"
 
 
 def _rate(found: Mapping[str, Any], candidate: str, batch: int) -> str:
