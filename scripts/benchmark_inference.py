@@ -24,6 +24,8 @@ from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts.benchmarking import (
     BATCHES,
     EAGER,
+    SCHNETPACK,
+    Candidate,
     bundle_candidates,
     costs,
     eager_candidates,
@@ -34,6 +36,7 @@ from painn_deploy.scripts.benchmarking import (
 )
 from painn_deploy.scripts.entry import run_command
 from painn_deploy.scripts.exporting import export_engines
+from painn_deploy.scripts.schnetpack_candidate import schnetpack
 from painn_deploy.scripts.speed_studies import conditions, made_table
 
 __all__ = ["bench_bundles", "benchmark", "read", "report", "time_bundles"]
@@ -61,6 +64,10 @@ def benchmark(
     ] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     compiled: Annotated[bool, typer.Option(help="Time torch.compile of the eager student too.")] = True,
+    schnetpack_python: Annotated[
+        str | None,
+        typer.Option("--schnetpack", help="Python of an environment with SchNetPack: times its calculator, too."),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small molecules and batches, to see that it runs.")] = False,
 ) -> Path:
     """Latency by size, throughput by batch, memory, load and build times."""
@@ -70,7 +77,11 @@ def benchmark(
     made, built = _bundles(
         checkpoint, output / "engines", engine or ENGINES, precision or ("fp32",), device, radial_table, console
     )
-    found = time_bundles(made, student, device, compiled=compiled, quick=quick, console=console)
+    with ExitStack() as stack:
+        peers = {}
+        if schnetpack_python is not None:
+            peers[SCHNETPACK] = Candidate(stack.enter_context(schnetpack(schnetpack_python, student)))
+        found = time_bundles(made, student, device, compiled=compiled, quick=quick, console=console, peers=peers)
     source = resolve_checkpoint(checkpoint)
     found |= {"checkpoint": source.name, "checkpoint_sha256": source.sha256}
     found["costs"] = [row | built[row["candidate"]] for row in found["costs"]]
@@ -90,6 +101,7 @@ def time_bundles(
     compiled: bool,
     quick: bool,
     console: Console,
+    peers: Mapping[str, Candidate] | None = None,
 ) -> dict[str, Any]:
     """Time bundles side by side, and beside a student in PyTorch where one is given.
 
@@ -100,6 +112,7 @@ def time_bundles(
         compiled: time `torch.compile` of the student too.
         quick: small molecules and batches alone.
         console: where progress goes.
+        peers: other programs, on the same weights.
 
     Returns:
         What benchmark.json holds, but for the checkpoint's name.
@@ -111,7 +124,7 @@ def time_bundles(
         candidates = bundle_candidates(calculators)
         if student is not None:
             where = "cuda" if any(c.engine_info["device"].startswith("cuda") for c in calculators.values()) else "cpu"
-            candidates = eager_candidates(student, where, compiled=compiled) | candidates
+            candidates = eager_candidates(student, where, compiled=compiled) | dict(peers or {}) | candidates
         found: dict[str, Any] = {
             "format": 1,
             "device": device,
@@ -225,7 +238,7 @@ def report(found: dict[str, Any], console: Console) -> None:
 
 def _cell(rows: list[dict[str, Any]], key: str, candidate: str, **wanted: Any) -> str:
     row = next((r for r in rows if r["candidate"] == candidate and all(r[k] == v for k, v in wanted.items())), None)
-    if row is None:  # more than its memory allows
+    if row is None or row[key] is None:  # nothing that can be had alone
         return "-"
     ratio = f" ({row[key]['ratio']:.1f}x)" if "ratio" in row[key] else ""
     spent = row[key]["milliseconds"]

@@ -31,6 +31,8 @@ __all__ = [
     "BATCHES",
     "COMPILED",
     "EAGER",
+    "PEERS",
+    "SCHNETPACK",
     "Candidate",
     "bundle_candidates",
     "costs",
@@ -43,6 +45,8 @@ __all__ = [
 
 EAGER = "eager"
 COMPILED = "torch.compile"
+SCHNETPACK = "SchNetPack"
+PEERS = (EAGER, COMPILED, SCHNETPACK)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 LONGEST = 0.4
 """s of a block; where a candidate is slow, all are called less often."""
@@ -73,14 +77,14 @@ class Candidate:
 
     Attributes:
         whole: takes structures to results, everything included.
-        prepare: makes of structures what `engine` reads; None where there is no engine to time alone.
-        engine: the model alone.
+        prepare: makes of structures what `engine` reads.
+        engine: the model alone; None where it cannot be had alone.
         phases: ms of a calculation by phase, over the whole calls since it was last asked for.
     """
 
     whole: Callable[[list[Atoms]], object]
-    prepare: Callable[[list[Atoms]], Any]
-    engine: Callable[[Any], object]
+    prepare: Callable[[list[Atoms]], Any] = field(default=lambda structures: structures)
+    engine: Callable[[Any], object] | None = None
     phases: Callable[[], dict[str, float]] = field(default=dict)
 
 
@@ -145,7 +149,10 @@ def latency(candidates: Mapping[str, Candidate], structures: Mapping[str, Atoms]
         whole, alone, phases = _timed(candidates, [atoms], np.random.default_rng(0))
         for candidate in candidates:
             row = {"structure": name, "atoms": len(atoms), "candidate": candidate}
-            row |= {"whole": _described(whole, candidate), "engine": _described(alone, candidate)}
+            row |= {
+                "whole": _described(whole, candidate),
+                "engine": _described(alone, candidate) if candidate in alone else None,
+            }
             rows.append(row | {"phases": phases[candidate]})
     return rows
 
@@ -161,7 +168,10 @@ def throughput(
         whole, alone, _ = _timed(candidates, [atoms] * batch, np.random.default_rng(0))
         for candidate in candidates:
             row = {"structure": str(atoms.symbols), "batch": batch, "candidate": candidate}
-            row |= {"whole": _described(whole, candidate), "engine": _described(alone, candidate)}
+            row |= {
+                "whole": _described(whole, candidate),
+                "engine": _described(alone, candidate) if candidate in alone else None,
+            }
             rows.append(row | {"structures_per_second": 1e3 * batch / statistics.median(whole[candidate])})
     return rows
 
@@ -196,13 +206,15 @@ def _timed(
         candidate.phases()
     whole = samples({name: c.whole for name, c in candidates.items()}, fresh, calls=calls, blocks=blocks)
     phases = {name: candidate.phases() for name, candidate in candidates.items()}
-    prepared = {name: [c.prepare([a.copy() for a in fresh()]) for _ in range(4)] for name, c in candidates.items()}
+    able = {name: candidate for name, candidate in candidates.items() if candidate.engine is not None}
+    prepared = {name: [c.prepare([a.copy() for a in fresh()]) for _ in range(4)] for name, c in able.items()}
     turn = iter(range(sys.maxsize))
 
-    def engine(name: str) -> Callable[[int], object]:
-        return lambda call: candidates[name].engine(prepared[name][call % 4])
+    def engine(name: str, run: Callable[[Any], object]) -> Callable[[int], object]:
+        return lambda call: run(prepared[name][call % 4])
 
-    alone = samples({name: engine(name) for name in candidates}, lambda: next(turn), calls=calls, blocks=blocks)
+    runs = {name: engine(name, c.engine) for name, c in able.items() if c.engine is not None}
+    alone = samples(runs, lambda: next(turn), calls=calls, blocks=blocks)
     return whole, alone, phases
 
 

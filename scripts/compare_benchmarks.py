@@ -67,7 +67,7 @@ def _ratios(found: Mapping[str, Any]) -> Iterator[tuple[Case, float]]:
     for row in (*found["latency"], *found["throughput"]):
         case = f"{row['structure']} x {row['batch']}" if "batch" in row else row["structure"]
         for what in ("whole", "engine"):
-            if row["candidate"] != EAGER:
+            if row["candidate"] != EAGER and row[what] is not None:
                 yield (case, row["candidate"], what), row[what]["ratio"]
 
 

@@ -13,7 +13,7 @@ import typer
 
 from painn_deploy.export.errors import OutputError
 from painn_deploy.scripts.benchmark_inference import COSTS, PHASES, read
-from painn_deploy.scripts.benchmarking import COMPILED, EAGER
+from painn_deploy.scripts.benchmarking import EAGER, PEERS
 from painn_deploy.scripts.entry import run_command
 
 __all__ = ["criteria", "page"]
@@ -68,9 +68,10 @@ def _student(found: Mapping[str, Any]) -> str:
         for batch in dict.fromkeys(row["batch"] for row in found["throughput"])
     ]
     parts += ["Ethanols a second, neighbour search and packing included:", table(["batch", *names], rates)]
+    ours = [name for name in names if name not in PEERS]
     large = dict.fromkeys(row["atoms"] for row in found["scaling"])
-    scaled = [[f"{atoms:,} atoms", *(_scaled(found, name, atoms) for name in names[2:])] for atoms in large]
-    parts += ["Water, µs an atom of a whole call, each engine alone in memory:", table(["", *names[2:]], scaled)]
+    scaled = [[f"{atoms:,} atoms", *(_scaled(found, name, atoms) for name in ours)] for atoms in large]
+    parts += ["Water, µs an atom of a whole call, each engine alone in memory:", table(["", *ours], scaled)]
     phases = [
         [f"{row['structure']}, {row['candidate']}", *(f"{row['phases'][phase]:.3f}" for phase in PHASES)]
         for row in found["latency"]
@@ -85,7 +86,7 @@ def _student(found: Mapping[str, Any]) -> str:
 def cell(rows: Sequence[Mapping[str, Any]], key: str, candidate: str, **wanted: Any) -> str:
     """Milliseconds and ratio of one case."""
     row = next((r for r in rows if r["candidate"] == candidate and all(r[k] == v for k, v in wanted.items())), None)
-    if row is None:  # more than its memory allows
+    if row is None or row[key] is None:  # nothing that can be had alone
         return "-"
     ratio = f" ({row[key]['ratio']:.1f}x)" if "ratio" in row[key] else ""
     spent = row[key]["milliseconds"]
@@ -104,8 +105,8 @@ def _scaled(found: Mapping[str, Any], candidate: str, atoms: int) -> str:
 
 def criteria(found: Mapping[str, Any]) -> Iterator[str]:
     """What the seed project asked for, each met or not by our best engine of this run."""
-    ours = [row for row in found["latency"] if row["candidate"] not in (EAGER, COMPILED)]
-    batched = [row for row in found["throughput"] if row["candidate"] not in (EAGER, COMPILED)]
+    ours = [row for row in found["latency"] if row["candidate"] not in PEERS]
+    batched = [row for row in found["throughput"] if row["candidate"] not in PEERS]
     (alone,) = (r for r in found["throughput"] if r["candidate"] == EAGER and r["batch"] == 1)
 
     def least(structure: str) -> float:

@@ -14,7 +14,11 @@ from ase.build import molecule
 
 from painn_deploy.calibration.reference import reference_results
 from painn_deploy.export import load_student
+from painn_deploy.export.errors import PaiNNDeployError
 from painn_deploy.scripts import convert_schnetpack
+from painn_deploy.scripts.schnetpack_candidate import schnetpack
+
+from . import students
 
 PEER = Path(__file__).with_name("schnetpack_peer.py")
 CONVERTER = Path(convert_schnetpack.__file__)
@@ -133,3 +137,31 @@ print(json.dumps(messages))
     messages = json.loads(done.stdout.splitlines()[-1])
     for change, message in REFUSED.items():
         assert message in messages.get(change, "nothing was refused"), change
+
+
+def test_schnetpack_s_calculator_is_timed_on_the_very_student(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    student = load_student(students.write(tmp_path, "painn"))
+    zoo = students.zoo()
+    structures = [zoo[name] for name in ("water", "ethanol", "triclinic")]
+    with schnetpack(sys.executable, student) as peer:
+        found = peer(structures)
+    wanted = reference_results(student, structures)
+    for got, want in zip(found, wanted, strict=True):
+        assert abs(got["energy"] - want["energy"]) < 1e-4
+        np.testing.assert_allclose(got["forces"], want["forces"], rtol=0, atol=1e-4)
+
+
+def test_a_python_without_schnetpack_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    student = load_student(students.write(tmp_path, "painn"))
+    with schnetpack(sys.executable, student) as peer, pytest.raises(PaiNNDeployError, match="--schnetpack the Python"):
+        peer([students.water()])
+    with (
+        pytest.raises(PaiNNDeployError, match="no architecture 'distiller'"),
+        schnetpack(sys.executable, load_student(students.write(tmp_path, "distiller"))),
+    ):
+        pass
