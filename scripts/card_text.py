@@ -120,6 +120,8 @@ def picture(results: Mapping[str, Any], path: Path) -> None:
     if box := results.get("box"):
         axes[1, 1].plot(box["distances"], box["rdf"])
         axes[1, 1].axhline(1, color="0.7", lw=0.8)
+    else:
+        axes[1, 1].set_visible(False)
     axes[1, 1].set(xlabel="O-O distance, 64 waters at 300 K (Å)", ylabel="radial distribution")
     for ax in axes.flat:
         ax.grid(alpha=0.3)
