@@ -49,7 +49,7 @@ def samples(
         blocks: of each candidate.
         clock: in seconds; `time.process_time` is what other programs disturb least, of candidates on one thread.
     """
-    warm_up = min(WARM_UP, calls - 1)
+    warm_up = WARM_UP if calls > 1 else 0
     spent: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(blocks):
         for name, candidate in candidates.items():
