@@ -1,6 +1,6 @@
 """A student's radial table, as small as its error allows: the error is measured, and it is bounded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,7 +50,13 @@ class Tabled:
         return asdict(self)
 
 
-def find_table(student: Student, structures: Sequence[Atoms], measured_on: str, bound: float = LARGEST_ERROR) -> Tabled:
+def find_table(
+    student: Student,
+    structures: Sequence[Atoms],
+    measured_on: str,
+    bound: float = LARGEST_ERROR,
+    wanted: Sequence[Mapping[str, Any]] | None = None,
+) -> Tabled:
     """The smallest table within the bound: fewest functions first, since each costs every edge a product.
 
     Where the student's forces are far beyond chemistry, nothing is measured.
@@ -60,11 +66,12 @@ def find_table(student: Student, structures: Sequence[Atoms], measured_on: str, 
         structures: to measure errors on.
         measured_on: their name.
         bound: eV/Å, of the largest error of a force component.
+        wanted: `reference_results` of the student on them; computed here if they are not given.
 
     Raises:
         ExportError: no table that we would build is within the bound, or there is no structure to measure on.
     """
-    wanted = reference_results(student, structures)
+    wanted = reference_results(student, structures) if wanted is None else wanted
     kept = within_reach([result["forces"] for result in wanted])
     near, exact = [structures[i] for i in kept], [wanted[i] for i in kept]
     if not near:

@@ -47,10 +47,16 @@ def _directed(directions: Directions, filters: Filters) -> Vectors:
     return directions.mT @ filters
 
 
-def _geometry(displacements: Directions, mask: Distances, epsilon: float = 0.0) -> tuple[Distances, Directions]:
+def lengths(displacements: Directions, mask: Distances, epsilon: float) -> tuple[Distances, Distances, Distances]:
+    """Of each slot d, d + epsilon, and the mask over that; d is 1 in a padded one."""
     squared = torch.where(mask > 0, (displacements * displacements).sum(-1), 1.0)
     distances = squared.sqrt()
-    scale = mask / (distances + epsilon if epsilon else distances)  # a pair kept beyond the cutoff has r, but no say
+    softened = distances + epsilon if epsilon else distances
+    return distances, softened, mask / softened  # a pair kept beyond the cutoff has r, but no say
+
+
+def _geometry(displacements: Directions, mask: Distances, epsilon: float) -> tuple[Distances, Directions]:
+    distances, _, scale = lengths(displacements, mask, epsilon)
     return distances, displacements * scale.unsqueeze(-1)
 
 

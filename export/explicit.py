@@ -27,6 +27,7 @@ from painn_deploy.export.aggregation import (
     Vectors,
     gather,
     gather_vectors,
+    lengths,
 )
 
 __all__ = ["EXPLICIT", "SlopedFilters"]
@@ -71,10 +72,7 @@ class _Geometry(Function):
 
     @staticmethod
     def forward(ctx: Any, displacements: Directions, mask: Distances, epsilon: float) -> tuple[Distances, Directions]:
-        squared = torch.where(mask > 0, (displacements * displacements).sum(-1), 1.0)
-        distances = squared.sqrt()
-        softened = distances + epsilon if epsilon else distances
-        scale = mask / softened
+        distances, softened, scale = lengths(displacements, mask, epsilon)
         ctx.is_soft = epsilon != 0
         ctx.save_for_backward(displacements, distances, softened, scale, mask)
         return distances, displacements * scale.unsqueeze(-1)

@@ -146,13 +146,14 @@ class PaiNN(Student):
         (W·φ + b)·f = [W, b]·[φ, 1]·f with the basis φ and the cutoff times the mask f: the wide filters need neither a
         bias nor a mask of their own.
         """
-        weights = [weight for layer in self._wanted() for weight in layer]
+        wanted = self._wanted()
+        weights = [weight for layer in wanted for weight in layer]
         if self.radial_table is not None:
             functions = self.radial_table.functions([self.configuration.hidden_dim] * len(weights), mask)
         else:
             functions = [self._filtered(weight, mask) for weight in weights]
         found = iter(aggregation.filters(functions, distances))
-        return [[next(found) for _ in layer] for layer in self._wanted()]
+        return [[next(found) for _ in layer] for layer in wanted]
 
     def _filtered(self, weight: Tensor, mask: Tensor) -> FilterFunction:
         return lambda distances: self._radial(distances, mask) @ weight

@@ -29,8 +29,16 @@ from painn_deploy.runtime.neighbours import graph_inputs
 from painn_deploy.scripts import orb_peer
 from painn_deploy.scripts.eager import EagerModel, edges_of
 from painn_deploy.scripts.entry import run_command
-from painn_deploy.scripts.graph_costs import count, energy_only
-from painn_deploy.scripts.speed_studies import Pace, exported, finish, made_table, set_threads
+from painn_deploy.scripts.graph_costs import Operations, count, energy_only
+from painn_deploy.scripts.speed_studies import (
+    Output,
+    Pace,
+    Threads,
+    exported,
+    finish,
+    made_table,
+    set_threads,
+)
 from painn_deploy.scripts.timing import medians, mover, through_ase
 
 __all__ = ["Row", "student_row"]
@@ -41,7 +49,7 @@ MEGA = 1e6
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Operations):
     """One model on one batch of structures; bytes and arithmetic are of energy and forces.
 
     Attributes:
@@ -69,21 +77,6 @@ class Row:
     bytes_written: int
     bytes_least: int
     peak_bytes: int
-
-    @property
-    def intensity(self) -> float:
-        """Operations a byte as written."""
-        return self.operations / self.bytes_written
-
-    @property
-    def intensity_limit(self) -> float:
-        """Operations a byte if nothing but weights, inputs and outputs goes through memory."""
-        return self.operations / self.bytes_least
-
-    @property
-    def operations(self) -> int:
-        """Two for a multiply-add, one for each other result that was counted."""
-        return 2 * self.multiply_adds + (self.elementwise or 0)
 
 
 def student_row(name: str, student: Student, graph: onnx.ModelProto, system: str, structures: Sequence[Atoms]) -> Row:
@@ -154,12 +147,12 @@ def main(
         list[str] | None, typer.Argument(help="Checkpoints; the students that ship otherwise.")
     ] = None,
     structure: Annotated[Path | None, typer.Option(help="To count and time on, in any format that ASE reads.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the CPU; each library's own choice otherwise.")] = None,
+    threads: Threads = None,
     compile_orb: Annotated[
         bool, typer.Option("--compile-orb", help="Let torch compile Orb-v2, which takes minutes.")
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Ethanol alone, few calls.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
+    output: Output = None,
 ) -> None:
     """Count and time students, beside Orb-v2 where orb-models is installed."""
     console = Console()

@@ -8,7 +8,6 @@ autograd says, to the last digits.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -26,8 +25,13 @@ from painn_deploy.export.student import Student
 from painn_deploy.scripts.entry import run_command
 from painn_deploy.scripts.force_methods import AUTOGRAD, EAGER, EXPLICIT, engine_method, prepare, torch_methods
 from painn_deploy.scripts.speed_studies import (
+    Checkpoint,
+    Output,
     Pace,
+    ProcessorTime,
+    Threads,
     chosen_pace,
+    compared,
     exported,
     finish,
     made_table,
@@ -140,15 +144,11 @@ def _row(double: Student, single: Student, methods: dict, name: str, atoms: Atom
 
 
 def main(
-    checkpoint: Annotated[str, typer.Argument(help="A .safetensors or .pt file, or a student that ships.")],
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Of the CPU, for all; each one's own choice otherwise.")
-    ] = None,
-    processor_time: Annotated[
-        bool, typer.Option("--processor-time", help="Take processor time, for a busy machine; with --threads 1.")
-    ] = False,
+    checkpoint: Checkpoint,
+    threads: Threads = None,
+    processor_time: ProcessorTime = False,
     quick: Annotated[bool, typer.Option("--quick", help="Six structures, few calls.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
+    output: Output = None,
 ) -> None:
     """Hold the explicit force head against autograd: errors and times by size; exit status 1 where it is not exact."""
     console = Console()
@@ -163,14 +163,7 @@ def main(
     ]
     console.print(made_table(f"{checkpoint}: largest error of a force against float64 autograd (eV/Å)", columns, cells))
     names = [EAGER, AUTOGRAD, EXPLICIT, ENGINE]
-    cells = [
-        [
-            r.structure,
-            str(r.atoms),
-            *(f"{r.milliseconds[n]:.3f} ({r.milliseconds[EAGER] / r.milliseconds[n]:.1f}x)" for n in names),
-        ]
-        for r in rows
-    ]
+    cells = [[r.structure, str(r.atoms), *compared(r.milliseconds, names, EAGER)] for r in rows]
     console.print(made_table(f"energy and forces, {pace.unit} (ratio to eager)", ["structure", "atoms", *names], cells))
     wrong = [row for row in rows if not row.exact]
     for row in wrong:

@@ -7,7 +7,6 @@ conformers that RDKit makes of SMILES, each moved anew at every call; a batch mi
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -20,9 +19,22 @@ from painn_deploy.export.errors import DatasetError, EngineError
 from painn_deploy.export.student import Student
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts.dataset_molecules import embedded
+from painn_deploy.scripts.dataset_plan import MOLECULES, read_molecules
 from painn_deploy.scripts.eager import EagerModel, edges_of
 from painn_deploy.scripts.entry import run_command
-from painn_deploy.scripts.speed_studies import Pace, chosen_pace, exported, finish, made_table, set_threads
+from painn_deploy.scripts.speed_studies import (
+    Checkpoint,
+    Output,
+    Pace,
+    ProcessorTime,
+    Threads,
+    chosen_pace,
+    compared,
+    exported,
+    finish,
+    made_table,
+    set_threads,
+)
 from painn_deploy.scripts.timing import medians, mover
 
 __all__ = ["druglike", "study"]
@@ -60,8 +72,7 @@ def druglike(count: int, species: Sequence[int]) -> list[Atoms]:
     Raises:
         DatasetError: the student does not know one's elements, or one is not in the list of molecules.
     """
-    lines = (Path(__file__).parent / "molecules.smi").read_text(encoding="utf-8").splitlines()
-    smiles = {parts[1]: parts[0] for line in lines if not line.startswith("#") and len(parts := line.split()) == 2}
+    smiles = read_molecules(MOLECULES)
     found = []
     for name in NAMES[:count]:
         if name not in smiles:
@@ -118,14 +129,12 @@ def study(
 
 
 def main(
-    checkpoint: Annotated[str, typer.Argument(help="A .safetensors or .pt file, or a student that ships.")],
+    checkpoint: Checkpoint,
     engine: Annotated[str, typer.Option(help="onnxruntime or inductor.")] = "onnxruntime",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the CPU; each library's own choice otherwise.")] = None,
-    processor_time: Annotated[
-        bool, typer.Option("--processor-time", help="Take processor time, for a busy machine; with --threads 1.")
-    ] = False,
+    threads: Threads = None,
+    processor_time: ProcessorTime = False,
     quick: Annotated[bool, typer.Option("--quick", help="Batches of 1 and 4, few calls.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
+    output: Output = None,
 ) -> None:
     """Time batches of drug-like molecules from neighbour search to forces."""
     console = Console()
@@ -145,7 +154,7 @@ def main(
         [
             str(row["batch"]),
             str(row["atoms"]),
-            *(f"{row['milliseconds'][name]:.3f} ({row['ratio'][name]:.1f}x)" for name in methods),
+            *compared(row["milliseconds"], methods, ONE_BY_ONE),
         ]
         for row in rows
     ]

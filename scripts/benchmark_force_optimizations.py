@@ -24,8 +24,13 @@ from painn_deploy.export.student import Student
 from painn_deploy.scripts.entry import run_command
 from painn_deploy.scripts.force_methods import AUTOGRAD, EAGER, Method, engine_method, prepare, torch_methods
 from painn_deploy.scripts.speed_studies import (
+    Checkpoint,
+    Output,
     Pace,
+    ProcessorTime,
+    Threads,
     chosen_pace,
+    compared,
     exported,
     finish,
     made_table,
@@ -86,19 +91,15 @@ def study(
 
 
 def main(
-    checkpoint: Annotated[str, typer.Argument(help="A .safetensors or .pt file, or a student that ships.")],
+    checkpoint: Checkpoint,
     structure: Annotated[
         Path | None, typer.Option(help="A molecule, in any format that ASE reads; ethanol otherwise.")
     ] = None,
     engine: Annotated[list[str] | None, typer.Option(help="Engines; onnxruntime and inductor otherwise.")] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Of the CPU, for all; each one's own choice otherwise.")
-    ] = None,
-    processor_time: Annotated[
-        bool, typer.Option("--processor-time", help="Take processor time, for a busy machine; with --threads 1.")
-    ] = False,
+    threads: Threads = None,
+    processor_time: ProcessorTime = False,
     quick: Annotated[bool, typer.Option("--quick", help="Two batches, few calls, onnxruntime alone.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
+    output: Output = None,
 ) -> None:
     """Time energy and forces of batches: eager, explicit adjoints, engines."""
     console = Console()
@@ -123,7 +124,7 @@ def main(
     cells = [
         [
             str(row["batch"]),
-            *(f"{row['milliseconds'][name]:.3f} ({row['ratio'][name]:.1f}x)" for name in methods),
+            *compared(row["milliseconds"], [*methods], EAGER),
         ]
         for row in rows
     ]

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +40,7 @@ from painn_deploy.scripts.exporting import export_engines
 from painn_deploy.scripts.schnetpack_candidate import schnetpack
 from painn_deploy.scripts.speed_studies import conditions, made_table
 
-__all__ = ["bench_bundles", "benchmark", "read", "report", "time_bundles"]
+__all__ = ["bench_bundles", "benchmark", "cell", "read", "report", "time_bundles"]
 
 ENGINES = ("onnxruntime", "inductor")
 PHASES = ("neighbours", "packing", "engine", "results")
@@ -177,24 +178,22 @@ def _bundles(
 ) -> tuple[dict[str, Path], dict[str, dict[str, float]]]:
     """Bundles by what to call them, and the seconds that building each took, measuring it included."""
     made, built = {}, {}
-    for tabled in (False, True) if table else (False,):
-        for engine in engines:
-            for precision in precisions:
-                if precision not in get_backend(engine).precisions:
-                    continue
-                name = f"{engine} {precision}{' table' if tabled else ''}"
-                console.print(f"exporting {name}")
-                began = time.perf_counter()
-                (made[name],) = export_engines(
-                    checkpoint,
-                    folder / ("table" if tabled else "plain"),
-                    engines=(engine,),
-                    precisions=(precision,),
-                    device=device,
-                    radial_table=tabled,
-                    overwrite=True,
-                )
-                built[name] = {"export_seconds": time.perf_counter() - began}
+    for tabled, engine, precision in product((False, True) if table else (False,), engines, precisions):
+        if precision not in get_backend(engine).precisions:
+            continue
+        name = f"{engine} {precision}{' table' if tabled else ''}"
+        console.print(f"exporting {name}")
+        began = time.perf_counter()
+        (made[name],) = export_engines(
+            checkpoint,
+            folder / ("table" if tabled else "plain"),
+            engines=(engine,),
+            precisions=(precision,),
+            device=device,
+            radial_table=tabled,
+            overwrite=True,
+        )
+        built[name] = {"export_seconds": time.perf_counter() - began}
     if not made:
         raise PaiNNDeployError(f"No engine of {', '.join(engines)} has a precision of {', '.join(precisions)}.")
     return made, built
@@ -211,14 +210,14 @@ def report(found: dict[str, Any], console: Console) -> None:
         rows = [
             [
                 f"{structure} ({atoms})",
-                *(_cell(found["latency"], key, candidate, structure=structure) for candidate in names),
+                *(cell(found["latency"], key, candidate, structure=structure) for candidate in names),
             ]
             for structure, atoms in dict.fromkeys((row["structure"], row["atoms"]) for row in found["latency"])
         ]
         unit = "ms and times the speed of eager" if EAGER in names else "ms"
         console.print(made_table(f"{title}, {unit}", ["structure (atoms)", *names], rows))
         rows = [
-            [str(batch), *(_cell(found["throughput"], key, candidate, batch=batch) for candidate in names)]
+            [str(batch), *(cell(found["throughput"], key, candidate, batch=batch) for candidate in names)]
             for batch in dict.fromkeys(row["batch"] for row in found["throughput"])
         ]
         console.print(made_table(f"batches of {found['throughput'][0]['structure']}, {title}", ["batch", *names], rows))
@@ -236,7 +235,8 @@ def report(found: dict[str, Any], console: Console) -> None:
     )
 
 
-def _cell(rows: list[dict[str, Any]], key: str, candidate: str, **wanted: Any) -> str:
+def cell(rows: Sequence[Mapping[str, Any]], key: str, candidate: str, **wanted: Any) -> str:
+    """Milliseconds of one case, and their ratio to eager where it was timed."""
     row = next((r for r in rows if r["candidate"] == candidate and all(r[k] == v for k, v in wanted.items())), None)
     if row is None or row[key] is None:  # nothing that can be had alone
         return "-"

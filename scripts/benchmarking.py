@@ -149,10 +149,7 @@ def latency(candidates: Mapping[str, Candidate], structures: Mapping[str, Atoms]
         whole, alone, phases = _timed(candidates, [atoms], np.random.default_rng(0))
         for candidate in candidates:
             row = {"structure": name, "atoms": len(atoms), "candidate": candidate}
-            row |= {
-                "whole": _described(whole, candidate),
-                "engine": _described(alone, candidate) if candidate in alone else None,
-            }
+            row |= {"whole": _described(whole, candidate), "engine": _described(alone, candidate)}
             rows.append(row | {"phases": phases[candidate]})
     return rows
 
@@ -168,10 +165,7 @@ def throughput(
         whole, alone, _ = _timed(candidates, [atoms] * batch, np.random.default_rng(0))
         for candidate in candidates:
             row = {"structure": str(atoms.symbols), "batch": batch, "candidate": candidate}
-            row |= {
-                "whole": _described(whole, candidate),
-                "engine": _described(alone, candidate) if candidate in alone else None,
-            }
+            row |= {"whole": _described(whole, candidate), "engine": _described(alone, candidate)}
             rows.append(row | {"structures_per_second": 1e3 * batch / statistics.median(whole[candidate])})
     return rows
 
@@ -225,7 +219,10 @@ def _seconds(call: Callable[[Any], object], given: Any) -> float:
     return time.perf_counter() - began
 
 
-def _described(sampled: Mapping[str, Sampled], candidate: str) -> dict[str, float]:
+def _described(sampled: Mapping[str, Sampled], candidate: str) -> dict[str, float] | None:
+    """Median and quartiles, and the ratio to eager; None for what was not timed."""
+    if candidate not in sampled:
+        return None
     times = np.array(sampled[candidate])
     low, median, high = np.percentile(times, [25, 50, 75])
     found = {"milliseconds": float(median), "quarter": float(low), "three_quarters": float(high)}

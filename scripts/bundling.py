@@ -103,11 +103,12 @@ class Bundler:
         self._source, self._limits, self._tell = source, limits, tell
         self._reference = load_student(checkpoint, dtype=torch.float64)
         self._given, self._named = choose_structures(structures, self._reference.species)
+        self._wanted = reference_results(self._reference, self._given)
         self._table: Tabled | None = None
         self._exported = self._reference
         if table_error is not None:
             tell("measuring radial tables")
-            self._table = find_table(self._reference, self._given, self._named, table_error)
+            self._table = find_table(self._reference, self._given, self._named, table_error, self._wanted)
             self._exported = self._reference.with_radial_table(self._table.rank, self._table.intervals)
         self._student = copy.deepcopy(self._exported).float()
         cutoff = self._student.configuration.cutoff
@@ -117,7 +118,6 @@ class Bundler:
         tell("holding the graph against the student in float64")
         with self._open(TypedGraph(self._graph)) as calculator:
             self._parity = check_parity(calculator.run_graph, self._exported)
-        self._wanted = reference_results(self._reference, self._given)
         self._sizes = [(len(g.numbers), g.slots) for g in local_graphs(self._given, cutoff)] if structures else []
         self._options = BuildOptions(tuple(compute_capabilities), plan_profile(self._sizes), device, tf32)
         self._mine = structures is not None

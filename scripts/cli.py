@@ -99,18 +99,10 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace bundles that are there.")] = False,
 ) -> None:
     """Make engines of a student, each in a bundle NAME-ENGINE-PRECISION.engine."""
-    from painn_deploy.calibration.accuracy import Limits
     from painn_deploy.scripts import export_engines
     from painn_deploy.scripts.export_errors import print_errors
-    from painn_deploy.scripts.precision import INT8_LIMITS
-    from painn_deploy.scripts.quantities import energy_limit, force_limit
+    from painn_deploy.scripts.quantities import force_limit, lossy_limits
 
-    limits = None
-    if max_energy_error is not None or max_force_error is not None:
-        limits = Limits(
-            energy_limit(max_energy_error) if max_energy_error else INT8_LIMITS.energy,
-            force_limit(max_force_error) if max_force_error else INT8_LIMITS.forces,
-        )
     with _steps("starting") as progress:
         paths = export_engines(
             checkpoint,
@@ -119,7 +111,7 @@ def export(
             precisions=precision or ("fp32",),
             structures=structures,
             compute_capabilities=compute_capability or (),
-            limits=limits,
+            limits=lossy_limits(max_energy_error, max_force_error),
             device=device,
             tf32=tf32,
             radial_table=radial_table,

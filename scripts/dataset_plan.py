@@ -12,7 +12,10 @@ from painn_deploy.export.errors import DatasetError
 from painn_deploy.scripts.dataset_molecules import hydrogenated
 from painn_deploy.scripts.dataset_structures import Recipe
 
-__all__ = ["MONOMERS", "SPLITS", "TESTED", "Item", "Split", "hashed_split", "plan", "read_molecules"]
+__all__ = ["MOLECULES", "MONOMERS", "SPLITS", "TESTED", "Item", "Split", "hashed_split", "plan", "read_molecules"]
+
+MOLECULES = Path(__file__).with_name("molecules.smi")
+"""The list that the students that ship were made of."""
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

@@ -39,8 +39,32 @@ class Tensors:
         return prod(self.shapes[name]) * self.widths[name]
 
 
+class Operations:
+    """What arithmetic and traffic say of each other, for whatever has counted both."""
+
+    multiply_adds: int
+    elementwise: int | None
+    bytes_written: int
+    bytes_least: int
+
+    @property
+    def operations(self) -> int:
+        """Floating point operations: two for a multiply-add, one for each other result that was counted."""
+        return 2 * self.multiply_adds + (self.elementwise or 0)
+
+    @property
+    def intensity(self) -> float:
+        """Operations a byte, if every operator reads and writes memory."""
+        return self.operations / self.bytes_written
+
+    @property
+    def intensity_limit(self) -> float:
+        """Operations a byte, if nothing but weights, inputs and outputs went through memory."""
+        return self.operations / self.bytes_least
+
+
 @dataclass(frozen=True)
-class Cost:
+class Cost(Operations):
     """Of one evaluation.
 
     Attributes:
@@ -58,21 +82,6 @@ class Cost:
     bytes_least: int
     peak_bytes: int
     weight_bytes: int
-
-    @property
-    def operations(self) -> int:
-        """Floating point operations: two for a multiply-add, one for each other result."""
-        return 2 * self.multiply_adds + self.elementwise
-
-    @property
-    def intensity(self) -> float:
-        """Operations a byte, of the graph as it is written."""
-        return self.operations / self.bytes_written
-
-    @property
-    def intensity_limit(self) -> float:
-        """Operations a byte, if nothing but weights, inputs and outputs went through memory."""
-        return self.operations / self.bytes_least
 
 
 def count(model: onnx.ModelProto, atoms: int, slots: int) -> Cost:

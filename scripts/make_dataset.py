@@ -28,7 +28,7 @@ from ase.data import chemical_symbols
 from rich.console import Console
 
 from painn_deploy.export.errors import DatasetError, PaiNNDeployError
-from painn_deploy.scripts.dataset_plan import SPLITS, Item, plan, read_molecules
+from painn_deploy.scripts.dataset_plan import MOLECULES, SPLITS, Item, plan, read_molecules
 from painn_deploy.scripts.dataset_structures import TEACHER_FAILURES, Sampler
 from painn_deploy.scripts.labels import (
     Label,
@@ -44,7 +44,6 @@ from painn_deploy.scripts.labels import (
 
 __all__ = ["MOLECULES", "SURVEY", "Settings", "main", "make_dataset"]
 
-MOLECULES = Path(__file__).with_name("molecules.smi")
 SURVEY = Path(__file__).with_name("survey.smi")
 
 RECIPE_VERSION = 1  # raise it when the same settings would give other structures

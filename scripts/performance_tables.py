@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from painn_deploy.export.errors import OutputError
-from painn_deploy.scripts.benchmark_inference import COSTS, PHASES, read
+from painn_deploy.scripts.benchmark_inference import COSTS, PHASES, cell, read
 from painn_deploy.scripts.benchmarking import EAGER, PEERS
 from painn_deploy.scripts.entry import run_command
 
@@ -81,16 +81,6 @@ def _student(found: Mapping[str, Any]) -> str:
     costs = [[row["candidate"], *(f"{row[key]:.1f}" for key in COSTS)] for row in found["costs"]]
     parts += [f"Costs, memory at {found['costs'][0]['batch']} ethanols:", table(["", *COSTS.values()], costs)]
     return "\n\n".join(parts)
-
-
-def cell(rows: Sequence[Mapping[str, Any]], key: str, candidate: str, **wanted: Any) -> str:
-    """Milliseconds and ratio of one case."""
-    row = next((r for r in rows if r["candidate"] == candidate and all(r[k] == v for k, v in wanted.items())), None)
-    if row is None or row[key] is None:  # nothing that can be had alone
-        return "-"
-    ratio = f" ({row[key]['ratio']:.1f}x)" if "ratio" in row[key] else ""
-    spent = row[key]["milliseconds"]
-    return f"{spent:,.0f}{ratio}" if spent >= 1000 else f"{spent:.3g}{ratio}"
 
 
 def _rate(found: Mapping[str, Any], candidate: str, batch: int) -> str:

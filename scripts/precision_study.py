@@ -36,6 +36,7 @@ from painn_deploy.export.manifest import prepare_output, to_json
 from painn_deploy.export.onnx_graph import export_onnx
 from painn_deploy.runtime.neighbours import graph_inputs
 from painn_deploy.scripts.dataset_molecules import embedded
+from painn_deploy.scripts.dataset_plan import MOLECULES, read_molecules
 from painn_deploy.scripts.entry import run_command
 
 SIGMA = 0.1
@@ -66,11 +67,7 @@ def unseen_molecules(count: int, species: Sequence[int], seen: Sequence[Atoms]) 
     known = {atoms.get_chemical_formula() for atoms in seen}
     rng = np.random.default_rng(2026)
     found: list[Atoms] = []
-    lines = (Path(__file__).parent / "molecules.smi").read_text(encoding="utf-8").splitlines()
-    for line in lines:
-        if not line.strip() or line.startswith("#"):
-            continue
-        smiles, name = line.split(maxsplit=1)
+    for name, smiles in read_molecules(MOLECULES).items():
         for atoms in embedded(smiles, 1, seed=1).conformers:
             if set(atoms.numbers.tolist()) <= set(species) and atoms.get_chemical_formula() not in known:
                 atoms.positions += rng.normal(0, SIGMA, atoms.positions.shape)

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 import typer
 from ase.units import GPa
 
-__all__ = ["energy_limit", "force_limit", "stress_limit"]
+from painn_deploy.calibration.accuracy import Limits
+from painn_deploy.scripts.precision import INT8_LIMITS
+
+__all__ = ["energy_limit", "force_limit", "lossy_limits", "stress_limit"]
 
 _ENERGY = {"": 1.0, "ev": 1.0, "mev": 1e-3, "ev/atom": 1.0, "mev/atom": 1e-3}
 _FORCE = {"": 1.0, "ev/a": 1.0, "mev/a": 1e-3, "ev/å": 1.0, "mev/å": 1e-3, "ev/angstrom": 1.0, "mev/angstrom": 1e-3}
@@ -34,6 +37,15 @@ def force_limit(text: str) -> float:
 def stress_limit(text: str) -> float:
     """eV/Å³; the unit must be given."""
     return _parse(text, _STRESS, "0.1GPa")
+
+
+def lossy_limits(energy: str | None, forces: str | None) -> Limits | None:
+    """What lower precisions may cost: what INT8 may by default where one is not given, None where neither is."""
+    if energy is None and forces is None:
+        return None
+    return Limits(
+        energy_limit(energy) if energy else INT8_LIMITS.energy, force_limit(forces) if forces else INT8_LIMITS.forces
+    )
 
 
 def _parse(text: str, units: Mapping[str, float], example: str) -> float:

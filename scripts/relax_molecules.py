@@ -17,6 +17,7 @@ from ase.io.extxyz import write_xyz
 from painn_deploy.export.errors import DatasetError
 from painn_deploy.runtime.torchsim import PaiNNModel
 from painn_deploy.scripts.dataset_molecules import embedded
+from painn_deploy.scripts.dataset_plan import MOLECULES, read_molecules
 from painn_deploy.scripts.entry import run_command
 
 __all__ = ["relax_molecules"]
@@ -52,15 +53,15 @@ def molecules(count: int, seed: int = 0) -> list[Atoms]:
     """Different molecules of molecules.smi, shaken."""
     rng = np.random.default_rng(seed)
     found: list[Atoms] = []
-    for line in (Path(__file__).parent / "molecules.smi").read_text(encoding="utf-8").splitlines():
-        if line.startswith("#") or not line.strip() or len(found) == count:
-            continue
+    for name, smiles in read_molecules(MOLECULES).items():
+        if len(found) == count:
+            break
         try:
-            atoms = embedded(line.split()[0], 1, seed).conformers[0]
+            atoms = embedded(smiles, 1, seed).conformers[0]
         except DatasetError:
             continue
         atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
-        atoms.info["name"] = " ".join(line.split()[1:]) or line.split()[0]
+        atoms.info["name"] = name
         found.append(atoms)
     if len(found) < count:
         raise DatasetError(f"molecules.smi holds {len(found)} molecules that RDKit can build, not {count}.")

@@ -3,12 +3,12 @@
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -23,7 +23,21 @@ from painn_deploy.scripts.demo import machine
 from painn_deploy.scripts.exporting import export_engines
 from painn_deploy.scripts.studies import write_result
 
-__all__ = ["Pace", "chosen_pace", "conditions", "exported", "finish", "made_table", "open_session", "set_threads"]
+__all__ = [
+    "Checkpoint",
+    "Output",
+    "Pace",
+    "ProcessorTime",
+    "Threads",
+    "chosen_pace",
+    "compared",
+    "conditions",
+    "exported",
+    "finish",
+    "made_table",
+    "open_session",
+    "set_threads",
+]
 
 BUSY = 0.1
 """Cores used by others, from which on times are not to be trusted."""
@@ -113,6 +127,20 @@ def open_session(bundle: Path, threads: int | None) -> Session:
     """The bare engine on the CPU; the caller closes it."""
     opened = read_bundle(bundle)
     return get_backend(opened.manifest.engine).open(opened, "cpu", threads)
+
+
+Checkpoint = Annotated[str, typer.Argument(help="A .safetensors or .pt file, or a student that ships.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Of the CPU; each library's own choice otherwise.")]
+ProcessorTime = Annotated[
+    bool, typer.Option("--processor-time", help="Take processor time, for a busy machine; with --threads 1.")
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")]
+"""Options that mean the same to every study."""
+
+
+def compared(milliseconds: Mapping[str, float], names: Sequence[str], baseline: str) -> list[str]:
+    """Cells of a table: times, and how many times faster than the baseline."""
+    return [f"{milliseconds[name]:.3f} ({milliseconds[baseline] / milliseconds[name]:.1f}x)" for name in names]
 
 
 def made_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
