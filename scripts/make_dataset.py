@@ -123,7 +123,9 @@ def claim_folder(output: Path, claim: dict[str, Any], items: list[Item]) -> None
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DatasetError(f"{output} is there and is no folder of a training set: take another --output")
     (output / "parts").mkdir(parents=True)
-    write_json(output / "split.json", {"sha256": claim["split"], "split": {item.name: item.split for item in items}})
+    survey = {item.name: item.smiles[0] for item in items if item.recipe == "survey"}
+    split = {"sha256": claim["split"], "split": {item.name: item.split for item in items}, "survey": survey}
+    write_json(output / "split.json", split)
     write_json(path, claim)
 
 
@@ -141,7 +143,8 @@ def reusable(earlier: Path, claim: dict[str, Any], molecules: dict[str, str], it
     """
     try:
         before = json.loads((earlier / "settings.json").read_text(encoding="utf-8"))
-        split = json.loads((earlier / "split.json").read_text(encoding="utf-8"))["split"]
+        plan_before = json.loads((earlier / "split.json").read_text(encoding="utf-8"))
+        split, surveyed = plan_before["split"], plan_before["survey"]
     except (OSError, ValueError, KeyError) as error:
         raise DatasetError(f"{earlier} holds no training set to reuse ({error}): leave out --reuse") from error
     decisive = ("teacher", "frames", "seed", "max_force", "recipe", "packages")
@@ -154,12 +157,12 @@ def reusable(earlier: Path, claim: dict[str, Any], molecules: dict[str, str], it
             f"{earlier} was made with different settings ({', '.join(changed)}), so its labels are others: "
             "leave out --reuse, or repeat its settings and keep its molecules in the list"
         )
-    same_survey = all(before.get(key) == claim[key] for key in ("survey", "survey_frames"))
-    return [
-        item
-        for item in items
-        if item.name in split and part_path(earlier, item).exists() and (item.recipe != "survey" or same_survey)
-    ]
+    same_frames = before["survey_frames"] == claim["survey_frames"]
+
+    def unchanged(item: Item) -> bool:
+        return item.recipe != "survey" or (same_frames and surveyed.get(item.name) == item.smiles[0])
+
+    return [item for item in items if item.name in split and part_path(earlier, item).exists() and unchanged(item)]
 
 
 def take_over(earlier: Path, output: Path, items: list[Item]) -> None:
