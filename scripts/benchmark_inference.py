@@ -37,14 +37,16 @@ from painn_deploy.scripts.benchmarking import (
 )
 from painn_deploy.scripts.entry import run_command
 from painn_deploy.scripts.exporting import export_engines
+from painn_deploy.scripts.roofline import rooflines
 from painn_deploy.scripts.schnetpack_candidate import schnetpack
 from painn_deploy.scripts.speed_studies import conditions, made_table
 
-__all__ = ["bench_bundles", "benchmark", "cell", "read", "report", "time_bundles"]
+__all__ = ["bench_bundles", "benchmark", "cell", "plot", "read", "report", "roof_rows", "time_bundles"]
 
 ENGINES = ("onnxruntime", "inductor")
 PHASES = ("neighbours", "packing", "engine", "results")
 PEAK_BATCH = 64
+ROOF = ("million multiply-adds", "MB at least", "ms at least", "ms", "share")
 COSTS = {
     "export_seconds": "export s",
     "load_seconds": "load s",
@@ -123,8 +125,8 @@ def time_bundles(
             name: stack.enter_context(PaiNNCalculator(path, device=device)) for name, path in bundles.items()
         }
         candidates = bundle_candidates(calculators)
+        where = "cuda" if any(c.engine_info["device"].startswith("cuda") for c in calculators.values()) else "cpu"
         if student is not None:
-            where = "cuda" if any(c.engine_info["device"].startswith("cuda") for c in calculators.values()) else "cpu"
             candidates = eager_candidates(student, where, compiled=compiled) | dict(peers or {}) | candidates
         found: dict[str, Any] = {
             "format": 1,
@@ -134,10 +136,13 @@ def time_bundles(
             "radial_tables": {name: read_bundle(path).manifest.radial_table for name, path in bundles.items()},
         }
         species = sorted(set.intersection(*(set(c.manifest.species) for c in calculators.values())))
-        found["latency"] = latency(candidates, sizes(species, quick=quick), _teller(console))
-        found["throughput"] = throughput(candidates, BATCHES[:4] if quick else BATCHES, _teller(console))
+        structures = sizes(species, quick=quick)
+        one = structures.get("ethanol") or next(iter(structures.values()))
+        found["latency"] = latency(candidates, structures, _teller(console))
+        found["throughput"] = throughput(candidates, BATCHES[:4] if quick else BATCHES, _teller(console), one)
     found["scaling"] = [] if quick else scaling(bundles, device, _teller(console))
-    found["costs"] = costs(bundles, device, 4 if quick else PEAK_BATCH)
+    found["costs"] = costs(bundles, device, one, 4 if quick else PEAK_BATCH)
+    found["peaks"], found["roofline"] = rooflines(bundles, found["throughput"], one, where)
     return found
 
 
@@ -231,8 +236,24 @@ def report(found: dict[str, Any], console: Console) -> None:
     rows = [[row["candidate"], *(f"{row[key]:.1f}" for key in keys)] for row in found["costs"]]
     batch = found["costs"][0]["batch"]
     console.print(
-        made_table(f"costs; memory at a batch of {batch} ethanols", ["candidate", *(COSTS[k] for k in keys)], rows)
+        made_table(f"costs; memory at a batch of {batch} molecules", ["candidate", *(COSTS[k] for k in keys)], rows)
     )
+    console.print(made_table("the engine and the least time of its work", ["", *ROOF], roof_rows(found)))
+
+
+def roof_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """What the roofline says of each engine, one batch after the other."""
+    return [
+        [
+            f"{row['batch']:,}, {row['candidate']}",
+            f"{row['multiply_adds'] / 1e6:,.0f}",
+            f"{row['bytes_least'] / 1e6:,.1f}",
+            f"{row['least_milliseconds']:.3g} ({row['bound']})",
+            f"{row['milliseconds']:.3g}",
+            f"{row['share']:.0%}",
+        ]
+        for row in sorted(found["roofline"], key=lambda row: row["batch"])
+    ]
 
 
 def cell(rows: Sequence[Mapping[str, Any]], key: str, candidate: str, **wanted: Any) -> str:

@@ -4,6 +4,7 @@ Whole calls are what a user waits for, from `Atoms` to energy and forces; an eng
 to arrays. Both are medians with the middle half of the calls beside them. Nothing is measured that a cache remembers.
 """
 
+import json
 import statistics
 import subprocess
 import sys
@@ -19,7 +20,10 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from painn_deploy.calibration.structures import aspirin
+from painn_deploy.engines.profiles import Profile
 from painn_deploy.export.errors import PaiNNDeployError
+from painn_deploy.export.fields import GraphInputs
+from painn_deploy.export.manifest import Manifest
 from painn_deploy.export.student import Student
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.neighbours import graph_inputs
@@ -38,6 +42,7 @@ __all__ = [
     "costs",
     "eager_candidates",
     "latency",
+    "packer",
     "scaling",
     "sizes",
     "throughput",
@@ -52,21 +57,21 @@ LONGEST = 0.4
 """s of a block; where a candidate is slow, all are called less often."""
 
 FEWER_BLOCKS = 3
-WATERS = (1, 2, 3)
-"""Boxes of 64 waters along each axis of the largest structures: 192 to 5,184 atoms."""
+WATERS = ((1, 1, 1), (2, 2, 2), (3, 3, 3), (3, 3, 6))
+"""Boxes of 64 waters along each axis of the largest structures: 192 to 10,368 atoms."""
 
 Sampled = list[float]
 Tell = Callable[[str], None]
 
 PEAK = """
-import sys
-from ase.build import molecule
+import json, sys
+from ase import Atoms
 from painn_deploy.runtime import PaiNNCalculator
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 before = peak()
 with PaiNNCalculator(sys.argv[1], device=sys.argv[2]) as calculator:
-    calculator.calculate_batch([molecule("CH3CH2OH")] * int(sys.argv[3]))
+    calculator.calculate_batch([Atoms(*json.loads(sys.argv[4]))] * int(sys.argv[3]))
 print(peak() - before)
 """
 
@@ -80,12 +85,14 @@ class Candidate:
         prepare: makes of structures what `engine` reads.
         engine: the model alone; None where it cannot be had alone.
         phases: ms of a calculation by phase, over the whole calls since it was last asked for.
+        fits: whether structures side by side are within what the engine was built for; a calculator takes them apart.
     """
 
     whole: Callable[[list[Atoms]], object]
     prepare: Callable[[list[Atoms]], Any] = field(default=lambda structures: structures)
     engine: Callable[[Any], object] | None = None
     phases: Callable[[], dict[str, float]] = field(default=dict)
+    fits: Callable[[list[Atoms]], bool] = field(default=lambda structures: True)  # noqa: ARG005  of any size
 
 
 def eager_candidates(student: Student, device: str, *, compiled: bool) -> dict[str, Candidate]:
@@ -124,10 +131,24 @@ def bundle_candidates(calculators: Mapping[str, PaiNNCalculator]) -> dict[str, C
             calculator.timings.reset()
             return found
 
-        cutoff = calculator.manifest.cutoff
-        return Candidate(whole, lambda structures: graph_inputs(structures, cutoff), calculator.run_graph, phases)
+        prepare, fits = packer(calculator.manifest)
+        return Candidate(whole, prepare, calculator.run_graph, phases, fits)
 
     return {name: candidate(calculator) for name, calculator in calculators.items()}
+
+
+def packer(manifest: Manifest) -> tuple[Callable[[list[Atoms]], GraphInputs], Callable[[list[Atoms]], bool]]:
+    """What packs structures side by side for a bundle's engine, and what says whether it was built for so many."""
+    profiles = [Profile.from_mapping(profile) for profile in manifest.profiles]
+
+    def prepare(structures: list[Atoms]) -> GraphInputs:
+        return graph_inputs(structures, manifest.cutoff)
+
+    def fits(structures: list[Atoms]) -> bool:
+        atoms, slots = prepare(structures).mask.shape
+        return not profiles or any(atoms <= p.atoms[2] and slots <= p.slots[2] for p in profiles)
+
+    return prepare, fits
 
 
 def sizes(species: Sequence[int], *, quick: bool) -> dict[str, Atoms]:
@@ -155,11 +176,10 @@ def latency(candidates: Mapping[str, Candidate], structures: Mapping[str, Atoms]
 
 
 def throughput(
-    candidates: Mapping[str, Candidate], batches: Sequence[int], tell: Tell, one: Atoms | None = None
+    candidates: Mapping[str, Candidate], batches: Sequence[int], tell: Tell, atoms: Atoms
 ) -> list[dict[str, Any]]:
-    """Copies of a molecule at once, ethanol if none is given, each with positions of its own."""
+    """Copies of a molecule at once, each with positions of its own."""
     rows: list[dict[str, Any]] = []
-    atoms = molecule("CH3CH2OH") if one is None else one
     for batch in batches:
         tell(f"{batch} x {atoms.symbols}")
         whole, alone, _ = _timed(candidates, [atoms] * batch, np.random.default_rng(0))
@@ -171,15 +191,19 @@ def throughput(
 
 
 def scaling(bundles: Mapping[str, Path], device: str, tell: Tell) -> list[dict[str, Any]]:
-    """Whole calls on water from 192 atoms to 5,184, each engine opened alone, so that all memory is its own."""
+    """Whole calls on water from 192 atoms to 10,368, each engine opened alone, so that all memory is its own."""
     rows = []
     for name, path in bundles.items():
         tell(f"{name}, water")
         with PaiNNCalculator(path, device=device) as calculator:
             if not {1, 8} <= set(calculator.manifest.species):
                 continue
+            _, fits = packer(calculator.manifest)
             for repeats in WATERS:
-                atoms = box_of_water() * (repeats, repeats, repeats)
+                atoms = box_of_water() * repeats
+                if not fits([atoms]):
+                    tell(f"{name} was not built for {len(atoms):,} atoms")
+                    break
                 fresh = mover([atoms], np.random.default_rng(0))
                 (times,) = samples({name: through_ase(calculator)}, fresh, calls=2, blocks=FEWER_BLOCKS).values()
                 spent = statistics.median(times)
@@ -200,7 +224,7 @@ def _timed(
         candidate.phases()
     whole = samples({name: c.whole for name, c in candidates.items()}, fresh, calls=calls, blocks=blocks)
     phases = {name: candidate.phases() for name, candidate in candidates.items()}
-    able = {name: candidate for name, candidate in candidates.items() if candidate.engine is not None}
+    able = {name: c for name, c in candidates.items() if c.engine is not None and c.fits(structures)}
     prepared = {name: [c.prepare([a.copy() for a in fresh()]) for _ in range(4)] for name, c in able.items()}
     turn = iter(range(sys.maxsize))
 
@@ -231,8 +255,8 @@ def _described(sampled: Mapping[str, Sampled], candidate: str) -> dict[str, floa
     return found
 
 
-def costs(bundles: Mapping[str, Path], device: str, batch: int) -> list[dict[str, Any]]:
-    """Seconds to load each bundle, its size, and MB of memory above a bare process at a batch of ethanols.
+def costs(bundles: Mapping[str, Path], device: str, atoms: Atoms, batch: int) -> list[dict[str, Any]]:
+    """Seconds to load each bundle, its size, and MB of memory above a bare process at a batch of a molecule.
 
     Raises:
         PaiNNDeployError: a bundle does not run in a process of its own.
@@ -242,7 +266,8 @@ def costs(bundles: Mapping[str, Path], device: str, batch: int) -> list[dict[str
         began = time.perf_counter()
         PaiNNCalculator(path, device=device).close()
         load = time.perf_counter() - began
-        command = [sys.executable, "-c", PEAK, str(path), device, str(batch)]
+        molecule = json.dumps([atoms.numbers.tolist(), atoms.positions.tolist()])
+        command = [sys.executable, "-c", PEAK, str(path), device, str(batch), molecule]
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - this very Python
         if done.returncode:
             raise PaiNNDeployError(f"{path} does not run in a process of its own: {done.stderr.strip()[-300:]}")

@@ -5,16 +5,17 @@
 Every engine that can run on the machine is built of the student that ships, in every precision that it has. Its forces
 are held against the student in float64 on molecules, complexes and boxes; CUDA graphs against plain launches to the
 bit; positions alone against whole graphs; two lanes against one; 10,000 calls and eight threads run without growth;
-`close` gives the memory back. Then it is timed beside PyTorch eager with autograd and torch.compile on the same GPU,
-with new positions at every call. What fails is listed, and the exit status is 1; what cannot run here says why.
+`close` gives the memory back. Then all are timed in one run beside PyTorch eager with autograd and torch.compile on the
+same GPU, with new positions at every call, with and without CUDA graphs, under the roofline of the GPU. What fails is
+listed, and the exit status is 1; what cannot run here says why. A folder of the GPU's name keeps checks.json,
+benchmark.json and the plots.
 """
 
 import json
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,16 +31,17 @@ from painn_deploy.calibration.accuracy import Limits, compare
 from painn_deploy.calibration.reference import reference_results
 from painn_deploy.calibration.structures import default_structures, trusted_species
 from painn_deploy.engines import BACKENDS, get_backend
-from painn_deploy.engines.backend import ResidentGraph
 from painn_deploy.engines.cuda import call, gpus, runtime
 from painn_deploy.engines.tensorrt_session import TensorRTSession
-from painn_deploy.export.checkpoint import load_student
-from painn_deploy.export.errors import EngineUnavailableError, PaiNNDeployError
+from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
+from painn_deploy.export.errors import EngineError, EngineUnavailableError, PaiNNDeployError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
-from painn_deploy.export.force_head import autograd_forces, tensors
 from painn_deploy.export.manifest import prepare_output, read_bundle, to_json
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.neighbours import SlotLayout, find_pairs, graph_inputs
+from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.skin import VerletList
+from painn_deploy.scripts.benchmark_inference import plot, report, time_bundles
+from painn_deploy.scripts.benchmarking import Candidate, packer
 from painn_deploy.scripts.entry import run_command
 from painn_deploy.scripts.exporting import export_engines
 
@@ -47,8 +49,7 @@ LIMITS = {"fp32": Limits(0.1e-3, 1e-3), "fp16": Limits(0.3e-3, 1.5e-3), "int8": 
 CALLS = 10_000
 GROWTH = 16 * 2**20
 """Bytes of device memory that 10,000 calls may add: a runtime's caches fill, a leak does not stop."""
-SIZES = {"water": ("H2O", 1), "ethanol": ("CH3CH2OH", 1), "benzene": ("C6H6", 1)}
-BATCHES = {"64 ethanols": ("CH3CH2OH", 64), "1024 ethanols": ("CH3CH2OH", 1024)}
+PLAIN = ", no CUDA graphs"
 
 
 @dataclass
@@ -85,19 +86,6 @@ def perturbed(atoms: Atoms, count: int, rng: np.random.Generator, cutoff: float)
     return graph_inputs(copies, cutoff)
 
 
-def milliseconds(run: Callable[[GraphInputs], Any], batches: Sequence[GraphInputs], calls: int) -> float:
-    """Median ms of one call, over different inputs."""
-    for inputs in batches[:5]:
-        run(inputs)
-    times = []
-    for number in range(calls):
-        inputs = batches[number % len(batches)]
-        began = time.perf_counter()
-        run(inputs)
-        times.append(time.perf_counter() - began)
-    return 1e3 * float(np.median(times))
-
-
 def same_bits(one: GraphOutputs, other: GraphOutputs) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -122,7 +110,10 @@ def check_session(findings: Findings, bundle: Path, atoms: Atoms, cutoff: float)
             worst = float(np.abs(got[1].cpu().numpy() - plain[0].forces).max())
             findings.check("torch tensors in and out", worst < 1e-5, f"{worst:.1e} eV/Å")
         worst = 0.0
-        session.follow(resident(atoms, cutoff))
+        follows = VerletList(cutoff, 1.0).resident(atoms, None)
+        if follows is None:
+            raise EngineError("A molecule with a skin of 1 Å stays on no device.")
+        session.follow(follows)
         for _ in range(5):
             atoms.positions += rng.normal(0, 0.02, atoms.positions.shape)
             with open_session(backend, opened) as other:
@@ -135,18 +126,6 @@ def open_session(backend: Any, opened: Any) -> TensorRTSession:
     """A session of TensorRT's own, with all that it can do beside running."""
     session: TensorRTSession = backend.open(opened)
     return session
-
-
-def resident(atoms: Atoms, cutoff: float, skin: float = 1.0) -> ResidentGraph:
-    """A molecule's neighbours within cutoff and skin."""
-    pairs, _ = find_pairs(atoms, cutoff + skin)
-    layout = SlotLayout.of(pairs.first, pairs.second, len(atoms))
-    stored = np.zeros(layout.atoms * layout.slots, np.uint8)
-    stored[layout.forward] = stored[layout.backward] = 1
-    shape = (layout.atoms, layout.slots)
-    shifts = np.zeros((*shape, 3))
-    numbers = atoms.numbers.astype(np.int32)
-    return ResidentGraph(numbers, layout.neighbours, layout.reverse, shifts, stored.reshape(shape), cutoff)
 
 
 def check_endurance(findings: Findings, bundle: Path, atoms: Atoms, cutoff: float, calls: int) -> None:
@@ -185,31 +164,35 @@ def check_endurance(findings: Findings, bundle: Path, atoms: Atoms, cutoff: floa
     findings.check("eight threads, a session each", not wrong, wrong[0] if wrong else None)
 
 
-def check_speed(findings: Findings, bundle: Path, cutoff: float) -> None:
-    """Times of the engine alone, host arrays to host arrays."""
-    rng = np.random.default_rng(3)
-    with PaiNNCalculator(bundle) as calculator:
-        for name, (formula, count) in (SIZES | BATCHES).items():
-            batches = [perturbed(molecule(formula), count, rng, cutoff) for _ in range(8)]
-            spent = milliseconds(calculator.run_graph, batches, 200 if count == 1 else 20)
-            findings.figures[name] = {"milliseconds": spent, "structures_per_second": 1e3 * count / spent}
+def plain_launches(bundles: Mapping[str, Path], stack: ExitStack) -> dict[str, Candidate]:
+    """TensorRT's sessions, as they are without CUDA graphs: candidates for the benchmark."""
+    found = {}
+    for name, path in bundles.items():
+        opened = read_bundle(path)
+        if not opened.manifest.engine.startswith("tensorrt"):
+            continue
+        session = stack.enter_context(open_session(get_backend(opened.manifest.engine), opened))
+        session.graphs = False
+        prepare, fits = packer(opened.manifest)
+        found[name + PLAIN] = Candidate(_after(prepare, session.run), prepare, session.run, fits=fits)
+    return found
 
 
-def eager_times(checkpoint: str, cutoff: float, *, compiled: bool) -> dict[str, float]:
-    """PyTorch with autograd on the same GPU: what every engine is a ratio to."""
-    student, rng = load_student(checkpoint).cuda(), np.random.default_rng(3)
-    function: Any = torch.compile(autograd_forces, dynamic=True) if compiled else autograd_forces
+def _after(prepare: Callable[[list[Atoms]], GraphInputs], run: Callable[[GraphInputs], object]) -> Any:
+    return lambda structures: run(prepare(structures))
 
-    def run(inputs: GraphInputs) -> Any:
-        graph = tensors(inputs, torch.float32)
-        moved = type(graph)(*(tensor.cuda() for tensor in graph))
-        return [tensor.cpu() for tensor in function(student, moved)]
 
-    times = {}
-    for name, (formula, count) in (SIZES | BATCHES).items():
-        batches = [perturbed(molecule(formula), count, rng, cutoff) for _ in range(8)]
-        times[name] = milliseconds(run, batches, 100 if count == 1 else 10)
-    return times
+def timed(bundles: Mapping[str, Path], checkpoint: str, device: str, folder: Path, *, quick: bool) -> None:
+    """Time every engine beside PyTorch eager and torch.compile on a device; benchmark.json and plots in a folder."""
+    student, console = load_student(checkpoint), Console()
+    with ExitStack() as stack:
+        peers = plain_launches(bundles, stack)
+        found = time_bundles(bundles, student, device, compiled=not quick, quick=quick, console=console, peers=peers)
+    source = resolve_checkpoint(checkpoint)
+    found |= {"checkpoint": source.name, "checkpoint_sha256": source.sha256}
+    (folder / "benchmark.json").write_bytes(to_json(found))
+    plot(found, folder)
+    report(found, console)
 
 
 @contextmanager
@@ -223,7 +206,9 @@ def noting(findings: Findings, what: str) -> Iterator[None]:
 
 def gpu_check(
     checkpoint: Annotated[str, typer.Argument(help="A student.")] = "student:base",
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the figures.")] = Path("benchmarks/gpu"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for a folder of the GPU's name.")] = Path(
+        "benchmarks/gpu"
+    ),
     calls: Annotated[int, typer.Option(help="Of the endurance check.")] = CALLS,
 ) -> None:
     """Check and time every engine that can run on this machine's GPU."""
@@ -231,6 +216,7 @@ def gpu_check(
     if not gpus():
         raise EngineUnavailableError("There is no NVIDIA GPU here, or no driver for it; nothing was checked.")
     name = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "gpu"
+    output /= name.replace(" ", "-").replace("/", "-")
     prepare_output(output)
     student = load_student(checkpoint, dtype=torch.float64)
     cutoff = student.configuration.cutoff
@@ -238,6 +224,8 @@ def gpu_check(
     wanted = reference_results(student, structures)
     everything: list[Findings] = []
     absent: dict[str, str] = {}
+    bundles: dict[str, Path] = {}
+    speed = Findings("all of them", "in one run")
     with tempfile.TemporaryDirectory() as folder:
         for engine in BACKENDS:
             try:
@@ -272,26 +260,24 @@ def gpu_check(
                             check_session(findings, bundle, molecule("CH3CH2OH"), cutoff)
                     with noting(findings, "endurance"):
                         check_endurance(findings, bundle, molecule("CH3CH2OH"), cutoff, calls)
-                    with noting(findings, "speed"):
-                        check_speed(findings, bundle, cutoff)
+                    bundles[f"{engine} {precision}"] = bundle
                 for line in findings.failed:
                     console.print(f"  [red]failed[/] {line}", soft_wrap=True)
-    baseline: dict[str, Any] = {}
-    if torch.cuda.is_available():
-        for label, compiled in (("eager, autograd", False), ("torch.compile of it", True)):
-            try:
-                baseline[label] = eager_times(checkpoint, cutoff, compiled=compiled)
-            except Exception as error:  # whatever a compiler may throw
-                baseline[label] = f"{type(error).__name__}: {error}"
+        if bundles and torch.cuda.is_available():
+            everything.append(speed)
+            console.print("speed")
+            with noting(speed, "speed"):
+                timed(bundles, checkpoint, "cuda", output, quick=False)
+            for line in speed.failed:
+                console.print(f"  [red]failed[/] {line}", soft_wrap=True)
     facts = {
         "gpu": name,
         "student": checkpoint,
         "versions": {"torch": torch.__version__},
         "not_here": absent,
-        "pytorch_milliseconds": baseline,
         "engines": [vars(findings) for findings in everything],
     }
-    path = output / f"{name.replace(' ', '-').replace('/', '-')}.json"
+    path = output / "checks.json"
     path.write_bytes(to_json(json.loads(json.dumps(facts, default=str))))
     for engine, reason in absent.items():
         console.print(f"{engine}: not checked: {reason}", soft_wrap=True)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from painn_deploy.export.errors import OutputError
-from painn_deploy.scripts.benchmark_inference import COSTS, PHASES, cell, read
+from painn_deploy.scripts.benchmark_inference import COSTS, PHASES, ROOF, cell, read, roof_rows
 from painn_deploy.scripts.benchmarking import EAGER, PEERS
 from painn_deploy.scripts.entry import run_command
 
@@ -68,7 +68,7 @@ def _student(found: Mapping[str, Any]) -> str:
         for batch in dict.fromkeys(row["batch"] for row in found["throughput"])
     ]
     parts += ["Ethanols a second, neighbour search and packing included:", table(["batch", *names], rates)]
-    ours = [name for name in names if name not in PEERS]
+    ours = list(found["engines"])
     large = dict.fromkeys(row["atoms"] for row in found["scaling"])
     scaled = [[f"{atoms:,} atoms", *(_scaled(found, name, atoms) for name in ours)] for atoms in large]
     parts += ["Water, µs an atom of a whole call, each engine alone in memory:", table(["", *ours], scaled)]
@@ -80,6 +80,13 @@ def _student(found: Mapping[str, Any]) -> str:
     parts += ["Where the milliseconds of a whole call go:", table(["", *PHASES], phases)]
     costs = [[row["candidate"], *(f"{row[key]:.1f}" for key in COSTS)] for row in found["costs"]]
     parts += [f"Costs, memory at {found['costs'][0]['batch']} ethanols:", table(["", *COSTS.values()], costs)]
+    peaks = found["peaks"]
+    fastest = ", ".join(f"{2e-9 * rate:,.0f} in {kind}" for kind, rate in peaks["multiply_adds_per_second"].items())
+    parts += [
+        f"The least time of the work, at {1e-9 * peaks['bytes_per_second']:,.0f} GB/s and {fastest} billion operations "
+        "a second, which this machine reached in this run, and the engine's own:",
+        table(["ethanols", *ROOF], roof_rows(found)),
+    ]
     return "\n\n".join(parts)
 
 
@@ -89,8 +96,8 @@ def _rate(found: Mapping[str, Any], candidate: str, batch: int) -> str:
 
 
 def _scaled(found: Mapping[str, Any], candidate: str, atoms: int) -> str:
-    (row,) = (r for r in found["scaling"] if r["candidate"] == candidate and r["atoms"] == atoms)
-    return f"{row['microseconds_an_atom']:.0f}"
+    rows = [r for r in found["scaling"] if r["candidate"] == candidate and r["atoms"] == atoms]
+    return f"{rows[0]['microseconds_an_atom']:.0f}" if rows else "-"
 
 
 def criteria(found: Mapping[str, Any]) -> Iterator[str]:
