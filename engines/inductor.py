@@ -4,9 +4,11 @@ The package holds machine code: it is bound to the version of torch that made it
 or the GPU's compute capability.
 """
 
+import ctypes
 import io
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -17,13 +19,15 @@ from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailab
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Bundle
 
-__all__ = ["BACKEND", "InductorBackend", "InductorSession"]
+__all__ = ["BACKEND", "InductorBackend", "InductorSession", "keep_freed_memory"]
 
 PACKAGE = "model.pt2"
 SMALL_PACKAGE = "small.pt2"
 SMALL = 256
 """Atoms x slots up to which a CPU runs another package: weights that are packed for its matrix products, as in the
 first one, make a batch up to 1.7 times as fast, and a molecule slower, since each call of that library takes longer."""
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+TUNED = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 LEAST = 2
 """Atoms and slots: torch's compiler takes a size of one for a constant, so smaller graphs are padded."""
 
@@ -58,6 +62,20 @@ def _compiled(torch: Any, program: Any, *, packs: bool) -> bytes:
         except Exception as error:  # its compiler's errors share no base class but this one
             raise EngineError(f"torch could not compile the graph: {error}") from error
     return package.getvalue()
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed, for this process; a user who has tuned the allocator is left alone.
+
+    Compiled code asks for every intermediate anew at each call. Of large ones glibc gives the memory back at once, and
+    gets it again page by page: for a liquid of 1,500 atoms that takes longer than the arithmetic.
+    """
+    if sys.platform != "linux" or any(name in os.environ for name in TUNED):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 class InductorBackend:
@@ -170,6 +188,8 @@ class InductorSession(Closing):
         self._torch = _torch()
         if threads is not None:
             self._torch.set_num_threads(threads)
+        if info["device"] == "cpu":
+            keep_freed_memory()
         try:
             index = int(info["device"].partition(":")[2] or -1)
             load = self._torch._inductor.aoti_load_package

@@ -1,5 +1,8 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import torch
 from painn_deploy.calibration.parity import check_parity
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions
-from painn_deploy.engines.inductor import InductorBackend
+from painn_deploy.engines.inductor import TUNED, InductorBackend
 from painn_deploy.engines.onnx_torch import OnnxModule
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
@@ -98,3 +101,31 @@ def test_a_compiler_that_fails_says_so(painn: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", fail)
     with pytest.raises(EngineError, match="unknown register"):
         InductorBackend().build(export_onnx(load_student(painn), {}).SerializeToString(), BuildOptions())
+
+
+FAULTS = """
+import resource, sys
+from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.scripts.card_studies import box_of_water
+with PaiNNCalculator(sys.argv[1]) as calculator:
+    inputs = graph_inputs([box_of_water() * (2, 2, 1)], calculator.manifest.cutoff)
+    for _ in range(3):
+        calculator.run_graph(inputs)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    calculator.run_graph(inputs)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is Linux's")
+def test_a_large_structure_s_memory_is_kept_from_call_to_call(compiled: Path) -> None:
+    def faults(**environment: str) -> int:
+        command = [sys.executable, "-c", FAULTS, str(compiled)]
+        clean = {name: value for name, value in os.environ.items() if name not in TUNED} | environment
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=clean)
+        return int(done.stdout)
+
+    tuned_by_the_user = faults(MALLOC_MMAP_THRESHOLD_="131072")  # glibc's own default, said aloud
+    assert tuned_by_the_user > 2_000
+    assert faults() < tuned_by_the_user / 4
