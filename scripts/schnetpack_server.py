@@ -58,8 +58,9 @@ def main() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         atoms = Atoms(asked["numbers"], asked["positions"], cell=asked["cell"], pbc=asked["pbc"])
-        atoms.calc = calculator
-        found = {"energy": float(atoms.get_potential_energy()), "forces": atoms.get_forces().tolist()}
+        # both at once: asked for one after the other, as ASE would, it runs the model for each
+        calculator.calculate(atoms, ["energy", "forces"])
+        found = {"energy": float(calculator.results["energy"]), "forces": calculator.results["forces"].tolist()}
         answers.write(json.dumps(found) + "\n")
         answers.flush()
 
