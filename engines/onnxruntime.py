@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from painn_deploy.export.errors import EngineError, EngineUnavailableError
 from painn_deploy.export.fields import AS_WRITTEN, OUTPUTS, GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import MODEL, Bundle
 
-__all__ = ["BACKEND", "OnnxRuntimeBackend", "OnnxRuntimeSession", "open_graph"]
+__all__ = ["BACKEND", "OnnxRuntimeBackend", "OnnxRuntimeSession", "load_graph", "open_graph"]
 
 _OUTPUT_NAMES = [field.name for field in OUTPUTS]
+OPTIMISED = "optimised.onnx"
 SMALL = 192
 """Atoms x slots up to which one thread is faster than two on the CPUs that we measured."""
 
@@ -73,7 +75,7 @@ class OnnxRuntimeBackend:
 
     def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None) -> BuiltEngine:
         """See `Backend.build`: ONNX Runtime reads model.onnx itself, so that loading it is the whole proof."""
-        _load(model, "cpu", 1)
+        load_graph(model, "cpu", 1)
         return BuiltEngine()
 
     def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> "OnnxRuntimeSession":
@@ -108,11 +110,19 @@ def open_graph(model: bytes, outputs: Sequence[str] = _OUTPUT_NAMES) -> Callable
     Raises:
         EngineError: it cannot be loaded.
     """
-    session = _load(model, "cpu", None)
+    session = load_graph(model, "cpu", None)
     return lambda inputs: session.run(list(outputs), inputs._asdict())
 
 
-def _load(model: bytes, device: str, threads: int | None, *, planned: bool = True, exact: bool = False) -> Any:
+def load_graph(
+    model: bytes,
+    device: str,
+    threads: int | None,
+    *,
+    planned: bool = True,
+    exact: bool = False,
+    profile: Path | None = None,
+) -> Any:
     """An InferenceSession on the device that was asked for, and on no other.
 
     Args:
@@ -122,8 +132,19 @@ def _load(model: bytes, device: str, threads: int | None, *, planned: bool = Tru
         planned: plan the memory of each size when it first comes, and then take it in one piece. It saves a small
             graph some time; a large one needs twice the memory for it, and its first two calls eight times the time.
         exact: run the graph as it is written.
+        profile: folder for ONNX Runtime's own profile, and for `OPTIMISED`, the graph that it runs.
+
+    Raises:
+        EngineUnavailableError: ONNX Runtime cannot run on the device here.
+        EngineError: it cannot load the graph.
     """
     library = _library()
+    kind, _, index = device.partition(":")
+    if _PROVIDERS[kind] not in library.get_available_providers():
+        raise EngineUnavailableError(
+            f"onnxruntime {library.__version__} cannot run on {device!r} here. "
+            'For an NVIDIA GPU: pip uninstall -y onnxruntime, then pip install "painn-deploy[cuda]".'
+        )
     options = library.SessionOptions()
     options.enable_mem_pattern = planned
     if exact:
@@ -133,7 +154,10 @@ def _load(model: bytes, device: str, threads: int | None, *, planned: bool = Tru
         options.intra_op_num_threads = threads
     # threads that spin between calls would slow whatever the caller does in between
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    kind, _, index = device.partition(":")
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile / "profile")
+        options.optimized_model_filepath = str(profile / OPTIMISED)
     provider: Any = _PROVIDERS[kind]
     if kind == "cuda":  # TF32 would round FP32 products to 10 bits
         provider = (provider, {"device_id": index or "0", "use_tf32": "0"})
@@ -146,7 +170,7 @@ def _load(model: bytes, device: str, threads: int | None, *, planned: bool = Tru
     except Exception as error:  # its errors share no base class but this one
         raise EngineError(f"onnxruntime cannot load this graph: {error}") from error
     if not exact and AS_WRITTEN in session.get_modelmeta().custom_metadata_map:
-        return _load(model, device, threads, planned=planned, exact=True)
+        return load_graph(model, device, threads, planned=planned, exact=True, profile=profile)
     session.disable_fallback()
     if session.get_providers()[0] != _PROVIDERS[kind]:
         raise EngineUnavailableError(
@@ -174,10 +198,10 @@ class OnnxRuntimeSession(Closing):
         self._info = info
         self._checked: GraphInputs | None = None
         if device == "cpu":
-            self._small: Any = _load(model, device, 1 if threads is None else threads)
-            self._large: Any = _load(model, device, threads, planned=False)
+            self._small: Any = load_graph(model, device, 1 if threads is None else threads)
+            self._large: Any = load_graph(model, device, threads, planned=False)
         else:
-            self._small = self._large = _load(model, device, threads)
+            self._small = self._large = load_graph(model, device, threads)
 
     @property
     def info(self) -> EngineInfo:

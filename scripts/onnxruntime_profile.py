@@ -9,19 +9,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 
-from painn_deploy.engines.onnxruntime import SMALL
-from painn_deploy.export.errors import EngineError, EngineUnavailableError
-from painn_deploy.export.fields import AS_WRITTEN, GraphInputs
+from painn_deploy.engines.onnxruntime import OPTIMISED, SMALL, load_graph
+from painn_deploy.export.errors import EngineError
+from painn_deploy.export.fields import GraphInputs
 from painn_deploy.scripts.graph_purposes import purposes
 
 __all__ = ["OTHER", "Operator", "open_plain", "profile_graph"]
 
 OTHER = "added by the engine"
 WARM_UP = 3
-OPTIMISED = "optimised.onnx"
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ def profile_graph(
         EngineError: the profiler saw no operator.
     """
     with TemporaryDirectory() as folder:
-        session = _session(model, device, _threads(calls[0], threads), Path(folder))
+        session = _load(model, calls[0], device, threads, Path(folder))
         for inputs in [calls[0]] * WARM_UP + list(calls):
             session.run(None, inputs._asdict())
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -88,41 +85,18 @@ def open_plain(
     model: onnx.ModelProto, example: GraphInputs, *, device: str = "cpu", threads: int | None = None
 ) -> Callable[[GraphInputs], object]:
     """The same session without the profiler, for the time of a whole call; arguments as above."""
-    session = _session(model, device, _threads(example, threads), None)
+    session = _load(model, example, device, threads)
     return lambda inputs: session.run(None, inputs._asdict())
 
 
-def _threads(example: GraphInputs, wanted: int | None) -> int | None:
-    return 1 if wanted is None and example.mask.size <= SMALL else wanted
-
-
-def _session(model: onnx.ModelProto, device: str, threads: int | None, profile: Path | None) -> Any:
-    """As the engine opens it, and watched where there is a folder for the profile."""
-    if PROVIDERS[device] not in onnxruntime.get_available_providers():
-        raise EngineUnavailableError(
-            f"onnxruntime {onnxruntime.__version__} cannot run on {device!r} here: pip uninstall -y onnxruntime, then "
-            'pip install "painn-deploy[cuda]", or profile on --device cpu.'
-        )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if any(entry.key == AS_WRITTEN for entry in model.metadata_props):
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    if profile is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile / "profile")
-        options.optimized_model_filepath = str(profile / OPTIMISED)
-    provider: Any = PROVIDERS[device] if device == "cpu" else (PROVIDERS[device], {"use_tf32": "0"})
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[provider])
-    session.disable_fallback()
-    if session.get_providers()[0] != PROVIDERS[device]:
-        raise EngineUnavailableError(
-            f"onnxruntime could not start on {device!r} and offered {session.get_providers()[0]} instead; check the "
-            "NVIDIA driver, CUDA and cuDNN."
-        )
-    return session
+def _load(
+    model: onnx.ModelProto, example: GraphInputs, device: str, threads: int | None, profile: Path | None = None
+) -> Any:
+    """As the engine opens it for graphs of this size, and watched where there is a folder for the profile."""
+    small = example.mask.size <= SMALL
+    wanted = 1 if small and threads is None and device == "cpu" else threads
+    planned = small or device != "cpu"
+    return load_graph(model.SerializeToString(), device, wanted, planned=planned, profile=profile)
 
 
 def _kernels(events: Sequence[dict[str, object]]) -> Iterator[tuple[str, str, float]]:
