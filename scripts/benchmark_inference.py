@@ -51,7 +51,8 @@ COSTS = {
     "export_seconds": "export s",
     "load_seconds": "load s",
     "megabytes": "bundle MB",
-    "peak_megabytes": "MB above a bare process",
+    "library_megabytes": "MB of its library",
+    "peak_megabytes": "MB of the engine",
 }
 
 

@@ -66,13 +66,18 @@ Tell = Callable[[str], None]
 PEAK = """
 import json, sys
 from ase import Atoms
+from painn_deploy.engines import get_backend
+from painn_deploy.export.manifest import read_bundle
 from painn_deploy.runtime import PaiNNCalculator
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-before = peak()
+bare = peak()
+get_backend(read_bundle(sys.argv[1]).manifest.engine).version()
+loaded = peak()
 with PaiNNCalculator(sys.argv[1], device=sys.argv[2]) as calculator:
-    calculator.calculate_batch([Atoms(*json.loads(sys.argv[4]))] * int(sys.argv[3]))
-print(peak() - before)
+    for _ in range(4):
+        calculator.calculate_batch([Atoms(*json.loads(sys.argv[4]))] * int(sys.argv[3]))
+print(loaded - bare, peak() - loaded)
 """
 
 
@@ -256,7 +261,8 @@ def _described(sampled: Mapping[str, Sampled], candidate: str) -> dict[str, floa
 
 
 def costs(bundles: Mapping[str, Path], device: str, atoms: Atoms, batch: int) -> list[dict[str, Any]]:
-    """Seconds to load each bundle, its size, and MB of memory above a bare process at a batch of a molecule.
+    """Seconds to load each bundle, its size, and its memory: MB that the engine's library takes, above a process that
+    has imported `painn_deploy.runtime`, and MB above that at a batch of a molecule, several times over.
 
     Raises:
         PaiNNDeployError: a bundle does not run in a process of its own.
@@ -273,5 +279,6 @@ def costs(bundles: Mapping[str, Path], device: str, atoms: Atoms, batch: int) ->
             raise PaiNNDeployError(f"{path} does not run in a process of its own: {done.stderr.strip()[-300:]}")
         megabytes = sum(file.stat().st_size for file in path.iterdir()) / 1e6
         rows.append({"candidate": name, "load_seconds": load, "megabytes": megabytes, "batch": batch})
-        rows[-1]["peak_megabytes"] = int(done.stdout) * 1024 / 1e6
+        library, above = (int(kibibytes) * 1024 / 1e6 for kibibytes in done.stdout.split())
+        rows[-1] |= {"library_megabytes": library, "peak_megabytes": above}
     return rows

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import typer
 
 from painn_deploy.export.errors import PaiNNDeployError
@@ -13,6 +14,8 @@ from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts.benchmark_inference import benchmark, read
 from painn_deploy.scripts.benchmarking import EAGER, bundle_candidates, sizes
 from painn_deploy.scripts.compare_benchmarks import compare
+from painn_deploy.scripts.graph_costs import Cost
+from painn_deploy.scripts.roofline import Peaks, Roof, measured_peaks, roof
 from painn_deploy.scripts.timing import mover, samples
 
 from . import students
@@ -47,8 +50,29 @@ def test_it_times_every_candidate_on_every_structure_and_batch(found: Path) -> N
     assert {"machine", "versions", "torch_threads", "busy_cores"} <= values["conditions"].keys()
     for row in values["costs"]:
         assert min(row["export_seconds"], row["load_seconds"], row["peak_megabytes"], row["megabytes"]) > 0
+    assert {row["candidate"] for row in values["roofline"]} == candidates - {EAGER}
+    assert {row["batch"] for row in values["roofline"]} == {1, 8}
+    for row in values["roofline"]:
+        assert row["share"] == pytest.approx(row["least_milliseconds"] / row["milliseconds"])
+        assert row["least_milliseconds"] > 0
     for name in ("latency.png", "throughput.png"):
         assert (found.parent / name).stat().st_size > 10_000
+
+
+def test_the_least_time_is_that_of_the_slower_of_arithmetic_and_traffic() -> None:
+    peaks = Peaks(bytes_per_second=1e9, multiply_adds_per_second={"fp32": 1e9, "int8": 4e9})
+    cost = Cost(3_000_000, elementwise=0, bytes_written=9_000_000, bytes_least=2_000_000, peak_bytes=0, weight_bytes=0)
+    assert roof(cost, peaks, "fp32") == Roof(3.0, "arithmetic")
+    assert roof(cost, peaks, "int8") == Roof(2.0, "memory")
+
+
+def test_peaks_are_measured_and_a_device_that_is_not_here_is_refused() -> None:
+    peaks = measured_peaks("cpu", ("fp32", "int8"))
+    assert 1e8 < peaks.bytes_per_second < 1e13
+    assert 1e8 < peaks.multiply_adds_per_second["fp32"] <= peaks.multiply_adds_per_second["int8"] < 1e14
+    if not torch.cuda.is_available():
+        with pytest.raises(PaiNNDeployError, match="no GPU that torch can use"):
+            measured_peaks("cuda")
 
 
 def test_every_call_computes(found: Path) -> None:
