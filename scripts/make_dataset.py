@@ -27,9 +27,10 @@ import typer
 from ase.data import chemical_symbols
 from rich.console import Console
 
-from painn_deploy.export.errors import DatasetError, PaiNNDeployError
+from painn_deploy.export.errors import DatasetError
 from painn_deploy.scripts.dataset_plan import MOLECULES, SPLITS, Item, plan, read_molecules
 from painn_deploy.scripts.dataset_structures import TEACHER_FAILURES, Sampler
+from painn_deploy.scripts.entry import run_command
 from painn_deploy.scripts.labels import (
     Label,
     follow,
@@ -297,11 +298,7 @@ def command(
     settings = Settings(teacher=teacher, frames=frames, survey_frames=survey_frames, seed=seed, max_force=max_force)
     if survey is None and molecules == MOLECULES:
         survey = SURVEY
-    try:
-        summary = make_dataset(output, molecules, settings, survey=survey, reuse=reuse, workers=workers, limit=limit)
-    except PaiNNDeployError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
-        raise typer.Exit(1) from error
+    summary = make_dataset(output, molecules, settings, survey=survey, reuse=reuse, workers=workers, limit=limit)
     for split, kinds in summary["structures"].items():
         total = sum(kinds.values())
         print(f"{split}: {total} structures ({', '.join(f'{count} {kind}' for kind, count in kinds.items())})")
@@ -310,8 +307,8 @@ def command(
 
 
 def main() -> None:
-    """The command line."""
-    typer.run(command)
+    """Run from a shell."""
+    run_command(command)
 
 
 if __name__ == "__main__":

@@ -3,21 +3,22 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
 import pytest
-import typer
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator, all_changes
-from typer.testing import CliRunner
 
 from painn_deploy.export.errors import DatasetError
+from painn_deploy.scripts import make_dataset as make_dataset_script
 from painn_deploy.scripts.dataset_molecules import Mechanics, embedded
 from painn_deploy.scripts.dataset_plan import MONOMERS, TESTED, hashed_split, plan, read_molecules
 from painn_deploy.scripts.dataset_structures import Sampler, closest_contact, docked, langevin, pinched
 from painn_deploy.scripts.labels import load_teacher
-from painn_deploy.scripts.make_dataset import MOLECULES, SURVEY, Settings, command, make_dataset
+from painn_deploy.scripts.make_dataset import MOLECULES, SURVEY, Settings, make_dataset
 
 pytest.importorskip("rdkit")
 pytest.importorskip("tblite")
@@ -361,16 +362,20 @@ def test_the_environment_is_as_before(dataset, monkeypatch, molecules):
 
 
 def test_the_command_prints_what_it_made_and_reports_errors_without_a_traceback(dataset, molecules, tmp_path):
-    app = typer.Typer()
-    app.command()(command)
-    options = ["--output", str(dataset), "--molecules", str(molecules), "--frames", "3", "--limit", str(FIRST)]
-    done = CliRunner().invoke(app, options)
-    assert done.exit_code == 0
-    assert "train: " in done.output
-    assert "4 atom" in done.output
-    failed = CliRunner().invoke(app, [*options, "--seed", "9"])
-    assert failed.exit_code == 1
-    assert "begun with different settings (seed)" in failed.output
+    options = ["--output", dataset, "--molecules", molecules, "--frames", 3, "--limit", FIRST]
+
+    def run(*arguments):
+        command = [sys.executable, make_dataset_script.__file__, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = run(*options)
+    assert done.returncode == 0, done.stderr
+    assert "train: " in done.stdout
+    assert "4 atom" in done.stdout
+    failed = run(*options, "--seed", 9)
+    assert failed.returncode == 1
+    assert "begun with different settings (seed)" in failed.stderr
+    assert "Traceback" not in failed.stderr
 
 
 def test_docked_molecules_touch_at_the_ratio_asked_for():
