@@ -5,18 +5,20 @@
 Everything between the marks of the document is written anew; the first file's student is judged by the criteria.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from painn_deploy.export.errors import OutputError
+from painn_deploy.export.errors import OutputError, PaiNNDeployError
+from painn_deploy.scripts.analyze_model_complexity import ENGINE, ORB
 from painn_deploy.scripts.benchmark_inference import COSTS, PHASES, ROOF, cell, read, roof_rows
 from painn_deploy.scripts.benchmarking import EAGER, PEERS
 from painn_deploy.scripts.entry import run_command
 
-__all__ = ["criteria", "page"]
+__all__ = ["beside_orb", "criteria", "page"]
 
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 SMALL = 12
@@ -28,11 +30,15 @@ def page(
     document: Annotated[Path, typer.Option(help="Markdown with the marks to write between.")] = Path(
         "docs/performance.md"
     ),
+    complexity: Annotated[
+        Path | None, typer.Option(help="What analyze_model_complexity.py wrote beside Orb-v2, for that criterion.")
+    ] = None,
 ) -> None:
     """Write the tables into the document.
 
     Raises:
         OutputError: the document lacks the marks.
+        PaiNNDeployError: a file cannot be read, or Orb-v2 was not timed in it.
     """
     found = [read(path) for path in benchmarks]
     text = document.read_text(encoding="utf-8")
@@ -40,7 +46,7 @@ def page(
         raise OutputError(f"{document} has no {BEGIN} and {END} to write between.")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     students = [_student(each) for each in found]
-    tables = "\n\n".join([*students, "## By the seed project's criteria", *criteria(found[0])])
+    tables = "\n\n".join([*students, "## By the seed project's criteria", *criteria(found[0], beside_orb(complexity))])
     document.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}", encoding="utf-8")
     print(f"wrote {document}")
 
@@ -100,8 +106,29 @@ def _scaled(found: Mapping[str, Any], candidate: str, atoms: int) -> str:
     return f"{rows[0]['microseconds_an_atom']:.0f}" if rows else "-"
 
 
-def criteria(found: Mapping[str, Any]) -> Iterator[str]:
-    """What the seed project asked for, each met or not by our best engine of this run."""
+def beside_orb(complexity: Path | None) -> tuple[str, float] | None:
+    """What was timed, and how many times faster our fastest engine was than Orb-v2 in the same run.
+
+    Raises:
+        PaiNNDeployError: the file cannot be read, or Orb-v2 was not timed in it.
+    """
+    if complexity is None:
+        return None
+    try:
+        found = json.loads(complexity.read_text(encoding="utf-8"))
+        times, timed_on = found["milliseconds"], found["timed_on"]
+        orb = min(spent for name, spent in times.items() if name.startswith(f"{ORB},"))
+        ours, fastest = min((spent, name) for name, spent in times.items() if name.endswith(f", {ENGINE}"))
+    except (OSError, ValueError, KeyError) as error:
+        raise PaiNNDeployError(
+            f"{complexity} holds no times of Orb-v2 ({error}): run analyze_model_complexity.py where orb-models is "
+            "installed, with -o."
+        ) from error
+    return f"{timed_on}, {fastest.removesuffix(f', {ENGINE}')}", orb / ours
+
+
+def criteria(found: Mapping[str, Any], orb: tuple[str, float] | None = None) -> Iterator[str]:
+    """What the seed project asked for, each met or not by our best engine of this run; Orb-v2 is timed in another."""
     ours = [row for row in found["latency"] if row["candidate"] not in PEERS]
     batched = [row for row in found["throughput"] if row["candidate"] not in PEERS]
     (alone,) = (r for r in found["throughput"] if r["candidate"] == EAGER and r["batch"] == 1)
@@ -116,7 +143,7 @@ def criteria(found: Mapping[str, Any]) -> Iterator[str]:
         (row["library_megabytes"] + row["peak_megabytes"], row["library_megabytes"], row["candidate"])
         for row in found["costs"]
     )
-    lines = (
+    lines = [
         ("5 ms a structure (aspirin)", f"{least('aspirin'):.2f} ms", least("aspirin") <= 5),
         ("2 ms a structure (aspirin)", f"{least('aspirin'):.2f} ms", least("aspirin") <= 2),
         ("below 1 ms for less than 10 atoms", f"{small:.2f} ms", small < 1),
@@ -126,7 +153,9 @@ def criteria(found: Mapping[str, Any]) -> Iterator[str]:
          at_16 >= 16 * alone["structures_per_second"]),
         (f"50 MB above a bare process, at {found['costs'][0]['batch']} ethanols",
          f"{memory:.0f} MB ({leanest}), {library:.0f} of them the engine's library", memory <= 50),
-    )  # fmt: skip
+    ]  # fmt: skip
+    if orb is not None:
+        lines.append((f"10 times faster than Orb-v2 ({orb[0]})", f"{orb[1]:.0f} times", orb[1] >= 10))
     yield f"{found['checkpoint']}, whole calls of its best engine in the run above:"
     yield table(["criterion", "found", ""], [[what, how, "met" if met else "**not met**"] for what, how, met in lines])
 

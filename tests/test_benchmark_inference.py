@@ -15,6 +15,7 @@ from painn_deploy.scripts.benchmark_inference import benchmark, read
 from painn_deploy.scripts.benchmarking import EAGER, bundle_candidates, sizes
 from painn_deploy.scripts.compare_benchmarks import compare
 from painn_deploy.scripts.graph_costs import Cost
+from painn_deploy.scripts.performance_tables import page
 from painn_deploy.scripts.roofline import Peaks, Roof, measured_peaks, roof
 from painn_deploy.scripts.timing import mover, samples
 
@@ -118,6 +119,31 @@ def test_files_that_are_no_benchmark_or_of_another_student_are_refused(found: Pa
         compare(found, tmp_path / "list.json")
     with pytest.raises(PaiNNDeployError, match="Cannot read"):
         compare(found, tmp_path / "missing.json")
+
+
+def test_the_document_s_tables_are_written_between_its_marks(found: Path, tmp_path: Path) -> None:
+    document, orb = tmp_path / "performance.md", tmp_path / "complexity.json"
+    document.write_text("before\n<!-- figures -->\nold\n<!-- end of figures -->\nafter\n")
+    times = {"student, onnxruntime": 0.5, "student, eager": 2.0, "Orb-v2, eager": 4.0}
+    orb.write_text(json.dumps({"timed_on": "ethanol", "milliseconds": times}))
+    page([found], document, orb)
+    text = document.read_text()
+    assert text.startswith("before\n<!-- figures -->\n\n## distiller\n")
+    assert text.endswith("<!-- end of figures -->\nafter\n")
+    assert "old" not in text
+    assert "| 10 times faster than Orb-v2 (ethanol, student) | 8 times | **not met** |" in text
+    aspirin = min(
+        row["whole"]["milliseconds"]
+        for row in read(found)["latency"]
+        if row["structure"] == "aspirin" and row["candidate"] != EAGER
+    )
+    assert f"| 2 ms a structure (aspirin) | {aspirin:.2f} ms |" in text
+    for file, message in ((found, "holds no times of Orb-v2"), (tmp_path / "none.json", "holds no times of Orb-v2")):
+        with pytest.raises(PaiNNDeployError, match=message):
+            page([found], document, file)
+    document.write_text("no marks")
+    with pytest.raises(PaiNNDeployError, match="to write between"):
+        page([found], document)
 
 
 def test_bundles_are_timed_beside_the_student_that_they_were_made_of_and_no_other(found: Path, tmp_path: Path) -> None:
