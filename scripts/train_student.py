@@ -266,6 +266,7 @@ def plot_curves(log: Path, output: Path) -> None:
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogFormatter
 
     with log.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -276,6 +277,8 @@ def plot_curves(log: Path, output: Path) -> None:
     ):
         ax.plot([int(r["step"]) for r in rows], [float(r[key]) for r in rows], marker=".")
         ax.set(xlabel="step", ylabel=label, yscale="log", title="validation molecules, never trained on")
+        ax.yaxis.set_major_formatter(LogFormatter())
+        ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))  # 58 and not 5.8 x 10
         ax.grid(alpha=0.3, which="both")
     figure.savefig(output, dpi=150)
     plt.close(figure)
