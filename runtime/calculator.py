@@ -18,7 +18,7 @@ from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest, read_bundle
 from painn_deploy.runtime.limits import Limits
 from painn_deploy.runtime.neighbours import FLAT, LocalGraph, join
-from painn_deploy.runtime.packing import DEFAULT_BUDGET, pack
+from painn_deploy.runtime.packing import DEFAULT_BUDGET, GPU_BUDGET, pack
 from painn_deploy.runtime.sizing import measured_batch_slots, remembered_batch_slots
 from painn_deploy.runtime.skin import VerletList
 from painn_deploy.runtime.streaming import Outcome, Prepared, stream
@@ -214,7 +214,8 @@ class PaiNNCalculator(Closing, Calculator):
     def batch_slots(self) -> int:
         """Atoms x slots of a batch: what `tune_batches` measured here once, or a default that suits most CPUs."""
         if self._batch_slots is None:
-            self._batch_slots = remembered_batch_slots(self) or DEFAULT_BUDGET
+            on_cpu = self._session.info["device"] == "cpu"
+            self._batch_slots = remembered_batch_slots(self) or (DEFAULT_BUDGET if on_cpu else GPU_BUDGET)
         return self._batch_slots
 
     @batch_slots.setter
