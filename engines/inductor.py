@@ -19,7 +19,7 @@ from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailab
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Bundle
 
-__all__ = ["BACKEND", "InductorBackend", "InductorSession", "keep_freed_memory"]
+__all__ = ["BACKEND", "InductorBackend", "InductorSession", "give_back_memory", "keep_freed_memory"]
 
 PACKAGE = "model.pt2"
 SMALL_PACKAGE = "small.pt2"
@@ -76,6 +76,13 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def give_back_memory() -> None:
+    """Return what glibc holds and nobody uses."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 class InductorBackend:
@@ -220,5 +227,6 @@ class InductorSession(Closing):
         return GraphOutputs(*(output.cpu().numpy()[:atoms] for output in outputs))
 
     def close(self) -> None:
-        """See `Session.close`."""
+        """See `Session.close`; the system gets back what was kept from call to call."""
         self._package = self._small = None
+        give_back_memory()

@@ -7,7 +7,7 @@ writes benchmark.json, latency.png and throughput.png. Run it on a machine that 
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
@@ -85,11 +85,20 @@ def benchmark(
         peers = {}
         if schnetpack_python is not None:
             peers[SCHNETPACK] = Candidate(stack.enter_context(schnetpack(schnetpack_python, student)))
-        found = time_bundles(made, student, device, compiled=compiled, quick=quick, console=console, peers=peers)
-    source = resolve_checkpoint(checkpoint)
-    found |= {"checkpoint": source.name, "checkpoint_sha256": source.sha256}
+        source, path = resolve_checkpoint(checkpoint), output / "benchmark.json"
+        of = {"checkpoint": source.name, "checkpoint_sha256": source.sha256}
+        found = time_bundles(
+            made,
+            student,
+            device,
+            compiled=compiled,
+            quick=quick,
+            console=console,
+            peers=peers,
+            keep=lambda so_far: path.write_bytes(to_json(of | so_far)),
+        )
+    found |= of
     found["costs"] = [row | built[row["candidate"]] for row in found["costs"]]
-    path = output / "benchmark.json"
     path.write_bytes(to_json(found))
     plot(found, output)
     report(found, console)
@@ -106,6 +115,7 @@ def time_bundles(
     quick: bool,
     console: Console,
     peers: Mapping[str, Candidate] | None = None,
+    keep: Callable[[dict[str, Any]], object] = lambda found: None,  # noqa: ARG005
 ) -> dict[str, Any]:
     """Time bundles side by side, and beside a student in PyTorch where one is given.
 
@@ -117,6 +127,7 @@ def time_bundles(
         quick: small molecules and batches alone.
         console: where progress goes.
         peers: other programs, on the same weights.
+        keep: is given what there is so far after each part, so that what fails later costs nothing.
 
     Returns:
         What benchmark.json holds, but for the checkpoint's name.
@@ -140,8 +151,11 @@ def time_bundles(
         structures = sizes(species, quick=quick)
         one = structures.get("ethanol") or next(iter(structures.values()))
         found["latency"] = latency(candidates, structures, _teller(console))
+        keep(found)
         found["throughput"] = throughput(candidates, BATCHES[:4] if quick else BATCHES, _teller(console), one)
+        keep(found)
     found["scaling"] = [] if quick else scaling(bundles, device, _teller(console))
+    keep(found)
     found["costs"] = costs(bundles, device, one, 4 if quick else PEAK_BATCH)
     found["peaks"], found["roofline"] = rooflines(bundles, found["throughput"], one, where)
     return found

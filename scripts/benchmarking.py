@@ -21,7 +21,7 @@ from ase.build import bulk, molecule
 
 from painn_deploy.calibration.structures import aspirin
 from painn_deploy.engines.profiles import Profile
-from painn_deploy.export.errors import PaiNNDeployError
+from painn_deploy.export.errors import PaiNNDeployError, ShapeError
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.export.manifest import Manifest
 from painn_deploy.export.student import Student
@@ -210,7 +210,11 @@ def scaling(bundles: Mapping[str, Path], device: str, tell: Tell) -> list[dict[s
                     tell(f"{name} was not built for {len(atoms):,} atoms")
                     break
                 fresh = mover([atoms], np.random.default_rng(0))
-                (times,) = samples({name: through_ase(calculator)}, fresh, calls=2, blocks=FEWER_BLOCKS).values()
+                try:
+                    (times,) = samples({name: through_ase(calculator)}, fresh, calls=2, blocks=FEWER_BLOCKS).values()
+                except ShapeError as error:  # more than this machine has memory for
+                    tell(f"{name}: {error}")
+                    break
                 spent = statistics.median(times)
                 row = {"candidate": name, "atoms": len(atoms), "milliseconds": spent}
                 rows.append(row | {"microseconds_an_atom": 1e3 * spent / len(atoms)})
