@@ -158,7 +158,8 @@ def main(
     console = Console()
     set_threads(threads)
     names = checkpoints or ["student:small", "student:base"]
-    students = {name: load_student(name) for name in names}
+    checkpoint_of = {name if name.startswith("student:") else Path(name).stem: name for name in names}
+    students = {name: load_student(checkpoint) for name, checkpoint in checkpoint_of.items()}
     systems = _systems(structure, quick=quick)
     for name, student in students.items():
         for system, structures in systems.items():
@@ -167,10 +168,13 @@ def main(
     first, (atoms, *_) = next(iter(systems.items()))
     rows = []
     with ExitStack() as opened:
-        bundles = {name: opened.enter_context(exported(name, [atoms], [ENGINE]))[ENGINE] for name in names}
+        bundles = {
+            name: opened.enter_context(exported(checkpoint, [atoms], [ENGINE]))[ENGINE]
+            for name, checkpoint in checkpoint_of.items()
+        }
         graphs = {name: onnx.load_from_string(read_bundle(bundle).file(MODEL)) for name, bundle in bundles.items()}
         for system, structures in systems.items():
-            rows += [student_row(name, students[name], graphs[name], system, structures) for name in names]
+            rows += [student_row(name, students[name], graphs[name], system, structures) for name in students]
             rows += [] if orb is None else [_orb_row(orb, system, structures)]
         if orb is not None and compile_orb:
             orb.compile(mode="default", dynamic=True)

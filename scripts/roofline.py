@@ -147,7 +147,8 @@ def rooflines(
 
     Returns:
         The peaks, and rows with `candidate`, `batch`, `multiply_adds`, `bytes_least`, `milliseconds` of the engine
-        alone, `least_milliseconds`, `bound`, and `share` of the bound that was reached, at most one.
+        alone, `least_milliseconds`, `bound`, and `share`, the bound over the engine's time, which may pass one where
+        the machine's speed wanders between the two measurements.
     """
     opened = {name: read_bundle(path) for name, path in bundles.items()}
     precisions = list(dict.fromkeys(bundle.manifest.precision for bundle in opened.values()))

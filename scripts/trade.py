@@ -17,6 +17,7 @@ from ase.build import molecule
 from rich.progress import Progress
 
 from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
+from painn_deploy.export.errors import PrecisionError
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts import timing
 from painn_deploy.scripts.card_text import markdown
@@ -46,7 +47,11 @@ def trade(
             student = load_student(checkpoint)
             for bits in precision:
                 progress.update(task, description=f"exporting {checkpoint} in {bits}")
-                (bundle,) = export_engines(checkpoint, folder, engines=[engine], precisions=[bits])
+                try:
+                    (bundle,) = export_engines(checkpoint, folder, engines=[engine], precisions=[bits])
+                except PrecisionError as error:
+                    progress.print(f"{checkpoint} is left out in {bits}: {error}", soft_wrap=True)
+                    continue
                 name = f"{resolve_checkpoint(checkpoint).name.removeprefix('student-')} {bits}"
                 calculators[name] = stack.enter_context(PaiNNCalculator(bundle))
                 progress.update(task, description=f"measuring {name}")
