@@ -91,7 +91,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     shapes = {count: "ovs^D"[i % 5] for i, count in enumerate(sorted({row["interactions"] for row in rows}))}
     for row in rows:
         ax.plot(row["milliseconds"], row["force"], shapes[row["interactions"]], color=colours[row["precision"]], ms=8)
-        ax.annotate(row["name"], (row["milliseconds"], row["force"]), xytext=(6, 5), textcoords="offset points")
+    for student in dict.fromkeys(row["name"].rsplit(" ", 1)[0] for row in rows):
+        points = [(r["milliseconds"], r["force"]) for r in rows if r["name"].rsplit(" ", 1)[0] == student]
+        ax.annotate(student, max(points), xytext=(9, -4), textcoords="offset points")
+    for bits, colour in colours.items():
+        ax.plot([], [], "o", color=colour, label=bits)
     for count, shape in shapes.items():
         ax.plot([], [], shape, color="0.4", label=f"{count} interactions")
     ax.set(
