@@ -51,6 +51,9 @@ PACKAGES = ("painn-deploy", "torch", "onnx", "numpy", "ase", "vesin")
 TIMED = 12
 """Structures that each candidate of `auto` is timed on."""
 
+SHARES = (1.0, 0.75, 0.5)
+"""Of the limits, that INT8 is searched for within, one after the other."""
+
 Tell = Callable[[str], None]
 
 
@@ -67,6 +70,24 @@ class Made:
     manifest: Manifest
     files: dict[str, bytes]
     accuracy: Accuracy | None
+
+
+class _OverLimitsError(PrecisionError):
+    """An engine is further from FP32 than it may be.
+
+    Args:
+        manifest: of its bundle.
+        failures: which limits, and by how much.
+        worst: structure.
+    """
+
+    def __init__(self, manifest: Manifest, failures: Sequence[str], worst: str) -> None:
+        self.failures, self.worst = failures, worst
+        super().__init__(
+            f"{manifest.engine} in {manifest.precision} costs more than it may, against FP32: "
+            f"{'; '.join(failures)}, worst on {worst}. Allow more with --max-energy-error and --max-force-error, give "
+            "structures like those that it is for with --structures, or take fp32."
+        )
 
 
 class Bundler:
@@ -127,11 +148,30 @@ class Bundler:
     def bundle(self, engine: str, precision: str) -> Made:
         """Build and measure.
 
+        INT8 is searched for on some structures and measured on others. Where these find it past the limits, it is
+        searched for again within a share of them.
+
         Raises:
             PrecisionError: it costs more than the limits allow.
         """
+        first: _OverLimitsError | None = None
+        for share in SHARES if precision == "int8" else SHARES[:1]:
+            try:
+                return self._built(engine, precision, share)
+            except _OverLimitsError as error:
+                first = first or error
+                self._tell(f"{engine} in {precision}: {'; '.join(error.failures)}, on {error.worst}")
+            except PrecisionError:
+                if first is None:
+                    raise
+                break  # a tighter search finds nothing
+        assert first is not None  # noqa: S101  for the type checker: the loop returned or met one
+        raise first
+
+    def _built(self, engine: str, precision: str, share: float) -> Made:
+        """A bundle, of INT8 within a share of the limits."""
         backend = get_backend(engine)
-        graph = self._graphs.get(precision, engine)
+        graph = self._graphs.get(precision, engine, share)
         self._tell(f"building {engine} in {precision}")
         built, before = build_cached(backend, graph.model, self._options, self._tell)
         files = {MODEL: graph.model, **built.files}
@@ -230,11 +270,7 @@ class Bundler:
         limits = self._limits or (INT8_LIMITS if manifest.precision == "int8" else Limits())
         for accuracy in worst:
             if failures := accuracy.failures(dataclasses.replace(limits, stress=float("inf"))):
-                raise PrecisionError(
-                    f"{manifest.engine} in {manifest.precision} costs more than it may, against FP32: "
-                    f"{'; '.join(failures)}, worst on {accuracy.force_worst}. Allow more with --max-energy-error and "
-                    "--max-force-error, give structures like those that it is for with --structures, or take fp32."
-                )
+                raise _OverLimitsError(manifest, failures, accuracy.force_worst)
         return found, max(worst, key=lambda accuracy: accuracy.force_rmse)
 
     def _reachable(self) -> tuple[list[Atoms], list[dict[str, Any]], list[dict[str, Any]], int]:

@@ -52,7 +52,7 @@ class TypedGraph:
 
 
 class TypedGraphs:
-    """Makes the graphs of one student as they are asked for; the search for INT8 runs once.
+    """Makes the graphs of one student as they are asked for; what the search for INT8 measures is measured once.
 
     Args:
         model: in FP32.
@@ -72,10 +72,16 @@ class TypedGraphs:
     ) -> None:
         self._model, self._cutoff, self._limits, self._tell = model, cutoff, limits, tell
         self._calibration = calibration
-        self._found: tuple[Quantisation, str] | None = None
+        self._search: tuple[Int8Search, str] | None = None
+        self._found: dict[float, Quantisation] = {}
 
-    def get(self, precision: str, engine: str) -> TypedGraph:
+    def get(self, precision: str, engine: str, share: float = 1.0) -> TypedGraph:
         """The graph that an engine is built of in a precision.
+
+        Args:
+            precision: `fp32`, `fp16` or `int8`.
+            engine: its backend.
+            share: of the limits, that INT8 is searched for within.
 
         Raises:
             PrecisionError: INT8 cannot be had within the limits.
@@ -89,7 +95,7 @@ class TypedGraphs:
             return TypedGraph(exact.SerializeToString())
         if precision == "fp16":
             return self._narrowed(exact, {})
-        quantisation, name = self._quantised()
+        quantisation, name = self._quantised(share)
         model = to_int8(exact, quantisation.scales)
         products = weight_products(self._model)
         rest = "fp16" if fuses else "fp32"
@@ -97,6 +103,7 @@ class TypedGraphs:
             "calibrated_on_set": name,
             "int8_products": f"{len(quantisation.scales)} of {len(products)}",
             "other_products": rest,
+            "share_of_limits": share,
             **quantisation.as_dict(),
         }
         if rest == "fp16":
@@ -111,13 +118,14 @@ class TypedGraphs:
         simulated = rounded(model).SerializeToString()
         return TypedGraph(_checked(to_half(model)), simulated, correction or {}, report)
 
-    def _quantised(self) -> tuple[Quantisation, str]:
-        if self._found is None:
+    def _quantised(self, share: float) -> tuple[Quantisation, str]:
+        if self._search is None:
             structures, name = self._calibration()
-            search = Int8Search(self._model, structures, self._cutoff, tell=self._tell)
-            found = search.find(self._limits.energy, self._limits.forces)
-            self._found = found, name
-        return self._found
+            self._search = Int8Search(self._model, structures, self._cutoff, tell=self._tell), name
+        search, name = self._search
+        if share not in self._found:
+            self._found[share] = search.find(share * self._limits.energy, share * self._limits.forces)
+        return self._found[share], name
 
 
 def _checked(model: onnx.ModelProto) -> bytes:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from painn_deploy.calibration.accuracy import Limits
+from painn_deploy.calibration.accuracy import Accuracy, Limits
 from painn_deploy.engines import cache, get_backend
 from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.engines.plan import read_plan
@@ -115,6 +115,29 @@ def test_past_the_limits_nothing_is_written(painn: Path, frames: list[Atoms], tm
     with pytest.raises(PrecisionError, match="No product can be INT8"):
         export_engines(painn, tmp_path, precisions=["int8"], structures=frames, limits=strict)
     assert not list(tmp_path.glob("*.engine"))
+
+
+@pytest.mark.parametrize(("misses", "share"), [(0, 1.0), (1, 0.75), (2, 0.5), (3, None)])
+def test_int8_that_misses_the_limits_is_searched_for_again_within_less(
+    painn: Path, frames: list[Atoms], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, misses: int, share: float | None
+) -> None:
+    judged, verdicts = [], Accuracy.failures
+
+    def failures(accuracy: Accuracy, limits: Limits) -> list[str]:
+        judged.append(accuracy)
+        return ["too much"] if len(judged) <= misses else verdicts(accuracy, limits)
+
+    monkeypatch.setattr(Accuracy, "failures", failures)
+    told: list[str] = []
+    options = {"precisions": ["int8"], "structures": frames, "limits": WIDE, "tell": told.append}
+    if share is None:
+        with pytest.raises(PrecisionError, match="int8 costs more than it may, against FP32: too much, worst on"):
+            export_engines(painn, tmp_path, **options)
+    else:
+        (path,) = export_engines(painn, tmp_path, **options)
+        assert validation(path)["typed"]["share_of_limits"] == share
+    assert sum("too much, on" in line for line in told) == misses
+    assert sum("choosing structures to calibrate on" in line for line in told) == 1, "sensitivities are measured once"
 
 
 def test_what_cannot_be_is_refused_before_any_work(painn: Path, frames: list[Atoms], tmp_path: Path) -> None:
