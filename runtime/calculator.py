@@ -71,6 +71,7 @@ class PaiNNCalculator(Closing, Calculator):
         self.threads = threads
         self._batch_slots: int | None = None
         on_cpu = self._session.info["device"] == "cpu"
+        self._default_slots = DEFAULT_BUDGET if on_cpu else GPU_BUDGET
         self._limits = Limits(self.manifest.profiles, int(self.manifest.configuration.get("hidden_dim", 128)), on_cpu)
         self.timings = Timings()
         self.neighbour_list = VerletList(self.manifest.cutoff, skin)
@@ -85,6 +86,11 @@ class PaiNNCalculator(Closing, Calculator):
         """Run on a session; whether it can follow a structure is asked once, since asking takes as long as packing."""
         self._session = session
         self._follower = session if isinstance(session, FollowingSession) else None
+
+    @property
+    def session(self) -> Session:
+        """The open engine itself, with whatever its backend can do beside running."""
+        return self._session
 
     @property
     def engine_info(self) -> EngineInfo:
@@ -214,8 +220,7 @@ class PaiNNCalculator(Closing, Calculator):
     def batch_slots(self) -> int:
         """Atoms x slots of a batch: what `tune_batches` measured here once, or a default that suits most CPUs."""
         if self._batch_slots is None:
-            on_cpu = self._session.info["device"] == "cpu"
-            self._batch_slots = remembered_batch_slots(self) or (DEFAULT_BUDGET if on_cpu else GPU_BUDGET)
+            self._batch_slots = remembered_batch_slots(self) or self._default_slots
         return self._batch_slots
 
     @batch_slots.setter

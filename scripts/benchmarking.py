@@ -42,7 +42,6 @@ __all__ = [
     "costs",
     "eager_candidates",
     "latency",
-    "packer",
     "scaling",
     "sizes",
     "throughput",
@@ -136,13 +135,13 @@ def bundle_candidates(calculators: Mapping[str, PaiNNCalculator]) -> dict[str, C
             calculator.timings.reset()
             return found
 
-        prepare, fits = packer(calculator.manifest)
+        prepare, fits = _packer(calculator.manifest)
         return Candidate(whole, prepare, calculator.run_graph, phases, fits)
 
     return {name: candidate(calculator) for name, calculator in calculators.items()}
 
 
-def packer(manifest: Manifest) -> tuple[Callable[[list[Atoms]], GraphInputs], Callable[[list[Atoms]], bool]]:
+def _packer(manifest: Manifest) -> tuple[Callable[[list[Atoms]], GraphInputs], Callable[[list[Atoms]], bool]]:
     """What packs structures side by side for a bundle's engine, and what says whether it was built for so many."""
     profiles = [Profile.from_mapping(profile) for profile in manifest.profiles]
 
@@ -203,7 +202,7 @@ def scaling(bundles: Mapping[str, Path], device: str, tell: Tell) -> list[dict[s
         with PaiNNCalculator(path, device=device) as calculator:
             if not {1, 8} <= set(calculator.manifest.species):
                 continue
-            _, fits = packer(calculator.manifest)
+            _, fits = _packer(calculator.manifest)
             for repeats in WATERS:
                 atoms = box_of_water() * repeats
                 if not fits([atoms]):

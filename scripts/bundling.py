@@ -5,6 +5,7 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -51,8 +52,8 @@ PACKAGES = ("painn-deploy", "torch", "onnx", "numpy", "ase", "vesin")
 TIMED = 12
 """Structures that each candidate of `auto` is timed on."""
 
-SHARES = (1.0, 0.75, 0.5)
-"""Of the limits, that INT8 is searched for within, one after the other."""
+SHARES = (0.75, 0.5)
+"""Of the limits, that INT8 is searched for again within, one after the other."""
 
 Tell = Callable[[str], None]
 
@@ -73,21 +74,7 @@ class Made:
 
 
 class _OverLimitsError(PrecisionError):
-    """An engine is further from FP32 than it may be.
-
-    Args:
-        manifest: of its bundle.
-        failures: which limits, and by how much.
-        worst: structure.
-    """
-
-    def __init__(self, manifest: Manifest, failures: Sequence[str], worst: str) -> None:
-        self.failures, self.worst = failures, worst
-        super().__init__(
-            f"{manifest.engine} in {manifest.precision} costs more than it may, against FP32: "
-            f"{'; '.join(failures)}, worst on {worst}. Allow more with --max-energy-error and --max-force-error, give "
-            "structures like those that it is for with --structures, or take fp32."
-        )
+    """An engine is further from FP32 than it may be."""
 
 
 class Bundler:
@@ -154,19 +141,14 @@ class Bundler:
         Raises:
             PrecisionError: it costs more than the limits allow.
         """
-        first: _OverLimitsError | None = None
-        for share in SHARES if precision == "int8" else SHARES[:1]:
-            try:
-                return self._built(engine, precision, share)
-            except _OverLimitsError as error:
-                first = first or error
-                self._tell(f"{engine} in {precision}: {'; '.join(error.failures)}, on {error.worst}")
-            except PrecisionError:
-                if first is None:
-                    raise
-                break  # a tighter search finds nothing
-        assert first is not None  # noqa: S101  for the type checker: the loop returned or met one
-        raise first
+        try:
+            return self._built(engine, precision, 1.0)
+        except _OverLimitsError:
+            if precision == "int8":
+                for share in SHARES:
+                    with suppress(PrecisionError):
+                        return self._built(engine, precision, share)
+            raise
 
     def _built(self, engine: str, precision: str, share: float) -> Made:
         """A bundle, of INT8 within a share of the limits."""
@@ -270,7 +252,13 @@ class Bundler:
         limits = self._limits or (INT8_LIMITS if manifest.precision == "int8" else Limits())
         for accuracy in worst:
             if failures := accuracy.failures(dataclasses.replace(limits, stress=float("inf"))):
-                raise _OverLimitsError(manifest, failures, accuracy.force_worst)
+                what, past = f"{manifest.engine} in {manifest.precision}", "; ".join(failures)
+                self._tell(f"{what}: {past}, on {accuracy.force_worst}")
+                raise _OverLimitsError(
+                    f"{what} costs more than it may, against FP32: {past}, worst on {accuracy.force_worst}. Allow more "
+                    "with --max-energy-error and --max-force-error, give structures like those that it is for with "
+                    "--structures, or take fp32."
+                )
         return found, max(worst, key=lambda accuracy: accuracy.force_rmse)
 
     def _reachable(self) -> tuple[list[Atoms], list[dict[str, Any]], list[dict[str, Any]], int]:

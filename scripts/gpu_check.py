@@ -14,7 +14,7 @@ benchmark.json and the plots.
 import json
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +41,7 @@ from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.neighbours import graph_inputs
 from painn_deploy.runtime.skin import VerletList
 from painn_deploy.scripts.benchmark_inference import plot, report, time_bundles
-from painn_deploy.scripts.benchmarking import Candidate, packer
+from painn_deploy.scripts.benchmarking import Candidate, bundle_candidates
 from painn_deploy.scripts.entry import run_command
 from painn_deploy.scripts.exporting import export_engines
 
@@ -164,29 +164,23 @@ def check_endurance(findings: Findings, bundle: Path, atoms: Atoms, cutoff: floa
     findings.check("eight threads, a session each", not wrong, wrong[0] if wrong else None)
 
 
-def plain_launches(bundles: Mapping[str, Path], stack: ExitStack) -> dict[str, Candidate]:
-    """TensorRT's sessions, as they are without CUDA graphs: candidates for the benchmark."""
-    found = {}
+def plain_launches(bundles: Mapping[str, Path], device: str, stack: ExitStack) -> dict[str, Candidate]:
+    """TensorRT's engines as they are without CUDA graphs: candidates for the benchmark."""
+    calculators = {}
     for name, path in bundles.items():
-        opened = read_bundle(path)
-        if not opened.manifest.engine.startswith("tensorrt"):
-            continue
-        session = stack.enter_context(open_session(get_backend(opened.manifest.engine), opened))
-        session.graphs = False
-        prepare, fits = packer(opened.manifest)
-        found[name + PLAIN] = Candidate(_after(prepare, session.run), prepare, session.run, fits=fits)
-    return found
-
-
-def _after(prepare: Callable[[list[Atoms]], GraphInputs], run: Callable[[GraphInputs], object]) -> Any:
-    return lambda structures: run(prepare(structures))
+        if read_bundle(path).manifest.engine.startswith("tensorrt"):
+            calculators[name + PLAIN] = stack.enter_context(PaiNNCalculator(path, device=device))
+    for calculator in calculators.values():
+        if isinstance(calculator.session, TensorRTSession):
+            calculator.session.graphs = False
+    return bundle_candidates(calculators)
 
 
 def timed(bundles: Mapping[str, Path], checkpoint: str, device: str, folder: Path, *, quick: bool) -> None:
     """Time every engine beside PyTorch eager and torch.compile on a device; benchmark.json and plots in a folder."""
     student, console = load_student(checkpoint), Console()
     with ExitStack() as stack:
-        peers = plain_launches(bundles, stack)
+        peers = plain_launches(bundles, device, stack)
         found = time_bundles(bundles, student, device, compiled=not quick, quick=quick, console=console, peers=peers)
     source = resolve_checkpoint(checkpoint)
     found |= {"checkpoint": source.name, "checkpoint_sha256": source.sha256}
