@@ -41,7 +41,7 @@ from painn_deploy.scripts.roofline import rooflines
 from painn_deploy.scripts.schnetpack_candidate import schnetpack
 from painn_deploy.scripts.speed_studies import conditions, made_table
 
-__all__ = ["bench_bundles", "benchmark", "cell", "plot", "read", "report", "roof_rows", "time_bundles"]
+__all__ = ["bench_bundles", "benchmark", "cell", "read", "report", "roof_rows", "store", "time_bundles"]
 
 ENGINES = ("onnxruntime", "inductor")
 PHASES = ("neighbours", "packing", "engine", "results")
@@ -99,10 +99,8 @@ def benchmark(
         )
     found |= of
     found["costs"] = [row | built[row["candidate"]] for row in found["costs"]]
-    path.write_bytes(to_json(found))
-    plot(found, output)
     report(found, console)
-    console.print(f"wrote {path}, latency.png and throughput.png", soft_wrap=True)
+    store(found, output, console)
     return path
 
 
@@ -182,9 +180,7 @@ def bench_bundles(
     report(found, console)
     if output is not None:
         prepare_output(output)
-        (output / "benchmark.json").write_bytes(to_json(found))
-        plot(found, output)
-        console.print(f"wrote {output / 'benchmark.json'}, latency.png and throughput.png", soft_wrap=True)
+        store(found, output, console)
 
 
 def _bundles(
@@ -279,6 +275,14 @@ def cell(rows: Sequence[Mapping[str, Any]], key: str, candidate: str, **wanted: 
     ratio = f" ({row[key]['ratio']:.1f}x)" if "ratio" in row[key] else ""
     spent = row[key]["milliseconds"]
     return f"{spent:,.0f}{ratio}" if spent >= 1000 else f"{spent:.3g}{ratio}"
+
+
+def store(found: dict[str, Any], folder: Path, console: Console) -> None:
+    """Write benchmark.json and its plots into a folder that is there."""
+    path = folder / "benchmark.json"
+    path.write_bytes(to_json(found))
+    plot(found, folder)
+    console.print(f"wrote {path}, latency.png and throughput.png", soft_wrap=True)
 
 
 def plot(found: dict[str, Any], folder: Path) -> None:

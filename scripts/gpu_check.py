@@ -40,7 +40,7 @@ from painn_deploy.export.manifest import prepare_output, read_bundle, to_json
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.neighbours import graph_inputs
 from painn_deploy.runtime.skin import VerletList
-from painn_deploy.scripts.benchmark_inference import plot, report, time_bundles
+from painn_deploy.scripts.benchmark_inference import report, store, time_bundles
 from painn_deploy.scripts.benchmarking import Candidate, bundle_candidates
 from painn_deploy.scripts.entry import run_command
 from painn_deploy.scripts.exporting import export_engines
@@ -184,9 +184,8 @@ def timed(bundles: Mapping[str, Path], checkpoint: str, device: str, folder: Pat
         found = time_bundles(bundles, student, device, compiled=not quick, quick=quick, console=console, peers=peers)
     source = resolve_checkpoint(checkpoint)
     found |= {"checkpoint": source.name, "checkpoint_sha256": source.sha256}
-    (folder / "benchmark.json").write_bytes(to_json(found))
-    plot(found, folder)
     report(found, console)
+    store(found, folder, console)
 
 
 @contextmanager
