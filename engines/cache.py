@@ -15,7 +15,7 @@ from painn_deploy.export.cache import cache_folder
 __all__ = ["build_cached", "cache_key"]
 
 META = "engine.json"
-MADE = 2
+MADE = 3
 """Which way of building made an entry; one more whenever a backend here builds the same graph differently."""
 
 

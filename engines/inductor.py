@@ -10,26 +10,33 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing, EngineInfo
 from painn_deploy.engines.contract import check_inputs, padded
+from painn_deploy.engines.pairs import pair_inputs
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
-from painn_deploy.export.fields import GraphInputs, GraphOutputs
+from painn_deploy.export.fields import INPUTS, PAIR_INPUTS, GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Bundle
 
 __all__ = ["BACKEND", "InductorBackend", "InductorSession", "give_back_memory", "keep_freed_memory"]
 
-PACKAGE = "model.pt2"
-SMALL_PACKAGE = "small.pt2"
+GPU_PACKAGE = "model.pt2"
+LARGE_PACKAGE, SMALL_PACKAGE = "large.pt2", "small.pt2"
+"""A CPU's; filters are computed once a pair in both."""
 SMALL = 256
-"""Atoms x slots up to which a CPU runs another package: weights that are packed for its matrix products, as in the
-first one, make a batch up to 1.7 times as fast, and a molecule slower, since each call of that library takes longer."""
+"""Atoms x slots up to which a CPU runs the second one. Its matrix products are compiled with the rest; the first one's are
+oneDNN's: faster for a batch, and for a molecule each takes longer to call than to compute."""
+SMALL_THREADS = 2
+"""That a compiled product is divided between. How many there are when it runs does not change its bits."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 TUNED = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 LEAST = 2
 """Atoms and slots: torch's compiler takes a size of one for a constant, so smaller graphs are padded."""
+
+
+_FIELDS = {field.name: field for field in (*INPUTS, *PAIR_INPUTS)}
 
 
 def _torch() -> Any:
@@ -47,8 +54,8 @@ def _kind(torch: Any, device: str) -> str:
     return "cuda:" + "".join(map(str, torch.cuda.get_device_capability(device)))
 
 
-def _compiled(torch: Any, program: Any, *, packs: bool) -> bytes:
-    """Machine code, its weights packed for the CPU's matrix products or not."""
+def _compiled(torch: Any, program: Any, settings: Mapping[str, Any]) -> bytes:
+    """Machine code."""
     package = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -57,11 +64,38 @@ def _compiled(torch: Any, program: Any, *, packs: bool) -> bytes:
                 program,
                 package_path=package,
                 # dynamic threads: else this machine's cores would be compiled in
-                inductor_configs={"cpp.dynamic_threads": True, "freezing": packs},
+                inductor_configs={"cpp.dynamic_threads": True, **settings},
             )
         except Exception as error:  # its compiler's errors share no base class but this one
             raise EngineError(f"torch could not compile the graph: {error}") from error
     return package.getvalue()
+
+
+def _plans(graph: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """For each package on a CPU the form of the graph, and how it is compiled."""
+    from painn_deploy.export.lowering import filters_once_a_pair, products_side_by_side, sums_for_batched_products
+
+    paired = filters_once_a_pair(sums_for_batched_products(graph, mixing=True))
+    templates = {"max_autotune": True, "max_autotune_gemm_backends": "CPP", "cpp.threads": SMALL_THREADS}
+    return {
+        LARGE_PACKAGE: (paired, {"freezing": True}),
+        SMALL_PACKAGE: (products_side_by_side(paired), {"freezing": True, **templates}),
+    }
+
+
+def _traced(torch: Any, model: Any, device: str) -> Any:
+    """A graph as a program for any number of atoms, slots and, where it has an axis of them, pairs."""
+    from painn_deploy.engines.onnx_torch import OnnxModule
+
+    sizes = {"atoms": 72, "slots": 8, "pairs": 300}
+    axes = {name: torch.export.Dim(name, min=LEAST) for name in sizes}
+    dtypes = {"int32": torch.int32, "float32": torch.float32}
+    fields = [_FIELDS[value.name] for value in model.graph.input]
+    sample = [torch.ones([sizes.get(str(n), n) for n in f.shape], dtype=dtypes[f.dtype], device=device) for f in fields]
+    dynamic = tuple({i: axes[n] for i, n in enumerate(f.shape) if n in axes} for f in fields)
+    with warnings.catch_warnings():  # torch's compiler warns about its own internals
+        warnings.simplefilter("ignore")
+        return torch.export.export(OnnxModule(model).to(device), tuple(sample), dynamic_shapes=(dynamic,))
 
 
 def keep_freed_memory() -> None:
@@ -120,29 +154,12 @@ class InductorBackend:
             raise EngineUnavailableError("The engine inductor needs a C++ compiler: install g++, or set CXX to yours.")
         import onnx
 
-        from painn_deploy.engines.onnx_torch import OnnxModule
-
-        atoms, slots = torch.export.Dim("atoms", min=LEAST), torch.export.Dim("slots", min=LEAST)
-        matrix = {0: atoms, 1: slots}
-        sample = (
-            torch.ones(72, dtype=torch.int32),
-            torch.randn(72, 8, 3),
-            torch.zeros(72, 8, dtype=torch.int32),
-            torch.zeros(72, 8, dtype=torch.int32),
-            torch.ones(72, 8),
-        )
-        with warnings.catch_warnings():  # torch's compiler warns about its own internals
-            warnings.simplefilter("ignore")
-            program = torch.export.export(
-                OnnxModule(onnx.load_from_string(model)).to(device),
-                tuple(tensor.to(device) for tensor in sample),
-                dynamic_shapes=(({0: atoms}, matrix, matrix, matrix, matrix),),
-            )
-        packages = {PACKAGE: False} if device != "cpu" else {PACKAGE: True, SMALL_PACKAGE: False}
+        graph = onnx.load_from_string(model)
+        plans = _plans(graph) if device == "cpu" else {GPU_PACKAGE: (graph, {})}
         files = {}
-        for number, (name, packs) in enumerate(packages.items(), 1):
-            tell(f"inductor: compiling for {_kind(torch, device)}, {number} of {len(packages)}")
-            files[name] = _compiled(torch, program, packs=packs)
+        for number, (name, (lowered, settings)) in enumerate(plans.items(), 1):
+            tell(f"inductor: compiling for {_kind(torch, device)}, {number} of {len(plans)}")
+            files[name] = _compiled(torch, _traced(torch, lowered, device), settings)
         return BuiltEngine(files, (_kind(torch, device),))
 
     def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> "InductorSession":
@@ -174,8 +191,9 @@ class InductorBackend:
             precision=manifest.precision,
             bundle_sha256=bundle.sha256,
         )
-        small = bundle.file(SMALL_PACKAGE) if device == "cpu" else None
-        return InductorSession(bundle.file(PACKAGE), small, threads, info)
+        if device == "cpu":
+            return InductorSession(bundle.file(LARGE_PACKAGE), bundle.file(SMALL_PACKAGE), threads, info)
+        return InductorSession(bundle.file(GPU_PACKAGE), None, threads, info)
 
 
 BACKEND = InductorBackend()
@@ -185,8 +203,8 @@ class InductorSession(Closing):
     """A loaded engine.
 
     Args:
-        package: contents of model.pt2.
-        small: contents of small.pt2, for up to `SMALL` atoms x slots; None where one package runs everything.
+        package: contents of the package for a GPU or, on a CPU, for what is large.
+        small: contents of a CPU's package for up to `SMALL` atoms x slots; None on a GPU.
         threads: of torch; None leaves them as they are.
         info: what the session says of itself.
     """
@@ -195,6 +213,7 @@ class InductorSession(Closing):
         self._torch = _torch()
         if threads is not None:
             self._torch.set_num_threads(threads)
+        self._takes_pairs = small is not None
         if info["device"] == "cpu":
             keep_freed_memory()
         try:
@@ -218,10 +237,10 @@ class InductorSession(Closing):
             raise EngineError("This session is closed; open another one.")
         check_inputs(inputs)
         atoms, slots = inputs.mask.shape
+        graph = padded(inputs, max(atoms, LEAST), max(slots, LEAST))
+        arrays = (*graph, *pair_inputs(graph.reverse, LEAST)) if self._takes_pairs else graph
         try:
-            outputs = package(
-                *(self._torch.from_numpy(array) for array in padded(inputs, max(atoms, LEAST), max(slots, LEAST)))
-            )
+            outputs = package(*map(self._torch.from_numpy, arrays))
         except Exception as error:  # as above
             raise EngineError(f"The compiled graph failed on {atoms} atoms x {slots} slots: {error}") from error
         return GraphOutputs(*(output.cpu().numpy()[:atoms] for output in outputs))

@@ -60,6 +60,10 @@ class OnnxModule(nn.Module):
 def _gather(x: Tensor, indices: Tensor, axis: int = 0) -> Tensor:
     if axis != 0:
         raise EngineError(f"The graph gathers along axis {axis}; rows alone are foreseen.")
+    if x.is_contiguous() and x.storage_offset() == 0:
+        # the same tensor, but now the compiler writes it down before it gathers from it, where else it would compute
+        # each atom's rows anew for every neighbour of that atom, and write down those
+        x = x.as_strided(x.shape, x.stride())
     return x[indices]
 
 

@@ -12,7 +12,18 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int32
 
-__all__ = ["AS_WRITTEN", "FIELDS", "INPUTS", "OUTPUTS", "UNITS", "Field", "GraphInputs", "GraphOutputs"]
+__all__ = [
+    "AS_WRITTEN",
+    "FIELDS",
+    "INPUTS",
+    "OUTPUTS",
+    "PAIR_INPUTS",
+    "UNITS",
+    "Field",
+    "GraphInputs",
+    "GraphOutputs",
+    "PairInputs",
+]
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,18 @@ OUTPUTS = (
     ),
 )
 
+PAIR_INPUTS = (
+    Field("pairs", ("pairs",), "int32", "", "flat index of one slot of each pair; where there is padding, of one more"),
+    Field(
+        "pair_of_slot",
+        ("slots", "atoms"),
+        "int32",
+        "",
+        "which of `pairs` each slot belongs to; that of a padded slot is the padding's",
+    ),
+)
+"""What a graph takes beside `INPUTS` whose filters are computed once a pair; never one that a bundle holds."""
+
 FIELDS = MappingProxyType({field.name: field for field in (*INPUTS, *OUTPUTS)})
 
 UNITS = MappingProxyType({"length": "Angstrom", "energy": "eV", "forces": "eV/Angstrom", "virials": "eV"})
@@ -99,3 +122,10 @@ class GraphOutputs(NamedTuple):
     atomic_energies: Float[np.ndarray, " atoms"]
     forces: Float[np.ndarray, "atoms 3"]
     virials: Float[np.ndarray, "atoms 3 3"]
+
+
+class PairInputs(NamedTuple):
+    """The arrays of `PAIR_INPUTS`."""
+
+    pairs: Int32[np.ndarray, " pairs"]
+    pair_of_slot: Int32[np.ndarray, "slots atoms"]

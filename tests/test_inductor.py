@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase.build import molecule
 
 from painn_deploy.calibration.parity import check_parity
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions
-from painn_deploy.engines.inductor import TUNED, InductorBackend
+from painn_deploy.engines.inductor import SMALL, TUNED, InductorBackend
 from painn_deploy.engines.onnx_torch import OnnxModule
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
@@ -61,6 +62,36 @@ def test_results_are_the_student_s_at_every_size(compiled: Path, painn: Path, bu
     assert (info["backend"], info["device"], info["precision"]) == ("inductor", "cpu", "fp32")
     with pytest.raises(EngineError, match="closed"):
         calculator.calculate_batch([students.water()])
+
+
+def test_results_are_the_same_on_both_sides_of_every_size(compiled: Path, bundle: Path) -> None:
+    """Of atoms, pairs and padding, with vector widths and blocks of matrix products in between."""
+    rng = np.random.default_rng(0)
+    water, methane = students.water(), molecule("CH4")
+    with PaiNNCalculator(compiled) as calculator, PaiNNCalculator(bundle) as other:
+        sizes = []
+        for waters in range(40):
+            for methanes in {0, 1, waters % 7}:
+                molecules = [m.copy() for m in [water] * waters + [methane] * methanes]
+                if not molecules:
+                    continue
+                for atoms in molecules:
+                    atoms.positions += rng.normal(0, 0.05, atoms.positions.shape)
+                inputs = graph_inputs(molecules, 4.0)
+                sizes.append(inputs.mask.size)
+                for got, wanted in zip(calculator.run_graph(inputs), other.run_graph(inputs), strict=True):
+                    np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5 * max(1, np.abs(wanted).max()))
+    assert min(sizes) < SMALL < max(sizes)
+
+
+def test_a_package_of_an_older_kind_is_refused(compiled: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(compiled, tmp_path / "older.engine"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "large.pt2").rename(copy / "model.pt2")
+    manifest["files"]["model.pt2"] = manifest["files"].pop("large.pt2")
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"manifest_sha256": manifest_digest(manifest)}))
+    with pytest.raises(BundleError, match=r"lists no large\.pt2\. Export it again"):
+        PaiNNCalculator(copy)
 
 
 def test_a_package_is_bound_to_its_torch_and_its_cpu(

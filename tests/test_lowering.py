@@ -1,14 +1,18 @@
-"""The form for fusing engines gives the same values."""
+"""Other forms of a graph give the same values."""
 
 from pathlib import Path
 
 import numpy as np
+import onnx
+import pytest
+import torch
 
 from painn_deploy.calibration.parity import check_parity
-from painn_deploy.engines.onnxruntime import open_graph
+from painn_deploy.engines.onnxruntime import load_graph, open_graph
+from painn_deploy.engines.pairs import pair_inputs
 from painn_deploy.export import load_student
-from painn_deploy.export.fields import GraphOutputs
-from painn_deploy.export.lowering import sums_for_batched_products
+from painn_deploy.export.fields import OUTPUTS, GraphInputs, GraphOutputs
+from painn_deploy.export.lowering import filters_once_a_pair, products_side_by_side, sums_for_batched_products
 from painn_deploy.export.onnx_graph import check_contract, export_onnx
 from painn_deploy.export.products import weight_products
 from painn_deploy.runtime.neighbours import graph_inputs
@@ -17,8 +21,6 @@ from . import students
 
 
 def test_sums_for_batched_products_give_the_same(checkpoint: Path) -> None:
-    import torch
-
     model = export_onnx(load_student(checkpoint), {})
     before = model.SerializeToString()
     lowered = sums_for_batched_products(model)
@@ -33,3 +35,72 @@ def test_sums_for_batched_products_give_the_same(checkpoint: Path) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1, np.abs(a).max()))
     student = load_student(checkpoint, dtype=torch.float64)
     check_parity(lambda graph: GraphOutputs(*other(graph)), student)
+
+
+def test_sums_can_take_the_place_of_every_product_but_those_with_weights(checkpoint: Path) -> None:
+    model = export_onnx(load_student(checkpoint), {})
+    lowered = sums_for_batched_products(sums_for_batched_products(model, of_products=True), mixing=True)
+    products = {n.name for n in lowered.graph.node if n.op_type == "MatMul"}
+    assert products == {p.name for p in weight_products(model)}
+    run = open_graph(lowered.SerializeToString())
+    check_parity(lambda graph: GraphOutputs(*run(graph)), load_student(checkpoint, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("table", [False, True])
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_filters_once_a_pair_give_the_same(checkpoint: Path, table: bool, side_by_side: bool) -> None:
+    student = load_student(checkpoint)
+    model = export_onnx(student.with_radial_table(24, 512) if table else student, {})
+    before = model.SerializeToString()
+    paired = filters_once_a_pair(model)
+    assert model.SerializeToString() == before
+    rows = _rows_of_products(paired)
+    assert {shape[0] for shape in rows} == {"atoms", "pairs"}  # none is computed slot by slot
+    assert sum(shape[0] == "pairs" for shape in rows) == sum("slots" in p.rows for p in weight_products(model))
+    if side_by_side:
+        separate, paired = paired, products_side_by_side(paired)
+        assert len(_rows_of_products(paired)) < len(rows) == len(_rows_of_products(separate))
+    session = load_graph(paired.SerializeToString(), "cpu", 1)
+
+    def run(inputs: GraphInputs) -> GraphOutputs:
+        arrays = inputs._asdict() | pair_inputs(inputs.reverse)._asdict()
+        return GraphOutputs(*session.run([field.name for field in OUTPUTS], arrays))
+
+    exact = open_graph(before)
+    for batch in ([atoms] for atoms in students.zoo().values()):
+        inputs = graph_inputs(batch, student.configuration.cutoff)
+        for got, wanted in zip(run(inputs), exact(inputs), strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * max(1, np.abs(wanted).max()))
+    if not table:
+        check_parity(run, load_student(checkpoint, dtype=torch.float64))
+
+
+def _rows_of_products(model: onnx.ModelProto) -> list[tuple[str | int, ...]]:
+    """Axes but the last of the results of products with weights."""
+    weights = {t.name for t in model.graph.initializer}
+    shapes = {
+        value.name: tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim)
+        for value in onnx.shape_inference.infer_shapes(model).graph.value_info
+    }
+    products = [n for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in weights]
+    return [shapes[n.output[0]][:-1] for n in products]
+
+
+def test_a_sum_over_slots_is_no_function_of_a_slot() -> None:
+    """What looks like a filter, and depends on more than one slot, is left alone."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 20]>
+        g (float[atoms, slots, 3] displacements, float[atoms, slots] mask) => (float[atoms, n] atomic_energies)
+        <float[3, 4] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, int64[1] one = {1}> {
+            squares = Mul(displacements, displacements)
+            summed = ReduceSum <keepdims = 0> (squares, one)
+            atomic_energies = MatMul(summed, w)
+        }
+    """)
+    assert [n.op_type for n in filters_once_a_pair(model).graph.node if n.op_type == "ReduceSum"] == ["ReduceSum"]
+    inputs = graph_inputs([students.water()], 4.0)
+    one, other = (load_graph(m.SerializeToString(), "cpu", 1) for m in (model, filters_once_a_pair(model)))
+    arrays = {"displacements": inputs.displacements, "mask": inputs.mask}
+    (wanted,) = one.run(None, arrays)
+    (got,) = other.run(None, arrays | pair_inputs(inputs.reverse)._asdict())
+    np.testing.assert_array_equal(got, wanted)
