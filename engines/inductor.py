@@ -26,7 +26,7 @@ GPU_PACKAGE = "model.pt2"
 LARGE_PACKAGE, SMALL_PACKAGE = "large.pt2", "small.pt2"
 """A CPU's; filters are computed once a pair in both."""
 SMALL = 256
-"""Atoms x slots up to which a CPU runs the second one. Its matrix products are compiled with the rest; the first one's are
+"""Atoms x slots up to which a CPU runs the second one. Its matrix products are compiled with the rest; the first's are
 oneDNN's: faster for a batch, and for a molecule each takes longer to call than to compute."""
 SMALL_THREADS = 2
 """That a compiled product is divided between. How many there are when it runs does not change its bits."""
