@@ -1,10 +1,11 @@
 """Neighbour search into the padded matrix of the graph contract.
 
-vesin finds each pair once; its other end is written down with the exact negative displacement and the same mask, so
-that an edge and its reverse can never disagree, whatever the rounding. Distances are compared with the cutoff in
-float64, here and nowhere else.
+vesin finds each pair once; in a small molecule, where calling it would take longer, every pair is looked at. The other
+end of a pair is written down with the exact negative displacement and the same mask, so that an edge and its reverse
+can never disagree, whatever the rounding. Distances are compared with the cutoff in float64, here and nowhere else.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,9 @@ ONE_SPOT = 1e-3
 
 NARROW = 20
 """Cutoffs; a molecule that is no longer needs no narrowing."""
+
+FEW = 48
+"""Atoms of a molecule whose pairs are all looked at; vesin is faster beyond."""
 
 MOST_CELLS = 2e4
 """Of vesin's search grid; past 1e5 it scales the grid down, thin directions to nothing."""
@@ -116,7 +120,29 @@ def find_pairs(atoms: Atoms, cutoff: float) -> tuple[Pairs, Float64[np.ndarray, 
     Raises:
         StructureError: two atoms are on one spot.
     """
-    periodic = np.asarray(atoms.pbc)
+    periodic = atoms.pbc
+    if len(atoms) <= FEW and not periodic.any():
+        pairs = _all_pairs(len(atoms))
+        vectors = atoms.positions[pairs.second] - atoms.positions[pairs.first]
+    else:
+        pairs, vectors = _candidates(atoms, periodic, cutoff)
+    squared = np.einsum("pc,pc->p", vectors, vectors)
+    refuse_one_spot(atoms, pairs, squared)
+    within = np.sqrt(squared) < cutoff
+    return (pairs, vectors) if within.all() else (pairs.only(within), vectors[within])
+
+
+@functools.cache
+def _all_pairs(atoms: int) -> Pairs:
+    first, second = np.triu_indices(atoms, 1)
+    first.flags.writeable = second.flags.writeable = False  # every molecule of that size shares them
+    return Pairs(first, second, None)
+
+
+def _candidates(
+    atoms: Atoms, periodic: Bool[np.ndarray, " 3"], cutoff: float
+) -> tuple[Pairs, Float64[np.ndarray, "pairs 3"]]:
+    """Every pair within the cutoff, and perhaps some that are a rounding beyond it; and their displacements in Å."""
     cell = periodic_cell(atoms)
     points, moved, reach = _searchable(atoms.positions, cell, periodic, cutoff)
     search = vesin.NeighborList(cutoff=reach, full_list=False, n_threads=1)
@@ -128,11 +154,7 @@ def find_pairs(atoms: Atoms, cutoff: float) -> tuple[Pairs, Float64[np.ndarray, 
         if moved is not None:
             images += moved[first] - moved[second]
     pairs = Pairs(first, second, images)
-    vectors = pairs.displacements(atoms.positions, cell)
-    squared = np.einsum("pc,pc->p", vectors, vectors)
-    refuse_one_spot(atoms, pairs, squared)
-    within = np.sqrt(squared) < cutoff
-    return (pairs, vectors) if within.all() else (pairs.only(within), vectors[within])
+    return pairs, pairs.displacements(atoms.positions, cell)
 
 
 def periodic_cell(atoms: Atoms) -> Float64[np.ndarray, "3 3"]:
