@@ -22,6 +22,7 @@ from painn_deploy.export.manifest import manifest_digest
 from painn_deploy.export.onnx_graph import export_onnx
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.packing import COMPILED_BUDGET
 from painn_deploy.scripts import export_engines
 
 from . import students
@@ -58,6 +59,7 @@ def test_results_are_the_student_s_at_every_size(compiled: Path, painn: Path, bu
             once, again = (calculator.run_graph(graph_inputs([atoms], 4.0)) for _ in range(2))
             assert all(np.array_equal(a, b) for a, b in zip(once, again, strict=True))
             check_parity(calculator.run_graph, student, [[atoms]])
+        assert calculator.batch_slots == COMPILED_BUDGET
         info = calculator.engine_info
     assert (info["backend"], info["device"], info["precision"]) == ("inductor", "cpu", "fp32")
     with pytest.raises(EngineError, match="closed"):
