@@ -84,13 +84,19 @@ class Cost(Operations):
     weight_bytes: int
 
 
-def count(model: onnx.ModelProto, atoms: int, slots: int) -> Cost:
+def count(model: onnx.ModelProto, atoms: int, slots: int, pairs: int = 0) -> Cost:
     """Count a graph that keeps the contract at a size, padding included.
+
+    Args:
+        model: the graph.
+        atoms: of the size.
+        slots: of the size.
+        pairs: of the size, for a graph whose filters are computed once a pair.
 
     Raises:
         ExportError: a shape or an operator is not known.
     """
-    tensors, graph = sized(model, atoms, slots), model.graph
+    tensors, graph = sized(model, atoms, slots, pairs), model.graph
     multiply_adds = elementwise = moved = 0
     for node in graph.node:
         made = sum(prod(tensors.shapes[name]) for name in node.output)
@@ -118,14 +124,14 @@ def count(model: onnx.ModelProto, atoms: int, slots: int) -> Cost:
     return Cost(multiply_adds, elementwise, moved, weights + ends, weights + _peak(model, tensors), weights)
 
 
-def sized(model: onnx.ModelProto, atoms: int, slots: int) -> Tensors:
-    """Every tensor's shape at a size.
+def sized(model: onnx.ModelProto, atoms: int, slots: int, pairs: int = 0) -> Tensors:
+    """Every tensor's shape at a size; see `count`.
 
     Raises:
         ExportError: shape inference does not find one.
     """
     model = onnx.ModelProto.FromString(model.SerializeToString())
-    numbers = {"atoms": atoms, "slots": slots}
+    numbers = {"atoms": atoms, "slots": slots, "pairs": pairs}
     for value in (*model.graph.input, *model.graph.output):
         for axis in value.type.tensor_type.shape.dim:
             if axis.dim_param:

@@ -1,9 +1,10 @@
 """How near an engine is to what its machine can do at most: the least time of its graph's arithmetic and traffic.
 
-An evaluation multiplies and adds what its graph says, and reads weights and inputs and writes outputs at least once
-(`painn_deploy.scripts.graph_costs` counts both). The machine's peaks are measured in the same run, by copying a large
-array and by multiplying large matrices; no data sheet is believed. The time that remains if the slower of the two were
-all there is (Williams, Waterman & Patterson, Communications of the ACM 52, 65, 2009) is a bound from below.
+An evaluation multiplies and adds what its engine's form of the graph says, and reads weights and inputs and writes
+outputs at least once (`painn_deploy.scripts.graph_costs` counts both). The machine's peaks are measured in the same
+run, by copying a large array and by multiplying large matrices; no data sheet is believed. The time that remains if the
+slower of the two were all there is (Williams, Waterman & Patterson, Communications of the ACM 52, 65, 2009) is a bound
+from below.
 """
 
 import time
@@ -16,7 +17,9 @@ import onnx
 import torch
 from ase import Atoms
 
+from painn_deploy.engines.pairs import pair_inputs
 from painn_deploy.export.errors import PaiNNDeployError
+from painn_deploy.export.lowering import filters_once_a_pair
 from painn_deploy.export.manifest import MODEL, read_bundle
 from painn_deploy.runtime.neighbours import graph_inputs
 from painn_deploy.scripts.graph_costs import Cost, count
@@ -156,10 +159,13 @@ def rooflines(
     rows = []
     for name, bundle in opened.items():
         graph = onnx.load_from_string(bundle.file(MODEL))
+        if bundle.manifest.engine == "inductor" and device == "cpu":
+            graph = filters_once_a_pair(graph)
         timed = {r["batch"]: r["engine"] for r in throughput if r["candidate"] == name and r["engine"]}
         for batch in sorted({min(timed), max(timed)}):
-            atoms, slots = graph_inputs([one] * batch, bundle.manifest.cutoff).mask.shape
-            cost = count(graph, atoms, slots)
+            inputs = graph_inputs([one] * batch, bundle.manifest.cutoff)
+            atoms, slots = inputs.mask.shape
+            cost = count(graph, atoms, slots, len(pair_inputs(inputs.reverse).pairs))
             least = roof(cost, peaks, bundle.manifest.precision)
             spent = timed[batch]["milliseconds"]
             rows.append(

@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from painn_deploy.engines.onnxruntime import open_graph
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import ExportError
+from painn_deploy.export.lowering import filters_once_a_pair
 from painn_deploy.export.onnx_graph import export_onnx
 from painn_deploy.export.products import weight_products
 from painn_deploy.runtime.neighbours import graph_inputs
@@ -79,6 +80,15 @@ def test_a_student_s_graph(model: onnx.ModelProto) -> None:
     assert [shapes[value.name] for value in model.graph.output] == [output.shape for output in run]
     energies = open_graph(energy_only(model).SerializeToString(), ["atomic_energies"])(inputs)[0]
     np.testing.assert_allclose(energies, run[0], rtol=0, atol=1e-5)
+
+
+def test_filters_are_counted_once_a_pair(model: onnx.ModelProto) -> None:
+    atoms, slots, pairs = 9, 8, 36
+    of_slots = sum(p.multiply_adds(atoms, slots) for p in weight_products(model) if "slots" in p.rows)
+    saved = (
+        count(model, atoms, slots).multiply_adds - count(filters_once_a_pair(model), atoms, slots, pairs).multiply_adds
+    )
+    assert saved == of_slots / 2 > 0
 
 
 def test_every_node_has_the_purpose_that_its_name_tells(model: onnx.ModelProto) -> None:
