@@ -16,6 +16,7 @@ from typing import Any
 from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing, EngineInfo
 from painn_deploy.engines.contract import check_inputs, padded
 from painn_deploy.engines.pairs import pair_inputs
+from painn_deploy.engines.replay import Recordings, TorchRecording
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
 from painn_deploy.export.fields import INPUTS, PAIR_INPUTS, GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Bundle
@@ -216,19 +217,43 @@ class InductorSession(Closing):
         self._takes_pairs = small is not None
         if info["device"] == "cpu":
             keep_freed_memory()
+        self._info, self._contents = info, package
+        self._package: Any = self._loaded(package)
+        self._small: Any = self._package if small is None else self._loaded(small)
+        self._recordings: Recordings[TorchRecording] | None = None
+
+    def _loaded(self, package: bytes, *, alone: bool = False) -> Any:
+        """A package; `alone` on its stream, without a synchronisation of its own, which cannot be recorded."""
+        index = int(self._info["device"].partition(":")[2] or -1)
         try:
-            index = int(info["device"].partition(":")[2] or -1)
-            load = self._torch._inductor.aoti_load_package
-            self._package: Any = load(io.BytesIO(package), device_index=index)
-            self._small: Any = self._package if small is None else load(io.BytesIO(small), device_index=index)
+            return self._torch._inductor.aoti_load_package(io.BytesIO(package), alone, index)
         except Exception as error:  # as above
             raise EngineError(f"torch cannot load this package: {error}") from error
-        self._info = info
 
     @property
     def info(self) -> EngineInfo:
         """See `Session.info`."""
         return self._info
+
+    @property
+    def graphs(self) -> bool:
+        """Whether sizes that come again are replayed as CUDA graphs; off until set. See `painn_deploy.engines.replay`.
+
+        Raises:
+            EngineUnavailableError: set on a CPU.
+        """
+        return self._recordings is not None
+
+    @graphs.setter
+    def graphs(self, wanted: bool) -> None:
+        device = self._info["device"]
+        self._recordings = None
+        if not wanted:
+            return
+        if device == "cpu":
+            raise EngineUnavailableError("There are no CUDA graphs on a CPU.")
+        package = self._loaded(self._contents, alone=True)
+        self._recordings = Recordings(lambda inputs, _: TorchRecording(self._torch, package, inputs, device))
 
     def run(self, inputs: GraphInputs) -> GraphOutputs:
         """See `Session.run`."""
@@ -240,12 +265,18 @@ class InductorSession(Closing):
         graph = padded(inputs, max(atoms, LEAST), max(slots, LEAST))
         arrays = (*graph, *pair_inputs(graph.reverse, LEAST)) if self._takes_pairs else graph
         try:
-            outputs = package(*map(self._torch.from_numpy, arrays))
+            recording = None if self._recordings is None else self._recordings.of(graph)
+            if recording is not None:
+                return GraphOutputs(*(output[:atoms] for output in recording.replay(graph)))
+            tensors = [self._torch.from_numpy(array) for array in arrays]
+            if self._info["device"] != "cpu":
+                tensors = [tensor.to(self._info["device"]) for tensor in tensors]
+            outputs = package(*tensors)
         except Exception as error:  # as above
             raise EngineError(f"The compiled graph failed on {atoms} atoms x {slots} slots: {error}") from error
         return GraphOutputs(*(output.cpu().numpy()[:atoms] for output in outputs))
 
     def close(self) -> None:
         """See `Session.close`; the system gets back what was kept from call to call."""
-        self._package = self._small = None
+        self._package = self._small = self._recordings = None
         give_back_memory()

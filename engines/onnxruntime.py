@@ -10,6 +10,7 @@ import numpy as np
 
 from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing, EngineInfo
 from painn_deploy.engines.contract import check_inputs
+from painn_deploy.engines.replay import OrtRecording, Recordings
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
 from painn_deploy.export.fields import AS_WRITTEN, OUTPUTS, GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import MODEL, Bundle
@@ -122,6 +123,7 @@ def load_graph(
     planned: bool = True,
     exact: bool = False,
     profile: Path | None = None,
+    records: bool = False,
 ) -> Any:
     """An InferenceSession on the device that was asked for, and on no other.
 
@@ -133,6 +135,7 @@ def load_graph(
             graph some time; a large one needs twice the memory for it, and its first two calls eight times the time.
         exact: run the graph as it is written.
         profile: folder for ONNX Runtime's own profile, and for `OPTIMISED`, the graph that it runs.
+        records: make CUDA graphs of runs that have a number.
 
     Raises:
         EngineUnavailableError: ONNX Runtime cannot run on the device here.
@@ -160,7 +163,7 @@ def load_graph(
         options.optimized_model_filepath = str(profile / OPTIMISED)
     provider: Any = _PROVIDERS[kind]
     if kind == "cuda":  # TF32 would round FP32 products to 10 bits
-        provider = (provider, {"device_id": index or "0", "use_tf32": "0"})
+        provider = (provider, {"device_id": index or "0", "use_tf32": "0", "enable_cuda_graph": str(int(records))})
     elif kind == "tensorrt":
         provider = (provider, {"device_id": index or "0"})
     if kind != "cpu":  # a node that the GPU cannot run is an error, not a slow step on the CPU
@@ -170,7 +173,7 @@ def load_graph(
     except Exception as error:  # its errors share no base class but this one
         raise EngineError(f"onnxruntime cannot load this graph: {error}") from error
     if not exact and AS_WRITTEN in session.get_modelmeta().custom_metadata_map:
-        return load_graph(model, device, threads, planned=planned, exact=True, profile=profile)
+        return load_graph(model, device, threads, planned=planned, exact=True, profile=profile, records=records)
     session.disable_fallback()
     if session.get_providers()[0] != _PROVIDERS[kind]:
         raise EngineUnavailableError(
@@ -195,8 +198,9 @@ class OnnxRuntimeSession(Closing):
     """
 
     def __init__(self, model: bytes, device: str, threads: int | None, info: EngineInfo) -> None:
-        self._info = info
+        self._info, self._model = info, model
         self._checked: GraphInputs | None = None
+        self._recordings: Recordings[OrtRecording] | None = None
         if device == "cpu":
             self._small: Any = load_graph(model, device, 1 if threads is None else threads)
             self._large: Any = load_graph(model, device, threads, planned=False)
@@ -208,6 +212,29 @@ class OnnxRuntimeSession(Closing):
         """See `Session.info`."""
         return self._info
 
+    @property
+    def graphs(self) -> bool:
+        """Whether sizes that come again are replayed as CUDA graphs; off until set. See `painn_deploy.engines.replay`.
+
+        Raises:
+            EngineUnavailableError: set where the device is not `cuda`.
+        """
+        return self._recordings is not None
+
+    @graphs.setter
+    def graphs(self, wanted: bool) -> None:
+        device = self._info["device"]
+        kind, _, index = device.partition(":")
+        self._recordings = None
+        if not wanted:
+            return
+        if kind != "cuda":
+            raise EngineUnavailableError(f"There are no CUDA graphs on {device!r}.")
+        library, session = _library(), load_graph(self._model, device, None, records=True)
+        self._recordings = Recordings(
+            lambda inputs, number: OrtRecording(library, session, inputs, number, kind, int(index or 0))
+        )
+
     def run(self, inputs: GraphInputs) -> GraphOutputs:
         """See `Session.run`."""
         session = self._small if inputs.mask.size <= SMALL else self._large
@@ -217,6 +244,9 @@ class OnnxRuntimeSession(Closing):
             check_inputs(inputs)
             self._checked = inputs
         try:
+            recording = None if self._recordings is None else self._recordings.of(inputs)
+            if recording is not None:
+                return recording.replay(inputs)
             outputs = session.run(_OUTPUT_NAMES, inputs._asdict())
         except Exception as error:  # as above
             raise EngineError(
@@ -226,4 +256,4 @@ class OnnxRuntimeSession(Closing):
 
     def close(self) -> None:
         """See `Session.close`."""
-        self._small = self._large = self._checked = None
+        self._small = self._large = self._checked = self._recordings = None

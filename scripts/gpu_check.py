@@ -32,6 +32,8 @@ from painn_deploy.calibration.reference import reference_results
 from painn_deploy.calibration.structures import default_structures, trusted_species
 from painn_deploy.engines import BACKENDS, get_backend
 from painn_deploy.engines.cuda import call, gpus, runtime
+from painn_deploy.engines.inductor import InductorSession
+from painn_deploy.engines.onnxruntime import OnnxRuntimeSession
 from painn_deploy.engines.tensorrt_session import TensorRTSession
 from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
 from painn_deploy.export.errors import EngineError, EngineUnavailableError, PaiNNDeployError
@@ -49,7 +51,7 @@ LIMITS = {"fp32": Limits(0.1e-3, 1e-3), "fp16": Limits(0.3e-3, 1.5e-3), "int8": 
 CALLS = 10_000
 GROWTH = 16 * 2**20
 """Bytes of device memory that 10,000 calls may add: a runtime's caches fill, a leak does not stop."""
-PLAIN = ", no CUDA graphs"
+PLAIN, REPLAYED = ", no CUDA graphs", ", CUDA graphs"
 
 
 @dataclass
@@ -122,6 +124,22 @@ def check_session(findings: Findings, bundle: Path, atoms: Atoms, cutoff: float)
         findings.check("positions alone give what the whole graph gives", worst < 1e-4, f"{worst:.1e} eV/Å")
 
 
+def check_recordings(findings: Findings, bundle: Path, atoms: Atoms, cutoff: float) -> None:
+    """CUDA graphs of the engines that have none unless asked."""
+    rng = np.random.default_rng(3)
+    batches = [perturbed(atoms, 1 + index % 3, rng, cutoff) for index in range(9)]
+    with PaiNNCalculator(bundle) as calculator:
+        session = calculator.session
+        if not isinstance(session, OnnxRuntimeSession | InductorSession):
+            raise EngineError(f"{type(session).__name__} makes no recordings.")
+        plain = [session.run(inputs) for inputs in batches]
+        session.graphs = True
+        for _ in range(3):
+            replayed = [session.run(inputs) for inputs in batches]
+        worst = max(float(np.abs(a.forces - b.forces).max()) for a, b in zip(plain, replayed, strict=True))
+        findings.check("CUDA graphs give what plain launches give", worst < 1e-5, f"{worst:.1e} eV/Å")
+
+
 def open_session(backend: Any, opened: Any) -> TensorRTSession:
     """A session of TensorRT's own, with all that it can do beside running."""
     session: TensorRTSession = backend.open(opened)
@@ -164,15 +182,15 @@ def check_endurance(findings: Findings, bundle: Path, atoms: Atoms, cutoff: floa
     findings.check("eight threads, a session each", not wrong, wrong[0] if wrong else None)
 
 
-def plain_launches(bundles: Mapping[str, Path], device: str, stack: ExitStack) -> dict[str, Candidate]:
-    """TensorRT's engines as they are without CUDA graphs: candidates for the benchmark."""
+def other_launches(bundles: Mapping[str, Path], device: str, stack: ExitStack) -> dict[str, Candidate]:
+    """Engines as they are not by default, TensorRT's without CUDA graphs and the others with: for the benchmark."""
     calculators = {}
     for name, path in bundles.items():
-        if read_bundle(path).manifest.engine.startswith("tensorrt"):
-            calculators[name + PLAIN] = stack.enter_context(PaiNNCalculator(path, device=device))
-    for calculator in calculators.values():
-        if isinstance(calculator.session, TensorRTSession):
-            calculator.session.graphs = False
+        calculator = stack.enter_context(PaiNNCalculator(path, device=device))
+        session = calculator.session
+        if isinstance(session, TensorRTSession | OnnxRuntimeSession | InductorSession) and device != "cpu":
+            session.graphs = not session.graphs
+            calculators[name + (REPLAYED if session.graphs else PLAIN)] = calculator
     return bundle_candidates(calculators)
 
 
@@ -180,7 +198,7 @@ def timed(bundles: Mapping[str, Path], checkpoint: str, device: str, folder: Pat
     """Time every engine beside PyTorch eager and torch.compile on a device; benchmark.json and plots in a folder."""
     student, console = load_student(checkpoint), Console()
     with ExitStack() as stack:
-        peers = plain_launches(bundles, device, stack)
+        peers = other_launches(bundles, device, stack)
         found = time_bundles(bundles, student, device, compiled=not quick, quick=quick, console=console, peers=peers)
     source = resolve_checkpoint(checkpoint)
     found |= {"checkpoint": source.name, "checkpoint_sha256": source.sha256}
@@ -251,6 +269,9 @@ def gpu_check(
                     if engine.startswith("tensorrt"):
                         with noting(findings, "session"):
                             check_session(findings, bundle, molecule("CH3CH2OH"), cutoff)
+                    else:
+                        with noting(findings, "CUDA graphs"):
+                            check_recordings(findings, bundle, molecule("CH3CH2OH"), cutoff)
                     with noting(findings, "endurance"):
                         check_endurance(findings, bundle, molecule("CH3CH2OH"), cutoff, calls)
                     bundles[f"{engine} {precision}"] = bundle
