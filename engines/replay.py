@@ -1,4 +1,4 @@
-"""CUDA graphs of sizes that come again, for engines that are launched kernel by kernel: one launch in place of hundreds.
+"""CUDA graphs of sizes that come again, for engines launched kernel by kernel: one launch in place of hundreds.
 
 TensorRT's sessions have their own. A recording holds the addresses that it reads and writes, so that inputs are copied
 to where they were recorded from. Recordings are off unless a session's `graphs` is set: `make gpu-check` holds them
@@ -6,7 +6,7 @@ against plain launches and times both, and until it has run on a GPU nobody shou
 """
 
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -20,6 +20,7 @@ MOST_RECORDINGS = 32
 """Sizes that a session records; one more runs as it did before."""
 
 
+@runtime_checkable
 class Recording(Protocol):
     """One evaluation at one size, ready to be launched again."""
 
