@@ -148,7 +148,7 @@ class InductorBackend:
         return (*(f"cuda:{index}" for index in range(torch.cuda.device_count())), "cpu")
 
     def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None) -> BuiltEngine:
-        """See `Backend.build`; takes about half a minute."""
+        """See `Backend.build`; takes about a minute."""
         torch = _torch()
         device = self._device(options.device)
         if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
