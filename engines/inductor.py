@@ -26,9 +26,9 @@ __all__ = ["BACKEND", "InductorBackend", "InductorSession", "give_back_memory", 
 GPU_PACKAGE = "model.pt2"
 LARGE_PACKAGE, SMALL_PACKAGE = "large.pt2", "small.pt2"
 """A CPU's; filters are computed once a pair in both."""
-SMALL = 256
-"""Atoms x slots up to which a CPU runs the second one. Its matrix products are compiled with the rest; the first's are
-oneDNN's: faster for a batch, and for a molecule each takes longer to call than to compute."""
+SMALL_ATOMS, SMALL = 32, 640
+"""Atoms, and atoms x slots, up to which a CPU runs the second one. Its matrix products are compiled with the rest; the
+first's are oneDNN's: faster for a batch, and for a molecule each takes longer to call than to compute."""
 SMALL_THREADS = 2
 """That a compiled product is divided between. How many there are when it runs does not change its bits."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
@@ -205,7 +205,7 @@ class InductorSession(Closing):
 
     Args:
         package: contents of the package for a GPU or, on a CPU, for what is large.
-        small: contents of a CPU's package for up to `SMALL` atoms x slots; None on a GPU.
+        small: contents of a CPU's package for what is small; None on a GPU.
         threads: of torch; None leaves them as they are.
         info: what the session says of itself.
     """
@@ -257,7 +257,8 @@ class InductorSession(Closing):
 
     def run(self, inputs: GraphInputs) -> GraphOutputs:
         """See `Session.run`."""
-        package = self._small if inputs.mask.size <= SMALL else self._package
+        is_small = len(inputs.mask) <= SMALL_ATOMS and inputs.mask.size <= SMALL
+        package = self._small if is_small else self._package
         if package is None:
             raise EngineError("This session is closed; open another one.")
         check_inputs(inputs)
