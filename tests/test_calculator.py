@@ -189,7 +189,7 @@ def test_energies_that_overflow_are_an_error_not_a_result(
     outputs = calculator.run_graph(graph_inputs([students.water()], 4.0))
     for name in outputs._fields:
         poisoned = outputs._replace(**{name: np.full_like(getattr(outputs, name), np.inf)})
-        monkeypatch.setattr(calculator, "_session", type("Fake", (), {"run": lambda _, __, p=poisoned: p})())
+        monkeypatch.setattr(calculator.session, "run", lambda _, p=poisoned: p)
         with pytest.raises(EngineError, match="NaN or infinity"):
             calculator.calculate_batch([students.water()])
 
