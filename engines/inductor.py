@@ -217,7 +217,8 @@ class InductorSession(Closing):
         self._takes_pairs = small is not None
         if info["device"] == "cpu":
             keep_freed_memory()
-        self._info, self._contents = info, package
+        self._info = info
+        self._contents = b"" if info["device"] == "cpu" else package  # to load it once more, for `graphs`
         self._package: Any = self._loaded(package)
         self._small: Any = self._package if small is None else self._loaded(small)
         self._recordings: Recordings[TorchRecording] | None = None

@@ -198,7 +198,8 @@ class OnnxRuntimeSession(Closing):
     """
 
     def __init__(self, model: bytes, device: str, threads: int | None, info: EngineInfo) -> None:
-        self._info, self._model = info, model
+        self._info = info
+        self._model = b"" if device == "cpu" else model  # to load it once more, for `graphs`
         self._checked: GraphInputs | None = None
         self._recordings: Recordings[OrtRecording] | None = None
         if device == "cpu":
