@@ -22,9 +22,8 @@ def check_inputs(inputs: GraphInputs) -> None:
         ShapeError: naming the array, what it is and what it must be.
     """
     atoms, slots = inputs.mask.shape if inputs.mask.ndim == 2 else (-1, -1)
-    sizes = {"atoms": atoms, "slots": slots}
     for array, field, dtype in zip(inputs, INPUTS, _DTYPES, strict=True):
-        shape = tuple(sizes[s] if isinstance(s, str) else s for s in field.shape)
+        shape = field.sized(atoms=atoms, slots=slots)
         if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
             layout = "" if array.flags.c_contiguous else ", not contiguous"
             raise ShapeError(
@@ -50,9 +49,9 @@ def check_tensors(inputs: Sequence[Any], device: str) -> None:
             f"An engine reads {len(INPUTS)} tensors, {', '.join(f.name for f in INPUTS)}; not {len(inputs)}."
         )
     mask = inputs[-1]
-    sizes = dict(zip(("atoms", "slots"), mask.shape if mask.dim() == 2 else (-1, -1), strict=True))
+    atoms, slots = mask.shape if mask.dim() == 2 else (-1, -1)
     for tensor, field in zip(inputs, INPUTS, strict=True):
-        shape = tuple(sizes[s] if isinstance(s, str) else s for s in field.shape)
+        shape = field.sized(atoms=atoms, slots=slots)
         dtype = str(tensor.dtype).removeprefix("torch.")
         if (dtype, tuple(tensor.shape), str(tensor.device)) != (field.dtype, shape, device) or (
             not tensor.is_contiguous()

@@ -18,7 +18,7 @@ from painn_deploy.engines.contract import check_inputs, padded
 from painn_deploy.engines.pairs import pair_inputs
 from painn_deploy.engines.replay import Recordings, TorchRecording
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
-from painn_deploy.export.fields import INPUTS, PAIR_INPUTS, GraphInputs, GraphOutputs
+from painn_deploy.export.fields import FIELDS, GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Bundle
 
 __all__ = ["BACKEND", "InductorBackend", "InductorSession", "give_back_memory", "keep_freed_memory"]
@@ -35,9 +35,6 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 TUNED = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 LEAST = 2
 """Atoms and slots: torch's compiler takes a size of one for a constant, so smaller graphs are padded."""
-
-
-_FIELDS = {field.name: field for field in (*INPUTS, *PAIR_INPUTS)}
 
 
 def _torch() -> Any:
@@ -91,8 +88,8 @@ def _traced(torch: Any, model: Any, device: str) -> Any:
     sizes = {"atoms": 72, "slots": 8, "pairs": 300}
     axes = {name: torch.export.Dim(name, min=LEAST) for name in sizes}
     dtypes = {"int32": torch.int32, "float32": torch.float32}
-    fields = [_FIELDS[value.name] for value in model.graph.input]
-    sample = [torch.ones([sizes.get(str(n), n) for n in f.shape], dtype=dtypes[f.dtype], device=device) for f in fields]
+    fields = [FIELDS[value.name] for value in model.graph.input]
+    sample = [torch.ones(f.sized(**sizes), dtype=dtypes[f.dtype], device=device) for f in fields]
     dynamic = tuple({i: axes[n] for i, n in enumerate(f.shape) if n in axes} for f in fields)
     with warnings.catch_warnings():  # torch's compiler warns about its own internals
         warnings.simplefilter("ignore")
@@ -214,11 +211,11 @@ class InductorSession(Closing):
         self._torch = _torch()
         if threads is not None:
             self._torch.set_num_threads(threads)
-        self._takes_pairs = small is not None
-        if info["device"] == "cpu":
+        self._on_cpu = info["device"] == "cpu"
+        if self._on_cpu:
             keep_freed_memory()
         self._info = info
-        self._contents = b"" if info["device"] == "cpu" else package  # to load it once more, for `graphs`
+        self._contents = b"" if self._on_cpu else package  # to load it once more, for `graphs`
         self._package: Any = self._loaded(package)
         self._small: Any = self._package if small is None else self._loaded(small)
         self._recordings: Recordings[TorchRecording] | None = None
@@ -251,7 +248,7 @@ class InductorSession(Closing):
         self._recordings = None
         if not wanted:
             return
-        if device == "cpu":
+        if self._on_cpu:
             raise EngineUnavailableError("There are no CUDA graphs on a CPU.")
         package = self._loaded(self._contents, alone=True)
         self._recordings = Recordings(lambda inputs, _: TorchRecording(self._torch, package, inputs, device))
@@ -265,13 +262,13 @@ class InductorSession(Closing):
         check_inputs(inputs)
         atoms, slots = inputs.mask.shape
         graph = padded(inputs, max(atoms, LEAST), max(slots, LEAST))
-        arrays = (*graph, *pair_inputs(graph.reverse, LEAST)) if self._takes_pairs else graph
+        arrays = (*graph, *pair_inputs(graph.reverse, LEAST)) if self._on_cpu else graph
         try:
             recording = None if self._recordings is None else self._recordings.of(graph)
             if recording is not None:
                 return GraphOutputs(*(output[:atoms] for output in recording.replay(graph)))
             tensors = [self._torch.from_numpy(array) for array in arrays]
-            if self._info["device"] != "cpu":
+            if not self._on_cpu:
                 tensors = [tensor.to(self._info["device"]) for tensor in tensors]
             outputs = package(*tensors)
         except Exception as error:  # as above

@@ -67,15 +67,14 @@ class OrtRecording:
     """
 
     def __init__(self, library: Any, session: Any, inputs: GraphInputs, number: int, kind: str, index: int) -> None:
-        sizes = dict(zip(("atoms", "slots"), inputs.mask.shape, strict=True))
-        shapes = [[sizes[n] if isinstance(n, str) else n for n in field.shape] for field in OUTPUTS]
         self._session, self._binding = session, session.io_binding()
         self._options = library.RunOptions()
         self._options.add_run_config_entry("gpu_graph_id", str(number))
         # of copies: on a CPU such a value may be the array itself
         self._inputs = [library.OrtValue.ortvalue_from_numpy(array.copy(), kind, index) for array in inputs]
         self._outputs = [
-            library.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, kind, index) for shape in shapes
+            library.OrtValue.ortvalue_from_shape_and_type(field.sized(atoms=len(inputs.mask)), np.float32, kind, index)
+            for field in OUTPUTS
         ]
         for name, value in zip(GraphInputs._fields, self._inputs, strict=True):
             self._binding.bind_ortvalue_input(name, value)

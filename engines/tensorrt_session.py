@@ -136,10 +136,7 @@ class TensorRTSession(Closing):
         atoms, slots = inputs[-1].shape
         self._profile.check(int(atoms), int(slots))
         with torch.cuda.device(self._index):
-            outputs = tuple(
-                torch.empty([{"atoms": atoms}.get(str(s), s) for s in field.shape], device=inputs[-1].device)
-                for field in OUTPUTS
-            )
+            outputs = tuple(torch.empty(field.sized(atoms=atoms), device=inputs[-1].device) for field in OUTPUTS)
             stream: Any = torch.cuda.current_stream()
             if stream.cuda_stream == 0:  # TensorRT synchronises the device when it runs on the default stream
                 stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -196,7 +193,10 @@ class _Lane:
         self._profile.check(atoms, slots)
         size = (atoms, self._rounded(slots))
         with nvtx_range("pack"):
-            pinned = [self._arena.pinned(field.name, _shape(field, *size), field.dtype) for field in INPUTS]
+            pinned = [
+                self._arena.pinned(field.name, field.sized(atoms=size[0], slots=size[1]), field.dtype)
+                for field in INPUTS
+            ]
             for target, source in zip(pinned, padded(inputs, *size), strict=True):
                 np.copyto(target, source)
         for array, field in zip(pinned, INPUTS, strict=True):
@@ -229,7 +229,7 @@ class _Lane:
                 self._upload(name, pinned)
             for field in INPUTS:
                 if field.name in ("displacements", "mask"):
-                    self._arena.device(field.name, int(np.prod(_shape(field, atoms, slots))) * 4)
+                    self._arena.device(field.name, int(np.prod(field.sized(atoms=atoms, slots=slots))) * 4)
             call(self._cuda.cudaStreamSynchronize, self._stream)
         self.resident = resident
 
@@ -294,7 +294,7 @@ class _Lane:
             self._captured.move_to_end(key)
             call(self._cuda.cudaGraphLaunch, graph, self._stream)
             return
-        self.bind({f.name: (self._arena.device(f.name, 0), _shape(f, *size)) for f in INPUTS})
+        self.bind({f.name: (self._arena.device(f.name, 0), f.sized(atoms=size[0], slots=size[1])) for f in INPUTS})
         self.bind({f.name: (self._arena.device(f.name, 0), None) for f in OUTPUTS})
         again = (key, self._arena.generation)
         if not self.use_graphs or again not in self._seen:
@@ -318,7 +318,7 @@ class _Lane:
         return max(slots, min(SLOT_STEP * -(-slots // SLOT_STEP), self._profile.slots[2]))
 
     def _outputs(self, atoms: int) -> GraphOutputs:
-        arrays = [self._arena.pinned(field.name, _shape(field, atoms, 0), field.dtype) for field in OUTPUTS]
+        arrays = [self._arena.pinned(field.name, field.sized(atoms=atoms), field.dtype) for field in OUTPUTS]
         for field, array in zip(OUTPUTS, arrays, strict=True):
             self._arena.device(field.name, array.nbytes)
         return GraphOutputs(*arrays)
@@ -347,7 +347,3 @@ class _Lane:
         self._arena.close()
         stream, self._stream = self._stream, None
         call(self._cuda.cudaStreamDestroy, stream)
-
-
-def _shape(field: Any, atoms: int, slots: int) -> tuple[int, ...]:
-    return tuple({"atoms": atoms, "slots": slots}.get(str(size), size) for size in field.shape)

@@ -44,6 +44,10 @@ class Field:
     unit: str
     meaning: str
 
+    def sized(self, **lengths: int) -> tuple[int, ...]:
+        """Its shape where its dynamic axes have these lengths."""
+        return tuple(lengths[size] if isinstance(size, str) else size for size in self.shape)
+
 
 INPUTS = (
     Field(
@@ -97,7 +101,7 @@ PAIR_INPUTS = (
 )
 """What a graph takes beside `INPUTS` whose filters are computed once a pair; never one that a bundle holds."""
 
-FIELDS = MappingProxyType({field.name: field for field in (*INPUTS, *OUTPUTS)})
+FIELDS = MappingProxyType({field.name: field for field in (*INPUTS, *PAIR_INPUTS, *OUTPUTS)})
 
 UNITS = MappingProxyType({"length": "Angstrom", "energy": "eV", "forces": "eV/Angstrom", "virials": "eV"})
 

@@ -8,7 +8,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from painn_deploy.export.fields import PAIR_INPUTS
-from painn_deploy.export.products import weight_products
+from painn_deploy.export.products import ancestors, weight_products
 
 __all__ = ["filters_once_a_pair", "products_side_by_side", "sums_for_batched_products"]
 
@@ -72,23 +72,11 @@ def filters_once_a_pair(model: onnx.ModelProto) -> onnx.ModelProto:
         model: it is not changed.
     """
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    maker = {name: node for node in model.graph.node for name in node.output}
     even, wide = _functions_of_the_distance(model.graph.node, constants)
     outputs = {value.name for value in model.graph.output}
     looked_up = {n for node in model.graph.node if not even.issuperset(node.output) for n in node.input if n in wide}
     looked_up |= outputs & wide
-
-    def needed(wanted: Iterable[str], known: set[str]) -> set[str]:
-        """Tensors to compute for those wanted, from those known."""
-        found, waiting = set[str](), list(wanted)
-        while waiting:
-            name = waiting.pop()
-            if name in maker and name not in found | known:
-                found.add(name)
-                waiting += maker[name].input
-        return found
-
-    of_pairs, of_slots = needed(looked_up, set()), needed(outputs, looked_up)
+    of_pairs, of_slots = ancestors(model, looked_up), ancestors(model, outputs, looked_up) - looked_up
     flat = {"displacements": [-1, 1, 3], "mask": [-1, 1]}  # a pair is an atom with one slot
     # slots come first there: where indices lie in a row along slots, torch's compiler vectorises over slots, along
     # which nothing else does, and its code is three times slower
@@ -145,7 +133,7 @@ def _is_slotwise(node: onnx.NodeProto, constants: Mapping[str, np.ndarray]) -> b
         case "ReduceSum" | "Squeeze" | "Unsqueeze":
             return node.input[1] in constants and bool((constants[node.input[1]] >= _FEATURES).all())
         case "Split":
-            return all(a.name != "axis" or a.i >= _FEATURES for a in node.attribute) and len(node.attribute) == 1
+            return any(a.name == "axis" and a.i >= _FEATURES for a in node.attribute)
     return node.op_type in _ELEMENTWISE
 
 

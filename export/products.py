@@ -1,11 +1,11 @@
 """The matrix products of a graph with the student's weights: what lower precisions are about, each with its name."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import onnx
 
-__all__ = ["Product", "behind_weights", "weight_products"]
+__all__ = ["Product", "ancestors", "behind_weights", "weight_products"]
 
 READOUT = "readout."
 RESULT = "/result"
@@ -93,3 +93,18 @@ def behind_weights(model: onnx.ModelProto) -> set[str]:
         if looked_up or node.output[0] in products or any(name in behind for name in node.input):
             behind.update(node.output)
     return behind
+
+
+def ancestors(model: onnx.ModelProto, names: Collection[str], known: Collection[str] = ()) -> set[str]:
+    """Tensors that these depend on, themselves included.
+
+    Args:
+        model: its nodes are in the order in which they run.
+        names: of tensors.
+        known: tensors that are given, and whose own ancestors do not count.
+    """
+    found = set(names)
+    for node in reversed(model.graph.node):
+        if any(name in found and name not in known for name in node.output):
+            found.update(node.input)
+    return found

@@ -120,12 +120,9 @@ def find_pairs(atoms: Atoms, cutoff: float) -> tuple[Pairs, Float64[np.ndarray, 
     Raises:
         StructureError: two atoms are on one spot.
     """
-    periodic = atoms.pbc
-    if len(atoms) <= FEW and not periodic.any():
-        pairs = _all_pairs(len(atoms))
-        vectors = atoms.positions[pairs.second] - atoms.positions[pairs.first]
-    else:
-        pairs, vectors = _candidates(atoms, periodic, cutoff)
+    few, cell = len(atoms) <= FEW and not atoms.pbc.any(), periodic_cell(atoms)
+    pairs = _all_pairs(len(atoms)) if few else _candidates(atoms, cell, cutoff)
+    vectors = pairs.displacements(atoms.positions, cell)
     squared = np.einsum("pc,pc->p", vectors, vectors)
     refuse_one_spot(atoms, pairs, squared)
     within = np.sqrt(squared) < cutoff
@@ -139,11 +136,9 @@ def _all_pairs(atoms: int) -> Pairs:
     return Pairs(first, second, None)
 
 
-def _candidates(
-    atoms: Atoms, periodic: Bool[np.ndarray, " 3"], cutoff: float
-) -> tuple[Pairs, Float64[np.ndarray, "pairs 3"]]:
-    """Every pair within the cutoff, and perhaps some that are a rounding beyond it; and their displacements in Å."""
-    cell = periodic_cell(atoms)
+def _candidates(atoms: Atoms, cell: Float64[np.ndarray, "3 3"], cutoff: float) -> Pairs:
+    """Every pair within the cutoff, and perhaps some that are a rounding beyond it."""
+    periodic = np.asarray(atoms.pbc)
     points, moved, reach = _searchable(atoms.positions, cell, periodic, cutoff)
     search = vesin.NeighborList(cutoff=reach, full_list=False, n_threads=1)
     indices, shifts = search.compute(points, cell, periodic, "PS", copy=True)
@@ -153,8 +148,7 @@ def _candidates(
         images = shifts.astype(np.int64)
         if moved is not None:
             images += moved[first] - moved[second]
-    pairs = Pairs(first, second, images)
-    return pairs, pairs.displacements(atoms.positions, cell)
+    return Pairs(first, second, images)
 
 
 def periodic_cell(atoms: Atoms) -> Float64[np.ndarray, "3 3"]:

@@ -1,6 +1,6 @@
 """What one evaluation of an ONNX graph costs at a size: multiply-adds, bytes, memory; counted, not measured."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -10,8 +10,9 @@ from onnx import helper
 
 from painn_deploy.export.errors import ExportError
 from painn_deploy.export.fields import OUTPUTS
+from painn_deploy.export.products import ancestors
 
-__all__ = ["Cost", "ancestors", "count", "energy_only", "sized"]
+__all__ = ["Cost", "count", "energy_only", "sized"]
 
 VIEWS = frozenset({"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 """They give the same bytes another shape."""
@@ -177,15 +178,6 @@ def _peak(model: onnx.ModelProto, tensors: Tensors) -> int:
         peak = max(peak, sum(live.values()))
         live = {name: size for name, size in live.items() if last.get(name, -1) > index}
     return peak
-
-
-def ancestors(model: onnx.ModelProto, names: Collection[str]) -> set[str]:
-    """Tensors that these depend on, themselves included."""
-    found = set(names)
-    for node in reversed(model.graph.node):
-        if any(name in found for name in node.output):
-            found.update(node.input)
-    return found
 
 
 def energy_only(model: onnx.ModelProto) -> onnx.ModelProto:

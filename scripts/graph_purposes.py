@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import onnx
 
 from painn_deploy.export.fields import OUTPUTS
-from painn_deploy.scripts.graph_costs import ancestors, sized
+from painn_deploy.export.products import ancestors
+from painn_deploy.scripts.graph_costs import sized
 
 __all__ = ["PURPOSES", "purposes"]
 
