@@ -135,12 +135,14 @@ class BuildOptions:
         profile: ranges of atoms and slots.
         device: that an engine is built for which is bound to a kind of device, `auto` for the first that is here.
         tf32: let FP32 products round their operands to ten bits, for speed; only where a user asks for it.
+        form: of the graph that `inductor` compiles, see `painn_deploy.engines.forms`; empty for those that suit a device.
     """
 
     compute_capabilities: tuple[str, ...] = ()
     profile: Profile = DEFAULT_PROFILE
     device: str = "auto"
     tf32: bool = False
+    form: str = ""
 
 
 @dataclass(frozen=True)
@@ -152,12 +154,14 @@ class BuiltEngine:
         compute_capability: what the engine is bound to, as its backend names it; empty where it is bound to nothing.
         profiles: that the engine serves; empty where it serves any size.
         warnings: of the builder, in its words.
+        tf32: whether its FP32 products round their operands to ten bits, as was asked for.
     """
 
     files: Mapping[str, bytes] = field(default_factory=dict)
     compute_capability: tuple[str, ...] = ()
     profiles: tuple[Profile, ...] = ()
     warnings: tuple[str, ...] = ()
+    tf32: bool = False
 
 
 @runtime_checkable

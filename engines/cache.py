@@ -15,7 +15,7 @@ from painn_deploy.export.cache import cache_folder
 __all__ = ["build_cached", "cache_key"]
 
 META = "engine.json"
-MADE = 3
+MADE = 4
 """Which way of building made an entry; one more whenever a backend here builds the same graph differently."""
 
 
@@ -67,7 +67,7 @@ def _read(folder: Path) -> BuiltEngine | None:
         if any(hashlib.sha256(files[name]).hexdigest() != sha256 for name, sha256 in meta["files"].items()):
             return None
         profiles = tuple(Profile.from_mapping(profile) for profile in meta["profiles"])
-        return BuiltEngine(files, tuple(meta["compute_capability"]), profiles, tuple(meta["warnings"]))
+        return BuiltEngine(files, tuple(meta["compute_capability"]), profiles, tuple(meta["warnings"]), meta["tf32"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -78,6 +78,7 @@ def _keep(folder: Path, built: BuiltEngine) -> None:
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in built.files.items()},
         "compute_capability": list(built.compute_capability),
         "warnings": list(built.warnings),
+        "tf32": built.tf32,
         "profiles": [profile.as_dict() for profile in built.profiles],
     }
     partial: Path | None = None

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int32
 
 from painn_deploy.export.errors import ShapeError
 from painn_deploy.export.fields import INPUTS, GraphInputs
 
-__all__ = ["check_inputs", "check_tensors", "padded"]
+__all__ = ["check_indices", "check_inputs", "check_tensors", "padded"]
 
 _DTYPES = tuple(np.dtype(field.dtype) for field in INPUTS)
 
@@ -32,6 +33,32 @@ def check_inputs(inputs: GraphInputs) -> None:
             )
     if atoms < 1 or slots < 1:
         raise ShapeError(f"A graph has at least one atom and one slot, not {atoms} and {slots}.")
+
+
+def check_indices(
+    atomic_numbers: Int32[np.ndarray, " atoms"],
+    neighbours: Int32[np.ndarray, "atoms slots"],
+    reverse: Int32[np.ndarray, "atoms slots"],
+    most_number: int | None = None,
+) -> None:
+    """Refuse indices that a GPU would follow to memory that is not the structure's.
+
+    Args:
+        atomic_numbers: as in the graph contract, like the others.
+        neighbours: likewise.
+        reverse: likewise.
+        most_number: the largest atomic number that the engine has a row for; None where that is not known.
+
+    Raises:
+        ShapeError: naming the array and what is out of its range.
+    """
+    bounds = {"neighbours": (neighbours, len(neighbours)), "reverse": (reverse, reverse.size)}
+    if most_number is not None:
+        bounds["atomic_numbers"] = (atomic_numbers, most_number + 1)
+    for name, (array, bound) in bounds.items():
+        if array.view(np.uint32).max() >= bound:  # what is negative is large without its sign
+            wrong = array[(array < 0) | (array >= bound)].flat[0]
+            raise ShapeError(f"The input {name} holds {wrong}, and its values lie between 0 and {bound - 1}.")
 
 
 def check_tensors(inputs: Sequence[Any], device: str) -> None:

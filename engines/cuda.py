@@ -3,19 +3,14 @@
 Every call is checked; none of them imports torch.
 """
 
-import ctypes
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any
-
-import numpy as np
 
 from painn_deploy.export.errors import DeviceMemoryError, EngineError, EngineUnavailableError
 
-__all__ = ["Arena", "call", "capture", "compute_capability", "gpus", "nvtx_range", "runtime"]
-
-GRANULE = 256
-"""Bytes that device addresses are multiples of."""
+__all__ = ["call", "capture", "compute_capability", "gpus", "nvtx_range", "on_device", "runtime"]
 
 
 def runtime() -> Any:
@@ -28,8 +23,8 @@ def runtime() -> Any:
         from cuda.bindings import runtime as module
     except ImportError as error:
         raise EngineUnavailableError(
-            "cuda-python is not installed, which running TensorRT needs: it comes with "
-            'pip install "painn-deploy[tensorrt-rtx]" and "painn-deploy[tensorrt]".'
+            "cuda-python is not installed, which an engine on an NVIDIA GPU needs for memory and streams: "
+            'pip install "painn-deploy[cuda]", or cuda-python alone.'
         ) from error
     return module
 
@@ -45,7 +40,10 @@ def call(function: Any, *arguments: Any) -> Any:
     if int(status) != 0:
         reason = getattr(status, "name", str(status))
         if "OutOfMemory" in reason or "MemoryAllocation" in reason or "OUT_OF_MEMORY" in reason:
-            raise DeviceMemoryError(f"{function.__name__} failed: {reason}.")
+            raise DeviceMemoryError(
+                f"The GPU has too little free memory: {function.__name__} failed with {reason}. Close what else runs on "
+                "it, or give smaller batches: calculator.batch_slots = N."
+            )
         raise EngineError(f"{function.__name__} failed: {reason}.")
     return results[0] if len(results) == 1 else tuple(results)
 
@@ -69,66 +67,33 @@ def compute_capability(index: int) -> str:
     return f"{major}{minor}"
 
 
-def nvtx_range(name: str) -> AbstractContextManager[Any]:
-    """A named range in NVIDIA's profilers, where nvtx is installed."""
+@cache
+def _nvtx() -> Any:
+    """The library; None where it is not installed, which is looked for once: a failed import takes microseconds."""
     try:
         import nvtx
     except ImportError:
-        return nullcontext()
-    return nvtx.annotate(name, domain="painn_deploy")  # type: ignore[no-any-return]
+        return None
+    return nvtx
 
 
-class Arena:
-    """Device memory and pinned host memory of one lane, by name; each grows and is kept from call to call.
+def nvtx_range(name: str) -> AbstractContextManager[Any]:
+    """A named range in NVIDIA's profilers, where nvtx is installed."""
+    library = _nvtx()
+    return nullcontext() if library is None else library.annotate(name, domain="painn_deploy")
 
-    Args:
-        cuda: the CUDA runtime.
 
-    Attributes:
-        generation: counts growths: addresses that were taken before the last one are void.
-    """
-
-    def __init__(self, cuda: Any) -> None:
-        self._cuda = cuda
-        self._device: dict[str, tuple[int, int]] = {}
-        self._pinned: dict[str, tuple[int, int]] = {}
-        self.generation = 0
-
-    def device(self, name: str, size: int) -> int:
-        """Address of at least `size` bytes on the device.
-
-        Raises:
-            DeviceMemoryError: there is not so much; what was there under this name is gone.
-        """
-        return self._reserve(self._device, self._cuda.cudaMalloc, self._cuda.cudaFree, name, size)
-
-    def pinned(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        """An array in pinned host memory, which the device copies from and to while the host goes on.
-
-        It is overwritten by the next use of the name.
-        """
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        address = self._reserve(self._pinned, self._cuda.cudaMallocHost, self._cuda.cudaFreeHost, name, size)
-        raw = (ctypes.c_char * size).from_address(address)
-        return np.frombuffer(memoryview(raw), dtype).reshape(shape)
-
-    def _reserve(self, held: dict[str, tuple[int, int]], allocate: Any, free: Any, name: str, size: int) -> int:
-        address, capacity = held.get(name, (0, 0))
-        if size > capacity:
-            if address:
-                del held[name]
-                call(free, address)
-            capacity = GRANULE * -(-max(size, 2 * capacity) // GRANULE)
-            self.generation += 1
-            address = int(call(allocate, capacity))
-            held[name] = (address, capacity)
-        return address
-
-    def close(self) -> None:
-        """Give everything back; may be called twice."""
-        for held, free in ((self._device, self._cuda.cudaFree), (self._pinned, self._cuda.cudaFreeHost)):
-            while held:
-                call(free, held.popitem()[1][0])
+@contextmanager
+def on_device(cuda: Any, index: int) -> Iterator[None]:
+    """Make a GPU the current one of this thread, and the one before it again afterwards, which the caller relies on."""
+    before = int(call(cuda.cudaGetDevice))
+    if before != index:
+        call(cuda.cudaSetDevice, index)
+    try:
+        yield
+    finally:
+        if before != index:
+            call(cuda.cudaSetDevice, before)
 
 
 @contextmanager

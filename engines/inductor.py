@@ -6,35 +6,37 @@ or the GPU's compute capability.
 
 import ctypes
 import io
+import json
+import math
 import os
 import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
+from painn_deploy.engines.arena import Arena
 from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing, EngineInfo
 from painn_deploy.engines.contract import check_inputs, padded
+from painn_deploy.engines.cuda_toolchain import toolchain
+from painn_deploy.engines.driver import check_driver, driver
+from painn_deploy.engines.forms import CPU_FORMS, Plan, plans_for
+from painn_deploy.engines.gpu_session import GpuSession
+from painn_deploy.engines.inductor_gpu import LEAST, LoadedPackage, TorchExecutor, in_words
+from painn_deploy.engines.matmul_precision import matmul_precision
 from painn_deploy.engines.pairs import pair_inputs
-from painn_deploy.engines.replay import Recordings, TorchRecording
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
 from painn_deploy.export.fields import FIELDS, GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Bundle
 
 __all__ = ["BACKEND", "InductorBackend", "InductorSession", "give_back_memory", "keep_freed_memory"]
 
-GPU_PACKAGE = "model.pt2"
-LARGE_PACKAGE, SMALL_PACKAGE = "large.pt2", "small.pt2"
-"""A CPU's; filters are computed once a pair in both."""
-SMALL_ATOMS, SMALL = 32, 640
-"""Atoms, and atoms x slots, up to which a CPU runs the second one. Its matrix products are compiled with the rest; the
-first's are oneDNN's: faster for a batch, and for a molecule each takes longer to call than to compute."""
-SMALL_THREADS = 2
-"""That a compiled product is divided between. How many there are when it runs does not change its bits."""
+PACKAGES = "packages.json"
+"""File of a bundle that says which package is in which form, and for which sizes."""
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 TUNED = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
-LEAST = 2
-"""Atoms and slots: torch's compiler takes a size of one for a constant, so smaller graphs are padded."""
 
 
 def _torch() -> Any:
@@ -52,10 +54,10 @@ def _kind(torch: Any, device: str) -> str:
     return "cuda:" + "".join(map(str, torch.cuda.get_device_capability(device)))
 
 
-def _compiled(torch: Any, program: Any, settings: Mapping[str, Any]) -> bytes:
-    """Machine code."""
+def _compiled(torch: Any, program: Any, settings: Mapping[str, Any], *, tf32: bool) -> bytes:
+    """Machine code; kernels that are compiled now are as precise as those that are called later."""
     package = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), matmul_precision(torch, tf32=tf32):
         warnings.simplefilter("ignore")
         try:
             torch._inductor.aoti_compile_and_package(
@@ -69,23 +71,22 @@ def _compiled(torch: Any, program: Any, settings: Mapping[str, Any]) -> bytes:
     return package.getvalue()
 
 
-def _plans(graph: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """For each package on a CPU the form of the graph, and how it is compiled."""
-    from painn_deploy.export.lowering import filters_once_a_pair, products_side_by_side, sums_for_batched_products
+def _traced(torch: Any, model: Any, device: str, atoms: int, slots: int) -> tuple[Any, float]:
+    """A graph as a program for any number of atoms, slots and, where it has an axis of them, pairs.
 
-    paired = filters_once_a_pair(sums_for_batched_products(graph, mixing=True))
-    templates = {"max_autotune": True, "max_autotune_gemm_backends": "CPP", "cpp.threads": SMALL_THREADS}
-    return {
-        LARGE_PACKAGE: (paired, {"freezing": True}),
-        SMALL_PACKAGE: (products_side_by_side(paired), {"freezing": True, **templates}),
-    }
+    Args:
+        torch: the library.
+        model: the graph.
+        device: that it is compiled for.
+        atoms: that block sizes are chosen for.
+        slots: likewise.
 
-
-def _traced(torch: Any, model: Any, device: str) -> Any:
-    """A graph as a program for any number of atoms, slots and, where it has an axis of them, pairs."""
+    Returns:
+        The program, and how many elements its widest tensor has for each slot of the matrix.
+    """
     from painn_deploy.engines.onnx_torch import OnnxModule
 
-    sizes = {"atoms": 72, "slots": 8, "pairs": 300}
+    sizes = {"atoms": atoms, "slots": slots, "pairs": atoms * slots // 2 + 12}
     axes = {name: torch.export.Dim(name, min=LEAST) for name in sizes}
     dtypes = {"int32": torch.int32, "float32": torch.float32}
     fields = [FIELDS[value.name] for value in model.graph.input]
@@ -93,7 +94,15 @@ def _traced(torch: Any, model: Any, device: str) -> Any:
     dynamic = tuple({i: axes[n] for i, n in enumerate(f.shape) if n in axes} for f in fields)
     with warnings.catch_warnings():  # torch's compiler warns about its own internals
         warnings.simplefilter("ignore")
-        return torch.export.export(OnnxModule(model).to(device), tuple(sample), dynamic_shapes=(dynamic,))
+        program = torch.export.export(OnnxModule(model).to(device), tuple(sample), dynamic_shapes=(dynamic,))
+    tensors = (node.meta.get("val") for node in program.graph.nodes if node.op == "call_function")
+    widest = max(math.prod(_hint(size) for size in t.shape) for t in tensors if isinstance(t, torch.Tensor))
+    return program, widest / (atoms * slots)
+
+
+def _hint(size: Any) -> int:
+    """A dimension at the sizes that were traced."""
+    return int(size) if isinstance(size, int) else int(size.node.hint)
 
 
 def keep_freed_memory() -> None:
@@ -132,7 +141,9 @@ class InductorBackend:
         available = self.devices()
         chosen = available[0] if device == "auto" else {"cuda": "cuda:0"}.get(device, device)
         if chosen not in available:
-            raise EngineUnavailableError(f"torch cannot use {device!r} here, only {', '.join(available)}.")
+            raise EngineUnavailableError(
+                f"torch cannot use {device!r} here, only {', '.join(available)}.{_why_no_gpu(chosen)}"
+            )
         return chosen
 
     def version(self) -> str:
@@ -148,19 +159,25 @@ class InductorBackend:
         """See `Backend.build`; takes about a minute."""
         torch = _torch()
         device = self._device(options.device)
+        kind = device.partition(":")[0]
+        plans = plans_for(kind, options.form)
         if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
             raise EngineUnavailableError("The engine inductor needs a C++ compiler: install g++, or set CXX to yours.")
         import onnx
 
-        graph = onnx.load_from_string(model)
-        plans = _plans(graph) if device == "cpu" else {GPU_PACKAGE: (graph, {})}
-        files = {}
-        for number, (name, (lowered, settings)) in enumerate(plans.items(), 1):
-            tell(f"inductor: compiling for {_kind(torch, device)}, {number} of {len(plans)}")
-            files[name] = _compiled(torch, _traced(torch, lowered, device), settings)
-        return BuiltEngine(files, (_kind(torch, device),))
+        graph, tf32 = onnx.load_from_string(model), options.tf32 and kind == "cuda"
+        files, facts = {}, {}
+        with toolchain() if kind == "cuda" else nullcontext():
+            for number, (name, plan) in enumerate(plans.items(), 1):
+                form = plan.form
+                tell(f"inductor: compiling {form} for {_kind(torch, device)}, {number} of {len(plans)}")
+                program, elements = _traced(torch, form.lowered(graph), device, form.atoms, form.slots)
+                files[name] = _compiled(torch, program, form.settings(kind), tf32=tf32)
+                facts[name] = plan.as_dict() | {"elements_a_slot": elements}
+        files[PACKAGES] = (json.dumps(facts, indent=1) + "\n").encode()
+        return BuiltEngine(files, (_kind(torch, device),), tf32=tf32)
 
-    def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> "InductorSession":
+    def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> "InductorSession | GpuSession":
         """See `Backend.open`; `threads` holds for all of torch, which knows no other way."""
         torch, manifest = _torch(), bundle.manifest
         bound = manifest.compute_capability[0]
@@ -170,7 +187,7 @@ class InductorBackend:
         if device.partition(":")[0] != kind or device not in self.devices():
             raise EngineUnavailableError(
                 f"This bundle was compiled for {bound} and cannot run on {device!r}; "
-                f"torch has {', '.join(self.devices())} here."
+                f"torch has {', '.join(self.devices())} here.{_why_no_gpu(device)}"
             )
         if manifest.engine_version != self.version():
             raise BundleError(
@@ -189,44 +206,87 @@ class InductorBackend:
             precision=manifest.precision,
             bundle_sha256=bundle.sha256,
         )
+        packages = _packages(bundle)
         if device == "cpu":
-            return InductorSession(bundle.file(LARGE_PACKAGE), bundle.file(SMALL_PACKAGE), threads, info)
-        return InductorSession(bundle.file(GPU_PACKAGE), None, threads, info)
+            return InductorSession(packages, threads, info)
+        return _gpu_session(torch, packages, info, manifest.species, tf32=manifest.tf32)
 
 
 BACKEND = InductorBackend()
 
 
-class InductorSession(Closing):
-    """A loaded engine.
+def _why_no_gpu(device: str) -> str:
+    """A sentence about why there is none, where one was asked for."""
+    if not device.startswith("cuda"):
+        return ""
+    torch = _torch()
+    if torch.version.cuda is None:
+        return " This torch was built without CUDA; install a build with it."
+    major, minor = (int(part) for part in torch.version.cuda.split(".")[:2])
+    try:
+        check_driver((major, minor), f"torch {torch.__version__}")
+    except EngineUnavailableError as error:
+        return f" {error}"
+    return f" {reason}" if (reason := driver().reason) else ""
+
+
+def _packages(bundle: Bundle) -> list[tuple[Plan, float, bytes]]:
+    """Form and sizes, elements of the widest tensor for each slot, and contents of every package, the smallest first."""
+    if PACKAGES in bundle.manifest.files:
+        facts = json.loads(bundle.file(PACKAGES))
+        return [(Plan.from_mapping(of), float(of["elements_a_slot"]), bundle.file(n)) for n, of in facts.items()]
+    return [(plan, 0.0, bundle.file(name)) for name, plan in CPU_FORMS.items()]  # bundles from before there was the file
+
+
+def _load(torch: Any, contents: bytes, index: int) -> Any:
+    """A package; on a GPU without a synchronisation of its own, which could not be recorded.
 
     Args:
-        package: contents of the package for a GPU or, on a CPU, for what is large.
-        small: contents of a CPU's package for what is small; None on a GPU.
+        torch: the library.
+        contents: of the package.
+        index: of the GPU, -1 for the CPU.
+
+    Raises:
+        EngineError: torch cannot load it.
+    """
+    with in_words(torch, "torch cannot load this package"):
+        return torch._inductor.aoti_load_package(io.BytesIO(contents), index >= 0, index)
+
+
+def _gpu_session(
+    torch: Any, packages: list[tuple[Plan, float, bytes]], info: EngineInfo, species: tuple[int, ...], *, tf32: bool
+) -> GpuSession:
+    """A session on a GPU."""
+    device = info["device"]
+    index = int(device.partition(":")[2])
+    loaded = [LoadedPackage(plan, elements, _load(torch, contents, index)) for plan, elements, contents in packages]
+
+    def make(stream: int, _: Arena) -> TorchExecutor:
+        return TorchExecutor(torch, loaded, device, stream, tf32=tf32)
+
+    def release() -> None:
+        loaded.clear()
+        torch.cuda.empty_cache()  # torch would keep the memory for itself
+
+    return GpuSession(make, index, info, species=species, release=release)
+
+
+class InductorSession(Closing):
+    """A loaded engine on a CPU.
+
+    Args:
+        packages: form and sizes, elements of the widest tensor for each slot, and contents of each, the smallest first.
         threads: of torch; None leaves them as they are.
         info: what the session says of itself.
     """
 
-    def __init__(self, package: bytes, small: bytes | None, threads: int | None, info: EngineInfo) -> None:
+    def __init__(self, packages: list[tuple[Plan, float, bytes]], threads: int | None, info: EngineInfo) -> None:
         self._torch = _torch()
         if threads is not None:
             self._torch.set_num_threads(threads)
-        self._on_cpu = info["device"] == "cpu"
-        if self._on_cpu:
-            keep_freed_memory()
+        keep_freed_memory()
         self._info = info
-        self._contents = b"" if self._on_cpu else package  # to load it once more, for `graphs`
-        self._package: Any = self._loaded(package)
-        self._small: Any = self._package if small is None else self._loaded(small)
-        self._recordings: Recordings[TorchRecording] | None = None
-
-    def _loaded(self, package: bytes, *, alone: bool = False) -> Any:
-        """A package; `alone` on its stream, without a synchronisation of its own, which cannot be recorded."""
-        index = int(self._info["device"].partition(":")[2] or -1)
-        try:
-            return self._torch._inductor.aoti_load_package(io.BytesIO(package), alone, index)
-        except Exception as error:  # as above
-            raise EngineError(f"torch cannot load this package: {error}") from error
+        self._packages = [(plan, _load(self._torch, contents, -1)) for plan, _, contents in packages]
 
     @property
     def info(self) -> EngineInfo:
@@ -235,47 +295,33 @@ class InductorSession(Closing):
 
     @property
     def graphs(self) -> bool:
-        """Whether sizes that come again are replayed as CUDA graphs; off until set. See `painn_deploy.engines.replay`.
+        """Whether sizes that come again are replayed as CUDA graphs: never on a CPU.
 
         Raises:
-            EngineUnavailableError: set on a CPU.
+            EngineUnavailableError: set.
         """
-        return self._recordings is not None
+        return False
 
     @graphs.setter
     def graphs(self, wanted: bool) -> None:
-        device = self._info["device"]
-        self._recordings = None
-        if not wanted:
-            return
-        if self._on_cpu:
+        if wanted:
             raise EngineUnavailableError("There are no CUDA graphs on a CPU.")
-        package = self._loaded(self._contents, alone=True)
-        self._recordings = Recordings(lambda inputs, _: TorchRecording(self._torch, package, inputs, device))
 
     def run(self, inputs: GraphInputs) -> GraphOutputs:
         """See `Session.run`."""
-        is_small = len(inputs.mask) <= SMALL_ATOMS and inputs.mask.size <= SMALL
-        package = self._small if is_small else self._package
-        if package is None:
+        if not self._packages:
             raise EngineError("This session is closed; open another one.")
         check_inputs(inputs)
         atoms, slots = inputs.mask.shape
         graph = padded(inputs, max(atoms, LEAST), max(slots, LEAST))
-        arrays = (*graph, *pair_inputs(graph.reverse, LEAST)) if self._on_cpu else graph
-        try:
-            recording = None if self._recordings is None else self._recordings.of(graph)
-            if recording is not None:
-                return GraphOutputs(*(output[:atoms] for output in recording.replay(graph)))
-            tensors = [self._torch.from_numpy(array) for array in arrays]
-            if not self._on_cpu:
-                tensors = [tensor.to(self._info["device"]) for tensor in tensors]
-            outputs = package(*tensors)
-        except Exception as error:  # as above
-            raise EngineError(f"The compiled graph failed on {atoms} atoms x {slots} slots: {error}") from error
-        return GraphOutputs(*(output.cpu().numpy()[:atoms] for output in outputs))
+        plan, package = next((p for p in self._packages if p[0].serves(atoms, slots)), self._packages[-1])
+        arrays = (*graph, *pair_inputs(graph.reverse, LEAST)) if plan.form.paired else graph
+        failed = f"The compiled graph failed on {atoms} atoms x {slots} slots"
+        with in_words(self._torch, failed), matmul_precision(self._torch):
+            outputs = package(*(self._torch.from_numpy(array) for array in arrays))
+        return GraphOutputs(*(output.numpy()[:atoms] for output in outputs))
 
     def close(self) -> None:
         """See `Session.close`; the system gets back what was kept from call to call."""
-        self._package = self._small = self._recordings = None
+        self._packages = []
         give_back_memory()

@@ -1,16 +1,18 @@
 """The `onnxruntime` backend: the embedded default, which runs anywhere; on a GPU with onnxruntime-gpu."""
 
-import re
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing, EngineInfo
+from painn_deploy.engines.arena import Arena
 from painn_deploy.engines.contract import check_inputs
-from painn_deploy.engines.replay import OrtRecording, Recordings
+from painn_deploy.engines.gpu_session import GpuSession
+from painn_deploy.engines.onnxruntime_gpu import OrtExecutor
+from painn_deploy.engines.onnxruntime_library import PROVIDERS, devices, load_failure, prepared
+from painn_deploy.engines.onnxruntime_library import library as _library
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
 from painn_deploy.export.fields import AS_WRITTEN, OUTPUTS, GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import MODEL, Bundle
@@ -21,37 +23,6 @@ _OUTPUT_NAMES = [field.name for field in OUTPUTS]
 OPTIMISED = "optimised.onnx"
 SMALL = 192
 """Atoms x slots up to which one thread is faster than two on the CPUs that we measured."""
-
-_PROVIDERS = {
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "cpu": "CPUExecutionProvider",
-}
-
-
-def _library() -> Any:
-    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
-    if len(installed) == 2:
-        raise EngineUnavailableError(
-            "onnxruntime and onnxruntime-gpu are both installed; they are one module under two names and break each "
-            "other. Run `pip uninstall -y onnxruntime onnxruntime-gpu`, then install painn-deploy[cpu] or "
-            "painn-deploy[cuda], not both."
-        )
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise EngineUnavailableError(
-            'onnxruntime is not installed: pip install "painn-deploy[cpu]", or "painn-deploy[cuda]" for a GPU.'
-        ) from error
-    return onnxruntime
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 class OnnxRuntimeBackend:
@@ -70,32 +41,34 @@ class OnnxRuntimeBackend:
         return str(_library().__version__)
 
     def devices(self) -> tuple[str, ...]:
-        """See `Backend.devices`; that a provider is listed does not prove that a GPU is there, `open` does."""
-        available = _library().get_available_providers()
-        return tuple(device for device, provider in _PROVIDERS.items() if provider in available)
+        """See `Backend.devices`; a GPU that is listed has a driver, and `open` proves the rest.
+
+        Raises:
+            EngineUnavailableError: the library is not installed, or two of its packages are, in one folder.
+        """
+        return devices()
 
     def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None) -> BuiltEngine:
         """See `Backend.build`: ONNX Runtime reads model.onnx itself, so that loading it is the whole proof."""
         load_graph(model, "cpu", 1)
         return BuiltEngine()
 
-    def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> "OnnxRuntimeSession":
+    def open(
+        self, bundle: Bundle, device: str = "auto", threads: int | None = None
+    ) -> "OnnxRuntimeSession | GpuSession":
         """See `Backend.open`."""
-        devices = self.devices()
-        chosen = devices[0] if device == "auto" else device.split(":")[0]
-        if chosen not in devices or not re.fullmatch(r"auto|cpu|(cuda|tensorrt)(:[0-9]+)?", device):
-            raise EngineUnavailableError(
-                f"onnxruntime {self.version()} cannot run on {device!r} here, only on {', '.join(devices)}. "
-                'For an NVIDIA GPU: pip uninstall -y onnxruntime, then pip install "painn-deploy[cuda]".'
-            )
+        chosen = self.devices()[0] if device == "auto" else device
+        prepared(chosen)
         info = EngineInfo(
             backend=self.name,
             version=self.version(),
-            device=chosen if device == "auto" else device,
+            device=chosen,
             precision=bundle.manifest.precision,
             bundle_sha256=bundle.sha256,
         )
-        return OnnxRuntimeSession(bundle.file(MODEL), info["device"], threads, info)
+        if chosen.partition(":")[0] == "cuda":
+            return _gpu_session(bundle, info)
+        return OnnxRuntimeSession(bundle.file(MODEL), chosen, threads, info)
 
 
 BACKEND = OnnxRuntimeBackend()
@@ -123,6 +96,7 @@ def load_graph(
     planned: bool = True,
     exact: bool = False,
     profile: Path | None = None,
+    stream: int | None = None,
     records: bool = False,
 ) -> Any:
     """An InferenceSession on the device that was asked for, and on no other.
@@ -135,19 +109,15 @@ def load_graph(
             graph some time; a large one needs twice the memory for it, and its first two calls eight times the time.
         exact: run the graph as it is written.
         profile: folder for ONNX Runtime's own profile, and for `OPTIMISED`, the graph that it runs.
+        stream: of the GPU, that everything is sent to; None for one of ONNX Runtime's own.
         records: make CUDA graphs of runs that have a number.
 
     Raises:
         EngineUnavailableError: ONNX Runtime cannot run on the device here.
         EngineError: it cannot load the graph.
     """
-    library = _library()
+    library = prepared(device)
     kind, _, index = device.partition(":")
-    if _PROVIDERS[kind] not in library.get_available_providers():
-        raise EngineUnavailableError(
-            f"onnxruntime {library.__version__} cannot run on {device!r} here. "
-            'For an NVIDIA GPU: pip uninstall -y onnxruntime, then pip install "painn-deploy[cuda]".'
-        )
     options = library.SessionOptions()
     options.enable_mem_pattern = planned
     if exact:
@@ -161,21 +131,26 @@ def load_graph(
         options.enable_profiling = True
         options.profile_file_prefix = str(profile / "profile")
         options.optimized_model_filepath = str(profile / OPTIMISED)
-    provider: Any = _PROVIDERS[kind]
+    provider: Any = PROVIDERS[kind]
     if kind == "cuda":  # TF32 would round FP32 products to 10 bits
-        provider = (provider, {"device_id": index or "0", "use_tf32": "0", "enable_cuda_graph": str(int(records))})
+        settings = {"device_id": index or "0", "use_tf32": "0", "enable_cuda_graph": str(int(records))}
+        # each growth by what is asked for, and not by the next power of two
+        settings |= {"arena_extend_strategy": "kSameAsRequested"}
+        provider = (provider, settings | ({} if stream is None else {"user_compute_stream": str(stream)}))
     elif kind == "tensorrt":
         provider = (provider, {"device_id": index or "0"})
     if kind != "cpu":  # a node that the GPU cannot run is an error, not a slow step on the CPU
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    try:
-        session = library.InferenceSession(model, options, providers=[provider])
+    try:  # with its fallback it would say on stdout what went wrong, and raise what went wrong after that
+        session = library.InferenceSession(model, options, providers=[provider], enable_fallback=0)
     except Exception as error:  # its errors share no base class but this one
-        raise EngineError(f"onnxruntime cannot load this graph: {error}") from error
+        if kind != "cpu" and "CPU EP" in str(error) and (why := load_failure(kind)):
+            raise EngineUnavailableError(f"onnxruntime cannot run on {device!r} here: {why}.") from error
+        raise EngineError(f"onnxruntime cannot load this graph on {device!r}: {error}") from error
     if not exact and AS_WRITTEN in session.get_modelmeta().custom_metadata_map:
-        return load_graph(model, device, threads, planned=planned, exact=True, profile=profile, records=records)
-    session.disable_fallback()
-    if session.get_providers()[0] != _PROVIDERS[kind]:
+        again: Any = {"planned": planned, "profile": profile, "stream": stream, "records": records}
+        return load_graph(model, device, threads, exact=True, **again)
+    if session.get_providers()[0] != PROVIDERS[kind]:
         raise EngineUnavailableError(
             f"onnxruntime could not start on {device!r} and offered {session.get_providers()[0]} instead. "
             "Check the NVIDIA driver and that CUDA and cuDNN are those that onnxruntime-gpu names."
@@ -183,8 +158,27 @@ def load_graph(
     return session
 
 
+def _gpu_session(bundle: Bundle, info: EngineInfo) -> GpuSession:
+    """A session on a GPU."""
+    library, manifest, model, device = _library(), bundle.manifest, bundle.file(MODEL), info["device"]
+    kind, _, number = device.partition(":")
+    index = int(number or 0)
+    # of all filters and their slopes at once, which no graph of ours exceeds
+    wide = (
+        3 * int(manifest.configuration.get("hidden_dim", 128)) * int(manifest.configuration.get("num_interactions", 3))
+    )
+
+    def make(stream: int, _: Arena) -> OrtExecutor:
+        def load(records: bool) -> object:
+            return load_graph(model, device, None, planned=False, stream=stream, records=records)
+
+        return OrtExecutor(library, load, kind, index, float(wide))
+
+    return GpuSession(make, index, info, species=manifest.species)
+
+
 class OnnxRuntimeSession(Closing):
-    """A loaded ONNX Runtime engine.
+    """A loaded ONNX Runtime engine on a CPU, or in its own TensorRT provider.
 
     On a CPU a small graph runs on one thread, since waking others takes longer than its work, and in memory planned for
     its size; a larger one on all threads, and in what the one before left. Which it is depends on the size alone, so
@@ -192,16 +186,14 @@ class OnnxRuntimeSession(Closing):
 
     Args:
         model: the graph.
-        device: `cpu`, `cuda`, `cuda:N`, or `tensorrt`, `tensorrt:N` for ONNX Runtime's own TensorRT provider.
+        device: `cpu`, or `tensorrt`, `tensorrt:N` for ONNX Runtime's own TensorRT provider.
         threads: of the CPU, for graphs of any size; None for one or all cores by size.
         info: what the session says of itself.
     """
 
     def __init__(self, model: bytes, device: str, threads: int | None, info: EngineInfo) -> None:
         self._info = info
-        self._model = b"" if device == "cpu" else model  # to load it once more, for `graphs`
         self._checked: GraphInputs | None = None
-        self._recordings: Recordings[OrtRecording] | None = None
         if device == "cpu":
             self._small: Any = load_graph(model, device, 1 if threads is None else threads)
             self._large: Any = load_graph(model, device, threads, planned=False)
@@ -215,26 +207,17 @@ class OnnxRuntimeSession(Closing):
 
     @property
     def graphs(self) -> bool:
-        """Whether sizes that come again are replayed as CUDA graphs; off until set. See `painn_deploy.engines.replay`.
+        """Whether sizes that come again are replayed as CUDA graphs: never here.
 
         Raises:
-            EngineUnavailableError: set where the device is not `cuda`.
+            EngineUnavailableError: set.
         """
-        return self._recordings is not None
+        return False
 
     @graphs.setter
     def graphs(self, wanted: bool) -> None:
-        device = self._info["device"]
-        kind, _, index = device.partition(":")
-        self._recordings = None
-        if not wanted:
-            return
-        if kind != "cuda":
-            raise EngineUnavailableError(f"There are no CUDA graphs on {device!r}.")
-        library, session = _library(), load_graph(self._model, device, None, records=True)
-        self._recordings = Recordings(
-            lambda inputs, number: OrtRecording(library, session, inputs, number, kind, int(index or 0))
-        )
+        if wanted:
+            raise EngineUnavailableError(f"There are no CUDA graphs on {self._info['device']!r}.")
 
     def run(self, inputs: GraphInputs) -> GraphOutputs:
         """See `Session.run`."""
@@ -245,9 +228,6 @@ class OnnxRuntimeSession(Closing):
             check_inputs(inputs)
             self._checked = inputs
         try:
-            recording = None if self._recordings is None else self._recordings.of(inputs)
-            if recording is not None:
-                return recording.replay(inputs)
             outputs = session.run(_OUTPUT_NAMES, inputs._asdict())
         except Exception as error:  # as above
             raise EngineError(
@@ -257,4 +237,4 @@ class OnnxRuntimeSession(Closing):
 
     def close(self) -> None:
         """See `Session.close`."""
-        self._small = self._large = self._checked = self._recordings = None
+        self._small = self._large = self._checked = None

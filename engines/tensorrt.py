@@ -98,7 +98,7 @@ class TensorRTBackend(PlanBackend):
             partial = kept.with_suffix(f".{os.getpid()}")
             partial.write_bytes(built.timing_cache)
             partial.replace(kept)
-        return BuiltEngine({PLAN: built.plan}, (here,), (options.profile,), built.warnings)
+        return BuiltEngine({PLAN: built.plan}, (here,), (options.profile,), built.warnings, tf32=options.tf32)
 
 
 BACKEND = TensorRTBackend()
@@ -136,4 +136,12 @@ def open_plan(library: Any, name: str, bundle: Bundle, device: str) -> TensorRTS
         precision=manifest.precision,
         bundle_sha256=bundle.sha256,
     )
-    return TensorRTSession(library, bundle.file(PLAN), index, Profile.from_mapping(manifest.profiles[0]), info)
+    return TensorRTSession(
+        library,
+        bundle.file(PLAN),
+        index,
+        Profile.from_mapping(manifest.profiles[0]),
+        info,
+        species=manifest.species,
+        kept=cache_folder() / "kernels" / f"{name}-{library.__version__}-{here}-{bundle.sha256[:24]}.cache",
+    )

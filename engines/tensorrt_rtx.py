@@ -35,13 +35,17 @@ class TensorRTRTXBackend(PlanBackend):
                 f"not for {', '.join(unknown)}. For other GPUs there is the engine tensorrt."
             )
 
-        def name_gpus(library: Any, config: Any) -> None:
+        def configure(library: Any, config: Any) -> None:
+            # without it the runtime may allocate while it runs, which cannot be recorded as a CUDA graph
+            config.set_flag(library.BuilderFlag.REQUIRE_USER_ALLOCATION)
             config.num_compute_capabilities = len(capabilities)
             for index, capability in enumerate(capabilities):
                 config.set_compute_capability(getattr(library.ComputeCapability, f"SM{capability}"), index)
 
-        built = build_plan(library, model, options, configure=name_gpus, tell=tell)
-        return BuiltEngine({PLAN: built.plan}, tuple(capabilities), (options.profile,), built.warnings)
+        built = build_plan(library, model, options, configure=configure, tell=tell)
+        return BuiltEngine(
+            {PLAN: built.plan}, tuple(capabilities), (options.profile,), built.warnings, tf32=options.tf32
+        )
 
 
 BACKEND = TensorRTRTXBackend()

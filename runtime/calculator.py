@@ -20,7 +20,7 @@ from painn_deploy.runtime.limits import Limits
 from painn_deploy.runtime.neighbours import FLAT, LocalGraph, join
 from painn_deploy.runtime.packing import COMPILED_BUDGET, DEFAULT_BUDGET, GPU_BUDGET, pack
 from painn_deploy.runtime.sizing import measured_batch_slots, remembered_batch_slots
-from painn_deploy.runtime.skin import VerletList
+from painn_deploy.runtime.skin import WIDER, VerletList
 from painn_deploy.runtime.streaming import Outcome, Prepared, stream
 from painn_deploy.runtime.timings import Timings
 
@@ -67,6 +67,7 @@ class PaiNNCalculator(Closing, Calculator):
         self._opened_with = (str(bundle), device, threads, skin)
         opened = read_bundle(bundle)
         self.manifest: Manifest = opened.manifest
+        self.neighbour_list = VerletList(self.manifest.cutoff, skin)
         self._attach(get_backend(opened.manifest.engine).open(opened, device, threads))
         self.threads = threads
         self._batch_slots: int | None = None
@@ -75,7 +76,6 @@ class PaiNNCalculator(Closing, Calculator):
         self._default_slots = cpu_budget if on_cpu else GPU_BUDGET
         self._limits = Limits(self.manifest.profiles, int(self.manifest.configuration.get("hidden_dim", 128)), on_cpu)
         self.timings = Timings()
-        self.neighbour_list = VerletList(self.manifest.cutoff, skin)
         self._references = np.full(len(chemical_symbols) + 1, np.nan)
         self._references[list(self.manifest.species)] = self.manifest.atomic_references
         self._referenced: tuple[bytes, np.ndarray] = (
@@ -86,7 +86,9 @@ class PaiNNCalculator(Closing, Calculator):
     def _attach(self, session: Session) -> None:
         """Run on a session; whether it can follow a structure is asked once, since asking takes as long as packing."""
         self._session = session
+        self.neighbour_list.slot_step = getattr(session, "slot_step", 1)  # on a CPU each column is worth saving
         self._follower = session if isinstance(session, FollowingSession) else None
+        self.neighbour_list.most_widening = WIDER if self._follower is None else math.inf
 
     @property
     def session(self) -> Session:
@@ -265,7 +267,7 @@ class PaiNNCalculator(Closing, Calculator):
             EngineError: the engine failed on the whole.
         """
         with self.timings.phase("packing"):
-            inputs = join([one.graph for one in batch])
+            inputs = join([one.graph for one in batch], slot_step=self.neighbour_list.slot_step)
         with self.timings.phase("engine"):
             outputs, start = self._session.run(inputs), 0
         answers: list[dict[str, Any] | EngineError] = []

@@ -243,7 +243,12 @@ class SlotLayout:
 
     @classmethod
     def of(
-        cls, first: Int64[np.ndarray, " pairs"], second: Int64[np.ndarray, " pairs"], atoms: int, slots: int = 1
+        cls,
+        first: Int64[np.ndarray, " pairs"],
+        second: Int64[np.ndarray, " pairs"],
+        atoms: int,
+        slots: int = 1,
+        slot_step: int = 1,
     ) -> "SlotLayout":
         """Give each end of each pair a slot, in the order of the pairs; as many slots as the busiest atom needs.
 
@@ -252,10 +257,11 @@ class SlotLayout:
             second: index of the other.
             atoms: how many rows; may be more than there are atoms, the rest is padding.
             slots: least number of columns.
+            slot_step: that the number of columns is a multiple of; the rest is padding.
         """
         ends = np.concatenate([first, second])
         counts = np.bincount(ends, minlength=atoms)
-        slots = max(slots, int(counts.max(initial=1)))
+        slots = slot_step * -(-max(slots, int(counts.max(initial=1))) // slot_step)
         order = np.argsort(ends, kind="stable")
         starts = np.cumsum(counts) - counts
         flat = np.empty(len(ends), np.int64)
@@ -355,39 +361,43 @@ def local_graphs(structures: Sequence[Atoms], cutoff: float) -> list[LocalGraph]
     return graphs
 
 
-def join(graphs: Sequence[LocalGraph], dtype: type[np.floating] = np.float32) -> GraphInputs:
+def join(graphs: Sequence[LocalGraph], dtype: type[np.floating] = np.float32, slot_step: int = 1) -> GraphInputs:
     """Structures side by side in one padded neighbour matrix, in their order.
 
     Args:
         graphs: at least one.
         dtype: float32 for engines, float64 for references.
+        slot_step: that the number of columns is a multiple of.
     """
     if len(graphs) == 1:
         (graph,) = graphs
-        layout = SlotLayout.of(graph.pairs.first, graph.pairs.second, len(graph.numbers))
+        layout = SlotLayout.of(graph.pairs.first, graph.pairs.second, len(graph.numbers), slot_step=slot_step)
         displacements, mask = layout.scatter(graph.vectors, dtype=dtype)
         return GraphInputs(graph.numbers, displacements, layout.neighbours, layout.reverse, mask)
     sizes = [len(graph.numbers) for graph in graphs]
     starts = np.cumsum([0, *sizes])
     first = np.concatenate([graph.pairs.first + start for graph, start in zip(graphs, starts, strict=False)])
     second = np.concatenate([graph.pairs.second + start for graph, start in zip(graphs, starts, strict=False)])
-    layout = SlotLayout.of(first, second, int(starts[-1]))
+    layout = SlotLayout.of(first, second, int(starts[-1]), slot_step=slot_step)
     displacements, mask = layout.scatter(np.concatenate([graph.vectors for graph in graphs]), dtype=dtype)
     numbers = np.concatenate([graph.numbers for graph in graphs])
     return GraphInputs(numbers, displacements, layout.neighbours, layout.reverse, mask)
 
 
-def graph_inputs(structures: Sequence[Atoms], cutoff: float, dtype: type[np.floating] = np.float32) -> GraphInputs:
+def graph_inputs(
+    structures: Sequence[Atoms], cutoff: float, dtype: type[np.floating] = np.float32, slot_step: int = 1
+) -> GraphInputs:
     """Structures side by side in one padded neighbour matrix, whatever its size; the calculator packs them first.
 
     Args:
         structures: at least one; molecules and crystals may be mixed.
         cutoff: Å.
         dtype: float32 for engines, float64 for references.
+        slot_step: that the number of columns is a multiple of; a session on a GPU names its own.
 
     Raises:
         StructureError: one of them is nothing that a force field can answer for; the message says which.
     """
     if not structures:
         raise StructureError("No structures were given.")
-    return join(local_graphs(structures, cutoff), dtype)
+    return join(local_graphs(structures, cutoff), dtype, slot_step)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ase import Atoms
 
+from painn_deploy.engines.driver import gpu_of
 from painn_deploy.export.cache import cache_folder
 from painn_deploy.export.errors import EngineError
 from painn_deploy.runtime.neighbours import LocalGraph, join
@@ -96,8 +97,14 @@ def _molecule(calculator: "PaiNNCalculator") -> LocalGraph:
 
 
 def _file(calculator: "PaiNNCalculator") -> Path:
-    key = json.dumps([dict(calculator.engine_info), calculator.threads, platform.node(), _processor(), os.cpu_count()])
+    key = json.dumps([dict(calculator.engine_info), calculator.threads, platform.node(), *_machine(calculator)])
     return cache_folder() / f"batch-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+
+
+def _machine(calculator: "PaiNNCalculator") -> list[str | int | None]:
+    """Processor and number of cores, and the GPU if the engine runs on one."""
+    gpu = gpu_of(calculator.engine_info["device"])
+    return [_processor(), os.cpu_count(), *([] if gpu is None else [gpu])]
 
 
 def _processor() -> str:
@@ -109,11 +116,12 @@ def _processor() -> str:
 def _remember(calculator: "PaiNNCalculator", slots: int, times: dict[int, float]) -> None:
     """A folder that cannot be written costs the next process a few seconds, and nobody an answer."""
     path = _file(calculator)
+    processor, cores, *gpu = _machine(calculator)
     facts = {
         "batch_slots": slots,
         "engine": dict(calculator.engine_info),
         "threads": calculator.threads,
-        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "machine": ", ".join(map(str, (processor, f"{cores} cores", *gpu))),
         "microseconds_a_structure": {str(size): round(1e6 * spent, 2) for size, spent in times.items()},
     }
     with contextlib.suppress(OSError):

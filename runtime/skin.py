@@ -33,14 +33,15 @@ from painn_deploy.runtime.neighbours import (
     refuse_one_spot,
 )
 
-__all__ = ["DEFAULT_SKIN", "ROUNDING", "VerletList", "still_covered"]
+__all__ = ["DEFAULT_SKIN", "ROUNDING", "WIDER", "VerletList", "still_covered"]
 
 DEFAULT_SKIN = 0.5
 """Å; of 0.25 to 1.5 Å as good as any for molecules at 300 K (docs/batching.md)."""
 
 WIDER = 1.15
-"""Columns of the matrix with the default skin, over those without; past it an engine's time on them exceeds that of the
-searches that are saved. A molecule not much longer than the cutoff stays below, a liquid or a crystal does not."""
+"""Columns of the matrix with the default skin, over those without, on a CPU; past it an engine's time on them exceeds
+that of the searches that are saved. A molecule not much longer than the cutoff stays below, a liquid or a crystal does
+not. On a GPU, whose evaluation takes a fraction of a search's time, the skin is always worth it."""
 
 ROUNDING = 1e-8
 """Å; what the criterion yields to the rounding of its own numbers."""
@@ -105,12 +106,16 @@ class VerletList:
     Attributes:
         cutoff: Å.
         skin: Å; 0 searches at every step; None for `DEFAULT_SKIN` where it widens the matrix little, and else 0.
+        slot_step: that the number of columns is a multiple of.
+        most_widening: columns with `DEFAULT_SKIN` over those without, up to which it is used where `skin` is None.
         searches: how many searches there were.
         updates: how many steps reused one.
     """
 
     cutoff: float
     skin: float | None
+    slot_step: int = 1
+    most_widening: float = WIDER
     searches: int = 0
     updates: int = 0
     _stored: _Stored | None = field(default=None, repr=False)
@@ -127,7 +132,7 @@ class VerletList:
         """
         stored = self._standing(atoms)
         if stored is None:
-            return join([LocalGraph.found(atoms, self.cutoff)])
+            return join([LocalGraph.found(atoms, self.cutoff)], slot_step=self.slot_step)
         stored.workspace.renew(stored, atoms, self.cutoff)
         return stored.inputs
 
@@ -161,14 +166,14 @@ class VerletList:
             return self._stored
         self.searches += 1
         self._stored = self._search(atoms)
-        if self.skin is None and _widens(self._stored, self.cutoff):
+        if self.skin is None and _widened(self._stored, self.cutoff) > self.most_widening:
             self._stored = None
         return self._stored
 
     def _search(self, atoms: Atoms) -> _Stored:
         """What is within cutoff and skin."""
         pairs, vectors = find_pairs(atoms, self.cutoff + self._reach)
-        layout = SlotLayout.of(pairs.first, pairs.second, len(atoms))
+        layout = SlotLayout.of(pairs.first, pairs.second, len(atoms), slot_step=self.slot_step)
         displacements, mask = layout.scatter(vectors)
         numbers = atoms.numbers.astype(np.int32)
         inputs = GraphInputs(numbers, displacements, layout.neighbours, layout.reverse, mask)
@@ -202,11 +207,11 @@ def _resident(stored: _Stored, cell: Float64[np.ndarray, "3 3"], cutoff: float) 
     )
 
 
-def _widens(stored: _Stored, cutoff: float) -> bool:
-    """Whether the skin costs more columns of the matrix than a search is worth."""
-    vectors = stored.inputs.displacements
-    within = (np.einsum("asc,asc->as", vectors, vectors) < cutoff**2) & (stored.inputs.mask > 0)
-    return stored.layout.slots > WIDER * max(1, int(within.sum(1).max()))
+def _widened(stored: _Stored, cutoff: float) -> float:
+    """Columns of the matrix that the skin asks for, over those that edges alone would."""
+    vectors, held = stored.inputs.displacements, stored.inputs.mask > 0
+    within = (np.einsum("asc,asc->as", vectors, vectors) < cutoff**2) & held
+    return float(held.sum(1).max() / max(1, int(within.sum(1).max())))
 
 
 def still_covered(

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from painn_deploy.export.errors import PrecisionError
 from painn_deploy.export.manifest import MODEL, SUFFIX, VALIDATION, Manifest, to_json, write_bundle
 from painn_deploy.export.onnx_graph import export_onnx
 from painn_deploy.export.student import Student
+from painn_deploy.export.versions import installed
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.neighbours import local_graphs
 from painn_deploy.runtime.packing import pack, padding_waste
@@ -88,6 +88,7 @@ class Bundler:
         limits: what lower precisions may cost.
         device: that engines are built for which are bound to a kind of device.
         tf32: for FP32 products on a GPU.
+        form: of the graph, for `inductor`.
         table_error: eV/Å, the most that a radial table may cost a force component; None for no table.
         tell: called with a line about each step.
 
@@ -105,6 +106,7 @@ class Bundler:
         *,
         device: str,
         tf32: bool,
+        form: str,
         table_error: float | None,
         tell: Tell,
     ) -> None:
@@ -127,7 +129,7 @@ class Bundler:
         with self._open(TypedGraph(self._graph)) as calculator:
             self._parity = check_parity(calculator.run_graph, self._exported)
         self._sizes = [(len(g.numbers), g.slots) for g in local_graphs(self._given, cutoff)] if structures else []
-        self._options = BuildOptions(tuple(compute_capabilities), plan_profile(self._sizes), device, tf32)
+        self._options = BuildOptions(tuple(compute_capabilities), plan_profile(self._sizes), device, tf32, form)
         self._mine = structures is not None
         self._graphs = TypedGraphs(model, cutoff, self._calibration, limits or INT8_LIMITS, tell)
         self._near: tuple[list[Atoms], list[dict[str, Any]], list[dict[str, Any]], int] | None = None
@@ -161,9 +163,11 @@ class Bundler:
             _manifest(self._source, self._student, engine, backend.version(), precision, graph),
             compute_capability=built.compute_capability,
             profiles=tuple(profile.as_dict() for profile in built.profiles),
-            tf32=self._options.tf32 and bool(built.compute_capability),
+            tf32=built.tf32,
             radial_table=None if self._table is None else self._table.as_dict(),
         )
+        if self._options.tf32 and not built.tf32:
+            self._tell(f"{engine} was built without TF32, which it does not have here: its products are FP32")
         self._tell(f"measuring {engine} in {precision}")
         validation: dict[str, Any] = {"reference": REFERENCE, "measured_on": self._named, "graph_parity": self._parity}
         if built.profiles and self._sizes:
@@ -332,5 +336,5 @@ def _manifest(
         engine_version=version,
         precision=precision,
         built_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        built_with={name: metadata.version(name) for name in PACKAGES},
+        built_with=installed(PACKAGES),
     )

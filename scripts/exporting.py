@@ -28,6 +28,7 @@ def export_engines(
     limits: Limits | None = None,
     device: str = "auto",
     tf32: bool = False,
+    form: str = "",
     radial_table: bool = False,
     max_table_error: float = LARGEST_ERROR,
     overwrite: bool = False,
@@ -46,7 +47,9 @@ def export_engines(
         limits: what FP16 and INT8 may cost against FP32; by default 10 meV/atom and 50 meV/Å for FP16, 3 meV/atom and
             20 meV/Å for INT8, which is searched for within them.
         device: that an `inductor` engine is compiled for, `cpu` or `cuda`; by default the first that is here.
-        tf32: let the FP32 products of a GPU round their operands to ten bits.
+        tf32: let the FP32 products of a GPU round their operands to ten bits; an engine that has no such products says
+            so, and its manifest holds what it was built with.
+        form: of the graph that `inductor` compiles, see `painn_deploy.engines.forms`; by default those that suit the device.
         radial_table: read what depends on one distance alone from a table, in place of the radial network.
         max_table_error: eV/Å, the most that this may change a force component, measured on `structures` in float64.
         overwrite: replace bundles that are there.
@@ -75,6 +78,7 @@ def export_engines(
         limits,
         device=device,
         tf32=tf32,
+        form=form,
         table_error=max_table_error if radial_table else None,
         tell=tell,
     )
@@ -95,8 +99,10 @@ def _check_request(engines: Sequence[str], precisions: Sequence[str]) -> None:
     """Refuse now what would fail after minutes."""
     if not engines or not precisions:
         raise ExportError("Name at least one engine and one precision.")
-    for engine in (*engines, GATE):
+    for engine in engines:
         get_backend(engine).version()
+        get_backend(engine).devices()
+    get_backend(GATE).version()
     for precision in precisions:
         if precision not in (*PRECISIONS, AUTO):
             raise ExportError(f"There is no precision {precision!r}; there are: {', '.join((*PRECISIONS, AUTO))}.")

@@ -8,11 +8,14 @@ g++ instead.
 import ctypes
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 
 from painn_deploy.engines.device_positions import KERNEL
 from painn_deploy.engines.onnxruntime import open_graph
@@ -31,19 +34,26 @@ GOOD = Status()
 
 
 class EmulatedCuda:
-    """The CUDA runtime's functions that we call, over host memory; `capacity` bytes of it."""
+    """The CUDA runtime's functions that we call, over host memory; `capacity` bytes of it, and two devices.
+
+    Streams are asynchronous in one respect: each has a clock of what it was sent, and knows of another's clock only what
+    it was made to wait for. `after` says whether a stream waits for what another one was sent.
+    """
 
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815
-    cudaStreamNonBlocking = 1  # noqa: N815
+    cudaStreamNonBlocking, cudaEventDisableTiming = 1, 2  # noqa: N815
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)  # noqa: N815
 
     def __init__(self, capacity: int = 1 << 30) -> None:
         self.capacity = capacity
         self.memory: dict[int, Any] = {}
-        self.streams: set[int] = set()
+        self.streams: dict[int, dict[int, int]] = {}
+        self.events: dict[int, dict[int, int]] = {}
+        self.host: dict[int, int] = {}
         self.graphs: dict[int, list[Any]] = {}
         self.recording: list[Any] | None = None
-        self.launches = self.captures = 0
+        self.launches = self.captures = self.copies = self.waits = self.device = 0
+        self.refuse_captures = False
         self._next = 1000
 
     def __getattr__(self, name: str) -> Any:
@@ -52,14 +62,19 @@ class EmulatedCuda:
             "cudaMallocHost": self._allocate,
             "cudaFree": self._free,
             "cudaFreeHost": self._free,
-            "cudaSetDevice": lambda index: (GOOD,),
+            "cudaGetDevice": lambda: (GOOD, self.device),
+            "cudaSetDevice": self._set_device,
             "cudaStreamCreateWithFlags": self._stream,
-            "cudaStreamDestroy": lambda stream: (self.streams.discard(stream) or GOOD,),
+            "cudaStreamDestroy": lambda stream: (self.streams.pop(stream) is None or GOOD,),
             "cudaStreamSynchronize": self._synchronise,
+            "cudaEventCreateWithFlags": self._event,
+            "cudaEventDestroy": lambda event: (self.events.pop(event) is None or GOOD,),
+            "cudaEventRecord": self._record,
+            "cudaStreamWaitEvent": self._wait,
             "cudaMemcpyAsync": self._copy,
             "cudaStreamBeginCapture": self._begin,
             "cudaStreamEndCapture": self._end,
-            "cudaGraphInstantiate": lambda graph, flags: (GOOD, self._keep(self.graphs.pop(graph))),
+            "cudaGraphInstantiate": lambda graph, flags: (GOOD, self.keep(self.graphs.pop(graph))),
             "cudaGraphDestroy": lambda graph: ((self.graphs.pop(graph, None) and GOOD) or GOOD,),
             "cudaGraphLaunch": self._replay,
             "cudaGraphExecDestroy": lambda graph: (self.graphs.pop(graph) is None or GOOD,),
@@ -84,7 +99,7 @@ class EmulatedCuda:
         else:
             self.recording.append(action)
 
-    def _keep(self, actions: list[Any]) -> int:
+    def keep(self, actions: list[Any]) -> int:
         self._next += 1
         self.graphs[self._next] = actions
         return self._next
@@ -102,23 +117,61 @@ class EmulatedCuda:
         del self.memory[address]
         return (GOOD,)
 
+    def _set_device(self, index: int) -> Any:
+        self.device = index
+        return (GOOD,)
+
     def _stream(self, flags: int) -> Any:
         assert flags == self.cudaStreamNonBlocking
         self._next += 1
-        self.streams.add(self._next)
+        self.streams[self._next] = {}
         return GOOD, self._next
+
+    def sent(self, stream: int) -> None:
+        """A stream was sent something: its clock goes on, and it is after all that the host has waited for."""
+        clock = self.streams[stream]
+        for other, time in self.host.items():
+            clock[other] = max(clock.get(other, 0), time)
+        clock[stream] = clock.get(stream, 0) + 1
+
+    def after(self, stream: int, other: int, time: int) -> bool:
+        """Whether what a stream is sent now runs after what another one was sent at a time of its clock."""
+        return max(self.streams[stream].get(other, 0), self.host.get(other, 0)) >= time
+
+    def _event(self, flags: int) -> Any:
+        assert flags == self.cudaEventDisableTiming
+        self._next += 1
+        self.events[self._next] = {}
+        return GOOD, self._next
+
+    def _record(self, event: int, stream: int) -> Any:
+        self.events[event] = dict(self.streams[stream])
+        return (GOOD,)
+
+    def _wait(self, stream: int, event: int, flags: int) -> Any:
+        assert flags == 0
+        clock = self.streams[stream]
+        for other, time in self.events[event].items():
+            clock[other] = max(clock.get(other, 0), time)
+        return (GOOD,)
 
     def _synchronise(self, stream: int) -> Any:
         assert stream in self.streams
         assert self.recording is None, "a stream was waited for during a capture"
+        self.waits += 1
+        for other, time in self.streams[stream].items():
+            self.host[other] = max(self.host.get(other, 0), time)
         return (GOOD,)
 
     def _copy(self, target: int, source: int, size: int, kind: int, stream: int) -> Any:
-        assert stream in self.streams
+        self.sent(stream)
+        self.copies += 1
         self.do(lambda: ctypes.memmove(target, source, size))
         return (GOOD,)
 
     def _begin(self, stream: int, mode: int) -> Any:
+        if self.refuse_captures:
+            return (Status("cudaErrorStreamCaptureUnsupported", 900),)
         self.recording = []
         return (GOOD,)
 
@@ -126,13 +179,19 @@ class EmulatedCuda:
         actions, self.recording = self.recording, None
         assert actions is not None
         self.captures += 1
-        return GOOD, self._keep(actions)
+        return GOOD, self.keep(actions)
 
     def _replay(self, graph: int, stream: int) -> Any:
+        self.sent(stream)
         self.launches += 1
         for action in self.graphs[graph]:
             action()
         return (GOOD,)
+
+
+def activations(shape: tuple[int, ...]) -> int:
+    """Bytes that a context asks for at a size."""
+    return 64 * int(np.prod(shape))
 
 
 def library(cuda: EmulatedCuda, model: bytes) -> Any:
@@ -140,9 +199,15 @@ def library(cuda: EmulatedCuda, model: bytes) -> Any:
     run = open_graph(model)
 
     class Context:
+        """Refuses what TensorRT would answer with a wrong result or not at all: memory that is too small, a capture
+        right after its shapes changed, a launch on one stream while another one's is under way."""
+
         def __init__(self) -> None:
             self.shapes: dict[str, tuple[int, ...]] = {}
             self.addresses: dict[str, int] = {}
+            self.memory = (0, 0)
+            self.settled: dict[str, tuple[int, ...]] = {}
+            self.last: tuple[int, int] | None = None
 
         def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
             self.shapes[name] = tuple(shape)
@@ -152,26 +217,146 @@ def library(cuda: EmulatedCuda, model: bytes) -> Any:
             self.addresses[name] = address
             return True
 
+        def update_device_memory_size_for_shapes(self) -> int:
+            return activations(self.shapes["mask"])
+
+        def set_device_memory(self, address: int, size: int) -> None:
+            self.memory = address, size
+
         def execute_async_v3(self, stream: int) -> bool:
-            assert stream in cuda.streams
+            cuda.sent(stream)
+            address, size = self.memory
+            assert len(cuda.memory[address]) >= size >= activations(self.shapes["mask"])
+            if cuda.recording is None:
+                assert self.last is None or cuda.after(stream, *self.last), "two launches of one context at once"
+                self.last, self.settled = (stream, cuda.streams[stream][stream]), dict(self.shapes)
+            else:
+                assert self.settled == self.shapes, "captured right after its shapes changed"
             shapes, addresses = dict(self.shapes), dict(self.addresses)  # as TensorRT captures them
 
             def evaluate() -> None:
-                inputs = GraphInputs(*(_array(addresses[f.name], shapes[f.name], f.dtype) for f in INPUTS))
+                assert address in cuda.memory, "its activations are gone"
+                inputs = GraphInputs(*(array_at(addresses[f.name], shapes[f.name], f.dtype) for f in INPUTS))
                 for field, result in zip(OUTPUTS, run(inputs), strict=True):
-                    _array(addresses[field.name], result.shape, field.dtype)[...] = result
+                    array_at(addresses[field.name], result.shape, field.dtype)[...] = result
 
             cuda.do(evaluate)
             return True
 
     severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3, VERBOSE=4)
     logger = type("ILogger", (), {"Severity": severity})
-    engine = SimpleNamespace(create_execution_context=Context)
+
+    def create(strategy: str) -> Context:
+        assert strategy == "the caller's", "a context would reserve for the whole profile"
+        return Context()
+
+    engine = SimpleNamespace(create_execution_context=create)
     made = SimpleNamespace(deserialize_cuda_engine=lambda plan: engine if plan == b"plan" else None)
-    return SimpleNamespace(__name__="emulated", ILogger=logger, Runtime=lambda log: made)
+    return SimpleNamespace(
+        __name__="emulated",
+        ILogger=logger,
+        Runtime=lambda log: made,
+        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="the caller's"),
+    )
 
 
-def _array(address: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+class EmulatedTorch:
+    """torch with a GPU of host memory: what it launches and records is seen by the emulated CUDA, all else is torch's."""
+
+    class Tensor:
+        """Memory of the device."""
+
+        def __init__(self, cuda: EmulatedCuda, tensor: torch.Tensor) -> None:
+            self._cuda, self.tensor = cuda, tensor
+
+        def copy_(self, source: torch.Tensor, *, non_blocking: bool) -> None:
+            assert non_blocking
+            self._cuda.do(lambda: self.tensor.copy_(source))
+
+    def __init__(self, cuda: EmulatedCuda) -> None:
+        self._cuda = cuda
+        self.emptied = self.resets = 0
+        self.pools: list[object] = []
+        self.modes: list[str] = []
+        self.current: list[tuple[str, int]] = []
+        torch_cuda, outer = cuda, self
+
+        class Graph:
+            def capture_begin(self, *, pool: object, capture_error_mode: str) -> None:
+                assert outer.current, "nothing is the current stream"
+                if torch_cuda.refuse_captures:
+                    raise RuntimeError("operation not permitted when stream is capturing")
+                outer.pools.append(pool)
+                outer.modes.append(capture_error_mode)
+                torch_cuda.recording = []
+
+            def capture_end(self) -> None:
+                actions, torch_cuda.recording = torch_cuda.recording, None
+                if actions is None:
+                    raise RuntimeError("no capture")
+                torch_cuda.captures += 1
+                self.actions = actions
+
+            def replay(self) -> None:
+                torch_cuda.sent(outer.current[-1][1])
+                torch_cuda.launches += 1
+                for action in self.actions:
+                    action()
+
+            def reset(self) -> None:
+                outer.resets += 1
+
+        @contextmanager
+        def device(name: str) -> Iterator[None]:
+            outer._device = name
+            yield
+
+        @contextmanager
+        def stream(handle: int) -> Iterator[None]:
+            outer.current.append((outer._device, handle))
+            yield
+            outer.current.pop()
+
+        self.cuda = SimpleNamespace(
+            CUDAGraph=Graph,
+            ExternalStream=lambda handle, device: handle,
+            graph_pool_handle=object,
+            device=device,
+            stream=stream,
+            empty_cache=self._empty,
+        )
+
+    def _empty(self) -> None:
+        self.emptied += 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def as_tensor(self, memory: Any, device: str) -> Any:
+        described = memory.__cuda_array_interface__
+        array = array_at(described["data"][0], described["shape"], np.dtype(described["typestr"]).name)
+        return self.Tensor(self._cuda, torch.from_numpy(array))
+
+    def package(self, run: Any) -> Any:
+        """What a loaded package is, of a function of tensors."""
+
+        def called(*inputs: Any) -> list[torch.Tensor]:
+            assert self.current, "nothing is the current stream"
+            self._cuda.sent(self.current[-1][1])
+            atoms = len(inputs[0].tensor)
+            results = [torch.empty(field.sized(atoms=atoms)) for field in OUTPUTS]
+
+            def evaluate() -> None:
+                for result, value in zip(results, run(*(one.tensor for one in inputs)), strict=True):
+                    result.copy_(value)
+
+            self._cuda.do(evaluate)
+            return results
+
+        return called
+
+
+def array_at(address: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     raw = (ctypes.c_char * size).from_address(address)
     return np.frombuffer(memoryview(raw), dtype).reshape(shape)

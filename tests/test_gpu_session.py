@@ -1,22 +1,36 @@
-"""What a session does with a GPU, on one that is made of host memory; what a real one answers is `make gpu-check`."""
+"""What a session does with a GPU, on one that is made of host memory, for every engine; what a real one answers is
+`make gpu-check`."""
 
+import gc
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
+from ase import Atoms
 
-from painn_deploy.engines import tensorrt_session
+from painn_deploy.engines import gpu_lane, gpu_session, tensorrt_session
+from painn_deploy.engines.arena import Arena
 from painn_deploy.engines.backend import EngineInfo, ResidentGraph
-from painn_deploy.engines.contract import check_tensors, padded
+from painn_deploy.engines.contract import check_indices, check_tensors, padded
 from painn_deploy.engines.device_positions import compile_kernel
+from painn_deploy.engines.forms import Form, Plan
+from painn_deploy.engines.gpu_lane import MOST_GRAPHS, MOST_REFUSED
+from painn_deploy.engines.gpu_session import GpuSession
+from painn_deploy.engines.inductor_gpu import LoadedPackage, TorchExecutor
+from painn_deploy.engines.onnx_torch import OnnxModule
 from painn_deploy.engines.onnxruntime import open_graph
+from painn_deploy.engines.onnxruntime_gpu import OrtExecutor
 from painn_deploy.engines.profiles import Profile
-from painn_deploy.engines.tensorrt_session import MOST_GRAPHS, TensorRTSession
+from painn_deploy.engines.tensorrt_session import TensorRTSession
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import DeviceMemoryError, EngineError, ShapeError
-from painn_deploy.export.fields import GraphInputs, GraphOutputs
+from painn_deploy.export.fields import INPUTS, OUTPUTS, GraphInputs, GraphOutputs
 from painn_deploy.export.onnx_graph import export_onnx
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.neighbours import SlotLayout, find_pairs, graph_inputs
@@ -26,6 +40,7 @@ from . import emulated_gpu, students
 INFO = EngineInfo(backend="emulated", version="0", device="cuda:0", precision="fp32", bundle_sha256="")
 PROFILE = Profile((1, 8, 64), (1, 8, 128))
 CUTOFF = 4.0
+ENGINES = ("tensorrt", "inductor", "onnxruntime")
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +51,66 @@ def model(painn: Path) -> bytes:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> emulated_gpu.EmulatedCuda:
     made = emulated_gpu.EmulatedCuda()
-    monkeypatch.setattr(tensorrt_session, "runtime", lambda: made)
-    monkeypatch.setattr(tensorrt_session, "compute_capability", lambda index: "86")
-    monkeypatch.setattr(tensorrt_session, "DisplacementKernel", emulated_gpu.displacement_kernel(made, tmp_path))
+    for module in (gpu_session, tensorrt_session):
+        monkeypatch.setattr(module, "runtime", lambda: made)
+    monkeypatch.setattr(gpu_lane, "compute_capability", lambda index: "86")
+    monkeypatch.setattr(gpu_lane, "DisplacementKernel", emulated_gpu.displacement_kernel(made, tmp_path))
     return made
 
 
-def open_session(cuda: emulated_gpu.EmulatedCuda, model: bytes, **options: Any) -> TensorRTSession:
-    return TensorRTSession(emulated_gpu.library(cuda, model), b"plan", 0, PROFILE, INFO, **options)
+class Opened:
+    """How a session of each engine is opened on the emulated GPU; `torch` is what `inductor` is given for the library."""
+
+    def __init__(self, cuda: emulated_gpu.EmulatedCuda, model: bytes) -> None:
+        self.cuda, self.model = cuda, model
+        self.torch = emulated_gpu.EmulatedTorch(cuda)
+        self.numbers: list[str] = []
+
+    def __call__(self, engine: str, *, index: int = 0, **options: Any) -> GpuSession:
+        options = {"graphs": True, **options}
+        if engine == "tensorrt":
+            return TensorRTSession(emulated_gpu.library(self.cuda, self.model), b"plan", index, PROFILE, INFO, **options)
+        make = {"inductor": self._inductor, "onnxruntime": self._onnxruntime}[engine]
+        return GpuSession(make(index), index, INFO, **options)
+
+    def _inductor(self, index: int) -> Callable[[int, Arena], TorchExecutor]:
+        packages = []
+        for form, most in (("sums+paired+side", 200), ("sums", None)):
+            plan = Plan(Form.parse(form), most_cells=most)
+            run = OnnxModule(plan.form.lowered(onnx.load_from_string(self.model)))
+            packages.append(LoadedPackage(plan, 100.0, self.torch.package(run)))
+        return lambda stream, arena: TorchExecutor(self.torch, packages, f"cuda:{index}", stream)
+
+    def _onnxruntime(self, index: int) -> Callable[[int, Arena], OrtExecutor]:
+        opened = self
+
+        class RunOptions:
+            def add_run_config_entry(self, key: str, value: str) -> None:
+                self.number = value if key == "gpu_graph_id" else self.number
+
+            number = ""
+
+        class Session:
+            """ONNX Runtime's own, which a stream is sent; what it records by number is for a GPU."""
+
+            def __init__(self, stream: int) -> None:
+                self._session, self._stream = onnxruntime.InferenceSession(opened.model), stream
+
+            def io_binding(self) -> Any:
+                return self._session.io_binding()
+
+            def run_with_iobinding(self, binding: Any, options: RunOptions) -> None:
+                opened.numbers.append(options.number)
+                opened.cuda.sent(self._stream)
+                self._session.run_with_iobinding(binding)
+
+        library = type("Library", (), {"RunOptions": RunOptions})
+        return lambda stream, arena: OrtExecutor(library, lambda records: Session(stream), "cpu", 0, 100.0)
+
+
+@pytest.fixture
+def opened(cuda: emulated_gpu.EmulatedCuda, model: bytes) -> Opened:
+    return Opened(cuda, model)
 
 
 def same(got: GraphOutputs, want: Any) -> None:
@@ -51,82 +118,174 @@ def same(got: GraphOutputs, want: Any) -> None:
         np.testing.assert_allclose(one, other, rtol=0, atol=3e-6)
 
 
-def test_results_are_the_graphs_own_whether_launched_captured_or_replayed(
-    cuda: emulated_gpu.EmulatedCuda, model: bytes
+every_engine = pytest.mark.parametrize("engine", ENGINES)
+
+
+@every_engine
+def test_results_are_the_graphs_own_whether_launched_recorded_or_replayed(
+    opened: Opened, model: bytes, engine: str
 ) -> None:
-    run = open_graph(model)
-    with open_session(cuda, model) as session:
+    run, cuda = open_graph(model), opened.cuda
+    with opened(engine) as session:
         for seed in range(5):
             inputs = graph_inputs([students.water(seed)], CUTOFF)
             same(session.run(inputs), run(inputs))
-        assert (cuda.captures, cuda.launches) == (1, 4)
+        if engine == "onnxruntime":  # it records its kernels alone: 0 is its own number, -1 records nothing
+            assert opened.numbers == ["-1", "-1", "1", "1", "1", "1"]
+        else:
+            assert (cuda.captures, cuda.launches) == (1, 3)
         kept = session.run(graph_inputs([students.water(9)], CUTOFF))
         before = kept.forces.copy()
         session.run(graph_inputs([students.water(10)], CUTOFF))
         assert (kept.forces == before).all(), "a result was overwritten by the next"
 
 
-def test_larger_and_smaller_structures_take_turns(cuda: emulated_gpu.EmulatedCuda, model: bytes) -> None:
+@every_engine
+def test_a_call_copies_twice_and_waits_once(opened: Opened, engine: str) -> None:
+    inputs = graph_inputs([students.water()], CUTOFF)
+    with opened(engine, graphs=False) as session:
+        session.run(inputs)
+        before = opened.cuda.copies, opened.cuda.waits
+        session.run(inputs)
+        assert (opened.cuda.copies - before[0], opened.cuda.waits - before[1]) == (2, 1)
+
+
+@every_engine
+def test_larger_and_smaller_structures_take_turns(opened: Opened, model: bytes, engine: str) -> None:
     run = open_graph(model)
-    with open_session(cuda, model) as session:
+    with opened(engine) as session:
         for name in ("water", *students.zoo(), *students.zoo()):
             atoms = students.zoo().get(name, students.water())
             inputs = graph_inputs([atoms], CUTOFF)
             if inputs.mask.shape[0] <= 64 and inputs.mask.shape[1] <= 128:
+                for _ in range(2):
+                    same(session.run(inputs), run(inputs))
+        # sizes that alternate are recorded too, each after a run of its own size
+        batches = [graph_inputs([students.water(i) for i in range(count)], CUTOFF) for count in (1, 2, 3)]
+        for _ in range(4):
+            for inputs in batches:
                 same(session.run(inputs), run(inputs))
-                same(session.run(inputs), run(inputs))
+        assert not session.refused_graphs
 
 
-def test_graphs_are_bounded_and_can_be_switched_off(cuda: emulated_gpu.EmulatedCuda, model: bytes) -> None:
-    with open_session(cuda, model) as session:
+@every_engine
+def test_a_liquid_s_slots_are_rounded_before_they_are_recorded(opened: Opened, engine: str) -> None:
+    rng = np.random.default_rng(0)
+    atoms = Atoms("O60", rng.uniform(0, 9, (60, 3)))
+    sizes = set()
+    with opened(engine) as session:
+        for _ in range(24):
+            atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
+            inputs = graph_inputs([atoms], CUTOFF)
+            sizes.add(inputs.mask.shape[1])
+            session.run(inputs)
+        (lane,) = session._lanes
+        assert len(lane._recorded) <= 2 < len(sizes), sizes
+        assert all(key[2] % session.slot_step == 0 for key in lane._recorded)
+
+
+def test_a_matrix_of_the_right_width_is_not_padded_again(
+    opened: Opened, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened("tensorrt") as session:
+        inputs = graph_inputs([students.water()], CUTOFF, slot_step=session.slot_step)
+        assert inputs.mask.shape == (3, 8)
+        monkeypatch.setattr(gpu_lane, "padded", lambda graph, *size: graph if graph.mask.shape == size else 1 / 0)
+        same(session.run(inputs), open_graph(model)(inputs))
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "inductor"])
+def test_graphs_are_bounded_and_can_be_switched_off(opened: Opened, engine: str) -> None:
+    cuda = opened.cuda
+    with opened(engine) as session:
         for count in range(1, MOST_GRAPHS + 4):
-            inputs = graph_inputs([students.water(i) for i in range(count)], CUTOFF)
+            inputs = padded(graph_inputs([students.water()], CUTOFF), count + 2, 8)
             for _ in range(2):
                 session.run(inputs)
-        assert len(cuda.graphs) == MOST_GRAPHS
+        (lane,) = session._lanes
+        assert len(lane._recorded) == MOST_GRAPHS
+        assert len(cuda.graphs) == (MOST_GRAPHS if engine == "tensorrt" else 0)
+        if engine == "inductor":  # one pool for all: each would keep as much memory as an evaluation takes
+            assert opened.torch.resets == 3
+            assert len(set(map(id, opened.torch.pools))) == 1
+            assert set(opened.torch.modes) == {"thread_local"}, "what another thread allocates would end a recording"
     assert not cuda.graphs
     cuda.captures = 0
-    with open_session(cuda, model, graphs=False) as session:
+    with opened(engine, graphs=False) as session:
         for _ in range(3):
             session.run(inputs)
     assert cuda.captures == 0
 
 
-def test_batches_alternate_between_two_lanes_in_order(cuda: emulated_gpu.EmulatedCuda, model: bytes) -> None:
+@pytest.mark.parametrize("engine", ["tensorrt", "inductor"])
+def test_what_cannot_be_recorded_is_launched_and_told_once(opened: Opened, model: bytes, engine: str) -> None:
+    run, cuda = open_graph(model), opened.cuda
+    cuda.refuse_captures = True
+    with opened(engine) as session:
+        inputs = graph_inputs([students.water()], CUTOFF)
+        same(session.run(inputs), run(inputs))
+        with pytest.warns(RuntimeWarning, match="3 atoms x 8 slots could not be recorded.*kernel by kernel"):
+            same(session.run(inputs), run(inputs))
+        for _ in range(3):  # remembered: neither tried nor told again
+            same(session.run(inputs), run(inputs))
+        assert list(session.refused_graphs) == [("graph", 3, 8)]
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for count in range(2, 2 + MOST_REFUSED):
+                for _ in range(2):
+                    session.run(graph_inputs([students.water(i) for i in range(count)], CUTOFF))
+        assert len(session.refused_graphs) == MOST_REFUSED == len(told) + 1
+        assert "No further size is tried" in str(told[-1].message)
+
+
+@every_engine
+def test_batches_come_back_in_order(opened: Opened, model: bytes, engine: str) -> None:
     run = open_graph(model)
     batches = [graph_inputs([students.water(i)] * (1 + i % 3), CUTOFF) for i in range(7)]
-    with open_session(cuda, model) as session:
+    with opened(engine) as session:
         assert list(session.run_many([])) == []
         for got, inputs in zip(session.run_many(iter(batches)), batches, strict=True):
             same(got, run(inputs))
-        assert len(cuda.streams) == 2
+        assert len(opened.cuda.streams) == (2 if engine == "tensorrt" else 1)
         abandoned = session.run_many(iter(batches))
         next(abandoned)
         same(session.run(batches[3]), run(batches[3]))
 
 
-def test_everything_is_given_back(cuda: emulated_gpu.EmulatedCuda, model: bytes) -> None:
-    session = open_session(cuda, model)
+@every_engine
+def test_everything_is_given_back_by_close_and_by_a_session_that_is_dropped(opened: Opened, engine: str) -> None:
+    cuda = opened.cuda
     inputs = graph_inputs([students.water()], CUTOFF)
+    released: list[int] = []
+    options = {} if engine == "tensorrt" else {"release": lambda: released.append(1)}
+    session = opened(engine, **options)
     list(session.run_many([inputs] * 4))
     assert cuda.held > 0
     session.close()
     session.close()
-    assert (cuda.held, cuda.streams, cuda.graphs) == (0, set(), {})
+    assert (cuda.held, cuda.streams, cuda.events, cuda.graphs) == (0, {}, {}, {})
     with pytest.raises(EngineError, match="session is closed"):
         session.run(inputs)
+    session = opened(engine, **options)
+    session.run(inputs)
+    assert cuda.held > 0
+    del session
+    gc.collect()
+    assert (cuda.held, cuda.streams, cuda.graphs) == (0, {}, {})
+    assert len(released) == (0 if engine == "tensorrt" else 2)
 
 
-def test_too_little_memory_says_so_and_the_session_goes_on(cuda: emulated_gpu.EmulatedCuda, model: bytes) -> None:
-    run = open_graph(model)
+@every_engine
+def test_too_little_memory_says_so_and_the_session_goes_on(opened: Opened, model: bytes, engine: str) -> None:
+    run, cuda = open_graph(model), opened.cuda
     small, large = (
         graph_inputs([students.water()], CUTOFF),
         graph_inputs([students.water(i) for i in range(20)], CUTOFF),
     )
-    with open_session(cuda, model) as session:
+    with opened(engine) as session:
         same(session.run(small), run(small))
         cuda.capacity = cuda.held + 1000
-        with pytest.raises(DeviceMemoryError, match=r"cudaMalloc(Host)? failed: cudaErrorMemoryAllocation"):
+        with pytest.raises(DeviceMemoryError, match="too little free memory.*cudaErrorMemoryAllocation.*batch_slots"):
             session.run(large)
         cuda.capacity = 1 << 30
         for inputs in (small, large, small, small):
@@ -134,11 +293,81 @@ def test_too_little_memory_says_so_and_the_session_goes_on(cuda: emulated_gpu.Em
     assert cuda.held == 0
 
 
-def test_a_plan_that_is_none_and_a_size_outside_are_refused(cuda: emulated_gpu.EmulatedCuda, model: bytes) -> None:
+def test_a_context_takes_memory_for_its_sizes_and_not_for_its_profile(opened: Opened) -> None:
+    with opened("tensorrt") as session:
+        session.run(graph_inputs([students.water()], CUTOFF))
+        assert 0 < opened.cuda.held < emulated_gpu.activations((64, 128)) / 4
+
+
+@every_engine
+def test_the_callers_current_gpu_stays_the_current_one(opened: Opened, engine: str) -> None:
+    cuda = opened.cuda
+    graph, _ = resident(students.water(), 1.0)
+    with opened(engine, index=1) as session:
+        assert cuda.device == 0
+        session.run(graph_inputs([students.water()], CUTOFF))
+        session.follow(graph)
+        for _ in range(3):
+            session.step(students.water().positions)
+        list(session.run_many([graph_inputs([students.water()], CUTOFF)] * 3))
+        assert cuda.device == 0
+        if engine == "inductor":
+            assert opened.torch._device == "cuda:1"
+    assert cuda.device == 0
+
+
+def test_a_plan_that_is_none_and_a_size_outside_are_refused(opened: Opened, model: bytes) -> None:
     with pytest.raises(EngineError, match="cannot load this plan"):
-        TensorRTSession(emulated_gpu.library(cuda, model), b"other", 0, PROFILE, INFO)
-    with open_session(cuda, model) as session, pytest.raises(ShapeError, match="outside this engine's profile"):
+        TensorRTSession(emulated_gpu.library(opened.cuda, model), b"other", 0, PROFILE, INFO)
+    with opened("tensorrt") as session, pytest.raises(ShapeError, match="outside this engine's profile"):
         session.run(graph_inputs([students.water(i) for i in range(22)], CUTOFF))
+
+
+@pytest.mark.parametrize("engine", ["inductor", "onnxruntime"])
+def test_more_than_32_bits_can_index_is_refused(opened: Opened, engine: str) -> None:
+    with opened(engine) as session:
+        (lane,) = session._lanes
+        lane.executor.check(2**31 // 100 // 64, 64)  # 100 elements a slot
+        with pytest.raises(ShapeError, match=f"kernels of {engine} on a GPU can index with 32 bits.*serve 335544 atoms"):
+            lane.executor.check(335_545, 64)
+
+
+@every_engine
+def test_indices_that_lead_elsewhere_are_refused(opened: Opened, engine: str) -> None:
+    inputs = graph_inputs([students.water()], CUTOFF)
+    with opened(engine, species=(1, 8)) as session:
+        for name, value, message in (
+            ("neighbours", 3, "neighbours holds 3, and its values lie between 0 and 2"),
+            ("neighbours", -1, "neighbours holds -1"),
+            ("reverse", 6, "reverse holds 6, and its values lie between 0 and 5"),
+            ("atomic_numbers", 9, "atomic_numbers holds 9, and its values lie between 0 and 8"),
+        ):
+            wrong = getattr(inputs, name).copy()
+            wrong.flat[-1] = value
+            with pytest.raises(ShapeError, match=message):
+                session.run(inputs._replace(**{name: wrong}))
+    check_indices(inputs.atomic_numbers, inputs.neighbours, inputs.reverse)
+
+
+def test_a_caller_s_stream_and_the_session_s_own_take_turns(opened: Opened, model: bytes) -> None:
+    """The emulated context refuses a launch that does not wait for the one before."""
+    cuda, run = opened.cuda, open_graph(model)
+    theirs = cuda.cudaStreamCreateWithFlags(1)[1]
+    memory = Arena(cuda)
+    inputs = graph_inputs([students.water()], CUTOFF, slot_step=8)
+    atoms, slots = inputs.mask.shape
+    block = memory.block("theirs", [(f.name, f.sized(atoms=atoms, slots=slots), f.dtype) for f in (*INPUTS, *OUTPUTS)])
+    with opened("tensorrt") as session:
+        for seed in range(3):
+            other = graph_inputs([students.water(seed)], CUTOFF, slot_step=8)
+            for field, array in zip(INPUTS, other, strict=True):
+                emulated_gpu.array_at(block.addresses[field.name], array.shape, field.dtype)[...] = array
+            session.run_addresses(atoms, slots, block.addresses, theirs)
+            got = [emulated_gpu.array_at(block.addresses[f.name], f.sized(atoms=atoms), f.dtype) for f in OUTPUTS]
+            same(GraphOutputs(*got), run(other))
+            same(session.run(inputs), run(inputs))
+            list(session.run_many([inputs] * 3))
+    memory.close()
 
 
 def resident(atoms: Any, skin: float) -> tuple[ResidentGraph, SlotLayout]:
@@ -153,13 +382,12 @@ def resident(atoms: Any, skin: float) -> tuple[ResidentGraph, SlotLayout]:
     return ResidentGraph(numbers, layout.neighbours, layout.reverse, shifts, stored, CUTOFF), layout
 
 
-@pytest.mark.parametrize("name", ["water", "triclinic", "slab"])
-def test_positions_alone_give_what_the_whole_graph_gives(
-    cuda: emulated_gpu.EmulatedCuda, model: bytes, name: str
-) -> None:
-    run, rng = open_graph(model), np.random.default_rng(0)
+@every_engine
+@pytest.mark.parametrize("name", ["water", "triclinic", "slab", "single atom"])
+def test_positions_alone_give_what_the_whole_graph_gives(opened: Opened, model: bytes, engine: str, name: str) -> None:
+    run, rng, cuda = open_graph(model), np.random.default_rng(0), opened.cuda
     atoms = {**students.zoo(), "water": students.water()}[name]
-    with open_session(cuda, model) as session:
+    with opened(engine) as session:
         with pytest.raises(EngineError, match="No structure is followed"):
             session.step(atoms.positions)
         graph, _ = resident(atoms, 1.0)
@@ -171,9 +399,14 @@ def test_positions_alone_give_what_the_whole_graph_gives(
             displacements, mask = own.scatter(vectors)
             want = run(GraphInputs(graph.atomic_numbers, displacements, own.neighbours, own.reverse, mask))
             same(session.step(atoms.positions), want)
-        assert cuda.launches == 3
+        before = cuda.copies
+        session.step(atoms.positions)
+        if engine == "onnxruntime":
+            assert cuda.copies - before == 2
+        else:
+            assert cuda.launches == 3
         with pytest.raises(ShapeError, match="are followed"):
-            session.step(atoms.positions[:1])
+            session.step(np.zeros((7, 3)))
         session.run(graph_inputs([students.water()], CUTOFF))
         with pytest.raises(EngineError, match="No structure is followed"):  # its place was taken
             session.step(atoms.positions)
@@ -225,13 +458,14 @@ def test_tensors_are_held_against_the_contract() -> None:
             check_tensors([*tensors[:index], wrong, *tensors[index + 1 :]], "cpu")
 
 
+@every_engine
 @pytest.mark.parametrize("name", ["ethanol", "triclinic"])
 def test_a_calculator_uploads_positions_alone_while_neighbours_stand(
-    cuda: emulated_gpu.EmulatedCuda, model: bytes, bundle: Path, name: str
+    opened: Opened, bundle: Path, engine: str, name: str
 ) -> None:
     rng, atoms = np.random.default_rng(3), students.zoo()[name]
     with PaiNNCalculator(bundle, skin=0.0) as plain, PaiNNCalculator(bundle, skin=0.6) as resident:
-        resident._attach(session := open_session(cuda, model))
+        resident._attach(session := opened(engine))
         follows: list[int] = []
         follow = session.follow
         session.follow = lambda graph: follows.append(1) or follow(graph)

@@ -1,0 +1,171 @@
+"""Forms of the graph that torch's compiler is given, and how it compiles them: data, so that a machine can be asked.
+
+A form is written as words joined by `+`, with sizes to tune for behind an `@`: `sums+paired+unchecked@1024,16`.
+
+| word | meaning |
+|---|---|
+| `plain` | the graph as a bundle holds it |
+| `sums` | products of two tensors, thousands of small matrices, as a multiplication and a sum |
+| `products` | the same only where an operand was multiplied just before |
+| `paired` | filters once a pair of slots, not once a slot |
+| `side` | products of one tensor with several weights side by side, as one product |
+| `frozen` | weights compiled in, laid out as the product likes them |
+| `inline` | on a CPU, products compiled with the rest in place of calls to oneDNN |
+| `tuned` | on a GPU, each product's kernel chosen by timing candidates |
+| `descent` | on a GPU, block sizes of fused kernels searched for by timing |
+| `unchecked` | on a GPU, no assertion at each gathered index; the session checks indices before it uploads them |
+
+Every form gives the same energies and forces, up to the order of sums.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from painn_deploy.export.errors import EngineError
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["CPU_FORMS", "GPU_FORMS", "WORDS", "Form", "Plan", "plans_for"]
+
+WORDS = ("plain", "sums", "products", "paired", "side", "frozen", "inline", "tuned", "descent", "unchecked")
+
+INLINE_THREADS = 2
+"""That a product which is compiled inline is divided between. How many there are when it runs does not change its bits."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of the graph, and what its compilation tunes for.
+
+    Attributes:
+        words: of `WORDS`.
+        atoms: rows of the matrix that block sizes are chosen for; any number runs.
+        slots: columns of that matrix; likewise.
+    """
+
+    words: tuple[str, ...] = ()
+    atoms: int = 72
+    slots: int = 8
+
+    @classmethod
+    def parse(cls, text: str) -> "Form":
+        """A form as it is written.
+
+        Raises:
+            EngineError: it holds a word or a size that is none.
+        """
+        written, _, sizes = text.partition("@")
+        words = tuple(word for word in written.split("+") if word != "plain")
+        if not written or (unknown := [word for word in words if word not in WORDS]) or len(set(words)) < len(words):
+            raise EngineError(
+                f"{text!r} is no form of the graph: {', '.join(unknown) if written and unknown else 'it'} is not made of "
+                f"{', '.join(WORDS)}, each once and joined by '+'."
+            )
+        if not sizes:
+            return cls(words)
+        try:
+            atoms, slots = (int(size) for size in sizes.split(","))
+        except ValueError:
+            atoms = slots = 0
+        if min(atoms, slots) < 2:
+            raise EngineError(f"{text!r}: behind '@' stand atoms and slots to tune for, 2 or more each, such as @72,8.")
+        return cls(words, atoms, slots)
+
+    def __str__(self) -> str:
+        return f"{'+'.join(self.words) or 'plain'}@{self.atoms},{self.slots}"
+
+    @property
+    def paired(self) -> bool:
+        """Whether the graph takes `PAIR_INPUTS` as well."""
+        return "paired" in self.words
+
+    def lowered(self, graph: "onnx.ModelProto") -> "onnx.ModelProto":
+        """The graph in this form; what is given is not changed."""
+        from painn_deploy.export.lowering import filters_once_a_pair, products_side_by_side, sums_for_batched_products
+
+        if {"sums", "products"}.intersection(self.words):
+            graph = sums_for_batched_products(graph, of_products="sums" not in self.words, mixing=True)
+        graph = filters_once_a_pair(graph) if self.paired else graph
+        return products_side_by_side(graph) if "side" in self.words else graph
+
+    def settings(self, kind: str) -> dict[str, Any]:
+        """Of torch's compiler.
+
+        Args:
+            kind: `cpu` or `cuda`.
+        """
+        found: dict[str, Any] = {"freezing": True} if "frozen" in self.words else {}
+        if kind == "cpu":
+            if "inline" in self.words:
+                found |= {"max_autotune": True, "max_autotune_gemm_backends": "CPP", "cpp.threads": INLINE_THREADS}
+            return found
+        if "tuned" in self.words:
+            found |= {"max_autotune": True, "max_autotune_gemm_backends": "ATEN,TRITON"}
+        if "descent" in self.words:
+            found["coordinate_descent_tuning"] = True
+        return found | ({"assert_indirect_indexing": False} if "unchecked" in self.words else {})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One package of an engine.
+
+    Attributes:
+        form: that it is compiled in.
+        most_atoms: rows up to which it is the one that runs; None for all that no smaller package took.
+        most_cells: atoms x slots up to which it is; likewise.
+    """
+
+    form: Form
+    most_atoms: int | None = None
+    most_cells: int | None = None
+
+    def serves(self, atoms: int, slots: int) -> bool:
+        """Whether it runs a matrix of this size, if no package before it does."""
+        return (self.most_atoms is None or atoms <= self.most_atoms) and (
+            self.most_cells is None or atoms * slots <= self.most_cells
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"form": str(self.form), "most_atoms": self.most_atoms, "most_cells": self.most_cells}
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "Plan":
+        """From JSON.
+
+        Raises:
+            EngineError: the form is none.
+        """
+        return cls(Form.parse(values["form"]), values["most_atoms"], values["most_cells"])
+
+
+CPU_FORMS = {
+    "small.pt2": Plan(Form.parse("sums+paired+side+frozen+inline"), most_atoms=32, most_cells=640),
+    "large.pt2": Plan(Form.parse("sums+paired+frozen")),
+}
+"""Packages of an engine on a CPU, the one for the smallest matrices first. oneDNN is faster for a batch; for a molecule
+each of its products takes longer to call than to compute."""
+
+GPU_FORMS = {
+    "small.pt2": Plan(Form.parse("sums+paired+side+unchecked@72,8"), most_atoms=256, most_cells=4096),
+    "large.pt2": Plan(Form.parse("sums+paired+unchecked@4096,16")),
+}
+"""The same on a GPU; chosen by counting work, since nothing was measured on one yet."""
+
+
+def plans_for(kind: str, form: str) -> dict[str, Plan]:
+    """Packages by file name, the one for the smallest matrices first.
+
+    Args:
+        kind: `cpu` or `cuda`.
+        form: that all sizes are to run in; empty for the choice of this version.
+
+    Raises:
+        EngineError: the form is none.
+    """
+    if form:
+        return {"large.pt2": Plan(Form.parse(form))}
+    return dict(CPU_FORMS if kind == "cpu" else GPU_FORMS)
