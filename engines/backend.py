@@ -135,7 +135,7 @@ class BuildOptions:
         profile: ranges of atoms and slots.
         device: that an engine is built for which is bound to a kind of device, `auto` for the first that is here.
         tf32: let FP32 products round their operands to ten bits, for speed; only where a user asks for it.
-        form: of the graph that `inductor` compiles, see `painn_deploy.engines.forms`; empty for those that suit a device.
+        form: of the graph that `inductor` compiles, see `painn_deploy.engines.forms`; empty for those of the device.
     """
 
     compute_capabilities: tuple[str, ...] = ()

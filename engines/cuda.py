@@ -41,8 +41,8 @@ def call(function: Any, *arguments: Any) -> Any:
         reason = getattr(status, "name", str(status))
         if "OutOfMemory" in reason or "MemoryAllocation" in reason or "OUT_OF_MEMORY" in reason:
             raise DeviceMemoryError(
-                f"The GPU has too little free memory: {function.__name__} failed with {reason}. Close what else runs on "
-                "it, or give smaller batches: calculator.batch_slots = N."
+                f"The GPU has too little free memory: {function.__name__} failed with {reason}. Close what else runs "
+                "on it, or give smaller batches: calculator.batch_slots = N."
             )
         raise EngineError(f"{function.__name__} failed: {reason}.")
     return results[0] if len(results) == 1 else tuple(results)

@@ -32,7 +32,7 @@ __all__ = ["CPU_FORMS", "GPU_FORMS", "WORDS", "Form", "Plan", "plans_for"]
 WORDS = ("plain", "sums", "products", "paired", "side", "frozen", "inline", "tuned", "descent", "unchecked")
 
 INLINE_THREADS = 2
-"""That a product which is compiled inline is divided between. How many there are when it runs does not change its bits."""
+"""That an inline product is divided between. How many there are when it runs does not change its bits."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,9 @@ class Form:
         """
         written, _, sizes = text.partition("@")
         words = tuple(word for word in written.split("+") if word != "plain")
-        if not written or (unknown := [word for word in words if word not in WORDS]) or len(set(words)) < len(words):
+        if not written or not set(words) <= set(WORDS) or len(set(words)) < len(words):
             raise EngineError(
-                f"{text!r} is no form of the graph: {', '.join(unknown) if written and unknown else 'it'} is not made of "
-                f"{', '.join(WORDS)}, each once and joined by '+'."
+                f"{text!r} is no form of the graph. A form is made of {', '.join(WORDS)}, each once and joined by '+'."
             )
         if not sizes:
             return cls(words)

@@ -1,7 +1,6 @@
 """One evaluation at a time on one stream of a GPU: inputs packed and uploaded, an engine launched, results downloaded.
 
-Every engine goes through the same lane; what differs, how an engine is bound to addresses, launched and recorded, is its
-`Executor`.
+Every engine goes through the same lane. How an engine is bound to addresses, launched and recorded is its `Executor`.
 """
 
 import warnings
@@ -33,6 +32,7 @@ MOST_SEEN = 1024
 
 SLOT_STEP = 8
 """Slots are rounded up to a multiple of this, so that a step with one neighbour more replays the same CUDA graph."""
+
 
 @runtime_checkable
 class Recorded(Protocol):
@@ -387,4 +387,3 @@ class GraphOfCuda:
         graph, self._graph = self._graph, None
         if graph is not None:
             call(self._cuda.cudaGraphExecDestroy, graph)
-

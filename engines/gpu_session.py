@@ -1,4 +1,4 @@
-"""A session on an NVIDIA GPU, the same for every engine: lanes, CUDA graphs, positions alone, memory that comes back."""
+"""A session on an NVIDIA GPU, the same for every engine."""
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator

@@ -95,9 +95,10 @@ def _traced(torch: Any, model: Any, device: str, atoms: int, slots: int) -> tupl
     with warnings.catch_warnings():  # torch's compiler warns about its own internals
         warnings.simplefilter("ignore")
         program = torch.export.export(OnnxModule(model).to(device), tuple(sample), dynamic_shapes=(dynamic,))
-    tensors = (node.meta.get("val") for node in program.graph.nodes if node.op == "call_function")
-    widest = max(math.prod(_hint(size) for size in t.shape) for t in tensors if isinstance(t, torch.Tensor))
-    return program, widest / (atoms * slots)
+    values = (node.meta.get("val") for node in program.graph.nodes if node.op == "call_function")
+    shapes = [value.shape for value in values if isinstance(value, torch.Tensor)]
+    growing = [shape for shape in shapes if not all(isinstance(size, int) for size in shape)]
+    return program, max(math.prod(_hint(size) for size in shape) for shape in growing) / (atoms * slots)
 
 
 def _hint(size: Any) -> int:
@@ -231,11 +232,13 @@ def _why_no_gpu(device: str) -> str:
 
 
 def _packages(bundle: Bundle) -> list[tuple[Plan, float, bytes]]:
-    """Form and sizes, elements of the widest tensor for each slot, and contents of every package, the smallest first."""
+    """Form and sizes, elements of the widest tensor for each slot, and contents of each package, the smallest first."""
     if PACKAGES in bundle.manifest.files:
         facts = json.loads(bundle.file(PACKAGES))
         return [(Plan.from_mapping(of), float(of["elements_a_slot"]), bundle.file(n)) for n, of in facts.items()]
-    return [(plan, 0.0, bundle.file(name)) for name, plan in CPU_FORMS.items()]  # bundles from before there was the file
+    return [
+        (plan, 0.0, bundle.file(name)) for name, plan in CPU_FORMS.items()
+    ]  # bundles from before there was the file
 
 
 def _load(torch: Any, contents: bytes, index: int) -> Any:

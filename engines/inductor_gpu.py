@@ -57,8 +57,8 @@ def check_elements(atoms: int, slots: int, elements: float, engine: str) -> None
     if atoms * slots * elements > MOST_ELEMENTS:
         most = int(MOST_ELEMENTS / elements / slots)
         raise ShapeError(
-            f"{atoms} atoms x {slots} slots are more than the kernels of {engine} on a GPU can index with 32 bits: with so "
-            f"many neighbours they serve {most} atoms. Run it in smaller pieces, or on a CPU."
+            f"{atoms} atoms x {slots} slots are more than the kernels of {engine} on a GPU index with 32 bits: with "
+            f"so many neighbours they serve {most} atoms. Take smaller pieces, or a CPU."
         )
 
 
@@ -113,11 +113,11 @@ class TorchExecutor:
         if key not in self._bound:
             if len(self._bound) >= MOST_BOUND:
                 self._bound.clear()
-            tensors = [
+            inputs, outputs = (
                 [self._view(addresses[field.name], field.sized(**lengths), field.dtype) for field in fields]
                 for fields in (taken, OUTPUTS)
-            ]
-            self._bound[key] = (package, *tensors)
+            )
+            self._bound[key] = package, inputs, outputs
         self._now = self._bound[key]
 
     def _view(self, address: int, shape: tuple[int, ...], dtype: str) -> Any:
@@ -138,9 +138,13 @@ class TorchExecutor:
     def _current(self) -> Iterator[None]:
         """The lane's stream as torch's, on its device, and products as precise as the engine says."""
         torch = self._torch
-        with torch.cuda.device(self._device), torch.cuda.stream(self._stream), torch.no_grad():
-            with matmul_precision(torch, tf32=self._tf32):
-                yield
+        with (
+            torch.cuda.device(self._device),
+            torch.cuda.stream(self._stream),
+            torch.no_grad(),
+            matmul_precision(torch, tf32=self._tf32),
+        ):
+            yield
 
     def record(self, send: Callable[[], None]) -> Recorded:
         """See `Executor.record`."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing, EngineInfo
 from painn_deploy.engines.arena import Arena
+from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing, EngineInfo
 from painn_deploy.engines.contract import check_inputs
 from painn_deploy.engines.gpu_session import GpuSession
 from painn_deploy.engines.onnxruntime_gpu import OrtExecutor
@@ -158,21 +158,29 @@ def load_graph(
     return session
 
 
+def elements_a_slot(features: int, rank: int) -> float:
+    """Of the widest tensor of a graph as a bundle holds it, for each slot of the matrix.
+
+    Args:
+        features: of the student's layers.
+        rank: of its radial table; 0 for none.
+    """
+    return float(max(3 * features, 7 * rank))  # three filters; a spline's coefficients, knots and slopes
+
+
 def _gpu_session(bundle: Bundle, info: EngineInfo) -> GpuSession:
     """A session on a GPU."""
     library, manifest, model, device = _library(), bundle.manifest, bundle.file(MODEL), info["device"]
     kind, _, number = device.partition(":")
     index = int(number or 0)
-    # of all filters and their slopes at once, which no graph of ours exceeds
-    wide = (
-        3 * int(manifest.configuration.get("hidden_dim", 128)) * int(manifest.configuration.get("num_interactions", 3))
-    )
+    rank = int((manifest.radial_table or {}).get("rank", 0))
+    elements = elements_a_slot(int(manifest.configuration.get("hidden_dim", 128)), rank)
 
     def make(stream: int, _: Arena) -> OrtExecutor:
         def load(records: bool) -> object:
             return load_graph(model, device, None, planned=False, stream=stream, records=records)
 
-        return OrtExecutor(library, load, kind, index, float(wide))
+        return OrtExecutor(library, load, kind, index, elements)
 
     return GpuSession(make, index, info, species=manifest.species)
 

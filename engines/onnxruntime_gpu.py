@@ -56,7 +56,7 @@ class OrtExecutor:
         """See `Executor.check`."""
         check_elements(atoms, slots, self._elements, "onnxruntime")
 
-    def lengths(self, atoms: int, slots: int) -> Mapping[str, int]:  # noqa: ARG002  the contract's inputs are all
+    def lengths(self, atoms: int, slots: int) -> Mapping[str, int]:
         """See `Executor.lengths`."""
         return {}
 

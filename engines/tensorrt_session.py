@@ -29,7 +29,7 @@ LANES = 2
 
 
 class PlanExecutor:
-    """A context of a plan on one lane's stream; its activations lie in the lane's memory and are as large as a size asks.
+    """A context of a plan on one lane's stream; its activations lie in the lane's memory, as large as a size asks.
 
     Left to itself a context reserves for the profile's largest size, gigabytes for a default profile; and TensorRT-RTX
     allocates while it runs, which cannot be recorded.
@@ -63,7 +63,7 @@ class PlanExecutor:
         """See `Executor.check`."""
         self._profile.check(atoms, slots)
 
-    def lengths(self, atoms: int, slots: int) -> Mapping[str, int]:  # noqa: ARG002  the contract's inputs are all
+    def lengths(self, atoms: int, slots: int) -> Mapping[str, int]:
         """See `Executor.lengths`."""
         return {}
 
@@ -114,11 +114,11 @@ class PlanExecutor:
 
 
 class Kernels:
-    """How contexts of a plan are made, and the kernels that TensorRT-RTX compiles for them, kept from process to process.
+    """How contexts of a plan are made, and the kernels that TensorRT-RTX compiles for them, kept for the next process.
 
-    TensorRT-RTX finishes a plan on the GPU. By default it would go on to compile kernels for the sizes that come, in the
-    background: results would change in their last bits from one call to a later one, and a CUDA graph would keep the
-    kernels of before. So it keeps to those that serve every size.
+    TensorRT-RTX finishes a plan on the GPU. By default it would go on to compile kernels for the sizes that come, in
+    the background: results would change in their last bits from one call to a later one, and a CUDA graph would keep
+    the kernels of before. So it keeps to those that serve every size.
 
     Args:
         library: tensorrt or tensorrt_rtx.

@@ -1,6 +1,7 @@
 """Versions of the packages that take part, as far as they are installed."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,11 +33,9 @@ def installed(names: Iterable[str]) -> dict[str, str]:
         if name == "onnxruntime":
             found |= onnxruntimes()
             continue
-        try:
-            version: str | None = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-        found |= {name: version} if version else {}  # a folder of metadata that a removal left behind has none
+        with suppress(metadata.PackageNotFoundError):
+            version = _version(metadata.distribution(name))
+            found |= {name: version} if version else {}
     return found
 
 
@@ -54,8 +53,14 @@ def onnxruntimes() -> dict[str, str]:
         return {}
     home = Path(spec.origin).parent.resolve()
     return {
-        name: distribution.version
+        name: version
         for name in ONNXRUNTIMES
         for distribution in metadata.distributions(name=name)
-        if Path(str(distribution.locate_file("onnxruntime"))).resolve() == home
+        if Path(str(distribution.locate_file("onnxruntime"))).resolve() == home and (version := _version(distribution))
     }
+
+
+def _version(distribution: metadata.Distribution) -> str:
+    """What its metadata says; empty for the hollow folder that an interrupted removal leaves behind."""
+    facts: metadata.PackageMetadata | None = distribution.metadata
+    return facts["Version"] if facts is not None and "Version" in facts else ""

@@ -262,7 +262,7 @@ def main(bundle: Path, student: str = "student:base", part: str = "all") -> None
         raise typer.BadParameter(f"There is no part {part!r}; there are {', '.join(PARTS)} and all.")
     with PaiNNCalculator(bundle) as calculator:
         info = calculator.engine_info
-    print(f"{machine()}; {info['backend']} {info['version']}, {info['device']}, {info['precision']}")
+    print(f"{machine([info['device']])}; {info['backend']} {info['version']}, {info['device']}, {info['precision']}")
     for name in PARTS if part == "all" else (part,):
         print()
         PARTS[name](bundle, student)

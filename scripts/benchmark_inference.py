@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from painn_deploy.engines import get_backend
 from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
@@ -41,7 +42,7 @@ from painn_deploy.scripts.roofline import rooflines
 from painn_deploy.scripts.schnetpack_candidate import schnetpack
 from painn_deploy.scripts.speed_studies import conditions, made_table
 
-__all__ = ["bench_bundles", "benchmark", "cell", "read", "report", "roof_rows", "store", "time_bundles"]
+__all__ = ["bench_bundles", "benchmark", "cell", "cost_rows", "read", "report", "roof_rows", "store", "time_bundles"]
 
 ENGINES = ("onnxruntime", "inductor")
 PHASES = ("neighbours", "packing", "engine", "results")
@@ -141,7 +142,7 @@ def time_bundles(
         found: dict[str, Any] = {
             "format": 1,
             "device": device,
-            "conditions": conditions(None),
+            "conditions": conditions(None, [c.engine_info["device"] for c in calculators.values()]),
             "engines": {name: dict(calculators[name].engine_info) for name in bundles},
             "radial_tables": {name: read_bundle(path).manifest.radial_table for name, path in bundles.items()},
         }
@@ -155,6 +156,7 @@ def time_bundles(
     found["scaling"] = [] if quick else scaling(bundles, device, _teller(console))
     keep(found)
     found["costs"] = costs(bundles, device, one, 4 if quick else PEAK_BATCH)
+    keep(found)
     found["peaks"], found["roofline"] = rooflines(bundles, found["throughput"], one, where)
     return found
 
@@ -174,12 +176,18 @@ def bench_bundles(
         if reference is not None and bundle.manifest.checkpoint_sha256 != resolve_checkpoint(reference).sha256:
             raise BundleError(f"{path} was not made of {reference}, so that it is no baseline for it.")
         made[path.stem if path.stem not in made else str(path)] = path
-    found = time_bundles(made, student, device, compiled=False, quick=quick, console=console)
     sources = {read_bundle(path).manifest.checkpoint_sha256 for path in bundles}
-    found |= {"checkpoint": reference or "bundles", "checkpoint_sha256": " ".join(sorted(sources))}
-    report(found, console)
+    of = {"checkpoint": reference or "bundles", "checkpoint_sha256": " ".join(sorted(sources))}
+
+    def keep(so_far: dict[str, Any]) -> None:
+        if output is not None:
+            (output / "benchmark.json").write_bytes(to_json(of | so_far))
+
     if output is not None:
         prepare_output(output)
+    found = time_bundles(made, student, device, compiled=False, quick=quick, console=console, keep=keep) | of
+    report(found, console)
+    if output is not None:
         store(found, output, console)
 
 
@@ -243,13 +251,20 @@ def report(found: dict[str, Any], console: Console) -> None:
         if row["phases"]
     ]
     console.print(made_table("where a whole call's ms go", ["structure", "candidate", *PHASES], phases))
-    keys = [key for key in COSTS if key in found["costs"][0]]
-    rows = [[row["candidate"], *(f"{row[key]:.1f}" for key in keys)] for row in found["costs"]]
+    heads, rows, errors = cost_rows(found)
     batch = found["costs"][0]["batch"]
-    console.print(
-        made_table(f"costs; memory at a batch of {batch} molecules", ["candidate", *(COSTS[k] for k in keys)], rows)
-    )
+    console.print(made_table(f"costs; memory at a batch of {batch} molecules", ["candidate", *heads], rows))
+    for error in errors:
+        console.print(f"[red]{escape(error)}[/]", soft_wrap=True, highlight=False)
     console.print(made_table("the engine and the least time of its work", ["", *ROOF], roof_rows(found)))
+
+
+def cost_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
+    """Headings, rows and errors of what each bundle costs; a cost that no row has is left out."""
+    keys = [key for key in COSTS if any(key in row for row in found["costs"])]
+    rows = [[row["candidate"], *(f"{row[key]:.1f}" if key in row else "-" for key in keys)] for row in found["costs"]]
+    errors = [f"{row['candidate']}: {row['error']}" for row in found["costs"] if "error" in row]
+    return [COSTS[key] for key in keys], rows, errors
 
 
 def roof_rows(found: Mapping[str, Any]) -> list[list[str]]:

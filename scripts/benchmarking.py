@@ -5,6 +5,7 @@ to arrays. Both are medians with the middle half of the calls beside them. Nothi
 """
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -267,21 +268,37 @@ def costs(bundles: Mapping[str, Path], device: str, atoms: Atoms, batch: int) ->
     """Seconds to load each bundle, its size, and its memory: MB that the engine's library takes, above a process that
     has imported `painn_deploy.runtime`, and MB above that at a batch of a molecule, several times over.
 
-    Raises:
-        PaiNNDeployError: a bundle does not run in a process of its own.
+    Returns:
+        Rows. One of an engine on a GPU has no memory, since what a process tells of itself is the host's. Where a
+        bundle does not run again, in this process or in one of its own, `error` says so in place of what it costs.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, path in bundles.items():
-        began = time.perf_counter()
-        PaiNNCalculator(path, device=device).close()
-        load = time.perf_counter() - began
-        molecule = json.dumps([atoms.numbers.tolist(), atoms.positions.tolist()])
-        command = [sys.executable, "-c", PEAK, str(path), device, str(batch), molecule]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - this very Python
-        if done.returncode:
-            raise PaiNNDeployError(f"{path} does not run in a process of its own: {done.stderr.strip()[-300:]}")
         megabytes = sum(file.stat().st_size for file in path.iterdir()) / 1e6
-        rows.append({"candidate": name, "load_seconds": load, "megabytes": megabytes, "batch": batch})
-        library, above = (int(kibibytes) * 1024 / 1e6 for kibibytes in done.stdout.split())
-        rows[-1] |= {"library_megabytes": library, "peak_megabytes": above}
+        rows.append({"candidate": name, "megabytes": megabytes, "batch": batch})
+        try:
+            rows[-1] |= _measured_costs(path, device, atoms, batch)
+        except PaiNNDeployError as error:
+            rows[-1]["error"] = str(error)
     return rows
+
+
+def _measured_costs(path: Path, device: str, atoms: Atoms, batch: int) -> dict[str, float]:
+    """What loading takes, and the memory of an engine on a CPU.
+
+    Raises:
+        PaiNNDeployError: the bundle does not run.
+    """
+    began = time.perf_counter()
+    with PaiNNCalculator(path, device=device) as calculator:
+        on_cpu = calculator.engine_info["device"] == "cpu"
+    found = {"load_seconds": time.perf_counter() - began}
+    molecule = json.dumps([atoms.numbers.tolist(), atoms.positions.tolist()])
+    command = [sys.executable, "-c", PEAK, str(path), device, str(batch), molecule]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - this very Python
+    told = re.search(r"^(\d+) (\d+)$", done.stdout, re.MULTILINE)
+    if done.returncode or told is None:
+        why = (done.stderr.strip() or f"it ended with status {done.returncode}").splitlines()[-1]
+        raise PaiNNDeployError(f"{path} does not run in a process of its own: {why}")
+    library, above = (int(kibibytes) * 1024 / 1e6 for kibibytes in told.groups())
+    return found | ({"library_megabytes": library, "peak_megabytes": above} if on_cpu else {})

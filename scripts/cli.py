@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from painn_deploy.export.errors import PaiNNDeployError
+from painn_deploy.export.versions import installed
 
 __all__ = ["app", "main"]
 
@@ -54,7 +54,8 @@ def _steps(title: str) -> Iterator[Progress]:
 
 def _tell_version(asked: bool) -> None:
     if asked:
-        out.print(f"painn-deploy {metadata.version('painn-deploy')}", highlight=False)
+        version = installed(["painn-deploy"]).get("painn-deploy", "of unknown version: it runs without being installed")
+        out.print(f"painn-deploy {version}", highlight=False)
         raise typer.Exit
 
 

@@ -2,9 +2,8 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from painn_deploy.calibration.reference import TorchCalculator, reference_results
 from painn_deploy.calibration.structures import aspirin, default_structures
+from painn_deploy.engines.driver import gpu_of
 from painn_deploy.export import load_student
 from painn_deploy.export.manifest import prepare_output, to_json
 from painn_deploy.runtime import PaiNNCalculator
@@ -59,7 +59,7 @@ class Demo:
         accuracy, engine = self.verdict.accuracy, self.verdict.engine
         eager, ours = self.milliseconds["PyTorch eager, autograd"], self.milliseconds["engine"]
         return [
-            ("machine", machine()),
+            ("machine", machine([engine["device"]])),
             ("engine", f"{engine['backend']} {engine['version']}, {engine['device']}, {engine['precision']}"),
             ("energy against the student in float64", f"{1e3 * accuracy.energy_mae:.4f} meV/atom (MAE)"),
             ("forces against the student in float64", f"{1e3 * accuracy.force_rmse:.4f} meV/Å (RMSE)"),
@@ -122,12 +122,13 @@ def run_demo(output: Path, *, picoseconds: float = 2.0, tell: Tell = lambda *_, 
     return demo
 
 
-def machine() -> str:
-    """The processor's name and how many cores there are to run on."""
+def machine(devices: Iterable[str] = ()) -> str:
+    """The processor's name and how many cores there are to run on, and the GPUs that devices such as `cuda:0` are."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+    gpus = dict.fromkeys(gpu for device in devices if (gpu := gpu_of(device)) is not None)
+    return ", ".join([names[0] if names else platform.machine(), f"{os.cpu_count()} cores", *gpus])
 
 
 def _parity(calculator: PaiNNCalculator, structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
@@ -174,9 +175,9 @@ def _markdown(demo: Demo) -> str:
 
 def _facts(demo: Demo) -> dict[str, Any]:
     return {
-        "machine": machine(),
+        "machine": machine([demo.verdict.engine["device"]]),
         "engine": dict(demo.verdict.engine),
-        "torch": metadata.version("torch"),
+        "torch": str(torch.__version__),
         "torch_threads": torch.get_num_threads(),
         "accuracy": demo.verdict.accuracy.as_dict(),
         "milliseconds": demo.milliseconds,

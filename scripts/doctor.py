@@ -1,13 +1,15 @@
 """What can run here, and what is missing where it cannot."""
 
 import platform
-from importlib import metadata
 
 from rich.markup import escape
 from rich.table import Table
 
 from painn_deploy.engines import BACKENDS, get_backend
+from painn_deploy.engines.driver import driver, gpu_name
+from painn_deploy.engines.onnxruntime_library import conflict
 from painn_deploy.export.errors import EngineUnavailableError
+from painn_deploy.export.versions import installed
 
 __all__ = ["engines_table", "packages_table"]
 
@@ -31,7 +33,8 @@ PACKAGES = {
 
 def engines_table() -> tuple[Table, int]:
     """Every backend with its version and devices, or the reason why it cannot run; and how many can."""
-    made = Table(title="Engines")
+    here = driver()
+    made = Table(title="Engines", caption=_gpus())
     for heading in ("engine", "version", "devices", "state"):
         made.add_column(heading)
     usable = 0
@@ -39,7 +42,8 @@ def engines_table() -> tuple[Table, int]:
         backend = get_backend(name)
         try:
             devices = backend.devices()
-            state = "[green]can run[/]" if devices else "[yellow]cannot run[/]: no NVIDIA GPU with a driver here"
+            why = escape(here.reason or "no NVIDIA GPU that it can use")
+            state = "[green]can run[/]" if devices else f"[yellow]cannot run[/]: {why}"
             made.add_row(name, backend.version(), ", ".join(devices) or "-", state)
             usable += bool(devices)
         except EngineUnavailableError as error:
@@ -53,8 +57,20 @@ def packages_table() -> Table:
     for heading in ("package", "version"):
         made.add_column(heading)
     for name, extra in PACKAGES.items():
-        try:
-            made.add_row(name, metadata.version(name))
-        except metadata.PackageNotFoundError:
+        for found, version in installed([name]).items():
+            made.add_row(found, version)
+        if not installed([name]):
             made.add_row(name, f'[dim]not installed; pip install "painn-deploy\\[{extra}]"[/]')
+    if wrong := conflict():
+        made.caption = f"[red]{escape(wrong)}[/]"
     return made
+
+
+def _gpus() -> str:
+    """The GPUs that there are, and what their driver serves; or why there is none."""
+    here = driver()
+    if not here.gpus:
+        return escape(f"no GPU: {here.reason}")
+    names = ", ".join(dict.fromkeys(gpu_name(index) or f"GPU {index}" for index in range(here.gpus)))
+    served = "" if here.cuda is None else f"; the driver serves CUDA {here.cuda[0]}.{here.cuda[1]}"
+    return escape(f"{here.gpus} GPU{'s' if here.gpus > 1 else ''}: {names}{served}")

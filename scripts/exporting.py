@@ -49,7 +49,7 @@ def export_engines(
         device: that an `inductor` engine is compiled for, `cpu` or `cuda`; by default the first that is here.
         tf32: let the FP32 products of a GPU round their operands to ten bits; an engine that has no such products says
             so, and its manifest holds what it was built with.
-        form: of the graph that `inductor` compiles, see `painn_deploy.engines.forms`; by default those that suit the device.
+        form: of the graph that `inductor` compiles, see `painn_deploy.engines.forms`; by default those of the device.
         radial_table: read what depends on one distance alone from a table, in place of the radial network.
         max_table_error: eV/Å, the most that this may change a force component, measured on `structures` in float64.
         overwrite: replace bundles that are there.

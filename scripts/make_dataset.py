@@ -13,12 +13,9 @@ import multiprocessing
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +25,7 @@ from ase.data import chemical_symbols
 from rich.console import Console
 
 from painn_deploy.export.errors import DatasetError
+from painn_deploy.export.versions import installed
 from painn_deploy.scripts.dataset_plan import MOLECULES, SPLITS, Item, plan, read_molecules
 from painn_deploy.scripts.dataset_structures import TEACHER_FAILURES, Sampler
 from painn_deploy.scripts.entry import run_command
@@ -101,7 +99,7 @@ def claimed(settings: Settings, molecules: dict[str, str], survey: dict[str, str
         "molecules": digest_of(molecules),
         "survey": digest_of(survey),
         "split": hashlib.sha256(listing.encode()).hexdigest(),
-        "packages": dict(versions()),
+        "packages": installed(PACKAGES),
     }
 
 
@@ -128,12 +126,6 @@ def claim_folder(output: Path, claim: dict[str, Any], items: list[Item]) -> None
     split = {"sha256": claim["split"], "split": {item.name: item.split for item in items}, "survey": survey}
     write_json(output / "split.json", split)
     write_json(path, claim)
-
-
-def versions() -> Iterator[tuple[str, str]]:
-    for package in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            yield package, metadata.version(package)
 
 
 def reusable(earlier: Path, claim: dict[str, Any], molecules: dict[str, str], items: list[Item]) -> list[Item]:

@@ -3,9 +3,8 @@
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -19,6 +18,7 @@ from rich.table import Table
 
 from painn_deploy.engines import Session, get_backend
 from painn_deploy.export.manifest import read_bundle
+from painn_deploy.export.versions import installed
 from painn_deploy.scripts.demo import machine
 from painn_deploy.scripts.exporting import export_engines
 from painn_deploy.scripts.studies import write_result
@@ -84,16 +84,17 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def conditions(threads: int | None) -> dict[str, Any]:
+def conditions(threads: int | None, devices: Iterable[str] = ()) -> dict[str, Any]:
     """Machine, versions, threads, and what others use of the machine, as JSON.
 
     Args:
         threads: that engines were opened with; None where each chooses by the size of the graph.
+        devices: that engines run on, such as `cuda:0`.
     """
     return {
-        "machine": machine(),
+        "machine": machine(devices),
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in LIBRARIES},
+        "versions": installed(LIBRARIES),
         "torch_threads": torch.get_num_threads(),
         "busy_cores": busy_cores(),
         "engine_threads": "by size, up to all cores" if threads is None else threads,
@@ -156,10 +157,11 @@ def made_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 def finish(console: Console, values: dict[str, Any], threads: int | None, output: Path | None) -> None:
     """Print what a run's times depend on, and write it all where it is wanted."""
     found = conditions(threads)
-    engine = found["engine_threads"]
+    engine, versions = found["engine_threads"], found["versions"]
+    runtimes = [f"{name} {version}" for name, version in versions.items() if name.startswith("onnxruntime")]
     console.print(
-        f"{found['machine']}; torch {found['versions']['torch']} on {found['torch_threads']} threads, "
-        f"onnxruntime {found['versions']['onnxruntime']} on {engine}{' threads' if threads else ''}",
+        f"{found['machine']}; torch {torch.__version__} on {found['torch_threads']} threads, "
+        f"{' and '.join(runtimes) or 'onnxruntime'} on {engine}{' threads' if threads else ''}",
         soft_wrap=True,
         highlight=False,
     )

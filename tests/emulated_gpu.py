@@ -36,8 +36,8 @@ GOOD = Status()
 class EmulatedCuda:
     """The CUDA runtime's functions that we call, over host memory; `capacity` bytes of it, and two devices.
 
-    Streams are asynchronous in one respect: each has a clock of what it was sent, and knows of another's clock only what
-    it was made to wait for. `after` says whether a stream waits for what another one was sent.
+    Each stream has a clock of what it was sent, and knows of another's clock only what it was made to wait for. `after`
+    says whether a stream waits for what another one was sent.
     """
 
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815
@@ -261,7 +261,7 @@ def library(cuda: EmulatedCuda, model: bytes) -> Any:
 
 
 class EmulatedTorch:
-    """torch with a GPU of host memory: what it launches and records is seen by the emulated CUDA, all else is torch's."""
+    """torch with a GPU of host memory: what it launches and records goes to the emulated CUDA, all else is torch's."""
 
     class Tensor:
         """Memory of the device."""

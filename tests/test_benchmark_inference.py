@@ -2,17 +2,22 @@
 
 import copy
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import typer
+from ase.build import molecule
+from rich.console import Console
 
 from painn_deploy.export.errors import PaiNNDeployError
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.scripts.benchmark_inference import benchmark, read
-from painn_deploy.scripts.benchmarking import EAGER, bundle_candidates, sizes
+from painn_deploy.scripts import benchmark_inference, benchmarking, demo, roofline
+from painn_deploy.scripts.benchmark_inference import bench_bundles, benchmark, read, report
+from painn_deploy.scripts.benchmarking import EAGER, bundle_candidates, costs, sizes
 from painn_deploy.scripts.compare_benchmarks import compare
 from painn_deploy.scripts.graph_costs import Cost
 from painn_deploy.scripts.performance_tables import page
@@ -74,6 +79,88 @@ def test_peaks_are_measured_and_a_device_that_is_not_here_is_refused() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(PaiNNDeployError, match="no GPU that torch can use"):
             measured_peaks("cuda")
+
+
+def test_peaks_are_measured_on_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    results: list[torch.Tensor] = []
+
+    def once(work: Callable[[], torch.Tensor], kind: str) -> float:
+        results.append(work())
+        return 1.0
+
+    monkeypatch.setattr(roofline, "_best", once)
+    monkeypatch.setattr(roofline, "COPIED", 4096)
+    monkeypatch.setattr(roofline, "ORDERS", {"cpu": 64})
+    measured_peaks("cpu", ("fp32", "int8"))
+    assert {str(result.dtype) for result in results} == {"torch.float32", "torch.int32"}
+    for result in results:
+        assert len(result.unique()) > result.numel() / 3, "of ones every sum is the same, and a GPU takes less power"
+
+
+def test_a_bundle_that_fails_costs_no_other_its_row(
+    found: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bundle,) = (found.parent / "engines" / "plain").iterdir()
+    shutil.copytree(bundle, tmp_path / "damaged.engine")
+    (tmp_path / "damaged.engine" / "model.onnx").write_bytes(b"nothing")
+    bundles = {"damaged": tmp_path / "damaged.engine", "whole": bundle}
+    damaged, whole = costs(bundles, "cpu", molecule("H2O"), 2)
+    assert "altered after export" in damaged["error"]
+    assert "error" not in whole
+    assert min(whole["load_seconds"], whole["peak_megabytes"], whole["megabytes"]) > 0
+
+    monkeypatch.setattr(benchmarking, "PEAK", "import sys; print('told'); sys.exit('a library is missing')")
+    (alone,) = costs({"alone": bundle}, "cpu", molecule("H2O"), 2)
+    assert alone["error"].endswith("does not run in a process of its own: a library is missing")
+    monkeypatch.setattr(benchmarking, "PEAK", "print('12 34'); print('and a library that talks')")
+    (talks,) = costs({"talks": bundle}, "cpu", molecule("H2O"), 2)
+    assert talks["peak_megabytes"] == 34 * 1024 / 1e6
+
+
+def test_tables_show_what_failed_and_what_has_no_memory_of_its_own(found: Path, tmp_path: Path) -> None:
+    values = read(found)
+    first, second = values["costs"]
+    for row in (first, second):  # as of engines on a GPU
+        del row["library_megabytes"], row["peak_megabytes"]
+    del second["load_seconds"]
+    second["error"] = "it does not run in a process of its own: no [library]"
+    (tmp_path / "benchmark.json").write_text(json.dumps(values))
+    console = Console(width=200, record=True, quiet=False)
+    report(values, console)
+    printed = console.export_text()
+    assert "onnxruntime fp32 table: it does not run in a process of its own: no [library]" in printed
+    assert "MB of the engine" not in printed
+    document = tmp_path / "performance.md"
+    document.write_text("<!-- figures --><!-- end of figures -->")
+    page([tmp_path / "benchmark.json"], document)
+    text = document.read_text()
+    assert "**Failed.** onnxruntime fp32 table: it does not run" in text
+    assert "50 MB above a bare process" not in text
+    page([found], document)
+    assert "50 MB above a bare process" in document.read_text()
+
+
+def test_what_was_timed_is_kept_when_a_later_part_fails(
+    found: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise PaiNNDeployError("no peaks")
+
+    monkeypatch.setattr(benchmark_inference, "rooflines", fails)
+    (bundle,) = (found.parent / "engines" / "plain").iterdir()
+    with pytest.raises(PaiNNDeployError, match="no peaks"):
+        bench_bundles([bundle], None, tmp_path / "out", quick=True, device="cpu", console=Console(quiet=True))
+    kept = read(tmp_path / "out" / "benchmark.json")
+    assert kept["checkpoint"] == "bundles"
+    assert kept["latency"]
+    assert kept["throughput"]
+    assert kept["costs"][0]["peak_megabytes"] > 0
+
+
+def test_the_machine_of_a_gpu_s_times_has_the_gpu_s_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "gpu_of", {"cpu": None, "cuda:0": "NVIDIA First", "cuda:1": "NVIDIA First"}.get)
+    assert demo.machine(["cpu"]) == demo.machine()
+    assert demo.machine(["cpu", "cuda:0", "cuda:1"]) == f"{demo.machine()}, NVIDIA First"
 
 
 def test_every_call_computes(found: Path) -> None:

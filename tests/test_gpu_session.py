@@ -59,7 +59,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> emulated_gpu.Emulat
 
 
 class Opened:
-    """How a session of each engine is opened on the emulated GPU; `torch` is what `inductor` is given for the library."""
+    """How a session of each engine is opened on the emulated GPU; `torch` stands for the library."""
 
     def __init__(self, cuda: emulated_gpu.EmulatedCuda, model: bytes) -> None:
         self.cuda, self.model = cuda, model
@@ -69,7 +69,9 @@ class Opened:
     def __call__(self, engine: str, *, index: int = 0, **options: Any) -> GpuSession:
         options = {"graphs": True, **options}
         if engine == "tensorrt":
-            return TensorRTSession(emulated_gpu.library(self.cuda, self.model), b"plan", index, PROFILE, INFO, **options)
+            return TensorRTSession(
+                emulated_gpu.library(self.cuda, self.model), b"plan", index, PROFILE, INFO, **options
+            )
         make = {"inductor": self._inductor, "onnxruntime": self._onnxruntime}[engine]
         return GpuSession(make(index), index, INFO, **options)
 
@@ -328,7 +330,9 @@ def test_more_than_32_bits_can_index_is_refused(opened: Opened, engine: str) -> 
     with opened(engine) as session:
         (lane,) = session._lanes
         lane.executor.check(2**31 // 100 // 64, 64)  # 100 elements a slot
-        with pytest.raises(ShapeError, match=f"kernels of {engine} on a GPU can index with 32 bits.*serve 335544 atoms"):
+        with pytest.raises(
+            ShapeError, match=f"kernels of {engine} on a GPU index with 32 bits.*serve 335544 atoms"
+        ):
             lane.executor.check(335_545, 64)
 
 

@@ -10,6 +10,13 @@ import torch
 from painn_deploy.engines.matmul_precision import _read, matmul_precision
 
 MATMUL = torch.backends.cuda.matmul
+
+
+def at_odds() -> None:
+    torch.set_float32_matmul_precision("high")
+    MATMUL.fp32_precision = "ieee"
+
+
 SETTINGS: dict[str, Callable[[], None]] = {
     "nothing": lambda: None,
     "TF32 for all, by the old name": lambda: torch.set_float32_matmul_precision("high"),
@@ -18,8 +25,8 @@ SETTINGS: dict[str, Callable[[], None]] = {
     "TF32 on GPUs, by the new name": lambda: setattr(MATMUL, "fp32_precision", "tf32"),
     "TF32 for all, by the new name": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
     "BF16 on CPUs": lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
-    "old and new at odds": lambda: (torch.set_float32_matmul_precision("high"), setattr(MATMUL, "fp32_precision", "ieee")),
-}  # fmt: skip
+    "old and new at odds": lambda: at_odds(),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +96,9 @@ def test_threads_that_want_different_precision_wait_for_each_other() -> None:
             with matmul_precision(torch, tf32=tf32):
                 wrong.extend([True] if MATMUL.allow_tf32 != tf32 else [])
 
-    threads = [threading.Thread(target=work, args=(tf32,)) for tf32 in itertools.islice(itertools.cycle([True, False]), 6)]
+    threads = [
+        threading.Thread(target=work, args=(tf32,)) for tf32 in itertools.islice(itertools.cycle([True, False]), 6)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime import PaiNNCalculator, sizing
 from painn_deploy.runtime.packing import DEFAULT_BUDGET
 
 
@@ -25,6 +25,22 @@ def test_measured_once_and_remembered(bundle: Path, tmp_path: Path, monkeypatch:
         path.write_text(nonsense)
         with PaiNNCalculator(bundle) as calculator:
             assert calculator.batch_slots == DEFAULT_BUDGET
+
+
+def test_what_was_measured_on_one_gpu_is_not_believed_of_another(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAINN_DEPLOY_CACHE", str(tmp_path))
+    monkeypatch.setattr(sizing, "SIZES", sizing.SIZES[:2])
+    monkeypatch.setattr(sizing, "ROUNDS", 1)
+    with PaiNNCalculator(bundle) as calculator:
+        for gpu in ("NVIDIA First", "NVIDIA Second", None):
+            monkeypatch.setattr(sizing, "gpu_of", lambda device, gpu=gpu: gpu)
+            assert sizing.remembered_batch_slots(calculator) is None
+            slots = sizing.measured_batch_slots(calculator)
+            assert sizing.remembered_batch_slots(calculator) == slots
+    machines = [json.loads(path.read_text())["machine"] for path in tmp_path.iterdir()]
+    assert sorted(machine.rpartition(" cores")[2] for machine in machines) == ["", ", NVIDIA First", ", NVIDIA Second"]
 
 
 def test_a_cache_that_cannot_be_written_costs_nobody_an_answer(
