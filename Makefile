@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test bench check gpu-check format clean
+.PHONY: demo test bench check gpu-check gpu-kit format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/painn-deploy demo
@@ -24,18 +24,25 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 
 # On a machine with an NVIDIA GPU: builds, runs, compares and times every engine that can run there.
-# GPU_PACKAGES are what that machine needs beside [dev]; onnxruntime-gpu takes the place of onnxruntime.
+# GPU_PACKAGES are what that machine needs beside [dev], such as onnxruntime-gpu[cuda,cudnn]. It takes the place of
+# onnxruntime: both go first, since they share one folder, and what one removal leaves of the other is broken.
 GPU_PACKAGES ?=
 gpu-check: $(VENV)/.dev
+	$(if $(findstring onnxruntime-gpu,$(GPU_PACKAGES)),$(BIN)/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu)
 	$(if $(GPU_PACKAGES),$(PIP) $(GPU_PACKAGES))
 	$(BIN)/python scripts/gpu_check.py
+
+# Where there is a network: what an NVIDIA GPU machine without one lacks, in portions. KIT="--portion 56MiB --there FILE"
+KIT ?=
+gpu-kit: $(VENV)/.kit
+	$(BIN)/python scripts/gpu_kit.py $(KIT)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo bench
+	rm -rf $(VENV) build dist *.egg-info demo bench gpu-kit
 
 # torch first: its pinned version decides which build of it is taken
 $(VENV)/.torch: constraints.txt
@@ -51,3 +58,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable ".[dev]"
 	touch $@ $(VENV)/.demo
+
+$(VENV)/.kit: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable ".[kit]"
+	touch $@

@@ -1,4 +1,4 @@
-"""The few calls of CUDA that a session needs, through cuda-python: devices, streams, memory, graphs, a kernel.
+"""The few calls of CUDA that a session needs, through cuda-bindings: devices, streams, memory, graphs, a kernel.
 
 Every call is checked; none of them imports torch.
 """
@@ -17,14 +17,14 @@ def runtime() -> Any:
     """The CUDA runtime.
 
     Raises:
-        EngineUnavailableError: cuda-python is not installed.
+        EngineUnavailableError: cuda-bindings is not installed.
     """
     try:
         from cuda.bindings import runtime as module
     except ImportError as error:
         raise EngineUnavailableError(
-            "cuda-python is not installed, which an engine on an NVIDIA GPU needs for memory and streams: "
-            'pip install "painn-deploy[cuda]", or cuda-python alone.'
+            "cuda-bindings is not installed, which an engine on an NVIDIA GPU needs for memory and streams: "
+            'pip install "painn-deploy[cuda]", or cuda-bindings alone.'
         ) from error
     return module
 

@@ -7,7 +7,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64
@@ -20,7 +20,7 @@ from painn_deploy.engines.device_positions import DisplacementKernel
 from painn_deploy.export.errors import EngineError, ShapeError
 from painn_deploy.export.fields import INPUTS, OUTPUTS, Field, GraphInputs, GraphOutputs
 
-__all__ = ["MOST_GRAPHS", "MOST_REFUSED", "SLOT_STEP", "Executor", "GraphOfCuda", "Lane", "Recorded"]
+__all__ = ["MOST_GRAPHS", "MOST_REFUSED", "SLOT_STEP", "DeviceTime", "Executor", "GraphOfCuda", "Lane", "Recorded"]
 
 MOST_GRAPHS = 32
 """CUDA graphs that a lane keeps; the one that was used longest ago goes first."""
@@ -32,6 +32,18 @@ MOST_SEEN = 1024
 
 SLOT_STEP = 8
 """Slots are rounded up to a multiple of this, so that a step with one neighbour more replays the same CUDA graph."""
+
+
+class DeviceTime(NamedTuple):
+    """Milliseconds of one evaluation on a device.
+
+    Attributes:
+        launched: the engine alone, launched kernel by kernel, on inputs that are there.
+        replayed: a CUDA graph of it, the copies of inputs and results included; None where there is none.
+    """
+
+    launched: float
+    replayed: float | None
 
 
 @runtime_checkable
@@ -237,6 +249,45 @@ class Lane:
         with nvtx_range("wait"):
             call(self._cuda.cudaStreamSynchronize, self._stream)
         return GraphOutputs(*(outputs.arrays[field.name][:atoms].copy() for field in OUTPUTS))
+
+    def device_time(self, inputs: GraphInputs, calls: int) -> DeviceTime:
+        """Milliseconds of one evaluation on the device, by CUDA events around many of them.
+
+        Raises:
+            ShapeError: the engine does not serve this size.
+            EngineError: it could not be launched.
+        """
+        use_graphs, replayed = self.use_graphs, None
+        try:
+            self.use_graphs = False
+            self.submit(inputs)
+            self.collect()
+            launched = self._between_events(self.executor.execute, calls)
+            self.use_graphs = use_graphs
+            for _ in range(3 if use_graphs else 0):
+                self.submit(inputs)
+                self.collect()
+            key = ("graph", max(len(inputs.mask), self.executor.least), self._rounded(inputs.mask.shape[1]))
+            if use_graphs and key in self._recorded:
+                replayed = self._between_events(self._recorded[key][1].launch, calls)
+        finally:
+            self.use_graphs = use_graphs
+        return DeviceTime(launched, replayed)
+
+    def _between_events(self, send: Callable[[], None], calls: int) -> float:
+        cuda = self._cuda
+        start, end = (call(cuda.cudaEventCreateWithFlags, cuda.cudaEventDefault) for _ in range(2))
+        try:
+            send()
+            call(cuda.cudaEventRecord, start, self._stream)
+            for _ in range(calls):
+                send()
+            call(cuda.cudaEventRecord, end, self._stream)
+            call(cuda.cudaEventSynchronize, end)
+            return float(call(cuda.cudaEventElapsedTime, start, end)) / calls
+        finally:
+            for event in (start, end):
+                call(cuda.cudaEventDestroy, event)
 
     @contextmanager
     def elsewhere(self, stream: int) -> Iterator[None]:

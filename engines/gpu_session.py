@@ -12,7 +12,7 @@ from painn_deploy.engines.arena import Arena
 from painn_deploy.engines.backend import Closing, EngineInfo, ResidentGraph
 from painn_deploy.engines.contract import check_indices, check_inputs
 from painn_deploy.engines.cuda import on_device, runtime
-from painn_deploy.engines.gpu_lane import Executor, Lane
+from painn_deploy.engines.gpu_lane import DeviceTime, Executor, Lane
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 
@@ -40,7 +40,7 @@ class GpuSession(Closing):
         slot_step: a matrix whose number of slots is a multiple of this is uploaded as it is.
 
     Raises:
-        EngineUnavailableError: cuda-python is not installed.
+        EngineUnavailableError: cuda-bindings is not installed.
         EngineError: the engine cannot be loaded here.
     """
 
@@ -136,6 +136,21 @@ class GpuSession(Closing):
         with self._on_lane(0) as lane:
             lane.submit_positions(positions)
             return lane.collect()
+
+    def device_time(self, inputs: GraphInputs, calls: int = 100) -> DeviceTime:
+        """Milliseconds of one evaluation on the device, by CUDA events around many of them sent at once.
+
+        Args:
+            inputs: of one evaluation, repeated.
+            calls: how many.
+
+        Raises:
+            ShapeError: as for `run`.
+            EngineError: as for `run`.
+        """
+        self._check(inputs)
+        with self._on_lane(0) as lane:
+            return lane.device_time(inputs, calls)
 
     def _check(self, inputs: GraphInputs) -> None:
         check_inputs(inputs)

@@ -21,7 +21,7 @@ PACKAGES = {
     "onnxruntime": "cpu",
     "tensorrt-rtx": "tensorrt-rtx",
     "tensorrt": "tensorrt",
-    "cuda-python": "tensorrt-rtx",
+    "cuda-bindings": "tensorrt-rtx",
     "torch": "export",
     "onnx": "export",
     "safetensors": "export",

@@ -41,7 +41,7 @@ class EmulatedCuda:
     """
 
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815
-    cudaStreamNonBlocking, cudaEventDisableTiming = 1, 2  # noqa: N815
+    cudaStreamNonBlocking, cudaEventDefault, cudaEventDisableTiming = 1, 0, 2  # noqa: N815
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)  # noqa: N815
 
     def __init__(self, capacity: int = 1 << 30) -> None:
@@ -70,6 +70,8 @@ class EmulatedCuda:
             "cudaEventCreateWithFlags": self._event,
             "cudaEventDestroy": lambda event: (self.events.pop(event) is None or GOOD,),
             "cudaEventRecord": self._record,
+            "cudaEventSynchronize": lambda event: (GOOD,),
+            "cudaEventElapsedTime": lambda start, end: (GOOD, self._elapsed(start, end)),
             "cudaStreamWaitEvent": self._wait,
             "cudaMemcpyAsync": self._copy,
             "cudaStreamBeginCapture": self._begin,
@@ -139,7 +141,7 @@ class EmulatedCuda:
         return max(self.streams[stream].get(other, 0), self.host.get(other, 0)) >= time
 
     def _event(self, flags: int) -> Any:
-        assert flags == self.cudaEventDisableTiming
+        assert flags in (self.cudaEventDefault, self.cudaEventDisableTiming)
         self._next += 1
         self.events[self._next] = {}
         return GOOD, self._next
@@ -147,6 +149,11 @@ class EmulatedCuda:
     def _record(self, event: int, stream: int) -> Any:
         self.events[event] = dict(self.streams[stream])
         return (GOOD,)
+
+    def _elapsed(self, start: int, end: int) -> float:
+        """A millisecond for everything that a stream was sent."""
+        (sent,) = {sum(self.events[end].values()) - sum(self.events[start].values())}
+        return float(sent)
 
     def _wait(self, stream: int, event: int, flags: int) -> Any:
         assert flags == 0

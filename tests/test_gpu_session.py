@@ -153,6 +153,17 @@ def test_a_call_copies_twice_and_waits_once(opened: Opened, engine: str) -> None
 
 
 @every_engine
+def test_the_time_on_the_device_is_that_of_the_engine_and_of_a_replay(opened: Opened, engine: str) -> None:
+    inputs = graph_inputs([students.water()], CUTOFF)
+    with opened(engine, graphs=False) as session:
+        assert session.device_time(inputs, 7) == (1.0, None)  # the emulated device takes 1 ms for all it is sent
+        session.graphs = True
+        launched, replayed = session.device_time(inputs, 7)
+        assert (launched, replayed) == (1.0, 3.0 if engine == "onnxruntime" else 1.0)  # with its copies, or as a whole
+        assert session.graphs
+
+
+@every_engine
 def test_larger_and_smaller_structures_take_turns(opened: Opened, model: bytes, engine: str) -> None:
     run = open_graph(model)
     with opened(engine) as session:
