@@ -1,0 +1,135 @@
+"""The plan of the job on a GPU: its options, and its stages with a time for each. It imports nothing that is slow."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from painn_deploy.engines import BACKENDS
+from painn_deploy.engines.forms import Form
+from painn_deploy.export.errors import EngineUnavailableError
+
+__all__ = ["FORMS", "MAIN", "Options", "Stage", "plan"]
+
+MAIN = (("inductor", "fp32"), ("onnxruntime", "fp32"))
+"""Engines of the first stage, in its order."""
+
+PRECISIONS = ("fp32", "fp16", "int8")
+HAS = {"inductor": ("fp32", "fp16")}
+"""Precisions of engines that lack one."""
+
+FORMS = ("plain", "sums+unchecked", "sums+paired+side+unchecked", "sums+paired+unchecked+tuned", "plain@4096,16")
+"""Of the graph, that `inductor` is compiled in beside its own."""
+
+SLOWER = 6.0
+"""Times that a stage takes on a CPU, where compiling has a few cores."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a job is asked for.
+
+    Attributes:
+        student: a file, or one that ships.
+        device: `cpu`, or a GPU such as `cuda:0`.
+        work: folder for bundles, which are made once.
+        quick: small cases, few calls.
+        engines: by name, in order.
+        precisions: of `PRECISIONS`.
+        forms: of the graph, for `inductor`.
+        stages: names, or beginnings of names, of those that run; empty for all.
+        calls: of the proof that many leave nothing behind; 0 for as many as suit.
+    """
+
+    student: str
+    device: str
+    work: str
+    quick: bool = False
+    engines: tuple[str, ...] = ("inductor", "onnxruntime", "tensorrt-rtx", "tensorrt")
+    precisions: tuple[str, ...] = PRECISIONS
+    forms: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
+    calls: int = 0
+
+    def check(self) -> None:
+        """Refuse names that are none.
+
+        Raises:
+            EngineUnavailableError: an engine or a precision that there is not.
+            EngineError: a form that there is not.
+        """
+        for named, known, what in ((self.engines, BACKENDS, "engine"), (self.precisions, PRECISIONS, "precision")):
+            if unknown := [name for name in named if name not in known]:
+                raise EngineUnavailableError(f"There is no {what} {unknown[0]!r}; there are: {', '.join(known)}.")
+        for form in self.forms:
+            Form.parse(form)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "Options":
+        """From JSON."""
+        given: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in values.items()}
+        return cls(**given)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: what it is called everywhere.
+        kind: what it does: `first`, `builds`, `speed`, `proof`, `dynamics` or `benchmark`.
+        seconds: past which it is cut off and has failed.
+        engine: that it is about.
+        precision: likewise.
+        form: of the graph, likewise.
+        builds: engine, precision and form of each bundle that it makes.
+    """
+
+    name: str
+    kind: str
+    seconds: float
+    engine: str = ""
+    precision: str = "fp32"
+    form: str = ""
+    builds: tuple[tuple[str, str, str], ...] = field(default=())
+
+
+def plan(options: Options) -> list[Stage]:
+    """The stages of a job, the most valuable first.
+
+    Raises:
+        EngineUnavailableError: none of them has a name that was asked for.
+    """
+    slower = SLOWER if options.device == "cpu" else 1.0
+    pairs = [(e, p) for e, p in _pairs(options) if p in HAS.get(e, PRECISIONS)]
+    main = [pair for pair in MAIN if pair in pairs]
+    compiled = [(e, p, "") for e, p in pairs if e == "inductor" and (e, p) not in main]
+    if "inductor" in options.engines and "fp32" in options.precisions:
+        compiled += [("inductor", "fp32", form) for form in options.forms]
+    stages = [Stage("first", "first", 300 * slower)]
+    stages += [Stage(f"proof {e} {p}", "proof", 120 * slower, e, p) for e, p in main]
+    if compiled:
+        stages.append(Stage("builds", "builds", (120 + 60 * len(compiled)) * slower, builds=tuple(compiled)))
+    stages += [Stage(f"form {f}", "speed", 150 * slower, e, p, f) for e, p, f in compiled if f]
+    stages += [Stage(f"dynamics {e} {p}", "dynamics", 120 * slower, e, p) for e, p in main]
+    for engine, precision in pairs:
+        if (engine, precision) not in main:
+            stages.append(Stage(f"speed {engine} {precision}", "speed", 240 * slower, engine, precision))
+            stages.append(Stage(f"proof {engine} {precision}", "proof", 120 * slower, engine, precision))
+    if "fp32" in options.precisions:
+        stages.append(Stage("benchmark", "benchmark", 400 * slower))
+    if options.stages:
+        kept = [stage for stage in stages if stage.name.startswith(options.stages)]
+        if not kept:
+            raise EngineUnavailableError(
+                f"No stage is called {' or '.join(options.stages)}; there are: {', '.join(s.name for s in stages)}."
+            )
+        return kept
+    return stages
+
+
+def _pairs(options: Options) -> Sequence[tuple[str, str]]:
+    return [(engine, precision) for precision in options.precisions for engine in options.engines]

@@ -1,0 +1,138 @@
+"""What the staged job on a GPU has found, on disk at every moment: figures, and the state of each stage.
+
+A folder holds two files. `figures.json` has every figure of every stage, by name; `summary.json` says of each stage
+whether it is done, absent (what it needs is not here) or failed, and why. Both are replaced whole, so that a job may be
+cut off at any moment.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from painn_deploy.export.errors import OutputError
+from painn_deploy.export.manifest import prepare_output, to_json
+
+__all__ = ["ABSENT", "DONE", "FAILED", "FIGURES", "SUMMARY", "UNDER_WAY", "WAITING", "Record", "Unavailable"]
+
+SUMMARY, FIGURES = "summary.json", "figures.json"
+WAITING, UNDER_WAY, DONE, ABSENT, FAILED = "waiting", "under way", "done", "absent", "failed"
+
+
+class Unavailable(Exception):  # noqa: N818  it is no error: the stage is not for this machine
+    """What a stage needs is not here; the message says what."""
+
+
+@dataclass
+class Record:
+    """Figures and states of a job.
+
+    Attributes:
+        folder: that they are kept in.
+        job: what the figures are of: machine, versions, student, options. Figures of another one are never mixed in.
+        stages: state, reason and seconds of each stage, in the order in which they run.
+        figures: by stage, and by name.
+        tell: called with a line about each figure.
+    """
+
+    folder: Path
+    job: dict[str, Any]
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    figures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tell: Callable[[str], None] = lambda _: None
+
+    @classmethod
+    def begin(cls, folder: Path, job: Mapping[str, Any], stages: Iterable[str], *, resume: bool) -> "Record":
+        """Begin a job in a folder, or go on with the one that is there.
+
+        Raises:
+            OutputError: the folder cannot be written, holds something, or is of another job.
+        """
+        prepare_output(folder)
+        made = cls(folder, json.loads(to_json(job)))
+        there = folder / SUMMARY
+        if not resume or not there.is_file():
+            if not resume and (names := sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))):
+                raise OutputError(
+                    f"{folder} holds {', '.join(names[:3])}{' and more' if len(names) > 3 else ''}. Give an empty "
+                    "folder with --output, or go on with the job that is there with --resume."
+                )
+        else:
+            before = cls.read(folder)
+            if different := [key for key in made.job if before.job.get(key) != made.job[key]]:
+                told = "; ".join(f"{key}: {before.job.get(key)} there, {made.job[key]} here" for key in different)
+                raise OutputError(f"{folder} holds figures of another job ({told}). Give another folder with --output.")
+            made.stages, made.figures = before.stages, before.figures
+        for name in stages:
+            state = made.stages.setdefault(name, {"state": WAITING})
+            if state["state"] == FAILED:  # what failed is tried again, from its beginning
+                made.figures.pop(name, None)
+                made.stages[name] = {"state": WAITING}
+        made.write()
+        return made
+
+    @classmethod
+    def read(cls, folder: Path) -> "Record":
+        """What a folder holds.
+
+        Raises:
+            OutputError: it holds no job.
+        """
+        try:
+            summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+            path = folder / FIGURES
+            figures = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            return cls(folder, summary["job"], summary["stages"], figures)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise OutputError(
+                f"{folder} holds no readable {SUMMARY} of such a job: {error}. Begin in another."
+            ) from error
+
+    def has(self, stage: str, name: str) -> bool:
+        """Whether a figure is known."""
+        return name in self.figures.get(stage, {})
+
+    def note(self, stage: str, name: str, value: Any) -> None:
+        """Keep a figure; it is on disk when this returns."""
+        value = json.loads(json.dumps(value, default=str))
+        self.figures.setdefault(stage, {})[name] = value
+        _replace(self.folder / FIGURES, to_json(self.figures))
+        self.tell(f"{stage}: {name}: {_short(value)}")
+
+    def set(self, stage: str, state: str, reason: str = "", **more: Any) -> None:
+        """Keep the state of a stage."""
+        self.stages[stage] = {"state": state} | ({"reason": reason} if reason else {}) | more
+        self.write()
+
+    def write(self) -> None:
+        """Replace the summary."""
+        summary = {"job": self.job, "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "stages": self.stages}
+        _replace(self.folder / SUMMARY, to_json(summary))
+
+    def pending(self) -> list[str]:
+        """Stages that are not over, in order."""
+        return [name for name, of in self.stages.items() if of["state"] in (WAITING, UNDER_WAY)]
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write {path}: {error.strerror or error}. Choose another folder with --output."
+        ) from error
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 160 else f"{text[:157]}..."
