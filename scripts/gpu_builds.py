@@ -51,7 +51,7 @@ class BuildRequest(NamedTuple):
 def build_all(
     options: Options, wanted: Sequence[BuildRequest], folder: Callable[[str], Path]
 ) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """Make bundles; for each, as it is ready, its name, and what gives how many seconds it took or raises why it failed.
+    """Make bundles; for each, as it is ready, its name, and what gives the seconds it took or raises why it failed.
 
     Args:
         options: of the job.

@@ -6,10 +6,10 @@
 
 `results/figures.json` holds every figure from the moment it is known, `results/summary.json` which stage is done,
 absent or failed, and why. The first stage gives what matters most: errors against float64, times on the device and of
-whole calls, launched and replayed, beside PyTorch eager and torch.compile, and the peaks of the machine. Then come the proofs
-of each engine, other forms of the graph (`--form`), dynamics, the lower precisions, and the benchmark. A stage that
-fails, hangs or takes the process with it costs itself alone. Exit status: 0, or 1 where a stage failed, or 3 where the
-time was up before the last one.
+whole calls, launched and replayed, beside PyTorch eager and torch.compile, and the peaks of the machine. Then come the
+proofs of each engine, other forms of the graph (`--form`), dynamics, the lower precisions, and the benchmark. A stage
+that fails, hangs or takes the process with it costs itself alone. Exit status: 0, or 1 where a stage failed, 2 where
+the job was refused, 3 where the time was up before the last stage.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ from rich.table import Table
 
 from painn_deploy.engines.driver import gpu_of
 from painn_deploy.export.cache import cache_folder
-from painn_deploy.export.errors import OutputError
+from painn_deploy.export.errors import OutputError, PaiNNDeployError
 from painn_deploy.export.manifest import prepare_output
 from painn_deploy.scripts.entry import run_command
 from painn_deploy.scripts.gpu_plan import FORMS, Options, plan
@@ -70,16 +70,11 @@ def gpu_check(
     asked |= {"engines": tuple(engine)} if engine else {}
     asked |= {"precisions": tuple(precision)} if precision else {"precisions": ("fp32", "fp16")} if quick else {}
     asked |= {"forms": tuple(form)} if form else {"forms": FORMS[1:2] if quick else FORMS}
-    options = Options(**asked)
-    options.check()
-    plan(options)
-    prepare_output(folder)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(f"Another job writes to {folder}. Wait for it, or give another folder.") from error
-        in_time = _supervised(options, folder, deadline, resume=resume, console=console)
+    try:
+        in_time = _run(Options(**asked), folder, deadline, resume=resume, console=console)
+    except PaiNNDeployError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(REFUSED) from error
     record = Record.read(folder)
     _report(record, console)
     if any(of["state"] == FAILED for of in record.stages.values()):
@@ -89,20 +84,33 @@ def gpu_check(
         raise typer.Exit(3)
 
 
+def _run(options: Options, folder: Path, deadline: float | None, *, resume: bool, console: Console) -> bool:
+    """Check what is asked for and run it; whether that was in time."""
+    options.check()
+    plan(options)
+    prepare_output(folder)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(f"Another job writes to {folder}. Wait for it, or give another folder.") from error
+        return _supervised(options, folder, deadline, resume=resume, console=console)
+
+
 def _supervised(options: Options, folder: Path, deadline: float | None, *, resume: bool, console: Console) -> bool:
     """Run workers until nothing is pending; whether that was in time."""
+    retry = True
     while True:
-        worker = _begin(options, folder, resume=resume)
-        try:
-            status = _watched(worker, folder, deadline)
-        finally:
-            worker.kill()
-            worker.wait()
+        with _begin(options, folder, resume=resume, retry=retry) as worker:
+            try:
+                status = _watched(worker, folder, deadline)
+            finally:
+                worker.kill()
         if status == REFUSED:
             raise typer.Exit(2)
         if status is None:
             return False
-        resume = True
+        resume, retry = True, False  # what failed in this job is not tried again by it
         if status in (0, AGAIN):
             if status == 0:
                 return True
@@ -124,8 +132,8 @@ def _ended(status: int) -> str:
     return f"its process ended by signal {-status}" if status < 0 else f"its process ended with status {status}"
 
 
-def _begin(options: Options, folder: Path, *, resume: bool) -> "subprocess.Popen[bytes]":
-    given = json.dumps({"options": options.as_dict(), "folder": str(folder), "resume": resume})
+def _begin(options: Options, folder: Path, *, resume: bool, retry: bool) -> "subprocess.Popen[bytes]":
+    given = json.dumps({"options": options.as_dict(), "folder": str(folder), "resume": resume, "retry": retry})
     command = [sys.executable, "-m", "painn_deploy.scripts.gpu_worker", given]
     # it reads its standard input, which ends when this process does, however it ends
     return subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603 - this very Python

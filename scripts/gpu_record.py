@@ -45,8 +45,17 @@ class Record:
     tell: Callable[[str], None] = lambda _: None
 
     @classmethod
-    def begin(cls, folder: Path, job: Mapping[str, Any], stages: Iterable[str], *, resume: bool) -> "Record":
+    def begin(
+        cls, folder: Path, job: Mapping[str, Any], stages: Iterable[str], *, resume: bool, retry: bool = True
+    ) -> "Record":
         """Begin a job in a folder, or go on with the one that is there.
+
+        Args:
+            folder: to keep it in.
+            job: what its figures are of.
+            stages: in the order in which they run.
+            resume: go on with what is there.
+            retry: try what failed again, from its beginning.
 
         Raises:
             OutputError: the folder cannot be written, holds something, or is of another job.
@@ -68,7 +77,7 @@ class Record:
             made.stages, made.figures = before.stages, before.figures
         for name in stages:
             state = made.stages.setdefault(name, {"state": WAITING})
-            if state["state"] == FAILED:  # what failed is tried again, from its beginning
+            if state["state"] == FAILED and retry:
                 made.figures.pop(name, None)
                 made.stages[name] = {"state": WAITING}
         made.write()

@@ -1,5 +1,6 @@
 """The stages of the job on a GPU: which there are, in which order, and what each does."""
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -212,7 +213,9 @@ class Job:
             keep(name, outcome)
 
     def _folder(self, form: str) -> Path:
-        return Path(self.options.work) / (form.translate(str.maketrans("+@,", "---")) or "default")
+        """Of bundles in a form; those of another machine, version or student lie elsewhere."""
+        of = hashlib.sha256(to_json(self.record.job)).hexdigest()[:16]
+        return Path(self.options.work) / of / (form.translate(str.maketrans("+@,", "---")) or "default")
 
     def _path(self, engine: str, precision: str, form: str) -> Path:
         name = self.options.student.rsplit("/", 1)[-1].replace("student:", "student-").removesuffix(".safetensors")

@@ -17,8 +17,8 @@ REFUSED, AGAIN = 2, 17
 """Exit statuses: the job cannot run at all; a stage failed, and the next one wants a process of its own."""
 
 
-def main(options: Options, folder: Path, *, resume: bool) -> int:
-    """Run what is pending; the exit status."""
+def main(options: Options, folder: Path, *, resume: bool, retry: bool) -> int:
+    """Run what is pending; the exit status. See `Record.begin` for `resume` and `retry`."""
     began = time.perf_counter()
 
     def tell(line: str) -> None:
@@ -29,7 +29,7 @@ def main(options: Options, folder: Path, *, resume: bool) -> int:
     from painn_deploy.scripts.gpu_identity import identity
 
     stages = {stage.name: stage for stage in plan(options)}
-    record = Record.begin(folder, identity(options), stages, resume=resume)
+    record = Record.begin(folder, identity(options), stages, resume=resume, retry=retry)
     record.tell = tell
     pending = [name for name in record.pending() if name in stages]
     if not pending:
@@ -66,7 +66,9 @@ if __name__ == "__main__":
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     given = json.loads(sys.argv[1])
     try:
-        status = main(Options.from_mapping(given["options"]), Path(given["folder"]), resume=given["resume"])
+        status = main(
+            Options.from_mapping(given["options"]), Path(given["folder"]), resume=given["resume"], retry=given["retry"]
+        )
     except PaiNNDeployError as error:
         sys.stderr.write(f"error: {error}\n")
         status = REFUSED

@@ -3,7 +3,13 @@
 import os
 from pathlib import Path
 
-from jaxtyping import install_import_hook
+# A GPU is for the tests that are marked so, each in a process of its own; all others run as they do without one.
+# Workers of pytest-xdist inherit what was visible before.
+VISIBLE = "PAINN_DEPLOY_TEST_VISIBLE_DEVICES"
+os.environ.setdefault(VISIBLE, os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+from jaxtyping import install_import_hook  # noqa: E402
 
 # before anything of ours is imported: every annotated call is then held against its shapes
 install_import_hook(["painn_deploy"], "beartype.beartype")

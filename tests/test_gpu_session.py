@@ -341,9 +341,7 @@ def test_more_than_32_bits_can_index_is_refused(opened: Opened, engine: str) -> 
     with opened(engine) as session:
         (lane,) = session._lanes
         lane.executor.check(2**31 // 100 // 64, 64)  # 100 elements a slot
-        with pytest.raises(
-            ShapeError, match=f"kernels of {engine} on a GPU index with 32 bits.*serve 335544 atoms"
-        ):
+        with pytest.raises(ShapeError, match=f"kernels of {engine} on a GPU index with 32 bits.*serve 335544 atoms"):
             lane.executor.check(335_545, 64)
 
 

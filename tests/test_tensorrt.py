@@ -14,7 +14,6 @@ import tensorrt_rtx
 from painn_deploy.calibration.int8 import BY_ROW, candidates, to_int8
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions
-from painn_deploy.engines.cuda import gpus
 from painn_deploy.engines.plan import read_plan
 from painn_deploy.engines.profiles import DEFAULT_PROFILE, Profile, plan_profile
 from painn_deploy.engines.tensorrt_builder import Messages, build_plan
@@ -29,8 +28,6 @@ from painn_deploy.scripts import export_engines
 
 from . import students
 from .tensorrt_interface import check_signature
-
-pytestmark = pytest.mark.skipif(bool(gpus()), reason="these are the checks for a machine without a GPU")
 
 
 @pytest.fixture(scope="module")
