@@ -87,8 +87,7 @@ def nvtx_range(name: str) -> AbstractContextManager[Any]:
 def on_device(cuda: Any, index: int) -> Iterator[None]:
     """Make a GPU the current one of this thread, and the one before it again afterwards, which the caller relies on."""
     before = int(call(cuda.cudaGetDevice))
-    if before != index:
-        call(cuda.cudaSetDevice, index)
+    call(cuda.cudaSetDevice, index)  # also where it is the current one: a thread's first call makes its context current
     try:
         yield
     finally:

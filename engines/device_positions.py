@@ -61,7 +61,11 @@ def compile_kernel(capability: str) -> bytes:
     if int(status) != 0:
         log = b" " * call(nvrtc.nvrtcGetProgramLogSize, program)
         call(nvrtc.nvrtcGetProgramLog, program, log)
-        raise EngineError(f"NVRTC cannot compile for compute capability {capability}: {log.decode().strip()}")
+        said = " ".join(log.decode().replace("\0", " ").split())
+        raise EngineError(
+            f"NVRTC cannot compile for compute capability {capability}: {said}. A GPU that is younger than it needs a later "
+            "one: pip install --upgrade nvidia-cuda-nvrtc."
+        )
     code: bytes = b" " * call(nvrtc.nvrtcGetCUBINSize, program)
     call(nvrtc.nvrtcGetCUBIN, program, code)
     return code
