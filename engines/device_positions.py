@@ -63,8 +63,8 @@ def compile_kernel(capability: str) -> bytes:
         call(nvrtc.nvrtcGetProgramLog, program, log)
         said = " ".join(log.decode().replace("\0", " ").split())
         raise EngineError(
-            f"NVRTC cannot compile for compute capability {capability}: {said}. A GPU that is younger than it needs a later "
-            "one: pip install --upgrade nvidia-cuda-nvrtc."
+            f"NVRTC cannot compile for compute capability {capability}: {said}. A GPU that is younger than it needs a "
+            "later one: pip install --upgrade nvidia-cuda-nvrtc."
         )
     code: bytes = b" " * call(nvrtc.nvrtcGetCUBINSize, program)
     call(nvrtc.nvrtcGetCUBIN, program, code)

@@ -122,6 +122,25 @@ def test_unknown_gpus_are_refused_with_those_that_are_known(painn: Path) -> None
         export_engines_for(painn, "90")
 
 
+def test_tf32_is_recorded_where_it_is_done(painn: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    paths = export_engines(
+        painn,
+        tmp_path,
+        engines=["tensorrt-rtx", "onnxruntime"],
+        compute_capabilities=["86"],
+        tf32=True,
+        tell=told.append,
+    )
+    assert {path.name.split("-", 1)[1]: read_bundle(path).manifest.tf32 for path in paths} == {
+        "tensorrt-rtx-fp32.engine": True,
+        "onnxruntime-fp32.engine": False,
+    }
+    assert [line for line in told if "built without TF32" in line] == [
+        "onnxruntime was built without TF32, which it does not have here: its products are FP32"
+    ]
+
+
 def test_a_plan_cannot_run_here_and_says_why(plan_bundle: Path, tmp_path: Path) -> None:
     for device in ("auto", "cuda:0", "cpu"):
         with pytest.raises(EngineUnavailableError, match=r"runs on NVIDIA GPUs, and there is none here.*onnxruntime"):
@@ -188,6 +207,8 @@ def test_every_call_fits_the_full_librarys_own_signatures(tmp_path: Path) -> Non
         "Builder.build_serialized_network", "NetworkDefinitionCreationFlag", "IBuilderConfig.clear_flag",
         "IBuilderConfig.set_timing_cache", "IBuilderConfig.progress_monitor =", "IOptimizationProfile.set_shape",
         "Runtime.deserialize_cuda_engine", "IExecutionContext.execute_async_v3", "IExecutionContext.set_tensor_address",
+        "ExecutionContextAllocationStrategy", "IExecutionContext.update_device_memory_size_for_shapes",
+        "IExecutionContext.set_device_memory",
     } <= called  # fmt: skip
 
 
