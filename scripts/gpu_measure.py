@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.build import molecule
+from torch.profiler import ProfilerActivity, profile
 
 from painn_deploy.engines import Session
 from painn_deploy.engines.contract import padded
@@ -21,6 +22,7 @@ from painn_deploy.runtime.neighbours import graph_inputs
 from painn_deploy.runtime.skin import DEFAULT_SKIN, VerletList
 from painn_deploy.scripts.card_studies import box_of_water
 from painn_deploy.scripts.eager import EagerModel, Edges, edges_of
+from painn_deploy.scripts.gpu_record import Unavailable
 
 __all__ = [
     "Case",
@@ -216,6 +218,9 @@ def engine_figures(
             _gpu_figures(keep, session, case, shifts, manifest.cutoff, clock, calls)
     for case in cases.values():
         _whole_figures(keep, calculator, case, clock)
+    if isinstance(session, GpuSession):  # last: a profiler may leave a process slower than it was
+        for case in cases.values():
+            _kernel_figures(keep, session, case)
 
 
 def _engine_errors(session: Session, case: Case, shifts: np.ndarray) -> dict[str, Any]:
@@ -248,6 +253,28 @@ def _gpu_figures(
     if len(case.structures[0]) == 1:
         keep(f"{name}: step, positions alone", lambda: _steps(session, case, cutoff, clock))
     session.graphs = False
+
+
+def _kernel_figures(keep: Figures, session: GpuSession, case: Case) -> None:
+    """How many kernels one evaluation launches, and which take longest."""
+
+    def measure() -> dict[str, Any]:
+        session.run(case.inputs[0])
+        try:
+            with profile(activities=[ProfilerActivity.CUDA]) as seen:
+                session.run(case.inputs[0])
+                torch.cuda.synchronize()
+        except RuntimeError as error:
+            raise Unavailable(f"torch's profiler does not run here: {error}") from error
+        rows = [row for row in seen.key_averages() if str(row.device_type).endswith("CUDA")]
+        rows.sort(key=lambda row: -row.self_device_time_total)
+        return {
+            "launches": sum(row.count for row in rows),
+            "us": sum(row.self_device_time_total for row in rows),
+            "longest: name, launches, us": [[r.key[:80], r.count, r.self_device_time_total] for r in rows[:16]],
+        }
+
+    keep(f"{case.name}: kernels", measure)
 
 
 def _whole_figures(keep: Figures, calculator: PaiNNCalculator, case: Case, clock: Clock) -> None:

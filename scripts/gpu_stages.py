@@ -3,8 +3,8 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,7 @@ class Job:
         self._eager(keep, "eager", compiled=False)
         for engine, precision in MAIN:
             if engine in self.options.engines and precision in self.options.precisions:
-                with _absent_is_a_figure(keep, f"{engine} {precision}"):
+                with _absent_as_a_figure(keep, f"{engine} {precision}"):
                     self._speed(keep, stage, engine, precision)
         if self.quick:
             keep("torch.compile", lambda: _unavailable("It is left out of a quick job: compiling it takes minutes."))
@@ -279,7 +279,7 @@ class Job:
         """Whole ASE calls of every FP32 engine beside eager, as `scripts/benchmark_inference.py` times them."""
         bundles: dict[str, Path] = {}
         for engine in self.options.engines:
-            with _absent_is_a_figure(keep, engine):
+            with _absent_as_a_figure(keep, engine):
                 bundles[f"{engine} fp32"] = self.bundle(keep, engine, "fp32")
         if not bundles:
             raise Unavailable("No engine can run here.")
@@ -316,19 +316,14 @@ class StageError(Exception):
     """Something in a stage failed."""
 
 
-class _absent_is_a_figure:  # noqa: N801  it reads as what it does
+@contextmanager
+def _absent_as_a_figure(keep: Any, name: str) -> Iterator[None]:
     """An engine that is not here is a figure that says so, and the stage goes on."""
-
-    def __init__(self, keep: Any, name: str) -> None:
-        self._keep, self._name = keep, name
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, Unavailable | EngineUnavailableError):
-            return False
-        self._keep(self._name, lambda: _unavailable(str(error)))
-        return True
+    try:
+        yield
+    except (Unavailable, EngineUnavailableError) as error:
+        reason = str(error)
+        keep(name, lambda: _unavailable(reason))
 
 
 def _unavailable(reason: str) -> Any:
