@@ -3,7 +3,8 @@
 tensorrt_bindings is TensorRT's Python interface. It needs three libraries to load, of which it calls nothing before an
 object is made; empty ones in their place let its classes be imported, and every name, enum and signature be read.
 `Checked` then stands for the library: it has the attributes that the real classes have, and each call is held against
-the real signature: how many arguments, of which names. What a call returns is checked in turn.
+the real signature: how many arguments, of which names. What a call returns is checked in turn. TensorRT-RTX, whose
+libraries are here, is held to in the same way, for what only a GPU would run.
 
 Run as a program, it lets our own code build, load and run with such a library, and prints what was called.
 """
@@ -43,14 +44,15 @@ RETURNS = {
     "Builder.create_builder_config": "IBuilderConfig", "Builder.create_optimization_profile": "IOptimizationProfile",
     "Runtime.deserialize_cuda_engine": "ICudaEngine", "ICudaEngine.create_execution_context": "IExecutionContext",
     "IBuilderConfig.create_timing_cache": "ITimingCache", "IBuilderConfig.get_timing_cache": "ITimingCache",
+    "ICudaEngine.create_runtime_config": "IRuntimeConfig", "IRuntimeConfig.create_runtime_cache": "IRuntimeCache",
 }  # fmt: skip
 
 
 class Checked:
     """An object of a real class, as far as its interface goes."""
 
-    def __init__(self, real: Any, kind: str) -> None:
-        self.__dict__.update(_real=real, _kind=kind)
+    def __init__(self, real: Any, kind: str, library: Any) -> None:
+        self.__dict__.update(_real=real, _kind=kind, _library=library)
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(self._real, name)  # AttributeError is the finding
@@ -68,9 +70,7 @@ class Checked:
     def _call(self, name: str, real: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         check_signature(f"{self._kind}.{name}", real.__doc__ or "", len(arguments), set(named))
         if (kind := RETURNS.get(f"{self._kind}.{name}")) is not None:
-            import tensorrt_bindings
-
-            return Checked(getattr(tensorrt_bindings, kind), kind)
+            return Checked(getattr(self._library, kind), kind, self._library)
         if name == "update_device_memory_size_for_shapes":
             return 4096
         return b"plan" if "serialize" in name else True
@@ -107,8 +107,8 @@ class Overriding:
 class Library:
     """In place of the module."""
 
-    def __init__(self, real: Any) -> None:
-        self._real, self.__name__, self.__version__ = real, "tensorrt", real.__version__
+    def __init__(self, real: Any, name: str) -> None:
+        self._real, self.__name__, self.__version__ = real, name, real.__version__
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(self._real, name)
@@ -123,11 +123,12 @@ class Library:
     def _make(self, name: str, real: Any, arguments: tuple[Any, ...]) -> Checked:
         check_signature("__init__", real.__init__.__doc__, len(arguments), set())
         CALLS.add(name)
-        return Checked(real, name)
+        return Checked(real, name, self._real)
 
 
 def main() -> None:
     import tensorrt_bindings
+    import tensorrt_rtx
 
     from painn_deploy.engines import gpu_session, tensorrt_session
     from painn_deploy.engines.backend import BuildOptions, EngineInfo
@@ -137,21 +138,23 @@ def main() -> None:
     from tests.emulated_gpu import EmulatedCuda
     from tests.test_gpu_session import CUTOFF, graph_inputs, students
 
-    library = Library(tensorrt_bindings)
+    library = Library(tensorrt_bindings, "tensorrt")
     for tf32 in (False, True):
         build_plan(library, b"graph", BuildOptions(tf32=tf32), timing_cache=b"")
     cuda = EmulatedCuda()
     gpu_session.runtime = tensorrt_session.runtime = lambda: cuda
     info = EngineInfo(backend="tensorrt", version="", device="cuda:0", precision="fp32", bundle_sha256="")
     profile = Profile((1, 8, 64), (1, 8, 64))
-    with TensorRTSession(library, b"plan", 0, profile, info) as session:
-        for _ in range(3):
-            session.run(graph_inputs([students.water()], CUTOFF))
+    for each in (library, Library(tensorrt_rtx, "tensorrt_rtx")):
+        with TensorRTSession(each, b"plan", 0, profile, info, kept=Path(sys.argv[1]) / "kernels") as session:
+            for _ in range(3):
+                session.run(graph_inputs([students.water()], CUTOFF))
+        assert not session.refused_graphs, session.refused_graphs
     sys.stdout.write(json.dumps(sorted(CALLS)))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
+    if sys.argv[2:] == ["stubs"]:
         write_stubs(Path(sys.argv[1]))
     else:
         main()

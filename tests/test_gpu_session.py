@@ -26,6 +26,7 @@ from painn_deploy.engines.inductor_gpu import LoadedPackage, TorchExecutor
 from painn_deploy.engines.onnx_torch import OnnxModule
 from painn_deploy.engines.onnxruntime import open_graph
 from painn_deploy.engines.onnxruntime_gpu import OrtExecutor
+from painn_deploy.engines.onnxruntime_gpu import _in_words as ort_in_words
 from painn_deploy.engines.profiles import Profile
 from painn_deploy.engines.tensorrt_session import TensorRTSession
 from painn_deploy.export import load_student
@@ -304,6 +305,19 @@ def test_too_little_memory_says_so_and_the_session_goes_on(opened: Opened, model
         for inputs in (small, large, small, small):
             same(session.run(inputs), run(inputs))
     assert cuda.held == 0
+
+
+def test_onnx_runtime_s_full_memory_is_told_apart() -> None:
+    for said, kind in (
+        (
+            "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer",
+            DeviceMemoryError,
+        ),
+        ("[ONNXRuntimeError] : 1 : FAIL : no kernel image is available", EngineError),
+    ):
+        with pytest.raises(EngineError) as raised, ort_in_words("onnxruntime failed"):
+            raise RuntimeError(said)
+        assert type(raised.value) is kind
 
 
 def test_a_context_takes_memory_for_its_sizes_and_not_for_its_profile(opened: Opened) -> None:

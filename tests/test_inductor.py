@@ -15,9 +15,10 @@ from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.engines.forms import CPU_FORMS
 from painn_deploy.engines.inductor import TUNED, InductorBackend
+from painn_deploy.engines.inductor_gpu import in_words
 from painn_deploy.engines.onnx_torch import OnnxModule
 from painn_deploy.export import load_student
-from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
+from painn_deploy.export.errors import BundleError, DeviceMemoryError, EngineError, EngineUnavailableError
 from painn_deploy.export.force_head import tensors
 from painn_deploy.export.manifest import manifest_digest, read_bundle
 from painn_deploy.export.onnx_graph import export_onnx
@@ -115,6 +116,25 @@ def test_a_package_is_bound_to_its_torch_and_its_cpu(
         (copy / "manifest.json").write_text(json.dumps(changed | {"manifest_sha256": manifest_digest(changed)}))
         with pytest.raises(BundleError, match=message):
             PaiNNCalculator(copy)
+
+
+def test_a_package_of_another_gpu_is_refused(compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = Path(shutil.copytree(compiled, tmp_path / "copy"))
+    changed = json.loads((copy / "manifest.json").read_text()) | {"compute_capability": ["cuda:86"]}
+    (copy / "manifest.json").write_text(json.dumps(changed | {"manifest_sha256": manifest_digest(changed)}))
+    with pytest.raises(EngineUnavailableError, match=r"compiled for cuda:86 and cannot run on 'cuda:0'.*without CUDA"):
+        PaiNNCalculator(copy)
+    monkeypatch.setattr(InductorBackend, "devices", lambda _: ("cuda:0", "cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    with pytest.raises(BundleError, match=r"compiled for cuda:86, and this machine is cuda:90\. Export it again here"):
+        PaiNNCalculator(copy)
+
+
+def test_a_full_gpu_is_an_error_of_its_own() -> None:
+    with pytest.raises(DeviceMemoryError, match="too little free memory.*batch_slots"), in_words(torch, "It failed"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    with pytest.raises(EngineError, match="It failed: an illegal memory access"), in_words(torch, "It failed"):
+        raise RuntimeError("an illegal memory access")
 
 
 def test_a_machine_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
