@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from painn_deploy.engines.backend import Closing
@@ -47,6 +48,7 @@ def _nvrtc() -> Any:
     return nvrtc
 
 
+@cache
 def compile_kernel(capability: str) -> bytes:
     """Machine code of the kernel for a compute capability, such as `86`; needs no GPU.
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
+from painn_deploy.engines.gpu_executor import DeviceTime, Executor, Recorded
 
 from painn_deploy.engines.arena import Arena, Block, columns
 from painn_deploy.engines.backend import ResidentGraph
 from painn_deploy.engines.contract import padded
 from painn_deploy.engines.cuda import call, compute_capability, nvtx_range
 from painn_deploy.engines.device_positions import DisplacementKernel
-from painn_deploy.engines.gpu_executor import DeviceTime, Executor, Recorded
 from painn_deploy.export.errors import EngineError, ShapeError
 from painn_deploy.export.fields import INPUTS, OUTPUTS, GraphInputs, GraphOutputs
 
@@ -267,7 +267,6 @@ class Lane:
 
     def _record(self, executor: Executor, key: tuple[Any, ...], send: Callable[[], None]) -> None:
         """Record a size; one that cannot be recorded is launched kernel by kernel from now on, and the user is told."""
-        self._forget(key)
         try:
             recorded = executor.record(send)
         except (EngineError, RuntimeError) as error:
@@ -280,6 +279,7 @@ class Lane:
                 stacklevel=6,
             )
             return
+        self._forget(key)  # the one on addresses of before; only now, since it may be the last that holds their pool
         self._recorded[key] = (self._arena.generation, recorded)
         while len(self._recorded) > MOST_GRAPHS:
             self._forget(next(iter(self._recorded)))

@@ -13,7 +13,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from painn_deploy.engines.arena import Arena
@@ -252,7 +252,8 @@ def _load(torch: Any, contents: bytes, index: int) -> Any:
     Raises:
         EngineError: torch cannot load it.
     """
-    with in_words(torch, "torch cannot load this package"):
+    on_gpu = torch.cuda.device(index) if index >= 0 else nullcontext()  # loading makes it the current one for good
+    with in_words(torch, "torch cannot load this package"), on_gpu:
         return torch._inductor.aoti_load_package(io.BytesIO(contents), index >= 0, index)
 
 
@@ -269,7 +270,8 @@ def _gpu_session(
 
     def release() -> None:
         loaded.clear()
-        torch.cuda.empty_cache()  # torch would keep the memory for itself
+        with suppress(RuntimeError):  # another thread may be recording
+            torch.cuda.empty_cache()  # torch would keep the memory for itself
 
     return GpuSession(make, index, info, species=species, release=release)
 

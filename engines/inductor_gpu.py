@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
+from painn_deploy.engines.gpu_executor import Recorded
 
 from painn_deploy.engines.forms import Plan
-from painn_deploy.engines.gpu_executor import Recorded
 from painn_deploy.engines.matmul_precision import matmul_precision
 from painn_deploy.engines.pairs import pair_inputs
 from painn_deploy.export.errors import DeviceMemoryError, EngineError, ShapeError
@@ -155,12 +155,21 @@ class TorchExecutor:
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 send()
-            except BaseException:
-                with suppress(RuntimeError):
+            finally:
+                try:
                     graph.capture_end()
-                raise
-            graph.capture_end()
+                except RuntimeError:
+                    self._abandon_pool()
+                    raise
         return TorchGraph(graph, torch, self._device, self._stream)
+
+    def _abandon_pool(self) -> None:
+        """A capture that broke leaves torch's allocator recording to its pool; end that, and take another pool."""
+        index = self._torch.device(self._device).index
+        for undo in (self._torch._C._cuda_endAllocateToPool, self._torch._C._cuda_releasePool):
+            with suppress(RuntimeError):
+                undo(index, self._pool)
+        self._pool = self._torch.cuda.graph_pool_handle()
 
     def close(self) -> None:
         """See `Executor.close`."""

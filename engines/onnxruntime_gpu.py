@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-
 from painn_deploy.engines.gpu_executor import Recorded
+
 from painn_deploy.engines.inductor_gpu import check_elements
 from painn_deploy.export.errors import DeviceMemoryError, EngineError
 from painn_deploy.export.fields import INPUTS, OUTPUTS, Field, GraphInputs
@@ -18,6 +18,9 @@ __all__ = ["OrtExecutor"]
 
 UNRECORDED = "-1"
 """Number of a CUDA graph with which ONNX Runtime records nothing."""
+
+WARM_UP = 2
+"""Plain runs of a size before it is recorded."""
 
 MOST_NUMBERS = 64
 """CUDA graphs that one session records; the next ones are another session's, and the first is gone with its last."""
@@ -95,7 +98,11 @@ class OrtExecutor:
         if self._recording is None or self._numbers >= MOST_NUMBERS:
             self._recording, self._numbers = self._load(True), 0
         self._numbers += 1  # 0 is ONNX Runtime's own
-        recorded = _Numbered(self, self._recording, self._bind(self._recording), str(self._numbers), send)
+        binding = self._bind(self._recording)
+        with self.replaying(self._recording, binding, UNRECORDED):  # so that recording allocates nothing
+            for _ in range(WARM_UP):
+                send()
+        recorded = _Numbered(self, self._recording, binding, str(self._numbers), send)
         recorded.launch()  # the first run of a number records it
         return recorded
 

@@ -17,6 +17,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,12 +31,15 @@ from painn_deploy.export.cache import cache_folder
 from painn_deploy.export.errors import OutputError, PaiNNDeployError
 from painn_deploy.export.manifest import prepare_output
 from painn_deploy.scripts.entry import run_command
-from painn_deploy.scripts.gpu_plan import FORMS, Options, plan
+from painn_deploy.scripts.gpu_plan import FORMS, LAUNCHED, REPLAYED, Options, plan
 from painn_deploy.scripts.gpu_record import ABSENT, DONE, FAILED, UNDER_WAY, WAITING, Record
 from painn_deploy.scripts.gpu_worker import AGAIN, REFUSED
 
 LOOK = 0.2
 """s between two looks at the worker."""
+
+PATIENCE = 10.0
+"""s that a worker has to end."""
 
 COLOURS = {DONE: "green", ABSENT: "yellow", FAILED: "red", WAITING: "dim", UNDER_WAY: "dim"}
 
@@ -101,11 +105,11 @@ def _supervised(options: Options, folder: Path, deadline: float | None, *, resum
     """Run workers until nothing is pending; whether that was in time."""
     retry = True
     while True:
-        with _begin(options, folder, resume=resume, retry=retry) as worker:
-            try:
-                status = _watched(worker, folder, deadline)
-            finally:
-                worker.kill()
+        worker = _begin(options, folder, resume=resume, retry=retry)
+        try:
+            status = _watched(worker, folder, deadline)
+        finally:
+            _end(worker)
         if status == REFUSED:
             raise typer.Exit(2)
         if status is None:
@@ -126,6 +130,15 @@ def _supervised(options: Options, folder: Path, deadline: float | None, *, resum
 
 HUNG = -1000
 """Status of a worker that was ended because a stage took too long."""
+
+
+def _end(worker: "subprocess.Popen[bytes]") -> None:
+    """End a worker; one that a driver holds is left to it, and costs the job no more time."""
+    worker.kill()
+    if worker.stdin is not None:
+        worker.stdin.close()
+    with suppress(subprocess.TimeoutExpired):
+        worker.wait(PATIENCE)
 
 
 def _ended(status: int) -> str:
@@ -176,8 +189,8 @@ def _rows(record: Record) -> Any:
     replayed = {name.rsplit(": ", 1)[0]: value["ms"] for name, value in found.items()
                 if name.endswith(": replayed call") and isinstance(value, dict) and "ms" in value}  # fmt: skip
     for suffix, times, on_device in (
-        ("", calls, "device ms"),
-        (", replayed", replayed, "replayed device ms, copies included"),
+        ("", calls, LAUNCHED),
+        (", replayed", replayed, REPLAYED),
     ):
         for key, spent in times.items():
             candidate, case = key.split(": ", 1)

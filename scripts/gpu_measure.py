@@ -1,5 +1,6 @@
 """What the staged job measures of an engine, and how: cases, errors against float64, clocks of host and device."""
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from painn_deploy.engines import Session
 from painn_deploy.engines.contract import padded
 from painn_deploy.engines.gpu_session import GpuSession
+from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.student import Student
 from painn_deploy.runtime import PaiNNCalculator
@@ -22,6 +24,7 @@ from painn_deploy.runtime.neighbours import graph_inputs
 from painn_deploy.runtime.skin import DEFAULT_SKIN, VerletList
 from painn_deploy.scripts.card_studies import box_of_water
 from painn_deploy.scripts.eager import EagerModel, Edges, edges_of
+from painn_deploy.scripts.gpu_plan import LAUNCHED, REPLAYED
 from painn_deploy.scripts.gpu_record import Unavailable
 
 __all__ = [
@@ -138,7 +141,7 @@ def made_cases(student: Student, device: str, *, quick: bool) -> dict[str, Case]
     given["1536 atoms of water"] = [box_of_water() * (2, 2, 2)]
     if quick:
         given = {"1 ethanol": [ethanol], "8 ethanols": [ethanol] * 8}
-    model = EagerModel(student).to(device)
+    model = EagerModel(copy.deepcopy(student)).to(device)  # a module moves in place
     cases, rng = {}, np.random.default_rng(0)
     for name, structures in given.items():
         if not {int(z) for atoms in structures for z in atoms.numbers} <= set(student.species):
@@ -245,11 +248,15 @@ def _gpu_figures(
 ) -> None:
     """Of the device, of CUDA graphs, and of steps that upload positions alone."""
     name, inputs = case.name, case.inputs
-    keep(f"{name}: device ms", lambda: session.device_time(inputs[0], calls).launched)
+    keep(f"{name}: {LAUNCHED}", lambda: session.device_time(inputs[0], calls).launched)
     session.graphs = True
-    keep(f"{name}: replayed errors", lambda: _replayed(lambda: _engine_errors(session, case, shifts)))
-    keep(f"{name}: replayed call", lambda: clock.host(lambda i: session.run(inputs[i % SETS])))
-    keep(f"{name}: replayed device ms, copies included", lambda: session.device_time(inputs[0], calls).replayed)
+
+    def replayed(measure: Callable[[], Any]) -> Callable[[], Any]:
+        return lambda: _replayed(session, case, measure)
+
+    keep(f"{name}: replayed errors", replayed(lambda: _engine_errors(session, case, shifts)))
+    keep(f"{name}: replayed call", replayed(lambda: clock.host(lambda i: session.run(inputs[i % SETS]))))
+    keep(f"{name}: {REPLAYED}", replayed(lambda: session.device_time(inputs[0], calls).replayed))
     if len(case.structures[0]) == 1:
         keep(f"{name}: step, positions alone", lambda: _steps(session, case, cutoff, clock))
     session.graphs = False
@@ -285,10 +292,12 @@ def _whole_figures(keep: Figures, calculator: PaiNNCalculator, case: Case, clock
     )
 
 
-def _replayed(measure: Callable[[], Any]) -> Any:
-    """What is measured once every size was recorded."""
-    for _ in range(2):
-        measure()
+def _replayed(session: GpuSession, case: Case, measure: Callable[[], Any]) -> Any:
+    """What is measured once a case's size was recorded; no plain launch passes for a replay."""
+    for _ in range(3):
+        session.run(case.inputs[0])
+    if (reason := session.refused_graphs.get(("graph", *case.inputs[0].mask.shape))) is not None:
+        raise EngineError(f"A CUDA graph of this size was refused: {reason}")
     return measure()
 
 
@@ -323,7 +332,7 @@ def eager_figures(
         clock: for times.
         compiled: compile it first; the time of that is in a figure of its own.
     """
-    model = EagerModel(student).to(device)
+    model = EagerModel(copy.deepcopy(student)).to(device)
     if compiled:
         model.atomic = torch.compile(model.atomic, dynamic=True)
     for case in cases.values():
@@ -346,4 +355,4 @@ def _eager_figures(keep: Figures, model: EagerModel, case: Case, device: str, cl
     keep(f"{case.name}: engine call", lambda: clock.host(whole))
     if device != "cpu":
         resident = [edges.to(device) for edges in case.edges]
-        keep(f"{case.name}: device ms", lambda: clock.torch_device(lambda i: model(resident[i % SETS]), device))
+        keep(f"{case.name}: {LAUNCHED}", lambda: clock.torch_device(lambda i: model(resident[i % SETS]), device))

@@ -16,7 +16,7 @@ from typing import Any
 from painn_deploy.export.errors import OutputError
 from painn_deploy.export.manifest import prepare_output, to_json
 
-__all__ = ["ABSENT", "DONE", "FAILED", "FIGURES", "SUMMARY", "UNDER_WAY", "WAITING", "Record", "Unavailable"]
+__all__ = ["ABSENT", "DONE", "FAILED", "FIGURES", "SUMMARY", "UNDER_WAY", "WAITING", "Record", "Unavailable", "failed"]
 
 SUMMARY, FIGURES = "summary.json", "figures.json"
 WAITING, UNDER_WAY, DONE, ABSENT, FAILED = "waiting", "under way", "done", "absent", "failed"
@@ -55,7 +55,7 @@ class Record:
             job: what its figures are of.
             stages: in the order in which they run.
             resume: go on with what is there.
-            retry: try what failed again, from its beginning.
+            retry: try what failed again: the figures that did, after all other stages.
 
         Raises:
             OutputError: the folder cannot be written, holds something, or is of another job.
@@ -78,8 +78,9 @@ class Record:
         for name in stages:
             state = made.stages.setdefault(name, {"state": WAITING})
             if state["state"] == FAILED and retry:
-                made.figures.pop(name, None)
-                made.stages[name] = {"state": WAITING}
+                kept = {key: value for key, value in made.figures.get(name, {}).items() if not failed(value)}
+                made.figures[name] = kept
+                made.stages[name] = {"state": WAITING, "tried": True}
         made.write()
         return made
 
@@ -122,8 +123,14 @@ class Record:
         _replace(self.folder / SUMMARY, to_json(summary))
 
     def pending(self) -> list[str]:
-        """Stages that are not over, in order."""
-        return [name for name, of in self.stages.items() if of["state"] in (WAITING, UNDER_WAY)]
+        """Stages that are not over, in order; those that failed before come last."""
+        found = [name for name, of in self.stages.items() if of["state"] in (WAITING, UNDER_WAY)]
+        return sorted(found, key=lambda name: bool(self.stages[name].get("tried")))
+
+
+def failed(figure: Any) -> bool:
+    """Whether a figure says that it could not be measured, or that something does not hold."""
+    return isinstance(figure, dict) and ("failed" in figure or figure.get("holds") is False)
 
 
 def _replace(path: Path, content: bytes) -> None:

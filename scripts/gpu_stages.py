@@ -34,7 +34,7 @@ from painn_deploy.scripts.gpu_builds import BuildRequest, build_all
 from painn_deploy.scripts.gpu_measure import Clock, Pace, eager_figures, engine_figures, made_cases
 from painn_deploy.scripts.gpu_plan import MAIN, Options, Stage
 from painn_deploy.scripts.gpu_proofs import PROOFS, Subject, proved
-from painn_deploy.scripts.gpu_record import Record, Unavailable
+from painn_deploy.scripts.gpu_record import Record, Unavailable, failed
 from painn_deploy.scripts.roofline import measured_peaks
 
 __all__ = ["Job"]
@@ -63,6 +63,8 @@ class Job:
         self.quick, self.device = options.quick, options.device
         self.pace = Pace(12, 2.0) if options.quick else Pace(100, 8.0 if options.device == "cpu" else 3.0)
         self.clock = Clock(self.pace)
+        self._baseline: dict[str, Any] = {}
+        self._failed_exports: dict[Path, Exception] = {}
 
     @cached_property
     def exact(self) -> Any:
@@ -91,32 +93,23 @@ class Job:
             Unavailable: what it needs is not here.
             StageError: something in it failed; the message says what.
         """
-        failed: list[str] = []
+        wrong: list[str] = []
 
         def keep(name: str, measure: Callable[[], Any]) -> None:
             known = self.record.figures.get(stage.name, {}).get(name)
-            if known is not None and not (isinstance(known, dict) and "failed" in known):
-                if isinstance(known, dict) and known.get("holds") is False:
-                    failed.append(f"{name} does not hold")
-                return
-            try:
-                value = measure()
-            except (Unavailable, EngineUnavailableError) as error:
-                value = {"absent": str(error)}
-            except Exception as error:  # whatever a driver may throw costs its own figure
-                failed.append(f"{name}: {type(error).__name__}: {error}")
-                value = {"failed": f"{type(error).__name__}: {error}"}
-            if isinstance(value, dict) and value.get("holds") is False:
-                failed.append(f"{name} does not hold")
-            self.record.note(stage.name, name, value)
+            if known is None or failed(known):
+                known = _measured(measure)
+                self.record.note(stage.name, name, known)
+            if failed(known):
+                wrong.append(f"{name}: {known['failed']}" if "failed" in known else f"{name} does not hold")
 
         try:
             getattr(self, f"_{stage.kind}")(keep, stage)
         except EngineUnavailableError as error:
             raise Unavailable(str(error)) from error
-        if failed:
-            more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
-            raise StageError(f"{failed[0]}{more}")
+        if wrong:
+            more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise StageError(f"{wrong[0]}{more}")
 
     def _first(self, keep: Any, stage: Stage) -> None:
         """The figures that matter most, in the order in which they cost least time."""
@@ -135,7 +128,7 @@ class Job:
         self._eager(keep, "eager", compiled=False)
         for engine, precision in MAIN:
             if engine in self.options.engines and precision in self.options.precisions:
-                with _absent_as_a_figure(keep, f"{engine} {precision}"):
+                with _as_a_figure(keep, f"{engine} {precision}"):
                     self._speed(keep, stage, engine, precision)
         if self.quick:
             keep("torch.compile", lambda: _unavailable("It is left out of a quick job: compiling it takes minutes."))
@@ -150,7 +143,16 @@ class Job:
 
     def _eager(self, keep: Any, name: str, *, compiled: bool) -> None:
         def kept(figure: str, measure: Callable[[], Any]) -> None:
-            keep(f"{name}: {figure}", measure)
+            key = f"{name}: {figure}"
+            if key not in self._baseline:  # once in a process is the same run
+
+                def measured() -> Any:
+                    self._baseline[key] = measure()
+                    return self._baseline[key]
+
+                keep(key, measured)
+            else:
+                keep(key, lambda: self._baseline[key])
 
         eager_figures(kept, self.student, self.cases, self.torch_device, self.clock, compiled=compiled)
 
@@ -235,18 +237,24 @@ class Job:
         path = self._path(engine, precision, form)
         if path.is_dir():
             return path
+        if path in self._failed_exports:  # it would take as long again
+            raise self._failed_exports[path]
         began = time.perf_counter()
         capabilities = [compute_capability(0)] if engine == "tensorrt-rtx" else []
-        (made,) = export_engines(
-            self.options.student,
-            path.parent,
-            engines=[engine],
-            precisions=[precision],
-            compute_capabilities=capabilities,
-            device=self.device,
-            form=form,
-            tell=self.record.tell,
-        )
+        try:
+            (made,) = export_engines(
+                self.options.student,
+                path.parent,
+                engines=[engine],
+                precisions=[precision],
+                compute_capabilities=capabilities,
+                device=self.device,
+                form=form,
+                tell=self.record.tell,
+            )
+        except Exception as error:
+            self._failed_exports[path] = error
+            raise
         keep(f"{engine} {precision}: seconds of the export", lambda: time.perf_counter() - began)
         return made
 
@@ -279,7 +287,7 @@ class Job:
         """Whole ASE calls of every FP32 engine beside eager, as `scripts/benchmark_inference.py` times them."""
         bundles: dict[str, Path] = {}
         for engine in self.options.engines:
-            with _absent_as_a_figure(keep, engine):
+            with _as_a_figure(keep, engine):
                 bundles[f"{engine} fp32"] = self.bundle(keep, engine, "fp32")
         if not bundles:
             raise Unavailable("No engine can run here.")
@@ -316,14 +324,28 @@ class StageError(Exception):
     """Something in a stage failed."""
 
 
+def _measured(measure: Callable[[], Any]) -> Any:
+    """A figure, or why there is none."""
+    try:
+        return measure()
+    except (Unavailable, EngineUnavailableError) as error:
+        return {"absent": str(error)}
+    except Exception as error:  # whatever a driver may throw costs its own figure
+        return {"failed": f"{type(error).__name__}: {error}"}
+
+
 @contextmanager
-def _absent_as_a_figure(keep: Any, name: str) -> Iterator[None]:
-    """An engine that is not here is a figure that says so, and the stage goes on."""
+def _as_a_figure(keep: Any, name: str) -> Iterator[None]:
+    """An engine that is not here, or fails, is a figure that says so, and the stage goes on."""
     try:
         yield
-    except (Unavailable, EngineUnavailableError) as error:
-        reason = str(error)
-        keep(name, lambda: _unavailable(reason))
+    except Exception as error:  # as above
+        reason = error
+        keep(name, lambda: _raised(reason))
+
+
+def _raised(error: Exception) -> Any:
+    raise error
 
 
 def _unavailable(reason: str) -> Any:
