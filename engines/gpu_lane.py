@@ -8,16 +8,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from jaxtyping import Float64
-from painn_deploy.engines.gpu_executor import DeviceTime, Executor, Recorded
 
 from painn_deploy.engines.arena import Arena, Block, columns
 from painn_deploy.engines.backend import ResidentGraph
 from painn_deploy.engines.contract import padded
 from painn_deploy.engines.cuda import call, compute_capability, nvtx_range
 from painn_deploy.engines.device_positions import DisplacementKernel
+from painn_deploy.engines.gpu_executor import DeviceTime, Executor, Recorded
 from painn_deploy.export.errors import EngineError, ShapeError
 from painn_deploy.export.fields import INPUTS, OUTPUTS, GraphInputs, GraphOutputs
 
@@ -30,6 +31,9 @@ MOST_REFUSED = 3
 """Sizes that could not be recorded, after which no further one is tried."""
 
 MOST_SEEN = 1024
+
+_idle_streams: WeakKeyDictionary[Any, dict[int, list[Any]]] = WeakKeyDictionary()
+"""By CUDA runtime and GPU. Streams are used again: torch keeps a cuBLAS workspace for each that there ever was."""
 
 SLOT_STEP = 8
 """Slots are rounded up to a multiple of this, so that a step with one neighbour more replays the same CUDA graph."""
@@ -55,7 +59,8 @@ class Lane:
         self.resident: ResidentGraph | None = None
         self.refused: dict[tuple[Any, ...], str] = {}
         self._arena = Arena(cuda)
-        self._stream: Any = call(cuda.cudaStreamCreateWithFlags, cuda.cudaStreamNonBlocking)
+        idle = _idle_streams.setdefault(cuda, {}).setdefault(index, [])
+        self._stream: Any = idle.pop() if idle else call(cuda.cudaStreamCreateWithFlags, cuda.cudaStreamNonBlocking)
         self._event: Any = call(cuda.cudaEventCreateWithFlags, cuda.cudaEventDisableTiming)
         self._recorded: OrderedDict[tuple[Any, ...], tuple[int, Recorded]] = OrderedDict()
         self._seen: set[tuple[Any, ...]] = set()
@@ -331,7 +336,7 @@ class Lane:
         """Give everything back; waits for what is still running. May be called twice."""
         if self._stream is None:
             return
-        self._cuda.cudaStreamSynchronize(self._stream)
+        (status,) = self._cuda.cudaStreamSynchronize(self._stream)
         for key in list(self._recorded):
             self._forget(key)
         if self._kernel is not None:
@@ -342,4 +347,7 @@ class Lane:
         self._arena.close()
         stream, self._stream = self._stream, None
         call(self._cuda.cudaEventDestroy, self._event)
-        call(self._cuda.cudaStreamDestroy, stream)
+        if int(status) == 0:
+            _idle_streams[self._cuda][self._index].append(stream)
+        else:  # what went wrong on it may stay with it
+            call(self._cuda.cudaStreamDestroy, stream)

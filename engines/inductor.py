@@ -7,27 +7,25 @@ or the GPU's compute capability.
 import ctypes
 import io
 import json
-import math
 import os
 import shutil
 import sys
-import warnings
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
 from painn_deploy.engines.arena import Arena
 from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing, EngineInfo
 from painn_deploy.engines.contract import check_inputs, padded
-from painn_deploy.engines.cuda_toolchain import toolchain
 from painn_deploy.engines.driver import check_driver, driver
 from painn_deploy.engines.forms import CPU_FORMS, Plan, plans_for
 from painn_deploy.engines.gpu_session import GpuSession
+from painn_deploy.engines.inductor_compile import SEVERAL, Asked, compiled_form, compiling
 from painn_deploy.engines.inductor_gpu import LEAST, LoadedPackage, TorchExecutor, in_words
 from painn_deploy.engines.matmul_precision import matmul_precision
 from painn_deploy.engines.pairs import pair_inputs
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
-from painn_deploy.export.fields import FIELDS, GraphInputs, GraphOutputs
+from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Bundle
 
 __all__ = ["BACKEND", "InductorBackend", "InductorSession", "give_back_memory", "keep_freed_memory"]
@@ -52,58 +50,6 @@ def _kind(torch: Any, device: str) -> str:
     if device == "cpu":
         return f"cpu:{torch.backends.cpu.get_cpu_capability()}"
     return "cuda:" + "".join(map(str, torch.cuda.get_device_capability(device)))
-
-
-def _compiled(torch: Any, program: Any, settings: Mapping[str, Any], *, tf32: bool) -> bytes:
-    """Machine code; kernels that are compiled now are as precise as those that are called later."""
-    package = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad(), matmul_precision(torch, tf32=tf32):
-        warnings.simplefilter("ignore")
-        try:
-            torch._inductor.aoti_compile_and_package(
-                program,
-                package_path=package,
-                # dynamic threads: else this machine's cores would be compiled in
-                inductor_configs={"cpp.dynamic_threads": True, **settings},
-            )
-        except Exception as error:  # its compiler's errors share no base class but this one
-            raise EngineError(f"torch could not compile the graph: {error}") from error
-    return package.getvalue()
-
-
-def _traced(torch: Any, model: Any, device: str, atoms: int, slots: int) -> tuple[Any, float]:
-    """A graph as a program for any number of atoms, slots and, where it has an axis of them, pairs.
-
-    Args:
-        torch: the library.
-        model: the graph.
-        device: that it is compiled for.
-        atoms: that block sizes are chosen for.
-        slots: likewise.
-
-    Returns:
-        The program, and how many elements its widest tensor has for each slot of the matrix.
-    """
-    from painn_deploy.engines.onnx_torch import OnnxModule
-
-    sizes = {"atoms": atoms, "slots": slots, "pairs": atoms * slots // 2 + 12}
-    axes = {name: torch.export.Dim(name, min=LEAST) for name in sizes}
-    dtypes = {"int32": torch.int32, "float32": torch.float32}
-    fields = [FIELDS[value.name] for value in model.graph.input]
-    sample = [torch.ones(f.sized(**sizes), dtype=dtypes[f.dtype], device=device) for f in fields]
-    dynamic = tuple({i: axes[n] for i, n in enumerate(f.shape) if n in axes} for f in fields)
-    with warnings.catch_warnings():  # torch's compiler warns about its own internals
-        warnings.simplefilter("ignore")
-        program = torch.export.export(OnnxModule(model).to(device), tuple(sample), dynamic_shapes=(dynamic,))
-    values = (node.meta.get("val") for node in program.graph.nodes if node.op == "call_function")
-    shapes = [value.shape for value in values if isinstance(value, torch.Tensor)]
-    growing = [shape for shape in shapes if not all(isinstance(size, int) for size in shape)]
-    return program, max(math.prod(_hint(size) for size in shape) for shape in growing) / (atoms * slots)
-
-
-def _hint(size: Any) -> int:
-    """A dimension at the sizes that were traced."""
-    return int(size) if isinstance(size, int) else int(size.node.hint)
 
 
 def keep_freed_memory() -> None:
@@ -164,17 +110,18 @@ class InductorBackend:
         plans = plans_for(kind, options.form)
         if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
             raise EngineUnavailableError("The engine inductor needs a C++ compiler: install g++, or set CXX to yours.")
-        import onnx
-
-        graph, tf32 = onnx.load_from_string(model), options.tf32 and kind == "cuda"
-        files, facts = {}, {}
-        with toolchain() if kind == "cuda" else nullcontext():
-            for number, (name, plan) in enumerate(plans.items(), 1):
-                form = plan.form
-                tell(f"inductor: compiling {form} for {_kind(torch, device)}, {number} of {len(plans)}")
-                program, elements = _traced(torch, form.lowered(graph), device, form.atoms, form.slots)
-                files[name] = _compiled(torch, program, form.settings(kind), tf32=tf32)
-                facts[name] = plan.as_dict() | {"elements_a_slot": elements}
+        tf32 = options.tf32 and kind == "cuda"
+        asked = {name: Asked(str(plan.form), device, tf32) for name, plan in plans.items()}
+        for number, one in enumerate(asked.values(), 1):
+            tell(f"inductor: compiling {one.form} for {_kind(torch, device)}, {number} of {len(plans)}")
+        with ExitStack() as stack:
+            beside = {}
+            if (os.cpu_count() or 1) >= SEVERAL:
+                beside = {name: stack.enter_context(compiling(model, one)) for name, one in list(asked.items())[1:]}
+            made = {name: compiled_form(model, one) for name, one in asked.items() if name not in beside}
+            made |= {name: result() for name, result in beside.items()}
+        files = {name: made[name][0] for name in plans}
+        facts = {name: plan.as_dict() | {"elements_a_slot": made[name][1]} for name, plan in plans.items()}
         files[PACKAGES] = (json.dumps(facts, indent=1) + "\n").encode()
         return BuiltEngine(files, (_kind(torch, device),), tf32=tf32)
 

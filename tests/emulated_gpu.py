@@ -286,14 +286,26 @@ class EmulatedTorch:
         self.pools: list[object] = []
         self.modes: list[str] = []
         self.current: list[tuple[str, int]] = []
+        self.graphs_of: dict[object, int] = {}  # a pool is gone with its last graph
+        self.broken: set[object] = set()
+        self.break_captures = False
+        self._C = SimpleNamespace(
+            _cuda_endAllocateToPool=lambda index, pool: self.broken.discard(pool),
+            _cuda_releasePool=lambda index, pool: None,
+        )
         torch_cuda, outer = cuda, self
 
         class Graph:
             def capture_begin(self, *, pool: object, capture_error_mode: str) -> None:
                 assert outer.current, "nothing is the current stream"
+                if outer.graphs_of.get(pool) == 0:
+                    raise RuntimeError("use_count > 0 INTERNAL ASSERT FAILED")
+                if pool in outer.broken:
+                    raise RuntimeError("already recording to mempool_id")
                 if torch_cuda.refuse_captures:
                     raise RuntimeError("operation not permitted when stream is capturing")
                 outer.pools.append(pool)
+                self.pool = pool
                 outer.modes.append(capture_error_mode)
                 torch_cuda.recording = []
 
@@ -301,7 +313,11 @@ class EmulatedTorch:
                 actions, torch_cuda.recording = torch_cuda.recording, None
                 if actions is None:
                     raise RuntimeError("no capture")
+                if outer.break_captures:
+                    outer.broken.add(self.pool)
+                    raise RuntimeError("operation failed due to a previous error during capture")
                 torch_cuda.captures += 1
+                outer.graphs_of[self.pool] = outer.graphs_of.get(self.pool, 0) + 1
                 self.actions = actions
 
             def replay(self) -> None:
@@ -312,6 +328,7 @@ class EmulatedTorch:
 
             def reset(self) -> None:
                 outer.resets += 1
+                outer.graphs_of[self.pool] -= 1
 
         @contextmanager
         def device(name: str) -> Iterator[None]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from painn_deploy.engines.forms import CPU_FORMS, GPU_FORMS, WORDS, Form, Plan, plans_for
-from painn_deploy.engines.inductor import _traced
+from painn_deploy.engines.inductor_compile import traced
 from painn_deploy.engines.onnx_torch import OnnxModule
 from painn_deploy.engines.onnxruntime import elements_a_slot
 from painn_deploy.engines.pairs import pair_inputs
@@ -98,5 +98,5 @@ def test_how_wide_a_graph_is_for_each_slot(checkpoint: Path, rank: int) -> None:
     """What 32-bit indices are held against: ONNX Runtime's is known by formula, a compiled one's is counted."""
     student = load_student(checkpoint)
     model = export_onnx(student.with_radial_table(rank, 64) if rank else student, {})
-    _, counted = _traced(torch, model, "cpu", 72, 8)
+    _, counted = traced(torch, model, "cpu", 72, 8)
     assert counted == elements_a_slot(student.configuration.hidden_dim, rank)

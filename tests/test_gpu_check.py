@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 from ase.build import molecule
 from rich.console import Console
 
+from painn_deploy.export import load_student
 from painn_deploy.export.errors import EngineError, EngineUnavailableError, OutputError
 from painn_deploy.export.fields import GraphOutputs
 from painn_deploy.scripts import gpu_check
-from painn_deploy.scripts.eager import edges_of
-from painn_deploy.scripts.gpu_measure import Case, errors, same_bits
+from painn_deploy.scripts.eager import EagerModel, edges_of
+from painn_deploy.scripts.gpu_measure import Case, Clock, Pace, eager_figures, errors, made_cases, same_bits
 from painn_deploy.scripts.gpu_plan import FORMS, Options, plan
 from painn_deploy.scripts.gpu_proofs import Subject, largest_difference, threads
 from painn_deploy.scripts.gpu_record import ABSENT, DONE, FAILED, UNDER_WAY, WAITING, Record
@@ -125,11 +127,14 @@ def test_what_failed_is_tried_again_and_what_is_done_is_not(tmp_path: Path) -> N
     record = Record.begin(tmp_path, {}, ["one", "two", "three"], resume=False)
     for name, state in (("one", DONE), ("two", FAILED), ("three", UNDER_WAY)):
         record.note(name, "figure", 1.5)
+        record.note(name, "broken", {"failed": "a reason"})
+        record.note(name, "wrong", {"holds": False})
         record.set(name, state, "a reason")
     again = Record.begin(tmp_path, {}, ["one", "two", "three", "four"], resume=True)
-    assert again.pending() == ["two", "three", "four"]
-    assert [again.has(name, "figure") for name in ("one", "two", "three")] == [True, False, True]
-    assert json.loads((tmp_path / "summary.json").read_text())["stages"]["two"] == {"state": WAITING}
+    assert again.pending() == ["three", "four", "two"], "what was not tried comes first"
+    assert [again.has(name, "figure") for name in ("one", "two", "three")] == [True, True, True]
+    assert not any(again.has("two", name) for name in ("broken", "wrong")), "what failed is measured again"
+    assert json.loads((tmp_path / "summary.json").read_text())["stages"]["two"]["state"] == WAITING
 
 
 WORKER = """
@@ -210,6 +215,16 @@ def test_the_plan_begins_with_what_matters_and_asks_nothing_twice() -> None:
         Options("s", "cpu", "", forms=("x",)).check()
     options = Options("s", "cpu", "", quick=True, forms=("sums",))
     assert Options.from_mapping(json.loads(json.dumps(options.as_dict()))) == options
+
+
+def test_the_student_stays_where_it_is(painn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch module moves in place, and the references of a later stage are computed on the CPU."""
+    student, moved = load_student(painn, dtype=torch.float64), []
+    monkeypatch.setattr(EagerModel, "to", lambda self, device: moved.append(self.student) or self)
+    cases = made_cases(student, "cpu", quick=True)
+    eager_figures(lambda name, measure: measure(), student.float(), cases, "cpu", Clock(Pace(1, 0.1)), compiled=False)
+    assert len(moved) == 2
+    assert all(one is not student for one in moved)
 
 
 def outputs(value: float) -> GraphOutputs:

@@ -15,6 +15,7 @@ from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.engines.forms import CPU_FORMS
 from painn_deploy.engines.inductor import TUNED, InductorBackend
+from painn_deploy.engines.inductor_compile import SEVERAL, Asked, compiling
 from painn_deploy.engines.inductor_gpu import in_words
 from painn_deploy.engines.onnx_torch import OnnxModule
 from painn_deploy.export import load_student
@@ -34,9 +35,22 @@ ZOO = students.zoo()
 
 @pytest.fixture(scope="module")
 def compiled(painn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As on a machine of many cores: one package is compiled here, one in a process beside this one."""
     folder = tmp_path_factory.mktemp("inductor")
-    (path,) = export_engines(painn, folder, engines=["inductor"], structures=[students.water()], device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "cpu_count", lambda: SEVERAL)
+        (path,) = export_engines(painn, folder, engines=["inductor"], structures=[students.water()], device="cpu")
     return path
+
+
+def test_a_process_beside_this_one_says_why_it_failed(painn: Path) -> None:
+    model = export_onnx(load_student(painn), {})
+    model.graph.node[0].op_type = "Det"
+    with (
+        compiling(model.SerializeToString(), Asked("plain", "cpu", tf32=False)) as result,
+        pytest.raises(EngineError, match="could not compile the form plain: The graph holds Det"),
+    ):
+        result()
 
 
 def test_the_graph_runs_in_torch_as_it_runs_in_onnx_runtime(checkpoint: Path) -> None:
