@@ -26,11 +26,13 @@ check: $(VENV)/.dev
 # On a machine with an NVIDIA GPU: builds, runs, compares and times every engine that can run there.
 # GPU_PACKAGES are what that machine needs beside [dev], such as onnxruntime-gpu[cuda,cudnn]. It takes the place of
 # onnxruntime: both go first, since they share one folder, and what one removal leaves of the other is broken.
+# GPU_CHECK are its options, such as --resume.
 GPU_PACKAGES ?=
+GPU_CHECK ?=
 gpu-check: $(VENV)/.dev
 	$(if $(findstring onnxruntime-gpu,$(GPU_PACKAGES)),$(BIN)/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu)
 	$(if $(GPU_PACKAGES),$(PIP) $(GPU_PACKAGES))
-	$(BIN)/python scripts/gpu_check.py
+	$(BIN)/python scripts/gpu_check.py $(GPU_CHECK)
 
 # Where there is a network: what an NVIDIA GPU machine without one lacks, in portions. KIT="--portion 56MiB --there FILE"
 KIT ?=

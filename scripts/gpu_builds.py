@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from painn_deploy.export.errors import EngineError
+from painn_deploy.export.errors import EngineError, EngineUnavailableError
 from painn_deploy.scripts.gpu_plan import Options
 
 __all__ = ["BuildRequest", "build_all"]
@@ -47,11 +47,14 @@ class BuildRequest(NamedTuple):
     precision: str
     form: str
 
+    def __str__(self) -> str:
+        return f"{self.engine} {self.precision} {self.form}".strip()
+
 
 def build_all(
     options: Options, wanted: Sequence[BuildRequest], folder: Callable[[str], Path]
-) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """Make bundles; for each, as it is ready, its name, and what gives the seconds it took or raises why it failed.
+) -> Iterator[tuple[BuildRequest, Callable[[], dict[str, Any]]]]:
+    """Make bundles; for each, as it is ready, what gives the seconds it took or raises why it failed.
 
     Args:
         options: of the job.
@@ -75,11 +78,13 @@ def build_all(
             said = b"" if process.stderr is None else process.stderr.read()
             code = process.wait()
         if code:
-            raise EngineError(said.decode(errors="replace").strip()[-600:] or f"its process ended with {code}")
+            kind, _, words = said.decode(errors="replace").strip().partition(": ")
+            if kind == EngineUnavailableError.__name__:
+                raise EngineUnavailableError(words)
+            raise EngineError(f"{kind}: {words}"[-600:] if kind else f"its process ended with {code}")
         return {"seconds": time.perf_counter() - began}
 
     with ThreadPoolExecutor(workers) as pool:
         running = {pool.submit(build, one): one for one in wanted}
         for done in as_completed(running):
-            one = running[done]
-            yield f"{one.engine} {one.precision} {one.form}".strip(), done.result
+            yield running[done], done.result

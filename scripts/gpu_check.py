@@ -31,6 +31,7 @@ from painn_deploy.export.cache import cache_folder
 from painn_deploy.export.errors import OutputError, PaiNNDeployError
 from painn_deploy.export.manifest import prepare_output
 from painn_deploy.scripts.entry import run_command
+from painn_deploy.scripts.gpu_identity import check_device
 from painn_deploy.scripts.gpu_plan import FORMS, LAUNCHED, REPLAYED, Options, plan
 from painn_deploy.scripts.gpu_record import ABSENT, DONE, FAILED, UNDER_WAY, WAITING, Record
 from painn_deploy.scripts.gpu_worker import AGAIN, REFUSED
@@ -92,6 +93,7 @@ def _run(options: Options, folder: Path, deadline: float | None, *, resume: bool
     """Check what is asked for and run it; whether that was in time."""
     options.check()
     plan(options)
+    check_device(options.device)
     prepare_output(folder)
     with (folder / ".lock").open("w") as lock:
         try:

@@ -8,7 +8,7 @@ from painn_deploy.export.errors import EngineUnavailableError
 from painn_deploy.export.versions import installed
 from painn_deploy.scripts.gpu_plan import Options
 
-__all__ = ["identity"]
+__all__ = ["check_device", "identity"]
 
 PACKAGES = ("painn-deploy", "torch", "onnxruntime", "tensorrt", "tensorrt-rtx", "numpy", "ase", "vesin")
 
@@ -20,15 +20,8 @@ def identity(options: Options) -> dict[str, Any]:
         EngineUnavailableError: the device is not here; the message says why.
         CheckpointError: there is no such student.
     """
+    check_device(options.device)
     if options.device != "cpu":
-        found = driver()
-        if not found.gpus:
-            raise EngineUnavailableError(
-                f"There is no NVIDIA GPU that can be used here: {found.reason}. `--device cpu` rehearses the job."
-            )
-        index = int(options.device.partition(":")[2] or 0)
-        if index >= found.gpus:
-            raise EngineUnavailableError(f"There is no {options.device} here, only {found.gpus} GPUs.")
         import torch
 
         if torch.version.cuda is not None:
@@ -46,6 +39,26 @@ def identity(options: Options) -> dict[str, Any]:
         "student_sha256": source.sha256,
         "quick": options.quick,
     }
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not here; it takes no time.
+
+    Raises:
+        EngineUnavailableError: the message says why.
+    """
+    if device == "cpu":
+        return
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not number.isdigit():
+        raise EngineUnavailableError(f"{device!r} is no device of this job: give cpu, cuda, or cuda:N.")
+    found = driver()
+    if not found.gpus:
+        raise EngineUnavailableError(
+            f"There is no NVIDIA GPU that can be used here: {found.reason}. `--device cpu` rehearses the job."
+        )
+    if int(number) >= found.gpus:
+        raise EngineUnavailableError(f"There is no {device} here, only {found.gpus} GPUs.")
 
 
 def _processor() -> str:

@@ -3,8 +3,8 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from painn_deploy.engines import get_backend
 from painn_deploy.engines.cuda import compute_capability
 from painn_deploy.engines.driver import gpu_of
 from painn_deploy.engines.gpu_session import GpuSession
+from painn_deploy.engines.inductor_compile import SEVERAL
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import EngineUnavailableError
 from painn_deploy.export.manifest import to_json
@@ -126,10 +127,12 @@ class Job:
         if on_gpu and self.torch_device == "cpu":
             keep("eager", lambda: _unavailable("This torch cannot use the GPU; references are computed on the CPU."))
         self._eager(keep, "eager", compiled=False)
-        for engine, precision in MAIN:
-            if engine in self.options.engines and precision in self.options.precisions:
-                with _as_a_figure(keep, f"{engine} {precision}"):
-                    self._speed(keep, stage, engine, precision)
+        main = [(e, p) for e, p in MAIN if e in self.options.engines and p in self.options.precisions]
+        if (os.cpu_count() or 1) >= SEVERAL:
+            self._prebuild(keep, [BuildRequest(engine, precision, "") for engine, precision in main])
+        for engine, precision in main:
+            with _as_a_figure(keep, f"{engine} {precision}"):
+                self._speed(keep, stage, engine, precision)
         if self.quick:
             keep("torch.compile", lambda: _unavailable("It is left out of a quick job: compiling it takes minutes."))
         else:
@@ -209,10 +212,27 @@ class Job:
 
     def _builds(self, keep: Any, stage: Stage) -> None:
         """Every package that later stages ask for and that takes long to compile, side by side."""
-        wanted = [BuildRequest(*parts) for parts in stage.builds]
-        missing = [one for one in wanted if not self._path(one.engine, one.precision, one.form).is_dir()]
-        for name, outcome in build_all(self.options, missing, self._folder):
-            keep(name, outcome)
+        self._prebuild(keep, [BuildRequest(*parts) for parts in stage.builds])
+
+    def _prebuild(self, keep: Any, wanted: Sequence[BuildRequest]) -> None:
+        """Bundles of engines that are here, side by side; one that fails is not tried again in this process."""
+        missing = []
+        for one in wanted:
+            with suppress(Unavailable, EngineUnavailableError):  # its own stage says so
+                self._check_here(one.engine, one.precision)
+                missing += [] if self._path(*one).is_dir() else [one]
+        for one, outcome in build_all(self.options, missing, self._folder):
+            keep(f"{one}: build", self._remembered(one, outcome))
+
+    def _remembered(self, one: BuildRequest, outcome: Callable[[], Any]) -> Callable[[], Any]:
+        def result() -> Any:
+            try:
+                return outcome()
+            except Exception as error:
+                self._failed_exports[self._path(*one)] = error
+                raise
+
+        return result
 
     def _folder(self, form: str) -> Path:
         """Of bundles in a form; those of another machine, version or student lie elsewhere."""
@@ -223,17 +243,25 @@ class Job:
         name = self.options.student.rsplit("/", 1)[-1].replace("student:", "student-").removesuffix(".safetensors")
         return self._folder(form) / f"{name.removesuffix('.pt')}-{engine}-{precision}.engine"
 
-    def bundle(self, keep: Any, engine: str, precision: str, form: str = "") -> Path:
-        """An engine's bundle, exported if it is not there.
+    def _check_here(self, engine: str, precision: str) -> None:
+        """Refuse what cannot run on the job's device.
 
         Raises:
-            Unavailable: the engine cannot run on the job's device.
+            Unavailable: it says why.
         """
         backend, kind = get_backend(engine), self.device.partition(":")[0]
         if not any(device.partition(":")[0] == kind for device in backend.devices()):
             raise Unavailable(f"{engine} {backend.version()} cannot run on {self.device} here.")
         if precision not in backend.precisions:
             raise Unavailable(f"{engine} has no {precision}.")
+
+    def bundle(self, keep: Any, engine: str, precision: str, form: str = "") -> Path:
+        """An engine's bundle, exported if it is not there.
+
+        Raises:
+            Unavailable: the engine cannot run on the job's device.
+        """
+        self._check_here(engine, precision)
         path = self._path(engine, precision, form)
         if path.is_dir():
             return path

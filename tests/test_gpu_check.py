@@ -101,6 +101,7 @@ def test_bad_input_is_an_error_in_words(tmp_path: Path) -> None:
     quick = ("--device", "cpu", "--quick")
     for arguments, message in (
         (("--device", "cuda", "-o", tmp_path / "a"), "There is no NVIDIA GPU that can be used here"),
+        (("--device", "tpu", "-o", tmp_path / "a"), "'tpu' is no device of this job"),
         ((*quick, "-o", blocked / "sub"), "Cannot write to .*--output|Cannot write to .* -o"),
         ((*quick, "--engine", "torch", "-o", tmp_path / "b"), "There is no engine 'torch'; there are: onnxruntime"),
         ((*quick, "--precision", "bf16", "-o", tmp_path / "b"), "There is no precision 'bf16'"),
@@ -112,6 +113,7 @@ def test_bad_input_is_an_error_in_words(tmp_path: Path) -> None:
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
         assert re.search(message, one_line(done.stderr)), done.stderr
+    assert not (tmp_path / "a").exists(), "what was refused leaves nothing behind"
 
 
 def test_a_folder_of_another_job_is_refused(tmp_path: Path) -> None:
