@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
-from painn_deploy.engines.gpu_executor import Recorded
 
 from painn_deploy.engines.forms import Plan
+from painn_deploy.engines.gpu_executor import Recorded
 from painn_deploy.engines.matmul_precision import matmul_precision
 from painn_deploy.engines.pairs import pair_inputs
 from painn_deploy.export.errors import DeviceMemoryError, EngineError, ShapeError

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from painn_deploy.engines.gpu_executor import Recorded
 
+from painn_deploy.engines.gpu_executor import Recorded
 from painn_deploy.engines.inductor_gpu import check_elements
 from painn_deploy.export.errors import DeviceMemoryError, EngineError
 from painn_deploy.export.fields import INPUTS, OUTPUTS, Field, GraphInputs

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from painn_deploy.engines.gpu_executor import GraphOfCuda, Recorded
 
 from painn_deploy.engines.arena import Arena
 from painn_deploy.engines.backend import EngineInfo
 from painn_deploy.engines.contract import check_tensors
 from painn_deploy.engines.cuda import on_device, runtime
+from painn_deploy.engines.gpu_executor import GraphOfCuda, Recorded
 from painn_deploy.engines.gpu_session import GpuSession
 from painn_deploy.engines.profiles import Profile
 from painn_deploy.engines.tensorrt_builder import Messages
