@@ -171,6 +171,8 @@ def _sections(file: bytes) -> Iterator[tuple[bytes, int, int, int]]:
         raise EngineError("The library is not a 64-bit little-endian ELF file. Carry the whole library.")
     (table,) = struct.unpack_from("<Q", file, 0x28)
     size, count, names = struct.unpack_from("<HHH", file, 0x3A)
+    if table + count * size > len(file):  # an offset past what Python can index is no struct.error
+        raise struct.error("the table of sections is cut off")
     headers = [struct.unpack_from("<II16xQQ", file, table + index * size) for index in range(count)]
     _, _, start, length = headers[names]
     text = file[start : start + length]

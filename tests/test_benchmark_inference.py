@@ -89,7 +89,7 @@ def test_peaks_are_measured_on_random_numbers(monkeypatch: pytest.MonkeyPatch) -
         return 1.0
 
     monkeypatch.setattr(roofline, "_best", once)
-    monkeypatch.setattr(roofline, "COPIED", 4096)
+    monkeypatch.setattr(roofline, "COPIED", {"cpu": 4096})
     monkeypatch.setattr(roofline, "ORDERS", {"cpu": 64})
     measured_peaks("cpu", ("fp32", "int8"))
     assert {str(result.dtype) for result in results} == {"torch.float32", "torch.int32"}

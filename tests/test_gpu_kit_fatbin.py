@@ -101,6 +101,7 @@ def test_what_is_not_understood_is_refused(zstd: ModuleType) -> None:
         "container 0 of .nv_fatbin, at byte .* is cut off": patched(whole, begin + 8, struct.pack("<Q", 10**9)),
         "larger than its container": patched(whole, first.start - 56, struct.pack("<Q", 10**9)),
         "of the unknown kind 7": patched(whole, first.start - 64, struct.pack("<H", 7)),
+        "cut off: its sections are not there": patched(whole, 0x28, struct.pack("<Q", 2**63 + 1)),
         "which is no code": patched(whole, list(images(whole))[1].start, b"junk"),
     }
     for message, broken in cases.items():
