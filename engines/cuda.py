@@ -3,14 +3,14 @@
 Every call is checked; none of them imports torch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
 from painn_deploy.export.errors import DeviceMemoryError, EngineError, EngineUnavailableError
 
-__all__ = ["call", "capture", "compute_capability", "gpus", "nvtx_range", "on_device", "runtime"]
+__all__ = ["call", "capture", "compute_capability", "gpus", "in_words", "no_room", "nvtx_range", "on_device", "runtime"]
 
 
 def runtime() -> Any:
@@ -40,12 +40,37 @@ def call(function: Any, *arguments: Any) -> Any:
     if int(status) != 0:
         reason = getattr(status, "name", str(status))
         if "OutOfMemory" in reason or "MemoryAllocation" in reason or "OUT_OF_MEMORY" in reason:
-            raise DeviceMemoryError(
-                f"The GPU has too little free memory: {function.__name__} failed with {reason}. Close what else runs "
-                "on it, or give smaller batches: calculator.batch_slots = N."
-            )
+            raise no_room(f"{function.__name__} failed with {reason}.")
         raise EngineError(f"{function.__name__} failed: {reason}.")
     return results[0] if len(results) == 1 else tuple(results)
+
+
+def no_room(said: str) -> DeviceMemoryError:
+    """The error of a GPU whose memory is full, given what a library said."""
+    return DeviceMemoryError(
+        f"The GPU has too little free memory: {said} Close what else runs on it, or give smaller batches: "
+        "calculator.batch_slots = N."
+    )
+
+
+@contextmanager
+def in_words(what: str, is_full: Callable[[Exception], bool]) -> Iterator[None]:
+    """Errors of a library, which share no base class, as ours.
+
+    Args:
+        what: says what failed.
+        is_full: whether an error is that of a GPU without room.
+
+    Raises:
+        DeviceMemoryError: the GPU's memory is full.
+        EngineError: anything else.
+    """
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as error:
+        raise (no_room(str(error)) if is_full(error) else EngineError(f"{what}: {error}")) from error
 
 
 def gpus() -> tuple[str, ...]:

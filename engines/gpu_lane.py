@@ -268,7 +268,9 @@ class Lane:
         again = (key, self._arena.generation)
         if self.use_graphs and again in self._seen and key not in self.refused and len(self.refused) < MOST_REFUSED:
             self._record(executor, key, send)
-        self._seen = {again} | (self._seen if len(self._seen) < MOST_SEEN else set())
+        if len(self._seen) >= MOST_SEEN:
+            self._seen.clear()
+        self._seen.add(again)
 
     def _record(self, executor: Executor, key: tuple[Any, ...], send: Callable[[], None]) -> None:
         """Record a size; one that cannot be recorded is launched kernel by kernel from now on, and the user is told."""

@@ -21,7 +21,7 @@ from painn_deploy.engines.driver import check_driver, driver
 from painn_deploy.engines.forms import CPU_FORMS, Plan, plans_for
 from painn_deploy.engines.gpu_session import GpuSession
 from painn_deploy.engines.inductor_compile import SEVERAL, Asked, compiled_form, compiling
-from painn_deploy.engines.inductor_gpu import LEAST, LoadedPackage, TorchExecutor, in_words
+from painn_deploy.engines.inductor_gpu import LEAST, LoadedPackage, TorchExecutor, torch_in_words
 from painn_deploy.engines.matmul_precision import matmul_precision
 from painn_deploy.engines.pairs import pair_inputs
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
@@ -200,7 +200,7 @@ def _load(torch: Any, contents: bytes, index: int) -> Any:
         EngineError: torch cannot load it.
     """
     on_gpu = torch.cuda.device(index) if index >= 0 else nullcontext()  # loading makes it the current one for good
-    with in_words(torch, "torch cannot load this package"), on_gpu:
+    with torch_in_words(torch, "torch cannot load this package"), on_gpu:
         return torch._inductor.aoti_load_package(io.BytesIO(contents), index >= 0, index)
 
 
@@ -269,7 +269,7 @@ class InductorSession(Closing):
         plan, package = next((p for p in self._packages if p[0].serves(atoms, slots)), self._packages[-1])
         arrays = (*graph, *pair_inputs(graph.reverse, LEAST)) if plan.form.paired else graph
         failed = f"The compiled graph failed on {atoms} atoms x {slots} slots"
-        with in_words(self._torch, failed), matmul_precision(self._torch):
+        with torch_in_words(self._torch, failed), matmul_precision(self._torch):
             outputs = package(*(self._torch.from_numpy(array) for array in arrays))
         return GraphOutputs(*(output.numpy()[:atoms] for output in outputs))
 

@@ -4,16 +4,17 @@ NOT YET EXECUTED ON A GPU BY US: `make test` proves what can be proved without o
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from painn_deploy.engines.cuda import in_words
 from painn_deploy.engines.forms import Plan
 from painn_deploy.engines.gpu_executor import Recorded
 from painn_deploy.engines.matmul_precision import matmul_precision
 from painn_deploy.engines.pairs import pair_inputs
-from painn_deploy.export.errors import DeviceMemoryError, EngineError, ShapeError
+from painn_deploy.export.errors import EngineError, ShapeError
 from painn_deploy.export.fields import INPUTS, OUTPUTS, PAIR_INPUTS, Field, GraphInputs
 
 __all__ = ["LEAST", "MOST_ELEMENTS", "LoadedPackage", "TorchExecutor", "check_elements"]
@@ -129,7 +130,7 @@ class TorchExecutor:
         if self._now is None:
             raise EngineError("Nothing is bound.")
         package, inputs, outputs = self._now
-        with self._current(), in_words(self._torch, "The compiled graph failed"):
+        with self._current(), torch_in_words(self._torch, "The compiled graph failed"):
             results = package.run(*inputs)
             for output, result in zip(outputs, results, strict=True):
                 output.copy_(result, non_blocking=True)
@@ -150,7 +151,7 @@ class TorchExecutor:
         """See `Executor.record`."""
         torch = self._torch
         graph = torch.cuda.CUDAGraph()
-        with self._current(), in_words(torch, "torch could not record it"):
+        with self._current(), torch_in_words(torch, "torch could not record it"):
             # of this thread alone: what another thread allocates meanwhile must not end it
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
@@ -201,25 +202,9 @@ class TorchGraph:
             graph.reset()
 
 
-@contextmanager
-def in_words(torch: Any, what: str) -> Iterator[None]:
-    """Errors of torch as ours.
-
-    Raises:
-        DeviceMemoryError: the GPU's memory is full.
-        EngineError: anything else.
-    """
-    try:
-        yield
-    except EngineError:
-        raise
-    except torch.OutOfMemoryError as error:
-        raise DeviceMemoryError(
-            f"The GPU has too little free memory: {error} Close what else runs on it, or give smaller batches: "
-            "calculator.batch_slots = N."
-        ) from error
-    except Exception as error:  # torch's own share no base class but this one
-        raise EngineError(f"{what}: {error}") from error
+def torch_in_words(torch: Any, what: str) -> AbstractContextManager[None]:
+    """Errors of torch as ours; see `painn_deploy.engines.cuda.in_words`."""
+    return in_words(what, lambda error: isinstance(error, torch.OutOfMemoryError))
 
 
 class _Memory:

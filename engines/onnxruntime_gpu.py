@@ -4,14 +4,15 @@ NOT YET EXECUTED ON A GPU BY US: `make test` proves what can be proved without o
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 
+from painn_deploy.engines.cuda import in_words
 from painn_deploy.engines.gpu_executor import Recorded
 from painn_deploy.engines.inductor_gpu import check_elements
-from painn_deploy.export.errors import DeviceMemoryError, EngineError
+from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import INPUTS, OUTPUTS, Field, GraphInputs
 
 __all__ = ["OrtExecutor"]
@@ -90,7 +91,7 @@ class OrtExecutor:
         options.add_run_config_entry("gpu_graph_id", number)
         # the lane waits for its stream itself, once, after the results are on their way too
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        with _in_words("onnxruntime failed"):
+        with ort_in_words("onnxruntime failed"):
             session.run_with_iobinding(binding, options)
 
     def record(self, send: Callable[[], None]) -> Recorded:
@@ -140,22 +141,6 @@ class _Numbered:
         self._session = self._binding = None
 
 
-@contextmanager
-def _in_words(what: str) -> Iterator[None]:
-    """Errors of ONNX Runtime as ours.
-
-    Raises:
-        DeviceMemoryError: the GPU's memory is full.
-        EngineError: anything else.
-    """
-    try:
-        yield
-    except EngineError:
-        raise
-    except Exception as error:  # its own share no base class but this one
-        if any(sign in str(error) for sign in FULL):
-            raise DeviceMemoryError(
-                f"The GPU has too little free memory: {error}. Close what else runs on it, or give smaller batches: "
-                "calculator.batch_slots = N."
-            ) from error
-        raise EngineError(f"{what}: {error}") from error
+def ort_in_words(what: str) -> AbstractContextManager[None]:
+    """Errors of ONNX Runtime as ours; see `painn_deploy.engines.cuda.in_words`."""
+    return in_words(what, lambda error: any(sign in str(error) for sign in FULL))

@@ -369,18 +369,17 @@ def join(graphs: Sequence[LocalGraph], dtype: type[np.floating] = np.float32, sl
         dtype: float32 for engines, float64 for references.
         slot_step: that the number of columns is a multiple of.
     """
-    if len(graphs) == 1:
+    if len(graphs) == 1:  # a step of dynamics: nothing is copied
         (graph,) = graphs
-        layout = SlotLayout.of(graph.pairs.first, graph.pairs.second, len(graph.numbers), slot_step=slot_step)
-        displacements, mask = layout.scatter(graph.vectors, dtype=dtype)
-        return GraphInputs(graph.numbers, displacements, layout.neighbours, layout.reverse, mask)
-    sizes = [len(graph.numbers) for graph in graphs]
-    starts = np.cumsum([0, *sizes])
-    first = np.concatenate([graph.pairs.first + start for graph, start in zip(graphs, starts, strict=False)])
-    second = np.concatenate([graph.pairs.second + start for graph, start in zip(graphs, starts, strict=False)])
-    layout = SlotLayout.of(first, second, int(starts[-1]), slot_step=slot_step)
-    displacements, mask = layout.scatter(np.concatenate([graph.vectors for graph in graphs]), dtype=dtype)
-    numbers = np.concatenate([graph.numbers for graph in graphs])
+        numbers, first, second, vectors = graph.numbers, graph.pairs.first, graph.pairs.second, graph.vectors
+    else:
+        starts = np.cumsum([0, *(len(graph.numbers) for graph in graphs)])
+        first = np.concatenate([graph.pairs.first + start for graph, start in zip(graphs, starts, strict=False)])
+        second = np.concatenate([graph.pairs.second + start for graph, start in zip(graphs, starts, strict=False)])
+        vectors = np.concatenate([graph.vectors for graph in graphs])
+        numbers = np.concatenate([graph.numbers for graph in graphs])
+    layout = SlotLayout.of(first, second, len(numbers), slot_step=slot_step)
+    displacements, mask = layout.scatter(vectors, dtype=dtype)
     return GraphInputs(numbers, displacements, layout.neighbours, layout.reverse, mask)
 
 

@@ -33,7 +33,7 @@ from painn_deploy.export.manifest import prepare_output
 from painn_deploy.scripts.entry import run_command
 from painn_deploy.scripts.gpu_identity import check_device
 from painn_deploy.scripts.gpu_plan import FORMS, LAUNCHED, REPLAYED, Options, plan
-from painn_deploy.scripts.gpu_record import ABSENT, DONE, FAILED, UNDER_WAY, WAITING, Record
+from painn_deploy.scripts.gpu_record import ABSENT, DONE, FAILED, SUMMARY, UNDER_WAY, WAITING, Record
 from painn_deploy.scripts.gpu_worker import AGAIN, REFUSED
 
 LOOK = 0.2
@@ -160,7 +160,7 @@ def _watched(worker: "subprocess.Popen[bytes]", folder: Path, deadline: float | 
         time.sleep(LOOK)
         if deadline is not None and time.monotonic() > deadline:
             return None
-        if (folder / "summary.json").is_file():
+        if (folder / SUMMARY).is_file():
             under_way = [of for of in Record.read(folder).stages.values() if of["state"] == UNDER_WAY and "began" in of]
             if any(time.time() - of["began"] > of["budget"] for of in under_way):
                 return HUNG

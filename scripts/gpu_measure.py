@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from painn_deploy.engines import Session
 from painn_deploy.engines.contract import padded
+from painn_deploy.engines.gpu_lane import SLOT_STEP
 from painn_deploy.engines.gpu_session import GpuSession
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
@@ -45,7 +46,6 @@ SETS = 4
 SIGMA = 0.02
 """Å, that every atom is moved by in every direction."""
 
-SLOT_STEP = 8
 WARM_UP = 3
 
 Figures = Callable[[str, Callable[[], Any]], None]

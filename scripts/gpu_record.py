@@ -95,15 +95,14 @@ class Record:
             summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
             path = folder / FIGURES
             figures = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-            return cls(folder, summary["job"], summary["stages"], figures)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            job, stages = summary["job"], summary["stages"]
+            if not all(isinstance(part, dict) for part in (job, stages, figures, *stages.values(), *figures.values())):
+                raise TypeError("it holds something else")
+            return cls(folder, job, stages, figures)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(
                 f"{folder} holds no readable {SUMMARY} of such a job: {error}. Begin in another."
             ) from error
-
-    def has(self, stage: str, name: str) -> bool:
-        """Whether a figure is known."""
-        return name in self.figures.get(stage, {})
 
     def note(self, stage: str, name: str, value: Any) -> None:
         """Keep a figure; it is on disk when this returns."""

@@ -25,7 +25,7 @@ from painn_deploy.engines.gpu_session import GpuSession
 from painn_deploy.engines.inductor_compile import SEVERAL
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import EngineUnavailableError
-from painn_deploy.export.manifest import to_json
+from painn_deploy.export.manifest import SUFFIX, to_json
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts.benchmark_inference import plot, time_bundles
 from painn_deploy.scripts.benchmarking import bundle_candidates
@@ -240,8 +240,7 @@ class Job:
         return Path(self.options.work) / of / (form.translate(str.maketrans("+@,", "---")) or "default")
 
     def _path(self, engine: str, precision: str, form: str) -> Path:
-        name = self.options.student.rsplit("/", 1)[-1].replace("student:", "student-").removesuffix(".safetensors")
-        return self._folder(form) / f"{name.removesuffix('.pt')}-{engine}-{precision}.engine"
+        return self._folder(form) / f"{self.record.job['student']}-{engine}-{precision}{SUFFIX}"
 
     def _check_here(self, engine: str, precision: str) -> None:
         """Refuse what cannot run on the job's device.

@@ -25,8 +25,7 @@ from painn_deploy.engines.gpu_session import GpuSession
 from painn_deploy.engines.inductor_gpu import LoadedPackage, TorchExecutor
 from painn_deploy.engines.onnx_torch import OnnxModule
 from painn_deploy.engines.onnxruntime import open_graph
-from painn_deploy.engines.onnxruntime_gpu import OrtExecutor
-from painn_deploy.engines.onnxruntime_gpu import _in_words as ort_in_words
+from painn_deploy.engines.onnxruntime_gpu import OrtExecutor, ort_in_words
 from painn_deploy.engines.profiles import Profile
 from painn_deploy.engines.tensorrt_session import TensorRTSession
 from painn_deploy.export import load_student

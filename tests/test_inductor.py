@@ -16,7 +16,7 @@ from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.engines.forms import CPU_FORMS
 from painn_deploy.engines.inductor import TUNED, InductorBackend
 from painn_deploy.engines.inductor_compile import SEVERAL, Asked, compiling
-from painn_deploy.engines.inductor_gpu import in_words
+from painn_deploy.engines.inductor_gpu import torch_in_words
 from painn_deploy.engines.onnx_torch import OnnxModule
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import BundleError, DeviceMemoryError, EngineError, EngineUnavailableError
@@ -145,9 +145,12 @@ def test_a_package_of_another_gpu_is_refused(compiled: Path, tmp_path: Path, mon
 
 
 def test_a_full_gpu_is_an_error_of_its_own() -> None:
-    with pytest.raises(DeviceMemoryError, match="too little free memory.*batch_slots"), in_words(torch, "It failed"):
+    with (
+        pytest.raises(DeviceMemoryError, match="too little free memory.*batch_slots"),
+        torch_in_words(torch, "It failed"),
+    ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-    with pytest.raises(EngineError, match="It failed: an illegal memory access"), in_words(torch, "It failed"):
+    with pytest.raises(EngineError, match="It failed: an illegal memory access"), torch_in_words(torch, "It failed"):
         raise RuntimeError("an illegal memory access")
 
 
