@@ -60,8 +60,15 @@ def needed(file: Path) -> Sequence[str]:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no 64-bit little-endian ELF file.
+        ValueError: it is no 64-bit little-endian ELF file, or is damaged.
     """
+    try:
+        return _needed(file)
+    except (struct.error, OverflowError) as error:  # offsets that lead past its end
+        raise ValueError(f"{file} is damaged: {error}.") from error
+
+
+def _needed(file: Path) -> Sequence[str]:
     with file.open("rb") as stream:
 
         def read(offset: int, size: int) -> bytes:
@@ -76,6 +83,8 @@ def needed(file: Path) -> Sequence[str]:
         entries: list[tuple[int, int]] = []
         for kind, _, offset, _, _, length, *_ in segments:
             if kind == _DYNAMIC:
+                if length > file.stat().st_size:
+                    raise struct.error("a segment is longer than it")
                 entries += _ENTRY.iter_unpack(read(offset, length))
         strings = next((value for tag, value in entries if tag == _STRINGS), 0)
         for kind, _, offset, address, _, length, *_ in segments:

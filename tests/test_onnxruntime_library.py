@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
@@ -269,6 +270,21 @@ def test_what_a_library_needs_is_read_from_its_file(gpu_site: Path, tmp_path: Pa
         (tmp_path / "file.so").write_bytes(contents)
         with pytest.raises(ValueError, match="is no 64-bit little-endian ELF file"):
             needed(tmp_path / "file.so")
+
+
+def test_a_damaged_library_is_told_and_nothing_else_is_raised(gpu_site: Path, tmp_path: Path) -> None:
+    whole = (gpu_site / "onnxruntime" / "capi" / "libonnxruntime_providers_cuda.so").read_bytes()
+    damaged, random, refused = tmp_path / "file.so", np.random.default_rng(0), 0
+    for _ in range(500):
+        broken = bytearray(whole)
+        for at in random.integers(0, 900, 3):
+            broken[at] = random.choice([0, 127, 128, 255])
+        damaged.write_bytes(broken[: random.choice([len(broken), 700])])
+        try:
+            needed(damaged)
+        except (ValueError, OSError):
+            refused += 1
+    assert refused > 10
 
 
 def test_folders_of_wheels_are_those_of_the_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
