@@ -15,7 +15,7 @@ from ase.collections import g2, s22
 from ase.data import chemical_symbols, covalent_radii, reference_states
 
 from painn_deploy.export.errors import DatasetError
-from painn_deploy.export.student import Student
+from painn_deploy.export.model.student import Student
 
 __all__ = [
     "CALIBRATION_NAME",

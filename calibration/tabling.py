@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from painn_deploy.calibration.reference import reference_results
+from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.structures import within_reach
 from painn_deploy.export.errors import ExportError
-from painn_deploy.export.student import Student
+from painn_deploy.export.model.student import Student
 
 __all__ = ["LARGEST_ERROR", "Tabled", "find_table"]
 

@@ -13,10 +13,10 @@ __all__ = ["BACKENDS", "Backend", "EngineInfo", "Session", "get_backend"]
 
 BACKENDS = MappingProxyType(
     {
-        "onnxruntime": "painn_deploy.engines.onnxruntime",
-        "tensorrt": "painn_deploy.engines.tensorrt",
-        "tensorrt-rtx": "painn_deploy.engines.tensorrt_rtx",
-        "inductor": "painn_deploy.engines.inductor",
+        "onnxruntime": "painn_deploy.engines.onnxruntime.backend",
+        "tensorrt": "painn_deploy.engines.tensorrt.backend",
+        "tensorrt-rtx": "painn_deploy.engines.tensorrt.rtx",
+        "inductor": "painn_deploy.engines.inductor.backend",
     }
 )
 

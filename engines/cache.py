@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -10,13 +11,19 @@ from pathlib import Path
 
 from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine
 from painn_deploy.engines.profiles import Profile
-from painn_deploy.export.cache import cache_folder
 
-__all__ = ["build_cached", "cache_key"]
+__all__ = ["build_cached", "cache_folder", "cache_key"]
 
 META = "engine.json"
 MADE = 4
 """Which way of building made an entry; one more whenever a backend here builds the same graph differently."""
+
+
+def cache_folder() -> Path:
+    """$PAINN_DEPLOY_CACHE, or painn-deploy in the user's cache folder; it need not exist."""
+    if chosen := os.environ.get("PAINN_DEPLOY_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "painn-deploy"
 
 
 def cache_key(backend: Backend, model: bytes, options: BuildOptions) -> str:

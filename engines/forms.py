@@ -82,7 +82,11 @@ class Form:
 
     def lowered(self, graph: "onnx.ModelProto") -> "onnx.ModelProto":
         """The graph in this form; what is given is not changed."""
-        from painn_deploy.export.lowering import filters_once_a_pair, products_side_by_side, sums_for_batched_products
+        from painn_deploy.export.graph.lowering import (
+            filters_once_a_pair,
+            products_side_by_side,
+            sums_for_batched_products,
+        )
 
         if {"sums", "products"}.intersection(self.words):
             graph = sums_for_batched_products(graph, of_products="sums" not in self.words, mixing=True)

@@ -7,6 +7,8 @@ vocabulary and the manifest.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from painn_deploy.export import moved as _moved  # noqa: F401 - old import paths answer from here on
+
 if TYPE_CHECKING:
     from painn_deploy.export.checkpoint import load_student
 

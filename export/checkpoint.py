@@ -11,10 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from painn_deploy.export.distiller import Distiller
 from painn_deploy.export.errors import CheckpointError, ConfigurationError
-from painn_deploy.export.painn import PaiNN
-from painn_deploy.export.student import Configuration, Student
+from painn_deploy.export.model.distiller import Distiller
+from painn_deploy.export.model.painn import PaiNN
+from painn_deploy.export.model.student import Configuration, Student
 
 __all__ = ["ARCHITECTURES", "Checkpoint", "load_student", "resolve_checkpoint"]
 

@@ -10,10 +10,12 @@ who has never heard of painn-deploy would catch.
     │   └── SpeciesError           an element that the student has no embedding for
     ├── DatasetError           training or validation data that cannot be used
     ├── ExportError            a graph that cannot be made, or would not keep the graph contract
-    │   └── ParityError            the exported graph's energies or forces are not the student's
+    │   ├── ParityError            the exported graph's energies or forces are not the student's
+    │   └── PrecisionError         a precision that cannot be had within the tolerance that was asked for
     ├── BundleError            a bundle with a missing, altered or foreign file, or of a format that we cannot read
     ├── EngineError            an engine that failed to build, load or run
     │   ├── EngineUnavailableError  a backend or device that is asked for and is not here
+    │   ├── DeviceMemoryError       a GPU that has too little free memory
     │   └── ShapeError              arrays that do not keep the graph contract, or lie outside every shape profile
     ├── ServerError            a server that a driver answers: not there, gone before its end, or silent
     └── OutputError            a file or folder that cannot be written, or would be overwritten
@@ -24,12 +26,14 @@ __all__ = [
     "CheckpointError",
     "ConfigurationError",
     "DatasetError",
+    "DeviceMemoryError",
     "EngineError",
     "EngineUnavailableError",
     "ExportError",
     "OutputError",
     "PaiNNDeployError",
     "ParityError",
+    "PrecisionError",
     "ServerError",
     "ShapeError",
     "SpeciesError",

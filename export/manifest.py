@@ -43,7 +43,7 @@ class Manifest:
     Attributes:
         architecture: of the student, `painn` or `distiller`.
         checkpoint_sha256: of the checkpoint's file.
-        configuration: the student's, see `painn_deploy.export.student.Configuration`.
+        configuration: the student's, see `painn_deploy.export.model.student.Configuration`.
         cutoff: Å.
         species: atomic numbers that the engine answers for.
         species_verified: whether the configuration lists them; else they are the embedding's rows.

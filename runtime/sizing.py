@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ase import Atoms
 
-from painn_deploy.engines.driver import gpu_of
-from painn_deploy.export.cache import cache_folder
+from painn_deploy.engines.cache import cache_folder
+from painn_deploy.engines.gpu.driver import gpu_of
 from painn_deploy.export.errors import EngineError
 from painn_deploy.runtime.neighbours import LocalGraph, join
 

@@ -101,8 +101,8 @@ def export(
 ) -> None:
     """Make engines of a student, each in a bundle NAME-ENGINE-PRECISION.engine."""
     from painn_deploy.scripts import export_engines
-    from painn_deploy.scripts.export_errors import print_errors
-    from painn_deploy.scripts.quantities import force_limit, lossy_limits
+    from painn_deploy.scripts.commands.export_errors import print_errors
+    from painn_deploy.scripts.commands.quantities import force_limit, lossy_limits
 
     with _steps("starting") as progress:
         paths = export_engines(
@@ -145,10 +145,10 @@ def validate(
     device: Device = "auto",
 ) -> None:
     """Hold engines against their student and the laws of physics; exit status 1 where one is past a limit."""
-    from painn_deploy.calibration.accuracy import Limits
-    from painn_deploy.scripts import validating
-    from painn_deploy.scripts.quantities import energy_limit, force_limit, stress_limit
-    from painn_deploy.scripts.validation_tables import print_validations
+    from painn_deploy.calibration.accuracy import validation as validating
+    from painn_deploy.calibration.accuracy.errors import Limits
+    from painn_deploy.scripts.commands.quantities import energy_limit, force_limit, stress_limit
+    from painn_deploy.scripts.commands.validate import print_validations
 
     limits = Limits(energy_limit(max_energy_error), force_limit(max_force_error), stress_limit(max_stress_error))
     if output is not None:
@@ -166,7 +166,7 @@ def validate(
     baseline = None if compare_to is None else validations.pop()
     failed = print_validations(out, validations, baseline, strict=strict)
     if output is not None:
-        from painn_deploy.scripts.report import write_report
+        from painn_deploy.calibration.report.report import write_report
 
         for path in (
             validating.write_validations(validations, output, baseline),
@@ -198,7 +198,7 @@ def md(
     from painn_deploy.calibration.structures import read_structures
     from painn_deploy.export.errors import OutputError, StructureError
     from painn_deploy.runtime import PaiNNCalculator
-    from painn_deploy.scripts.dynamics import ENSEMBLES, Plan, simulate
+    from painn_deploy.scripts.commands.md import ENSEMBLES, Plan, simulate
 
     if ensemble not in ENSEMBLES:
         raise typer.BadParameter(f"{ensemble!r} is none of {', '.join(ENSEMBLES)}.", param_hint="--ensemble")
@@ -263,9 +263,9 @@ def screen(
     device: Device = "auto",
 ) -> None:
     """Compute every structure of a file, in order; goes on after a kill with --resume."""
-    from painn_deploy.runtime import screening
-    from painn_deploy.runtime.relaxation import Relaxation
-    from painn_deploy.scripts.screening import display, report
+    from painn_deploy.runtime.screening import run as screening
+    from painn_deploy.runtime.screening.relaxation import Relaxation
+    from painn_deploy.scripts.commands.screen import display, report
 
     if workers is None and (address is not None or worker_memory is not None):
         raise typer.BadParameter("--address and --worker-memory are about workers; give --workers N too.")
@@ -303,7 +303,7 @@ def bench(
     device: Device = "auto",
 ) -> None:
     """Time engines side by side: latency by size, throughput by batch, memory."""
-    from painn_deploy.scripts.benchmark_inference import bench_bundles
+    from painn_deploy.scripts.benchmarks.benchmark_inference import bench_bundles
 
     bench_bundles(bundles, reference, output, quick=quick, device=device, console=out)
 
@@ -316,7 +316,7 @@ def inspect(bundle: OneBundle) -> None:
     from ase.data import chemical_symbols
 
     from painn_deploy.export.manifest import VALIDATION, read_bundle
-    from painn_deploy.scripts.export_errors import print_errors
+    from painn_deploy.scripts.commands.export_errors import print_errors
 
     opened = read_bundle(bundle)
     m = opened.manifest
@@ -344,7 +344,7 @@ def inspect(bundle: OneBundle) -> None:
 @app.command()
 def doctor() -> None:
     """List engines and packages with their versions, and what is missing; exit status 1 where no engine can run."""
-    from painn_deploy.scripts.doctor import engines_table, packages_table
+    from painn_deploy.scripts.commands.doctor import engines_table, packages_table
 
     engines, usable = engines_table()
     out.print(engines, packages_table())
@@ -360,7 +360,7 @@ def demo(
     picoseconds: Annotated[float, typer.Option(min=0.05, max=1e4, help="Of dynamics.")] = 2.0,
 ) -> None:
     """Export the student that ships, validate its engine, run dynamics, and leave a table and a picture."""
-    from painn_deploy.scripts.demo import run_demo
+    from painn_deploy.scripts.commands.demo import run_demo
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as progress:

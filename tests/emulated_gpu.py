@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from painn_deploy.engines.device_positions import KERNEL
-from painn_deploy.engines.onnxruntime import open_graph
+from painn_deploy.engines.gpu.device_positions import KERNEL
+from painn_deploy.engines.onnxruntime.backend import open_graph
 from painn_deploy.export.fields import INPUTS, OUTPUTS, GraphInputs
 
 

@@ -15,7 +15,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import NormalizedName
 from packaging.version import Version
 
-from painn_deploy.scripts.gpu_kit_onnxruntime import PROVIDER
+from painn_deploy.scripts.kit.onnxruntime_wheel import PROVIDER
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 

@@ -130,11 +130,12 @@ def main() -> None:
     import tensorrt_bindings
     import tensorrt_rtx
 
-    from painn_deploy.engines import gpu_session, tensorrt_session
     from painn_deploy.engines.backend import BuildOptions, EngineInfo
+    from painn_deploy.engines.gpu import session as gpu_session
     from painn_deploy.engines.profiles import Profile
-    from painn_deploy.engines.tensorrt_builder import build_plan
-    from painn_deploy.engines.tensorrt_session import TensorRTSession
+    from painn_deploy.engines.tensorrt import session as tensorrt_session
+    from painn_deploy.engines.tensorrt.builder import build_plan
+    from painn_deploy.engines.tensorrt.session import TensorRTSession
     from tests.emulated_gpu import EmulatedCuda
     from tests.test_gpu_session import CUTOFF, graph_inputs, students
 

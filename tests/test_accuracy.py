@@ -3,9 +3,9 @@ import pytest
 from ase import Atoms
 from ase.units import GPa
 
-from painn_deploy.calibration.accuracy import Limits, compare
+from painn_deploy.calibration.accuracy.errors import Limits, compare
 from painn_deploy.calibration.structures import default_structures, seed_structures
-from painn_deploy.scripts.quantities import energy_limit, force_limit, stress_limit
+from painn_deploy.scripts.commands.quantities import energy_limit, force_limit, stress_limit
 
 
 def result(energy: float, forces: list[list[float]], stress: float | None = None) -> dict[str, object]:

@@ -12,14 +12,14 @@ import torch
 from ase import Atoms
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from painn_deploy.calibration import consistency, continuity, motion, reproducibility, symmetry
-from painn_deploy.calibration.accuracy import Limits
-from painn_deploy.calibration.audit import References, audit, prepare
-from painn_deploy.calibration.motion import Drift
-from painn_deploy.calibration.reference import TorchCalculator
-from painn_deploy.calibration.resolution import noise_findings
-from painn_deploy.calibration.subjects import choose_subjects
-from painn_deploy.calibration.verdicts import Finding, Verdict, judge, say, show
+from painn_deploy.calibration.accuracy.errors import Limits
+from painn_deploy.calibration.accuracy.reference import TorchCalculator
+from painn_deploy.calibration.physics import consistency, continuity, motion, reproducibility, symmetry
+from painn_deploy.calibration.physics.audit import References, audit, prepare
+from painn_deploy.calibration.physics.motion import Drift
+from painn_deploy.calibration.physics.resolution import noise_findings
+from painn_deploy.calibration.physics.subjects import choose_subjects
+from painn_deploy.calibration.physics.verdicts import Finding, Verdict, judge, say, show
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import EngineError
 

@@ -12,9 +12,10 @@ from ase.build import molecule
 
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.torchsim import PaiNNModel
-from painn_deploy.scripts import benchmark_batching, prove_screening
-from painn_deploy.scripts.relax_molecules import molecules, relax_molecules
-from painn_deploy.scripts.run_replicas import run_replicas
+from painn_deploy.scripts.benchmarks import benchmark_batching
+from painn_deploy.scripts.examples.relax_molecules import molecules, relax_molecules
+from painn_deploy.scripts.examples.run_replicas import run_replicas
+from painn_deploy.scripts.studies import interrupted_screening as prove_screening
 
 from . import students
 from .conftest import ROOT

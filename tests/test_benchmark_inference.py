@@ -15,14 +15,16 @@ from rich.console import Console
 
 from painn_deploy.export.errors import PaiNNDeployError
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.scripts import benchmark_inference, benchmarking, demo, roofline
-from painn_deploy.scripts.benchmark_inference import bench_bundles, benchmark, read, report
-from painn_deploy.scripts.benchmarking import EAGER, bundle_candidates, costs, sizes
-from painn_deploy.scripts.compare_benchmarks import compare
-from painn_deploy.scripts.graph_costs import Cost
-from painn_deploy.scripts.performance_tables import page
-from painn_deploy.scripts.roofline import Peaks, Roof, measured_peaks, roof
-from painn_deploy.scripts.timing import mover, samples
+from painn_deploy.scripts.benchmarks import benchmark_inference, benchmarking
+from painn_deploy.scripts.benchmarks.benchmark_inference import bench_bundles, benchmark, read, report
+from painn_deploy.scripts.benchmarks.benchmarking import EAGER, bundle_candidates, costs, sizes
+from painn_deploy.scripts.benchmarks.compare_benchmarks import compare
+from painn_deploy.scripts.benchmarks.performance_tables import page
+from painn_deploy.scripts.benchmarks.timing import mover, samples
+from painn_deploy.scripts.commands import demo
+from painn_deploy.scripts.profiling import roofline
+from painn_deploy.scripts.profiling.costs import Cost
+from painn_deploy.scripts.profiling.roofline import Peaks, Roof, measured_peaks, roof
 
 from . import students
 from .test_cli import run

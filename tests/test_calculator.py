@@ -16,7 +16,7 @@ from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS, FIRE
 
-from painn_deploy.calibration.reference import TorchCalculator, reference_results
+from painn_deploy.calibration.accuracy.reference import TorchCalculator, reference_results
 from painn_deploy.engines.contract import check_inputs
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import (

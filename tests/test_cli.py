@@ -157,7 +157,8 @@ def test_bad_input_is_one_line_that_helps(
 
 def test_an_export_that_fails_leaves_no_bundle(painn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from painn_deploy.export.errors import ParityError
-    from painn_deploy.scripts import bundling, export_engines
+    from painn_deploy.scripts import export_engines
+    from painn_deploy.scripts.commands import bundler as bundling
 
     def refuse(*_: object) -> None:
         raise ParityError("wrong forces")

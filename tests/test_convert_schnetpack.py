@@ -12,11 +12,11 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 
-from painn_deploy.calibration.reference import reference_results
+from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import PaiNNDeployError
 from painn_deploy.scripts import convert_schnetpack
-from painn_deploy.scripts.schnetpack_candidate import schnetpack
+from painn_deploy.scripts.benchmarks.schnetpack_candidate import schnetpack
 
 from . import students
 

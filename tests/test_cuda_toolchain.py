@@ -9,9 +9,9 @@ import pytest
 from torch._inductor.cpp_builder import get_cpp_torch_device_options
 from torch.utils import cpp_extension
 
-from painn_deploy.engines import cuda_toolchain
-from painn_deploy.engines.cuda_toolchain import toolchain
-from painn_deploy.engines.shared_libraries import needed
+from painn_deploy.engines.gpu import toolchain as cuda_toolchain
+from painn_deploy.engines.gpu.shared_libraries import needed
+from painn_deploy.engines.gpu.toolchain import toolchain
 from painn_deploy.export.errors import EngineUnavailableError
 
 from .test_driver import made_driver, shared_library
@@ -105,7 +105,7 @@ def test_the_driver_that_the_process_loads_is_the_one_that_is_linked(tmp_path: P
     code = """
 import os
 from pathlib import Path
-from painn_deploy.engines.cuda_toolchain import toolchain
+from painn_deploy.engines.gpu.toolchain import toolchain
 with toolchain():
     print(Path(os.environ["LIBRARY_PATH"].split(":")[0], "libcuda.so").resolve())
 """

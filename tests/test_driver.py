@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from painn_deploy.engines.driver import Driver, check_driver, driver, gpu_name
+from painn_deploy.engines.gpu.driver import Driver, check_driver, driver, gpu_name
 from painn_deploy.export.errors import EngineUnavailableError
 
 SOURCE = """
@@ -90,7 +90,7 @@ def test_a_library_for_another_cuda_is_refused_with_the_remedy(tmp_path: Path) -
 def test_the_driver_is_found_by_its_own_name(tmp_path: Path) -> None:
     made_driver(tmp_path, gpus=1, name="libcuda.so.1")
     code = """
-from painn_deploy.engines.driver import driver, gpu_of
+from painn_deploy.engines.gpu.driver import driver, gpu_of
 print(driver().gpus, *map(gpu_of, ("cuda", "cuda:0", "cuda:1", "cpu", "cuda:x")), sep=", ")
 """
     done = subprocess.run(

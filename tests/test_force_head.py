@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from painn_deploy.export import load_student
-from painn_deploy.export.aggregation import CLOSED_FORM, PLAIN
-from painn_deploy.export.explicit import EXPLICIT
-from painn_deploy.export.force_head import autograd_forces, explicit_forces, tensors
+from painn_deploy.export.model.aggregation import CLOSED_FORM, PLAIN
+from painn_deploy.export.model.explicit import EXPLICIT
+from painn_deploy.export.model.force_head import autograd_forces, explicit_forces, tensors
 from painn_deploy.runtime.neighbours import graph_inputs
 
 from . import students

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from painn_deploy.engines.forms import CPU_FORMS, GPU_FORMS, WORDS, Form, Plan, plans_for
-from painn_deploy.engines.inductor_compile import traced
-from painn_deploy.engines.onnx_torch import OnnxModule
-from painn_deploy.engines.onnxruntime import elements_a_slot
-from painn_deploy.engines.pairs import pair_inputs
+from painn_deploy.engines.inductor.compile import traced
+from painn_deploy.engines.inductor.onnx_torch import OnnxModule
+from painn_deploy.engines.inductor.pairs import pair_inputs
+from painn_deploy.engines.onnxruntime.backend import elements_a_slot
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import EngineError
-from painn_deploy.export.half import to_half
-from painn_deploy.export.onnx_graph import export_onnx
+from painn_deploy.export.graph.half import to_half
+from painn_deploy.export.graph.onnx_graph import export_onnx
 from painn_deploy.runtime.neighbours import graph_inputs
 
 from . import students

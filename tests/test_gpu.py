@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from painn_deploy.scripts.gpu_plan import Options, plan
-from painn_deploy.scripts.gpu_record import ABSENT, DONE
+from painn_deploy.scripts.gpu.plan import Options, plan
+from painn_deploy.scripts.gpu.record import ABSENT, DONE
 
 from .conftest import ROOT, VISIBLE
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.gpu
 STAGES = [
     stage.name for stage in plan(Options("student:base", "cuda:0", "")) if stage.kind in ("first", "proof", "dynamics")
 ]
-ASKED = "from painn_deploy.engines.driver import driver; found = driver(); print(found.gpus, found.reason)"
+ASKED = "from painn_deploy.engines.gpu.driver import driver; found = driver(); print(found.gpus, found.reason)"
 
 
 @pytest.fixture(scope="module")

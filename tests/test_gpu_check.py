@@ -21,12 +21,12 @@ from rich.console import Console
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import EngineError, EngineUnavailableError, OutputError
 from painn_deploy.export.fields import GraphOutputs
-from painn_deploy.scripts import gpu_check
-from painn_deploy.scripts.eager import EagerModel, edges_of
-from painn_deploy.scripts.gpu_measure import Case, Clock, Pace, eager_figures, errors, made_cases, same_bits
-from painn_deploy.scripts.gpu_plan import FORMS, Options, plan
-from painn_deploy.scripts.gpu_proofs import Subject, farthest, largest_difference, threads
-from painn_deploy.scripts.gpu_record import ABSENT, DONE, FAILED, UNDER_WAY, WAITING, Record
+from painn_deploy.scripts.benchmarks.eager import EagerModel, edges_of
+from painn_deploy.scripts.gpu import check as gpu_check
+from painn_deploy.scripts.gpu.measure import Case, Clock, Pace, eager_figures, errors, made_cases, same_bits
+from painn_deploy.scripts.gpu.plan import FORMS, Options, plan
+from painn_deploy.scripts.gpu.proofs import Subject, farthest, largest_difference, threads
+from painn_deploy.scripts.gpu.record import ABSENT, DONE, FAILED, UNDER_WAY, WAITING, Record
 
 from . import students
 from .conftest import ROOT
@@ -147,7 +147,7 @@ def test_what_failed_is_tried_again_and_what_is_done_is_not(tmp_path: Path) -> N
 
 WORKER = """
 import json, os, sys, time
-from painn_deploy.scripts.gpu_record import *
+from painn_deploy.scripts.gpu.record import *
 from pathlib import Path
 resume, retry = (word == "True" for word in sys.argv[2:])
 record = Record.begin(Path(sys.argv[1]), {{}}, ["first", "second", "third"], resume=resume, retry=retry)

@@ -15,9 +15,9 @@ from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from painn_deploy.export.errors import OutputError
-from painn_deploy.scripts import gpu_kit
-from painn_deploy.scripts.gpu_kit_download import Downloads
-from painn_deploy.scripts.gpu_kit_portions import bytes_of, check_output, plan, write_portions
+from painn_deploy.scripts.kit import kit as gpu_kit
+from painn_deploy.scripts.kit.download import Downloads
+from painn_deploy.scripts.kit.portions import bytes_of, check_output, plan, write_portions
 
 from .conftest import ROOT
 from .gpu_kit_parts import PYTHON, Shelf, make_gpu_wheel, make_wheel, take, values
@@ -226,7 +226,7 @@ def test_the_command_writes_portions_and_says_what_to_run(command: typer.Typer, 
     assert "was reduced from 0.1 MiB to 0.0 MiB" in done.output
     assert "We have not executed it on a GPU. `--whole` carries the whole wheel instead." in done.output
     assert "    bash gpu-kit/0/take.sh\n" in done.output
-    assert "&& python3 -m painn_deploy.scripts.gpu_check --output gpu-results --minutes 9\n" in done.output
+    assert "&& python3 -m painn_deploy.scripts.gpu.check --output gpu-results --minutes 9\n" in done.output
     assert "torch with its CUDA libraries is never carried" in done.output
 
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
-from painn_deploy.scripts.gpu_kit_fatbin import images, reduce_library
-from painn_deploy.scripts.gpu_kit_onnxruntime import PROVIDER, fitting_wheel
-from painn_deploy.scripts.gpu_kit_portions import write_portions
+from painn_deploy.scripts.kit.fatbin import images, reduce_library
+from painn_deploy.scripts.kit.onnxruntime_wheel import PROVIDER, fitting_wheel
+from painn_deploy.scripts.kit.portions import write_portions
 
 from .gpu_kit_parts import PYTHON, container, digest, elf, image, library, make_gpu_wheel, make_wheel, take, values
 

@@ -12,9 +12,9 @@ from packaging.version import Version
 from rich.console import Console
 
 from painn_deploy.export.errors import EngineUnavailableError, OutputError
-from painn_deploy.scripts import gpu_kit_download
-from painn_deploy.scripts.gpu_kit_download import Downloads, own_wheel
-from painn_deploy.scripts.gpu_kit_wheels import Target, closure, pins, there
+from painn_deploy.scripts.kit import download as gpu_kit_download
+from painn_deploy.scripts.kit.download import Downloads, own_wheel
+from painn_deploy.scripts.kit.wheels import Target, closure, pins, there
 
 from .gpu_kit_parts import Shelf, make_wheel
 

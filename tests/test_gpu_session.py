@@ -14,24 +14,26 @@ import pytest
 import torch
 from ase import Atoms
 
-from painn_deploy.engines import gpu_lane, gpu_session, tensorrt_session
-from painn_deploy.engines.arena import Arena
 from painn_deploy.engines.backend import EngineInfo, ResidentGraph
 from painn_deploy.engines.contract import check_indices, check_tensors, padded
-from painn_deploy.engines.device_positions import compile_kernel
 from painn_deploy.engines.forms import Form, Plan
-from painn_deploy.engines.gpu_lane import MOST_GRAPHS, MOST_REFUSED
-from painn_deploy.engines.gpu_session import GpuSession
-from painn_deploy.engines.inductor_gpu import LoadedPackage, TorchExecutor
-from painn_deploy.engines.onnx_torch import OnnxModule
-from painn_deploy.engines.onnxruntime import open_graph
-from painn_deploy.engines.onnxruntime_gpu import OrtExecutor, ort_in_words
+from painn_deploy.engines.gpu import lane as gpu_lane
+from painn_deploy.engines.gpu import session as gpu_session
+from painn_deploy.engines.gpu.arena import Arena
+from painn_deploy.engines.gpu.device_positions import compile_kernel
+from painn_deploy.engines.gpu.lane import MOST_GRAPHS, MOST_REFUSED
+from painn_deploy.engines.gpu.session import GpuSession
+from painn_deploy.engines.inductor.gpu import LoadedPackage, TorchExecutor
+from painn_deploy.engines.inductor.onnx_torch import OnnxModule
+from painn_deploy.engines.onnxruntime.backend import open_graph
+from painn_deploy.engines.onnxruntime.gpu import OrtExecutor, ort_in_words
 from painn_deploy.engines.profiles import Profile
-from painn_deploy.engines.tensorrt_session import TensorRTSession
+from painn_deploy.engines.tensorrt import session as tensorrt_session
+from painn_deploy.engines.tensorrt.session import TensorRTSession
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import DeviceMemoryError, EngineError, ShapeError
 from painn_deploy.export.fields import INPUTS, OUTPUTS, GraphInputs, GraphOutputs
-from painn_deploy.export.onnx_graph import export_onnx
+from painn_deploy.export.graph.onnx_graph import export_onnx
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.neighbours import SlotLayout, find_pairs, graph_inputs
 

@@ -5,15 +5,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from painn_deploy.engines.onnxruntime import open_graph
+from painn_deploy.engines.onnxruntime.backend import open_graph
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import ExportError
-from painn_deploy.export.lowering import filters_once_a_pair
-from painn_deploy.export.onnx_graph import export_onnx
-from painn_deploy.export.products import weight_products
+from painn_deploy.export.graph.lowering import filters_once_a_pair
+from painn_deploy.export.graph.onnx_graph import export_onnx
+from painn_deploy.export.graph.products import weight_products
 from painn_deploy.runtime.neighbours import graph_inputs
-from painn_deploy.scripts.graph_costs import count, energy_only, sized
-from painn_deploy.scripts.graph_purposes import PURPOSES, SLOPES, purposes
+from painn_deploy.scripts.profiling.costs import count, energy_only, sized
+from painn_deploy.scripts.profiling.purposes import PURPOSES, SLOPES, purposes
 
 from . import students
 

@@ -7,15 +7,15 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from painn_deploy.calibration.ranges import _with_outputs
+from painn_deploy.calibration.int8.ranges import _with_outputs
+from painn_deploy.calibration.int8.yardstick import Yardstick
 from painn_deploy.calibration.structures import default_structures, trusted_species, within_reach
-from painn_deploy.calibration.yardstick import Yardstick
-from painn_deploy.engines.onnxruntime import open_graph
+from painn_deploy.engines.onnxruntime.backend import open_graph
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import ExportError
-from painn_deploy.export.half import half_tensors, rounded, to_half
-from painn_deploy.export.onnx_graph import check_contract, export_onnx
-from painn_deploy.export.products import weight_products
+from painn_deploy.export.graph.half import half_tensors, rounded, to_half
+from painn_deploy.export.graph.onnx_graph import check_contract, export_onnx
+from painn_deploy.export.graph.products import weight_products
 from painn_deploy.runtime.neighbours import graph_inputs
 
 from . import students

@@ -2,13 +2,19 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from painn_deploy.engines import get_backend
+from painn_deploy.export.moved import MOVED
 
 from .conftest import ROOT
 
@@ -16,32 +22,67 @@ ROOMS = ("export", "engines", "runtime", "calibration", "scripts")  # imports po
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
+MOST_MODULES, MOST_LINES = 20, 400  # of a folder, of a module
+
+# Inside a room, which sub-package may import which: those before it. A room's own modules stand between.
+SHELVES = {
+    "export": ("", "model", "graph"),
+    "engines": ("", "gpu", "onnxruntime", "inductor", "tensorrt"),
+    "runtime": ("", "screening"),
+    "calibration": ("", "accuracy", "int8", "physics", "report"),
+    "scripts": ("commands", "distillation", "benchmarks", "profiling", "studies", "examples", "kit", "gpu", ""),
+}
+
+
 def modules(room: str) -> list[Path]:
-    return sorted((ROOT / room).glob("*.py"))
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+def dotted(path: Path) -> str:
+    parts = ("painn_deploy", *path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of ours that a module imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names & EVERY
+
+
+EVERY = {dotted(path) for room in ROOMS for path in modules(room)}
 
 
 def test_the_declared_packages_are_the_folders() -> None:
-    declared = PROJECT["tool"]["setuptools"]["packages"]
-    found = sorted(
-        f"painn_deploy.{path.parent.name}" for path in ROOT.glob("*/__init__.py") if path.parent.name != "tests"
-    )
-    assert sorted(declared) == found == sorted(f"painn_deploy.{room}" for room in ROOMS)
+    found = [dotted(path) for room in ROOMS for path in modules(room) if path.name == "__init__.py"]
+    assert PROJECT["tool"]["setuptools"]["packages"] == sorted(found), "a package that is not declared is in no wheel"
+    mapped = PROJECT["tool"]["setuptools"]["package-dir"]
+    assert mapped == {f"painn_deploy.{room}": room for room in ROOMS}
+    assert sorted(SHELVES) == sorted(ROOMS)
     for room in ROOMS:
         assert (ROOT / room / "py.typed").is_file()
         assert (ROOT / "typings" / "painn_deploy" / room).resolve() == (ROOT / room).resolve()
-        nested = [p for p in (ROOT / room).rglob("*.py") if p.parent != ROOT / room]
-        assert nested == [], "a sub-package would be missing from the wheel"
+        holding = {path.parent for path in modules(room)}
+        assert [folder for folder in holding if not (folder / "__init__.py").is_file()] == []
+        assert sorted(f.relative_to(ROOT / room).as_posix() for f in holding) == sorted(s or "." for s in SHELVES[room])
 
 
 def test_imports_point_to_the_left() -> None:
     for index, room in enumerate(ROOMS):
         for path in modules(room):
-            for node in ast.walk(ast.parse(path.read_text())):
-                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-                names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-                for name in names:
-                    if name.startswith("painn_deploy."):
-                        assert name.split(".")[1] in ROOMS[: index + 1], f"{path.name} imports {name}"
+            wrong = {name for name in imports(path) if name.split(".")[1] not in ROOMS[: index + 1]}
+            assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_folders_and_modules_stay_short() -> None:
+    counts = Counter(path.parent.relative_to(ROOT).as_posix() for room in ROOMS for path in modules(room))
+    assert {folder: count for folder, count in counts.items() if count > MOST_MODULES} == {}
+    lengths = {path: len(path.read_text().splitlines()) for room in ROOMS for path in modules(room)}
+    assert {str(p.relative_to(ROOT)): n for p, n in lengths.items() if n > MOST_LINES} == {}
 
 
 BARE = """
@@ -75,14 +116,18 @@ def run_bare(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
 
 
+NEED_TORCH = {  # what only building with torch imports; a model of TorchSim is a torch module
+    "painn_deploy.engines.inductor.onnx_torch",
+    "painn_deploy.runtime.torchsim",
+}
+
+
 def test_running_an_engine_needs_no_torch_and_no_gpu_library() -> None:
-    without_torch = [f"painn_deploy.{room}.{p.stem}" for room in ("engines", "runtime") for p in modules(room)]
-    without_torch.remove("painn_deploy.engines.onnx_torch")  # what only building with torch imports
-    without_torch.remove("painn_deploy.runtime.torchsim")  # a model of TorchSim is a torch module
+    without_torch = [dotted(path) for room in ("engines", "runtime") for path in modules(room)]
     without_torch += ["painn_deploy.export.errors", "painn_deploy.export.fields", "painn_deploy.export.manifest"]
-    without_torch += ["painn_deploy.export", "painn_deploy.scripts.cli", "painn_deploy.scripts.dynamics"]
-    without_torch = [name.removesuffix(".__init__") for name in without_torch]
-    done = run_bare("import importlib\n" + "\n".join(f"importlib.import_module({name!r})" for name in without_torch))
+    without_torch += ["painn_deploy.export", "painn_deploy.scripts.cli", "painn_deploy.scripts.commands.md"]
+    names = [name for name in without_torch if name not in NEED_TORCH]
+    done = run_bare("import importlib\n" + "\n".join(f"importlib.import_module({name!r})" for name in names))
     assert done.returncode == 0, done.stderr
 
 
@@ -106,6 +151,27 @@ def test_what_is_missing_is_named_with_its_extra(code: str, message: str, tmp_pa
     assert re.search(message, done.stdout + done.stderr), done.stderr
 
 
+def test_old_import_paths_answer() -> None:
+    for old, new in MOVED.items():
+        assert f"painn_deploy.{new}" in EVERY
+        assert f"painn_deploy.{old}" not in EVERY, "this one never asks where it went"
+    with pytest.warns(DeprecationWarning, match=r"painn_deploy\.export\.half is now painn_deploy\.export\.graph\.half"):
+        half = import_module("painn_deploy.export.half")
+    assert half is import_module("painn_deploy.export.graph.half")
+    with pytest.warns(DeprecationWarning, match=r"painn_deploy\.engines\.onnxruntime\.backend"):
+        backend = import_module("painn_deploy.engines.onnxruntime").BACKEND
+    assert backend is get_backend("onnxruntime")
+    with pytest.raises(ModuleNotFoundError, match=r"painn_deploy\.export\.nothing"):
+        import_module("painn_deploy.export.nothing")
+
+
+def test_nothing_here_uses_an_old_import_path() -> None:
+    old = re.compile(r"painn_deploy\.(" + "|".join(map(re.escape, MOVED)) + r")\b(?!\.)")
+    texts = [*(p for room in ROOMS for p in modules(room)), *ROOT.glob("tests/**/*.py"), *ROOT.glob("docs/*.md")]
+    used = {path.name: found for path in texts if (found := old.findall(path.read_text()))}
+    assert used == {"test_house.py": ["export.half"]}
+
+
 def test_public_names() -> None:
     assert {room: sorted(import_module(f"painn_deploy.{room}").__all__) for room in ROOMS} == {
         "export": ["load_student"],
@@ -118,21 +184,23 @@ def test_public_names() -> None:
 
 def test_every_error_is_in_the_tree_of_its_file() -> None:
     errors = import_module("painn_deploy.export.errors")
+    tree = ast.parse((ROOT / "export" / "errors.py").read_text())
+    assert {node.name for node in tree.body if isinstance(node, ast.ClassDef)} == set(errors.__all__)
     for name in errors.__all__:
         error = getattr(errors, name)
         assert issubclass(error, errors.PaiNNDeployError)
         assert error.__doc__
         assert re.search(rf"\b{name}\b", errors.__doc__), f"{name} is not in the documented tree"
+    for path in (path for room in ROOMS for path in modules(room) if path.name != "errors.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+                assert not bases & set(errors.__all__), f"{path.name}: {node.name} belongs into export/errors.py"
 
 
 def test_the_changelog_s_version_is_the_package_s() -> None:
     versions = re.findall(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert versions[0] == PROJECT["project"]["version"]
-
-
-def test_modules_stay_short() -> None:
-    lengths = {path: len(path.read_text().splitlines()) for room in ROOMS for path in modules(room)}
-    assert {str(p.relative_to(ROOT)): n for p, n in lengths.items() if n > 450} == {}
 
 
 def test_the_constraints_pin_what_is_declared() -> None:
@@ -164,16 +232,24 @@ def test_the_readme_s_python_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_wheel_holds_every_module_and_its_data(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), str(ROOT)]
-    subprocess.run(command, check=True, capture_output=True)
-    import zipfile
+KINDS = ("json", "log.csv", "md", "safetensors")
+DATA = {
+    "calibration": {"data/aspirin.extxyz"},
+    "export": {f"students/{size}.{kind}" for size in ("small", "base", "large") for kind in KINDS},
+    "scripts": {"distillation/molecules.smi", "distillation/survey.smi", "kit/take.sh"},
+}
 
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
+
+def test_the_wheel_holds_every_module_and_its_data_and_nothing_else(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"  # building leaves folders behind, whose contents would be in the next wheel
     for room in ROOMS:
-        for path in [*modules(room), ROOT / room / "py.typed"]:
-            assert f"painn_deploy/{room}/{path.name}" in names
-    for data in ("export/students/base.safetensors", "export/students/base.json", "calibration/data/aspirin.extxyz"):
-        assert f"painn_deploy/{data}" in names
-    assert not [n for n in names if n.startswith("tests/") or "__pycache__" in n]
+        shutil.copytree(ROOT / room, tree / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), str(tree)]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    wanted = {path.relative_to(ROOT).as_posix() for room in ROOMS for path in modules(room)}
+    wanted |= {f"{room}/{data}" for room in ROOMS for data in {"py.typed", *DATA.get(room, ())}}
+    assert names == {f"painn_deploy/{name}" for name in wanted}

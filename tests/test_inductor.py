@@ -10,19 +10,19 @@ import pytest
 import torch
 from ase.build import molecule
 
-from painn_deploy.calibration.parity import check_parity
+from painn_deploy.calibration.accuracy.parity import check_parity
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.engines.forms import CPU_FORMS
-from painn_deploy.engines.inductor import TUNED, InductorBackend
-from painn_deploy.engines.inductor_compile import SEVERAL, Asked, compiling
-from painn_deploy.engines.inductor_gpu import torch_in_words
-from painn_deploy.engines.onnx_torch import OnnxModule
+from painn_deploy.engines.inductor.backend import TUNED, InductorBackend
+from painn_deploy.engines.inductor.compile import SEVERAL, Asked, compiling
+from painn_deploy.engines.inductor.gpu import torch_in_words
+from painn_deploy.engines.inductor.onnx_torch import OnnxModule
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import BundleError, DeviceMemoryError, EngineError, EngineUnavailableError
-from painn_deploy.export.force_head import tensors
+from painn_deploy.export.graph.onnx_graph import export_onnx
 from painn_deploy.export.manifest import manifest_digest, read_bundle
-from painn_deploy.export.onnx_graph import export_onnx
+from painn_deploy.export.model.force_head import tensors
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.neighbours import graph_inputs
 from painn_deploy.runtime.packing import COMPILED_BUDGET
@@ -228,7 +228,7 @@ FAULTS = """
 import resource, sys
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.neighbours import graph_inputs
-from painn_deploy.scripts.card_studies import box_of_water
+from painn_deploy.scripts.studies.card_studies import box_of_water
 with PaiNNCalculator(sys.argv[1]) as calculator:
     inputs = graph_inputs([box_of_water() * (2, 2, 1)], calculator.manifest.cutoff)
     for _ in range(3):

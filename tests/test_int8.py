@@ -7,18 +7,18 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from painn_deploy.calibration.int8 import BY_ROW, LEAST_SIZE, OperandScale, candidates, to_int8
-from painn_deploy.calibration.ranges import METHODS, measure_operands, operand_scale
-from painn_deploy.calibration.search import Int8Search
-from painn_deploy.calibration.selection import farthest_points
+from painn_deploy.calibration.int8.ranges import METHODS, measure_operands, operand_scale
+from painn_deploy.calibration.int8.search import Int8Search
+from painn_deploy.calibration.int8.selection import farthest_points
+from painn_deploy.calibration.int8.yardstick import Yardstick, _least_absolute
 from painn_deploy.calibration.structures import calibration_structures
-from painn_deploy.calibration.yardstick import Yardstick, _least_absolute
-from painn_deploy.engines.onnxruntime import open_graph
+from painn_deploy.engines.onnxruntime.backend import open_graph
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import DatasetError, PrecisionError
-from painn_deploy.export.half import to_half
-from painn_deploy.export.onnx_graph import check_contract, export_onnx
-from painn_deploy.export.products import weight_products
+from painn_deploy.export.graph.half import to_half
+from painn_deploy.export.graph.int8 import BY_ROW, LEAST_SIZE, OperandScale, candidates, to_int8
+from painn_deploy.export.graph.onnx_graph import check_contract, export_onnx
+from painn_deploy.export.graph.products import weight_products
 from painn_deploy.runtime.neighbours import graph_inputs
 
 from . import students
@@ -111,7 +111,7 @@ def test_each_way_of_scaling_runs_and_is_near(model: onnx.ModelProto, structures
 
 
 def test_balancing_is_exact_without_rounding(model: onnx.ModelProto, structures: list) -> None:
-    from painn_deploy.calibration.int8 import _prepared
+    from painn_deploy.export.graph.int8 import _prepared
 
     product = candidates(model)[0]
     balance = np.exp(np.random.default_rng(0).normal(size=product.contracted))

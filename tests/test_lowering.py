@@ -7,14 +7,14 @@ import onnx
 import pytest
 import torch
 
-from painn_deploy.calibration.parity import check_parity
-from painn_deploy.engines.onnxruntime import load_graph, open_graph
-from painn_deploy.engines.pairs import pair_inputs
+from painn_deploy.calibration.accuracy.parity import check_parity
+from painn_deploy.engines.inductor.pairs import pair_inputs
+from painn_deploy.engines.onnxruntime.backend import load_graph, open_graph
 from painn_deploy.export import load_student
 from painn_deploy.export.fields import OUTPUTS, GraphInputs, GraphOutputs
-from painn_deploy.export.lowering import filters_once_a_pair, products_side_by_side, sums_for_batched_products
-from painn_deploy.export.onnx_graph import check_contract, export_onnx
-from painn_deploy.export.products import weight_products
+from painn_deploy.export.graph.lowering import filters_once_a_pair, products_side_by_side, sums_for_batched_products
+from painn_deploy.export.graph.onnx_graph import check_contract, export_onnx
+from painn_deploy.export.graph.products import weight_products
 from painn_deploy.runtime.neighbours import graph_inputs
 
 from . import students

@@ -13,12 +13,12 @@ from ase import Atoms, units
 from ase.calculators.calculator import Calculator, all_changes
 
 from painn_deploy.export.errors import DatasetError
-from painn_deploy.scripts import make_dataset as make_dataset_script
-from painn_deploy.scripts.dataset_molecules import Mechanics, embedded
-from painn_deploy.scripts.dataset_plan import MONOMERS, TESTED, hashed_split, plan, read_molecules
-from painn_deploy.scripts.dataset_structures import Sampler, closest_contact, docked, langevin, pinched
-from painn_deploy.scripts.labels import load_teacher
-from painn_deploy.scripts.make_dataset import MOLECULES, SURVEY, Settings, make_dataset
+from painn_deploy.scripts.distillation import make_dataset as make_dataset_script
+from painn_deploy.scripts.distillation.labels import load_teacher
+from painn_deploy.scripts.distillation.make_dataset import MOLECULES, SURVEY, Settings, make_dataset
+from painn_deploy.scripts.distillation.molecules import Mechanics, embedded
+from painn_deploy.scripts.distillation.plan import MONOMERS, TESTED, hashed_split, plan, read_molecules
+from painn_deploy.scripts.distillation.structures import Sampler, closest_contact, docked, langevin, pinched
 
 pytest.importorskip("rdkit")
 pytest.importorskip("tblite")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from painn_deploy.engines.matmul_precision import _read, matmul_precision
+from painn_deploy.engines.inductor.matmul_precision import _read, matmul_precision
 
 MATMUL = torch.backends.cuda.matmul
 

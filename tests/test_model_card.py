@@ -8,12 +8,12 @@ import pytest
 from ase import units
 from ase.build import molecule
 
-from painn_deploy.calibration.reference import TorchCalculator
+from painn_deploy.calibration.accuracy.reference import TorchCalculator
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import DatasetError
-from painn_deploy.scripts import card_studies, model_card, trade
-from painn_deploy.scripts.card_text import sections
-from painn_deploy.scripts.labels import load_teacher
+from painn_deploy.scripts.distillation.labels import load_teacher
+from painn_deploy.scripts.studies import card_studies, model_card, trade
+from painn_deploy.scripts.studies.card_text import sections
 
 from . import students
 

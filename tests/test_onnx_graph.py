@@ -10,11 +10,11 @@ from ase import Atoms
 from ase.build import bulk
 from onnx import numpy_helper
 
-from painn_deploy.calibration.parity import check_parity
+from painn_deploy.calibration.accuracy.parity import check_parity
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import ExportError, ParityError
 from painn_deploy.export.fields import INPUTS, OUTPUTS, GraphInputs, GraphOutputs
-from painn_deploy.export.onnx_graph import check_contract, export_onnx
+from painn_deploy.export.graph.onnx_graph import check_contract, export_onnx
 from painn_deploy.runtime.neighbours import graph_inputs
 
 from . import students

@@ -11,10 +11,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from painn_deploy.engines.onnxruntime import load_graph
-from painn_deploy.engines.shared_libraries import needed, pip_folders
+from painn_deploy.engines.gpu.shared_libraries import needed, pip_folders
+from painn_deploy.engines.onnxruntime.backend import load_graph
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
-from painn_deploy.scripts.bundling import GATE
+from painn_deploy.scripts.commands.bundler import GATE
 
 from .test_driver import made_driver, shared_library
 
@@ -46,7 +46,7 @@ class InferenceSession:
 
 OPEN = """
 import sys
-from painn_deploy.engines.onnxruntime import load_graph
+from painn_deploy.engines.onnxruntime.backend import load_graph
 from painn_deploy.export.errors import PaiNNDeployError
 try:
     load_graph(b"", sys.argv[1], None)
@@ -168,7 +168,7 @@ def test_other_engines_are_exported_all_the_same(both: Path, painn: Path, tmp_pa
 import sys
 from painn_deploy.export.errors import EngineUnavailableError
 from painn_deploy.scripts import export_engines
-from painn_deploy.scripts.exporting import _check_request
+from painn_deploy.scripts.commands.export import _check_request
 try:
     export_engines(sys.argv[1], sys.argv[2], engines=["onnxruntime"], tell=print)
 except EngineUnavailableError as error:

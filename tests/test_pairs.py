@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from painn_deploy.engines.contract import padded
-from painn_deploy.engines.pairs import pair_inputs
+from painn_deploy.engines.inductor.pairs import pair_inputs
 from painn_deploy.export.errors import ShapeError
 from painn_deploy.runtime.neighbours import graph_inputs
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from painn_deploy.calibration.accuracy import Accuracy, Limits
+from painn_deploy.calibration.accuracy.errors import Accuracy, Limits
 from painn_deploy.engines import cache, get_backend
 from painn_deploy.engines.backend import BuildOptions
-from painn_deploy.engines.plan import read_plan
+from painn_deploy.engines.tensorrt.plan import read_plan
 from painn_deploy.export.errors import DatasetError, ExportError, PrecisionError, SpeciesError
 from painn_deploy.export.manifest import read_bundle
 from painn_deploy.runtime import PaiNNCalculator

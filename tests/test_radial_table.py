@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from painn_deploy.calibration.reference import reference_results
+from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.tabling import find_table
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import ExportError
-from painn_deploy.export.force_head import autograd_forces, explicit_forces, tensors
 from painn_deploy.export.manifest import read_bundle
-from painn_deploy.export.radial_table import RadialTable
-from painn_deploy.export.student import Student
+from painn_deploy.export.model.force_head import autograd_forces, explicit_forces, tensors
+from painn_deploy.export.model.radial_table import RadialTable
+from painn_deploy.export.model.student import Student
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.neighbours import graph_inputs
 from painn_deploy.scripts import export_engines

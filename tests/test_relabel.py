@@ -8,7 +8,7 @@ import pytest
 from ase import Atoms
 
 from painn_deploy.export.errors import DatasetError
-from painn_deploy.scripts.relabel import relabel, teacher_of
+from painn_deploy.scripts.distillation.relabel import relabel, teacher_of
 
 from . import students
 

@@ -23,9 +23,10 @@ from ase.constraints import FixAtoms
 from ase.optimize import LBFGS
 
 from painn_deploy.export.errors import DatasetError, EngineError, OutputError
-from painn_deploy.runtime import PaiNNCalculator, screening
-from painn_deploy.runtime.relaxation import Relaxation, relax
-from painn_deploy.runtime.screening import screen
+from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime.screening import run as screening
+from painn_deploy.runtime.screening.relaxation import Relaxation, relax
+from painn_deploy.runtime.screening.run import screen
 
 from . import students
 from .test_cli import run
@@ -415,7 +416,7 @@ def test_workers_that_are_killed_lose_nothing(bundle: Path, tmp_path: Path) -> N
 
 
 def test_a_chunk_that_kills_its_workers_is_given_up(bundle: Path, tmp_path: Path) -> None:
-    from painn_deploy.runtime.workers import ATTEMPTS, Worker
+    from painn_deploy.runtime.screening.workers import ATTEMPTS, Worker
 
     given = write(tmp_path / "in.extxyz", structures(8))
     job = screening.Job(str(bundle), str(given), "extxyz", screening.Settings(4, 16_384))
@@ -429,8 +430,8 @@ def test_a_chunk_that_kills_its_workers_is_given_up(bundle: Path, tmp_path: Path
 
 WITH_LITTLE_MEMORY = """
 import sys, numpy as np
-from painn_deploy.runtime import screening
-from painn_deploy.runtime.workers import Worker
+from painn_deploy.runtime.screening import run as screening
+from painn_deploy.runtime.screening.workers import Worker
 bundle, given, folder = sys.argv[1:]
 job = screening.Job(bundle, given, "extxyz", screening.Settings(4, 16_384))
 chunk = screening.open_source(given).scan(4).chunks[0]

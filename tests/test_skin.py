@@ -17,7 +17,7 @@ from painn_deploy.export.errors import StructureError
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.neighbours import LocalGraph, join
 from painn_deploy.runtime.skin import VerletList
-from painn_deploy.scripts.compare_neighbours import compare
+from painn_deploy.scripts.studies.neighbours import compare
 
 from . import students
 from .test_neighbours import brute_force, check_layout, edges_of

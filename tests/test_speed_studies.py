@@ -15,15 +15,15 @@ from ase.build import molecule
 
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import EngineError
-from painn_deploy.scripts import benchmark_analytical_forces, orb_peer
-from painn_deploy.scripts.benchmark_analytical_forces import cases
-from painn_deploy.scripts.benchmark_batched_forces_druglike import NAMES, druglike
-from painn_deploy.scripts.benchmark_force_optimizations import study
-from painn_deploy.scripts.eager import EagerModel, edges_of
-from painn_deploy.scripts.eager_profile import eager_parts
-from painn_deploy.scripts.force_methods import EAGER, EXPLICIT, torch_methods
-from painn_deploy.scripts.graph_purposes import PURPOSES
-from painn_deploy.scripts.speed_studies import Pace, busy_cores
+from painn_deploy.scripts.benchmarks import benchmark_analytical_forces, orb_peer
+from painn_deploy.scripts.benchmarks.benchmark_analytical_forces import cases
+from painn_deploy.scripts.benchmarks.benchmark_batched_forces_druglike import NAMES, druglike
+from painn_deploy.scripts.benchmarks.benchmark_force_optimizations import study
+from painn_deploy.scripts.benchmarks.eager import EagerModel, edges_of
+from painn_deploy.scripts.benchmarks.force_methods import EAGER, EXPLICIT, torch_methods
+from painn_deploy.scripts.benchmarks.speed_studies import Pace, busy_cores
+from painn_deploy.scripts.profiling.of_eager import eager_parts
+from painn_deploy.scripts.profiling.purposes import PURPOSES
 
 from . import students
 from .test_studies import run

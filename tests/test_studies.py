@@ -13,12 +13,12 @@ import torch
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from painn_deploy.calibration.reference import batched_results
+from painn_deploy.calibration.accuracy.reference import batched_results
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import DatasetError
-from painn_deploy.scripts import validate_analytical_forces
-from painn_deploy.scripts.studies import labels, open_candidate
-from painn_deploy.scripts.validate_model_detailed import per_structure
+from painn_deploy.scripts.studies import analytical_forces as validate_analytical_forces
+from painn_deploy.scripts.studies.detailed_validation import per_structure
+from painn_deploy.scripts.studies.shared import labels, open_candidate
 
 from . import students
 from .conftest import ROOT

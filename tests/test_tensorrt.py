@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 import tensorrt_rtx
 
-from painn_deploy.calibration.int8 import BY_ROW, candidates, to_int8
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions
-from painn_deploy.engines.plan import read_plan
 from painn_deploy.engines.profiles import DEFAULT_PROFILE, Profile, plan_profile
-from painn_deploy.engines.tensorrt_builder import Messages, build_plan
+from painn_deploy.engines.tensorrt.builder import Messages, build_plan
+from painn_deploy.engines.tensorrt.plan import read_plan
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError, ShapeError
-from painn_deploy.export.half import to_half
-from painn_deploy.export.lowering import sums_for_batched_products
+from painn_deploy.export.graph.half import to_half
+from painn_deploy.export.graph.int8 import BY_ROW, candidates, to_int8
+from painn_deploy.export.graph.lowering import sums_for_batched_products
+from painn_deploy.export.graph.onnx_graph import export_onnx
 from painn_deploy.export.manifest import manifest_digest, read_bundle
-from painn_deploy.export.onnx_graph import export_onnx
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts import export_engines
 
@@ -156,7 +156,7 @@ def test_a_plan_cannot_run_here_and_says_why(plan_bundle: Path, tmp_path: Path) 
 def test_a_plan_of_another_version_or_gpu_is_refused(
     plan_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from painn_deploy.engines import tensorrt
+    from painn_deploy.engines.tensorrt import backend as tensorrt
 
     monkeypatch.setattr(tensorrt, "gpus", lambda: ("cuda:0", "cuda:1"))
     monkeypatch.setattr(tensorrt, "compute_capability", lambda index: ("86", "90")[index])

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from painn_deploy.calibration.reference import reference_results
+from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.export import load_student
 from painn_deploy.export.checkpoint import SHIPPED, resolve_checkpoint
 from painn_deploy.export.errors import DatasetError, OutputError
-from painn_deploy.scripts import train_student
-from painn_deploy.scripts.batches import Split, fit_references
-from painn_deploy.scripts.train_student import train
+from painn_deploy.scripts.distillation import train as train_student
+from painn_deploy.scripts.distillation.batches import Split, fit_references
+from painn_deploy.scripts.distillation.train import train
 
 from . import students
 
@@ -168,8 +168,8 @@ def test_references_are_those_that_the_energies_were_made_with(data: Path) -> No
 
 
 def test_every_size_is_within_the_seed_s() -> None:
-    from painn_deploy.export.painn import PaiNN
-    from painn_deploy.export.student import Configuration
+    from painn_deploy.export.model.painn import PaiNN
+    from painn_deploy.export.model.student import Configuration
 
     for features, interactions in train_student.SIZES.values():
         configuration = Configuration("painn", features, interactions, 20, 5.0)
@@ -186,7 +186,7 @@ def test_batches_hold_every_structure_once(data: Path) -> None:
 
 @pytest.mark.parametrize("size", sorted(path.stem for path in SHIPPED.glob("*.safetensors")))
 def test_the_shipped_students_are_small_and_invariant(size: str) -> None:
-    from painn_deploy.export.force_head import tensors
+    from painn_deploy.export.model.force_head import tensors
     from painn_deploy.runtime.neighbours import graph_inputs
 
     path = resolve_checkpoint(f"student:{size}").path

@@ -13,20 +13,27 @@ import pytest
 from ase import Atoms
 from rich.console import Console
 
-from painn_deploy.calibration.accuracy import Limits
-from painn_deploy.calibration.audit import Audit
-from painn_deploy.calibration.breakdown import break_down
-from painn_deploy.calibration.charts import sensitivity_bars
-from painn_deploy.calibration.comparison import compare_accuracies
-from painn_deploy.calibration.resolution import Resolution
+from painn_deploy.calibration.accuracy import validation as validating
+from painn_deploy.calibration.accuracy.breakdown import break_down
+from painn_deploy.calibration.accuracy.comparison import compare_accuracies
+from painn_deploy.calibration.accuracy.errors import Limits
+from painn_deploy.calibration.accuracy.validation import (
+    Options,
+    Validation,
+    changes,
+    check_output,
+    validate,
+    write_validations,
+)
+from painn_deploy.calibration.physics.audit import Audit
+from painn_deploy.calibration.physics.resolution import Resolution
+from painn_deploy.calibration.physics.verdicts import Finding, Verdict
+from painn_deploy.calibration.report.charts import sensitivity_bars
+from painn_deploy.calibration.report.report import page, write_report
 from painn_deploy.calibration.validation_set import GROUPS, choose_validation_set, group_of, validation_set
-from painn_deploy.calibration.verdicts import Finding, Verdict
 from painn_deploy.export.errors import CheckpointError, DatasetError, OutputError, StructureError
 from painn_deploy.export.manifest import MODEL, VALIDATION, read_bundle, to_json, write_bundle
-from painn_deploy.scripts import validating
-from painn_deploy.scripts.report import page, write_report
-from painn_deploy.scripts.validating import Options, Validation, changes, check_output, validate, write_validations
-from painn_deploy.scripts.validation_tables import print_validations
+from painn_deploy.scripts.commands.validate import print_validations
 
 from . import students
 from .test_cli import run

@@ -1,0 +1,151 @@
+"""Where an engine's errors sit: in which group, on which element, at what size of the force, in which structure."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+
+from painn_deploy.calibration.accuracy.errors import Accuracy, compare, describe, mean_cosine
+from painn_deploy.calibration.validation_set import group_of
+
+__all__ = ["Breakdown", "ForceErrors", "Worst", "break_down"]
+
+MAGNITUDES = (0.0, 0.1, 1.0, 3.0, 10.0, float("inf"))
+"""eV/Å, edges of the bins that atoms fall into by the length of their reference force."""
+
+MOST_WORST = 5
+
+
+@dataclass(frozen=True)
+class ForceErrors:
+    """Force errors of some of the atoms.
+
+    Attributes:
+        name: which atoms, such as `C` or `1 to 3 eV/Å`.
+        atoms: how many.
+        mae: eV/Å, over components.
+        rmse: eV/Å, over components.
+        max: eV/Å, largest component.
+        cosine: mean cosine with the reference force, over atoms pulled by more than 0.1 eV/Å; None without one.
+    """
+
+    name: str
+    atoms: int
+    mae: float
+    rmse: float
+    max: float
+    cosine: float | None
+
+
+@dataclass(frozen=True)
+class Worst:
+    """One of the structures with the largest errors.
+
+    Attributes:
+        index: its place in the set, from 0.
+        name: its own, or its formula.
+        group: which it belongs to.
+        energy: eV an atom, engine minus reference.
+        force_rmse: eV/Å.
+        force_max: eV/Å, largest component.
+        atom: index and element of the atom with it.
+    """
+
+    index: int
+    name: str
+    group: str
+    energy: float
+    force_rmse: float
+    force_max: float
+    atom: str
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Errors over a set of structures, taken apart.
+
+    Attributes:
+        groups: errors of each group of structures.
+        elements: force errors by element, in the order of Z.
+        magnitudes: force errors by the length of the reference force.
+        worst: structures with the largest force error, worst first.
+    """
+
+    groups: Mapping[str, Accuracy]
+    elements: tuple[ForceErrors, ...]
+    magnitudes: tuple[ForceErrors, ...]
+    worst: tuple[Worst, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types, in the units of the attributes."""
+        return asdict(self) | {"groups": {name: accuracy.as_dict() for name, accuracy in self.groups.items()}}
+
+
+def break_down(
+    structures: Sequence[Atoms], results: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]
+) -> Breakdown:
+    """Errors of `results` against `reference`, which hold what `PaiNNCalculator.calculate_batch` returns."""
+    got = np.concatenate([np.asarray(r["forces"]) for r in results])
+    want = np.concatenate([np.asarray(r["forces"]) for r in reference])
+    numbers = np.concatenate([atoms.numbers for atoms in structures])
+    lengths = np.linalg.norm(want, axis=1)
+    elements = [
+        _force_errors(chemical_symbols[z], got[numbers == z], want[numbers == z]) for z in sorted(set(numbers.tolist()))
+    ]
+    magnitudes = []
+    for low, high in itertools.pairwise(MAGNITUDES):
+        inside = (lengths >= low) & (lengths < high)
+        name = f"{low:g} eV/Å and more" if high == MAGNITUDES[-1] else f"{low:g} to {high:g} eV/Å"
+        if inside.any():
+            magnitudes.append(_force_errors(name, got[inside], want[inside]))
+    return Breakdown(
+        groups=_groups(structures, results, reference),
+        elements=tuple(elements),
+        magnitudes=tuple(magnitudes),
+        worst=_worst(structures, results, reference),
+    )
+
+
+def _groups(structures: Sequence[Atoms], results: Sequence[Any], reference: Sequence[Any]) -> dict[str, Accuracy]:
+    members: dict[str, list[int]] = {}
+    for index, atoms in enumerate(structures):
+        members.setdefault(group_of(atoms), []).append(index)
+    return {
+        name: compare([structures[i] for i in some], [results[i] for i in some], [reference[i] for i in some])
+        for name, some in members.items()
+    }
+
+
+def _force_errors(name: str, got: np.ndarray, want: np.ndarray) -> ForceErrors:
+    errors = got - want
+    return ForceErrors(
+        name=name,
+        atoms=len(errors),
+        mae=float(np.abs(errors).mean()),
+        rmse=float(np.sqrt(np.square(errors).mean())),
+        max=float(np.abs(errors).max()),
+        cosine=mean_cosine(got, want),
+    )
+
+
+def _worst(structures: Sequence[Atoms], results: Sequence[Any], reference: Sequence[Any]) -> tuple[Worst, ...]:
+    found = []
+    for index, (atoms, got, want) in enumerate(zip(structures, results, reference, strict=True)):
+        errors = np.asarray(got["forces"]) - np.asarray(want["forces"])
+        atom = int(np.abs(errors).max(1).argmax())
+        found.append(
+            Worst(
+                index=index,
+                name=describe(atoms),
+                group=group_of(atoms),
+                energy=float((got["energy"] - want["energy"]) / len(atoms)),
+                force_rmse=float(np.sqrt(np.square(errors).mean())),
+                force_max=float(np.abs(errors[atom]).max()),
+                atom=f"{atom} ({atoms.symbols[atom]})",
+            )
+        )
+    return tuple(sorted(found, key=lambda worst: -worst.force_max)[:MOST_WORST])

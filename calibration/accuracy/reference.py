@@ -1,0 +1,104 @@
+"""The student itself, in PyTorch with plain autograd: what every engine is held against, and the speed to beat."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from painn_deploy.export.model.force_head import EnergyAndForces, autograd_forces, tensors
+from painn_deploy.export.model.student import Student
+from painn_deploy.runtime.calculator import cell_volume
+from painn_deploy.runtime.neighbours import graph_inputs, join, local_graphs
+from painn_deploy.runtime.packing import pack
+
+__all__ = ["TorchCalculator", "batched_results", "reference_results"]
+
+BATCH = 4096
+"""Atoms x slots of one batch: autograd keeps every layer's edges, in float64."""
+
+
+class TorchCalculator(Calculator):
+    """An ASE calculator that runs a student in PyTorch eager mode with autograd, in the student's own dtype.
+
+    Args:
+        student: from `load_student`; in float64 it is the reference for accuracy, in float32 the one for speed.
+        remember: keep every result, so that whoever asks again, as with a second engine, is answered at once.
+    """
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
+
+    def __init__(self, student: Student, *, remember: bool = False) -> None:
+        super().__init__()
+        self.student = student
+        self._remembered: dict[bytes, dict[str, Any]] | None = {} if remember else None
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """ASE's entry."""
+        super().calculate(atoms, list(properties), list(system_changes))
+        (self.results,) = self.calculate_batch([self.atoms])
+
+    def calculate_batch(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
+        """As `PaiNNCalculator.calculate_batch`, without stresses of single atoms."""
+        if self._remembered is None:
+            return batched_results(self.student, structures)
+        keys = [_key(atoms) for atoms in structures]
+        new = {key: atoms for key, atoms in zip(keys, structures, strict=True) if key not in self._remembered}
+        self._remembered |= dict(zip(new, batched_results(self.student, list(new.values())), strict=True))
+        return [dict(self._remembered[key]) for key in keys]
+
+
+def reference_results(student: Student, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
+    """Energy (eV), energies (eV), forces (eV/Å) and, where the cell has a volume, stress (eV/Å³, Voigt), one by one."""
+    return [_evaluate(student, atoms) for atoms in structures]
+
+
+def batched_results(student: Student, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
+    """The same for many small structures at once, where Python's overhead would be most of the time."""
+    dtype = np.float64 if student.dtype == torch.float64 else np.float32
+    graphs = local_graphs(structures, student.configuration.cutoff)
+    results: list[dict[str, Any]] = [{}] * len(structures)
+    for batch in pack([(len(graph.numbers), graph.slots) for graph in graphs], BATCH):
+        graph = tensors(join([graphs[index] for index in batch], dtype), student.dtype)
+        outputs, start = autograd_forces(student, graph), 0
+        for index in batch:
+            rows = slice(start, start + len(structures[index]))
+            part = EnergyAndForces(*(tensor[rows] for tensor in outputs))
+            results[index] = _results(student, structures[index], part)
+            start = rows.stop
+    return results
+
+
+def _key(atoms: Atoms) -> bytes:
+    """Everything that a result depends on, to the last bit."""
+    return b"|".join(np.ascontiguousarray(x).tobytes() for x in (atoms.numbers, atoms.positions, atoms.cell, atoms.pbc))
+
+
+def _evaluate(student: Student, atoms: Atoms) -> dict[str, Any]:
+    dtype = np.float64 if student.dtype == torch.float64 else np.float32
+    graph = tensors(graph_inputs([atoms], student.configuration.cutoff, dtype), student.dtype)
+    return _results(student, atoms, autograd_forces(student, graph))
+
+
+def _results(student: Student, atoms: Atoms, outputs: EnergyAndForces) -> dict[str, Any]:
+    energies = outputs.atomic_energies.double().numpy() + student.atomic_references.numpy()[atoms.numbers]
+    energy = float(energies.sum())
+    results: dict[str, Any] = {
+        "energy": energy,
+        "free_energy": energy,
+        "energies": energies,
+        "forces": outputs.forces.double().numpy(),
+    }
+    volume = cell_volume(atoms)
+    if volume > 0:
+        virial = outputs.virials.double().sum(0).numpy()
+        results["stress"] = full_3x3_to_voigt_6_stress((virial + virial.T) / (2 * volume))
+    return results

@@ -1,0 +1,155 @@
+"""One range for all rows of an operand, from structures: by maximum, percentile, entropy and squared error."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx
+from jaxtyping import Float
+from onnx import numpy_helper
+
+from painn_deploy.engines.onnxruntime.backend import open_graph
+from painn_deploy.export.fields import GraphInputs
+from painn_deploy.export.graph.int8 import OperandScale
+from painn_deploy.export.graph.products import Product
+
+__all__ = ["METHODS", "OperandStatistics", "measure_operands", "operand_scale", "structure_maxima"]
+
+METHODS = ("max", "percentile", "entropy", "mse")
+"""How one range for all rows of an operand is found: the largest value; that which one value in ten thousand exceeds;
+that which keeps most of the distribution's information (Kullback-Leibler, as in TensorRT); that which makes the mean
+square of the rounding least."""
+
+PERCENTILE = 99.99
+BINS = 2048
+COARSE_BINS = 512
+LEVELS = 127
+
+
+class OperandStatistics:
+    """What is known of one product's operand: the largest values of its channels, and a histogram.
+
+    Args:
+        product: whose operand it is.
+        weight: of the product [contracted, columns].
+    """
+
+    def __init__(self, product: Product, weight: Float[np.ndarray, "contracted columns"]) -> None:
+        self.product = product
+        self.weight_maxima = np.abs(weight).max(1)
+        self.maxima = np.zeros(product.contracted)
+        self.histograms: dict[bool, np.ndarray] = {}
+
+    def balance(self) -> Float[np.ndarray, " contracted"]:
+        """√(largest operand / largest weight) of each channel, scaled to a geometric mean of one."""
+        floor = 1e-6
+        operand = np.maximum(self.maxima, floor * max(self.maxima.max(), floor))
+        weight = np.maximum(self.weight_maxima, floor * max(self.weight_maxima.max(), floor))
+        balance = np.sqrt(operand / weight)
+        return np.asarray(balance / np.exp(np.log(balance).mean()))
+
+    def most(self, *, balanced: bool) -> float:
+        """Largest absolute value, after balancing or without."""
+        return float((self.maxima / self.balance()).max() if balanced else self.maxima.max())
+
+    def count(self, values: Float[np.ndarray, "... contracted"]) -> None:
+        """Add an operand's values to the histograms; its maxima must be complete."""
+        for balanced in (False, True):
+            scaled = np.abs(values / self.balance() if balanced else values)
+            counts, _ = np.histogram(scaled, BINS, (0.0, max(self.most(balanced=balanced), 1e-30)))
+            self.histograms[balanced] = self.histograms.get(balanced, 0) + counts
+
+
+def structure_maxima(
+    model: onnx.ModelProto, products: Sequence[Product], graphs: Iterable[GraphInputs]
+) -> Float[np.ndarray, "structures products"]:
+    """Logarithm of the largest absolute value of each product's operand, structure by structure.
+
+    Args:
+        model: in FP32.
+        products: of the model.
+        graphs: one structure each.
+    """
+    operands = list(dict.fromkeys(product.operand for product in products))
+    run = open_graph(_with_outputs(model, operands), operands)
+    rows = []
+    for graph in graphs:
+        largest = dict(zip(operands, (float(np.abs(values).max()) for values in run(graph)), strict=True))
+        rows.append([np.log(largest[product.operand] + 1e-12) for product in products])
+    return np.array(rows)
+
+
+def measure_operands(
+    model: onnx.ModelProto, products: Sequence[Product], graphs: Sequence[GraphInputs]
+) -> Mapping[str, OperandStatistics]:
+    """Statistics of each product's operand, by the products' names.
+
+    Args:
+        model: in FP32.
+        products: of the model.
+        graphs: of the calibration structures; each is run twice.
+    """
+    weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    statistics = {p.name: OperandStatistics(p, weights[p.weight]) for p in products}
+    operands = list(dict.fromkeys(product.operand for product in products))
+    run = open_graph(_with_outputs(model, operands), operands)
+    for graph in graphs:
+        values = dict(zip(operands, run(graph), strict=True))
+        for entry in statistics.values():
+            channels = np.abs(values[entry.product.operand]).reshape(-1, entry.product.contracted).max(0)
+            entry.maxima = np.maximum(entry.maxima, channels)
+    for graph in graphs:
+        values = dict(zip(operands, run(graph), strict=True))
+        for entry in statistics.values():
+            entry.count(values[entry.product.operand])
+    return statistics
+
+
+def operand_scale(statistics: OperandStatistics, method: str, *, balanced: bool) -> OperandScale:
+    """The scale that a method finds.
+
+    Args:
+        statistics: of the operand.
+        method: one of `METHODS`.
+        balanced: whether channels are balanced first.
+    """
+    most, histogram = statistics.most(balanced=balanced), statistics.histograms[balanced]
+    find = {"max": lambda *_: most, "percentile": _percentile, "entropy": _entropy, "mse": _least_squares}[method]
+    found = float(find(histogram, most))
+    balance = statistics.balance() if balanced else None
+    return OperandScale(f"{method}, balanced" if balanced else method, max(found, 1e-30), balance)
+
+
+def _percentile(histogram: Float[np.ndarray, " bins"] | np.ndarray, most: float) -> float:
+    share = np.cumsum(histogram) / histogram.sum()
+    return most * float(np.searchsorted(share, PERCENTILE / 100) + 1) / BINS
+
+
+def _least_squares(histogram: np.ndarray, most: float) -> float:
+    """The range with the least mean square of what rounding and clipping change."""
+    centres = (np.arange(BINS) + 0.5) * most / BINS
+    candidates = most * np.linspace(0.1, 1.0, 91)
+    errors = []
+    for limit in candidates:
+        step = limit / LEVELS
+        errors.append(float((histogram * (np.clip(np.round(centres / step), 0, LEVELS) * step - centres) ** 2).sum()))
+    return float(candidates[int(np.argmin(errors))])
+
+
+def _entropy(histogram: np.ndarray, most: float) -> float:
+    from onnxruntime.quantization.calibrate import HistogramCollector
+
+    coarse = histogram.reshape(COARSE_BINS, -1).sum(1)  # the package's search takes seconds with more
+    collector = HistogramCollector("entropy", True, 2 * COARSE_BINS, LEVELS, PERCENTILE, "same")
+    mirrored, edges = np.concatenate([coarse[::-1], coarse]), np.linspace(-most, most, 2 * COARSE_BINS + 1)
+    low, high = collector.get_entropy_threshold((mirrored, edges, -most, most, most), LEVELS)[:2]
+    return float(max(-float(low), float(high)))
+
+
+def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    have = {value.name for value in copy.graph.output}
+    copy.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in have
+    )
+    return bytes(copy.SerializeToString())

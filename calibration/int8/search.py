@@ -1,0 +1,259 @@
+"""INT8 within a tolerance: which products can take it, found by measuring each of them and then all together."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from ase import Atoms
+from ase.data import chemical_symbols
+
+from painn_deploy.calibration.int8.ranges import (
+    METHODS,
+    OperandStatistics,
+    measure_operands,
+    operand_scale,
+    structure_maxima,
+)
+from painn_deploy.calibration.int8.selection import farthest_points
+from painn_deploy.calibration.int8.yardstick import Errors, Yardstick
+from painn_deploy.calibration.structures import LARGEST_FORCE, within_reach
+from painn_deploy.engines.onnxruntime.backend import open_graph
+from painn_deploy.export.errors import DatasetError, PrecisionError
+from painn_deploy.export.graph.int8 import BY_ROW, OperandScale, candidates, to_int8
+from painn_deploy.export.graph.products import Product, weight_products
+from painn_deploy.runtime.neighbours import graph_inputs
+
+__all__ = ["LEAST_STRUCTURES", "Int8Search", "Quantisation", "Sensitivity"]
+
+LEAST_STRUCTURES = 16
+"""Half of them give ranges, the others the errors that products are chosen by."""
+
+MOST_STRUCTURES = 64
+"""Of each half: more cost minutes and change little."""
+
+MARGIN = 0.7
+"""Share of the limits that a search uses up: what holds on its structures shall hold on others."""
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What a product costs when it alone is INT8.
+
+    Attributes:
+        product: which.
+        scale: the best of those tried.
+        errors: with that scale.
+        tried: force RMSE (eV/Å) by the name of the method.
+    """
+
+    product: Product
+    scale: OperandScale
+    errors: Errors
+    tried: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """What a search found.
+
+    Attributes:
+        scales: of the products that are INT8, by name.
+        errors: of all of them together, after the correction, on structures that gave no range.
+        correction: eV for each atomic number, to be added to the atomic references: the constant part of the error.
+        sensitivities: of every candidate, the least sensitive first.
+        calibrated_on: how many structures gave ranges, and how many errors.
+        sizes: mean atoms and slots of the structures, which multiply-adds are counted at.
+        shares: of the forward and backward multiply-adds that are INT8.
+    """
+
+    scales: Mapping[str, OperandScale]
+    errors: Errors
+    correction: Mapping[int, float]
+    sensitivities: Sequence[Sensitivity]
+    calibrated_on: tuple[int, int]
+    sizes: tuple[int, int]
+    shares: Mapping[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types, for a bundle's validation.json; force errors in meV/Å, energies in meV an atom."""
+        return {
+            "int8_multiply_adds": dict(self.shares),
+            "calibrated_on": list(self.calibrated_on),
+            "search_errors": {
+                "energy_mae": 1e3 * self.errors.energy_mae, "force_rmse": 1e3 * self.errors.force_rmse,
+            },
+            "energy_correction": {chemical_symbols[z]: 1e3 * shift for z, shift in self.correction.items()},
+            "sensitivity": [
+                {
+                    "gemm": entry.product.name,
+                    "force_rmse": 1e3 * entry.errors.force_rmse,
+                    "energy_mae": 1e3 * entry.errors.energy_mae,
+                    "precision": "int8" if entry.product.name in self.scales else "higher",
+                    "range": entry.scale.method,
+                    "multiply_adds": entry.product.multiply_adds(*self.sizes),
+                    "tried": {name: 1e3 * error for name, error in entry.tried.items()},
+                }
+                for entry in self.sensitivities
+            ],
+        }  # fmt: skip
+
+
+class Int8Search:
+    """Finds the products of a student that can be INT8 together within a tolerance.
+
+    Each product is tried alone. With one range for all rows (`ranges` other than `row`), the range comes from
+    structures chosen to be as extreme, between them, as all, and errors from others; `best` tries every method, with
+    balanced channels or without, and keeps the best for each product.
+
+    Args:
+        model: in FP32.
+        structures: like those that the engine is for; at least `LEAST_STRUCTURES`.
+        cutoff: Å.
+        ranges: `row` for a scale for each row; one of `painn_deploy.calibration.int8.ranges.METHODS`, or `best`.
+        tell: called with a line about each step.
+
+    Attributes:
+        sensitivities: of every candidate, in the order in which they join.
+
+    Raises:
+        DatasetError: there are too few structures.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        structures: Sequence[Atoms],
+        cutoff: float,
+        *,
+        ranges: str = "row",
+        tell: Tell = lambda _: None,
+    ) -> None:
+        self._model, self._tell = model, tell
+        _enough(structures)
+        products = candidates(model)
+        tell("choosing structures to calibrate on")
+        graphs = [graph_inputs([atoms], cutoff) for atoms in structures]
+        run = open_graph(model.SerializeToString())
+        kept = within_reach([run(graph)[1] for graph in graphs])
+        structures, graphs = [structures[i] for i in kept], [graphs[i] for i in kept]
+        _enough(structures)
+        maxima = structure_maxima(model, products, graphs)
+        extreme = farthest_points(maxima, min(MOST_STRUCTURES, len(structures) // 2))
+        rest = [index for index in range(len(structures)) if index not in set(extreme)]
+        scored = [rest[i] for i in np.linspace(0, len(rest) - 1, min(MOST_STRUCTURES, len(rest))).astype(int)]
+        statistics: Mapping[str, OperandStatistics] = {}
+        if ranges != "row":
+            tell("measuring ranges")
+            statistics = measure_operands(model, products, [graphs[index] for index in extreme])
+        self._yardstick = Yardstick(model, [structures[index] for index in scored], cutoff)
+        self._counts = (len(extreme), len(scored))
+        sensitivities = []
+        for index, product in enumerate(products):
+            tell(f"quantising {product.name} alone, {index + 1} of {len(products)}")
+            scales = _scales(statistics.get(product.name), ranges)
+            sensitivities.append(_best_scale(product, scales, self._errors))
+        sizes = self._yardstick.mean_size
+        self.sensitivities = sorted(
+            sensitivities, key=lambda s: s.errors.force_rmse**2 / s.product.multiply_adds(*sizes)
+        )
+
+    def find(self, energy_limit: float, force_limit: float) -> Quantisation:
+        """The products that can be INT8 together.
+
+        They join in the order of squared error to multiply-adds, as many as the tolerance allows, and at last each of
+        those left over is tried once more. So no single product could be added to what is returned.
+
+        Args:
+            energy_limit: eV an atom, mean absolute error against FP32 after the correction.
+            force_limit: eV/Å, root mean square error against FP32.
+
+        Raises:
+            PrecisionError: no product can be INT8 within the tolerance; it says how close the best came.
+        """
+        self._tell("quantising products together")
+        within = _Within(MARGIN * energy_limit, MARGIN * force_limit)
+        chosen = _largest(self.sensitivities, self._errors, within)
+        if not chosen:
+            closest = min(self.sensitivities, key=lambda s: within.excess(s.errors))
+            raise PrecisionError(
+                f"No product can be INT8 within {1e3 * energy_limit:g} meV/atom and {1e3 * force_limit:g} meV/Å. "
+                f"{closest.product.name} came closest: alone it costs {1e3 * closest.errors.energy_mae:.2f} meV/atom "
+                f"and {1e3 * closest.errors.force_rmse:.2f} meV/Å, and a search uses {MARGIN:.0%} of the limits. Allow "
+                "more, or export in fp16."
+            )
+        scales = {entry.product.name: entry.scale for entry in chosen}
+        errors, sizes = self._errors(scales), self._yardstick.mean_size
+        shares = _shares(self._model, scales, sizes)
+        return Quantisation(scales, errors, errors.correction, self.sensitivities, self._counts, sizes, shares)
+
+    def _errors(self, scales: Mapping[str, OperandScale]) -> Errors:
+        return self._yardstick.errors(open_graph(to_int8(self._model, scales).SerializeToString()))
+
+
+def _enough(structures: Sequence[Atoms]) -> None:
+    if len(structures) < LEAST_STRUCTURES:
+        raise DatasetError(
+            f"INT8 is calibrated on structures with forces of at most {LARGEST_FORCE:g} eV/Å, and {len(structures)} "
+            f"are too few: give at least {LEAST_STRUCTURES} with --structures, such as frames of a trajectory."
+        )
+
+
+@dataclass(frozen=True)
+class _Within:
+    """A tolerance."""
+
+    energy: float
+    force: float
+
+    def excess(self, errors: Errors) -> float:
+        """How many times the tolerance; 1 is just within."""
+        return max(errors.energy_mae / self.energy, errors.force_rmse / self.force)
+
+    def __call__(self, errors: Errors) -> bool:
+        return self.excess(errors) <= 1.0
+
+
+Measure = Callable[[Mapping[str, OperandScale]], Errors]
+
+
+def _scales(statistics: OperandStatistics | None, ranges: str) -> list[OperandScale]:
+    if statistics is None:
+        return [BY_ROW]
+    methods = METHODS if ranges == "best" else (ranges,)
+    return [operand_scale(statistics, method, balanced=balanced) for method in methods for balanced in (False, True)]
+
+
+def _best_scale(product: Product, scales: Sequence[OperandScale], errors: Measure) -> Sensitivity:
+    found = [(errors({product.name: scale}), scale) for scale in scales]
+    best, scale = min(found, key=lambda entry: entry[0].force_rmse)
+    return Sensitivity(product, scale, best, {tried.method: error.force_rmse for error, tried in found})
+
+
+def _largest(ordered: Sequence[Sensitivity], errors: Measure, within: _Within) -> list[Sensitivity]:
+    """The longest beginning of a list that is within the tolerance, and whatever else of it still fits."""
+    fits, too_many = 0, len(ordered) + 1
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        if within(errors({s.product.name: s.scale for s in ordered[:middle]})):
+            fits = middle
+        else:
+            too_many = middle
+    chosen = list(ordered[:fits])
+    for candidate in sorted(ordered[fits:], key=lambda s: s.errors.force_rmse):
+        if within(candidate.errors) and within(errors({s.product.name: s.scale for s in [*chosen, candidate]})):
+            chosen.append(candidate)
+    return chosen
+
+
+def _shares(model: onnx.ModelProto, scales: Mapping[str, OperandScale], sizes: tuple[int, int]) -> dict[str, float]:
+    """Shares of all multiply-adds with weights, the read-out's and the basis's included, that are INT8."""
+    shares = {}
+    for direction in ("forward", "backward"):
+        products = [p for p in weight_products(model) if p.is_forward == (direction == "forward")]
+        total = sum(p.multiply_adds(*sizes) for p in products)
+        shares[direction] = sum(p.multiply_adds(*sizes) for p in products if p.name in scales) / total
+    return shares

@@ -1,0 +1,110 @@
+"""How far a changed graph is from the FP32 one: the measure that lower precisions are chosen by."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from ase import Atoms
+from jaxtyping import Float
+
+from painn_deploy.engines.onnxruntime.backend import open_graph
+from painn_deploy.export.fields import GraphInputs
+from painn_deploy.runtime.neighbours import join, local_graphs
+from painn_deploy.runtime.packing import pack
+
+__all__ = ["Errors", "Yardstick"]
+
+Run = Callable[[GraphInputs], Sequence[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Against FP32.
+
+    Attributes:
+        energy_mae: eV an atom, after `correction`.
+        raw_energy_mae: eV an atom, before it.
+        force_rmse: eV/Å, over components.
+        correction: eV for each atomic number: what to add to its atomic energy to make `energy_mae` least.
+    """
+
+    energy_mae: float
+    raw_energy_mae: float
+    force_rmse: float
+    correction: Mapping[int, float]
+
+
+class Yardstick:
+    """Structures, and what the FP32 graph gives on them.
+
+    Args:
+        model: in FP32.
+        structures: to measure on.
+        cutoff: Å.
+    """
+
+    def __init__(self, model: onnx.ModelProto, structures: Sequence[Atoms], cutoff: float) -> None:
+        graphs = local_graphs(structures, cutoff)
+        sizes = [(len(graph.numbers), graph.slots) for graph in graphs]
+        self._batches = [(batch, join([graphs[i] for i in batch])) for batch in pack(sizes)]
+        self._atoms = np.array([atoms for atoms, _ in sizes])
+        self.species = sorted({int(z) for atoms in structures for z in atoms.numbers})
+        self._composition = np.array([[(a.numbers == z).sum() for z in self.species] for a in structures], float)
+        self._energies, self._forces = self._evaluate(open_graph(model.SerializeToString()))
+        self.mean_size = (round(float(self._atoms.mean())), round(float(np.mean([slots for _, slots in sizes]))))
+
+    def errors(self, run: Run, correction: Mapping[int, float] | None = None) -> Errors:
+        """Of a graph that keeps the contract.
+
+        Args:
+            run: the graph.
+            correction: eV for each atomic number, found elsewhere; None to find it here.
+        """
+        energies, forces = self._evaluate(run)
+        missing = self._energies - energies
+        if correction is None:
+            shift = _least_absolute(self._composition / self._atoms[:, None], missing / self._atoms)
+        else:
+            shift = np.array([correction.get(z, 0.0) for z in self.species])
+        left = (missing - self._composition @ shift) / self._atoms
+        return Errors(
+            energy_mae=_finite(np.abs(left).mean()),
+            raw_energy_mae=_finite(np.abs(missing / self._atoms).mean()),
+            force_rmse=_finite(np.sqrt(np.square(forces - self._forces).mean())),
+            correction=dict(zip(self.species, shift.tolist(), strict=True)),
+        )
+
+    def _evaluate(self, run: Run) -> tuple[Float[np.ndarray, " structures"], Float[np.ndarray, "all_atoms 3"]]:
+        energies, forces = np.zeros(len(self._atoms)), []
+        for batch, inputs in self._batches:
+            outputs, start = run(inputs), 0
+            for index in batch:
+                stop = start + self._atoms[index]
+                energies[index] = outputs[0][start:stop].astype(np.float64).sum()
+                start = stop
+            forces.append(outputs[1][:start].astype(np.float64))
+        return energies, np.concatenate(forces)
+
+
+def _finite(value: np.floating) -> float:
+    """NaN is further off than anything."""
+    return float(value) if np.isfinite(value) else float("inf")
+
+
+def _least_absolute(
+    composition: Float[np.ndarray, "structures species"], values: Float[np.ndarray, " structures"]
+) -> Float[np.ndarray, " species"]:
+    """Least absolute deviations by reweighted least squares: a mean that one strange molecule does not move."""
+    if not np.isfinite(values).all():
+        return np.zeros(composition.shape[1])
+    floor = 1e-6 + 1e-3 * float(np.abs(values).mean())
+    weights, best, least = np.ones(len(values)), np.zeros(composition.shape[1]), float(np.abs(values).sum())
+    for _ in range(30):
+        root = np.sqrt(weights)
+        shift = np.linalg.lstsq(composition * root[:, None], values * root, rcond=1e-6)[0]
+        left = np.abs(values - composition @ shift)
+        if left.sum() < least:
+            best, least = shift, float(left.sum())
+        weights = 1 / np.maximum(left, floor)
+    return best

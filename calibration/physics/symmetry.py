@@ -1,0 +1,227 @@
+"""What must not change an energy: turning, moving or renumbering a structure, or choosing another cell for a crystal.
+
+And what follows from it: forces that turn with the structure, pull its centre nowhere and do not spin it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from ase import Atoms
+
+from painn_deploy.calibration.physics.resolution import random_rotations, turned
+from painn_deploy.calibration.physics.subjects import Audited
+from painn_deploy.calibration.physics.verdicts import Case, Finding, Measure, Verdict, Words, length, rms, show
+
+__all__ = ["graver", "lattice_shift", "listed", "net_force", "permutation", "rotation", "same", "torque", "translation"]
+
+ORIENTATIONS = 50
+SIGMAS = 6.0
+"""Standard deviations that noise is allowed; the largest of ten thousand normal numbers is below."""
+
+ROTATION_LIMIT = 1e-4
+"""eV, spread of a molecule's energy over all orientations."""
+
+ENERGY_LIMIT = 1e-5
+"""eV an atom, by which an energy may change under what should not change it; rounding in float32 stays below."""
+
+FORCE_LIMIT = 5e-4
+"""eV/Å, likewise for a component of a force."""
+
+NET_FORCE_LIMIT = 1e-4
+"""eV/Å, length of the sum of all forces, for each √atom."""
+
+TORQUE_LIMIT = 1e-3
+"""eV, length of the sum of all torques about the centre."""
+
+
+def rotation(audited: Audited) -> list[Finding]:
+    """Energies of turned molecules, and their forces turned back."""
+    rotations = random_rotations(ORIENTATIONS, 1)
+    energies, forces = [], []
+    for atoms in audited.subjects.molecules:
+        name = atoms.info["name"]
+        allowed = audited.resolution.at(name)
+        structures = [turned(atoms, matrix) for matrix in rotations]
+        got, want = audited.engine(structures), audited.student(structures)
+        e, s = (np.array([r["energy"] for r in results]) for results in (got, want))
+        f, g = (np.array([r["forces"] @ m for r, m in zip(x, rotations, strict=True)]) for x in (got, want))
+        noise = SIGMAS * (allowed.energy_error * len(atoms) + allowed.energy_noise * len(atoms) ** 0.5)
+        spread = min(noise, audited.limits.energy * len(atoms))
+        energies.append(Case.of(name, s, e, spread, _spread))
+        forces.append(Case.of(name, g, f, 2 * allowed.force_error, _deviation))
+    energy_words = Words(
+        holds=f"Turned {ORIENTATIONS} ways, no molecule changes its energy by more than {{engine}}.",
+        student=f"Turning {{subject}} {ORIENTATIONS} ways changes its energy by {{student}}, in the student as in the "
+        "engine: it knows x from z, so results depend on how a molecule lies in space. Only another student mends it.",
+        engine="The engine changes the energy of {subject} by {lost} when it is turned, and its student does not: "
+        "results depend on how a molecule lies in space.",
+    )
+    force_words = Words(
+        holds="Forces turn with the molecule, to {engine} (RMS).",
+        student="Forces on {subject} do not turn with it: they differ by {student} (RMS) from one orientation to the "
+        "next, in the student as in the engine.",
+        engine="Forces on {subject} do not turn with it: the engine adds {lost} (RMS) to what its student does.",
+    )
+    found = Measure("rotation, energy", "symmetry", "meV", ROTATION_LIMIT, np.inf, energy_words).finding(energies)
+    if found.verdict == "student: broken":
+        found = found.told(f"{found.sentence} In meV: {listed(energies)}.")
+    return [
+        found,
+        Measure("rotation, forces", "symmetry", "meV/Å", FORCE_LIMIT, audited.limits.forces, force_words).finding(
+            forces
+        ),
+    ]
+
+
+def translation(audited: Audited) -> list[Finding]:
+    """Every subject moved as a whole, by tens of Å."""
+    rng = np.random.default_rng(1)
+    before, after = [], []
+    for atoms in (*audited.subjects.shaken, *audited.subjects.crystals):
+        for _ in range(3):
+            moved = atoms.copy()
+            moved.positions += rng.uniform(-50, 50, 3)
+            before.append(atoms)
+            after.append(moved)
+    return [same(audited, "translation", "the whole structure is moved", before, after)]
+
+
+def permutation(audited: Audited) -> list[Finding]:
+    """Every subject with its atoms in another order."""
+    rng, before, after, orders = np.random.default_rng(2), [], [], []
+    for atoms in (*audited.subjects.shaken, *audited.subjects.crystals):
+        for _ in range(3):
+            order = rng.permutation(len(atoms))
+            before.append(atoms)
+            after.append(atoms[order])
+            orders.append(order)
+    return [same(audited, "permutation", "atoms are listed in another order", before, after, orders)]
+
+
+def lattice_shift(audited: Audited) -> list[Finding]:
+    """Crystals with their atoms in other cells, and told as supercells."""
+    rng, before, after, orders = np.random.default_rng(3), [], [], []
+    for atoms in audited.subjects.crystals:
+        shifted, wrapped = atoms.copy(), atoms.copy()
+        shifted.positions += rng.integers(-2, 3, (len(atoms), 3)) @ np.asarray(atoms.cell)
+        wrapped.positions += rng.uniform(0, 1, 3) @ np.asarray(atoms.cell)
+        wrapped.wrap()
+        before += [atoms, atoms, atoms]
+        after += [shifted, wrapped, atoms.repeat((2, 1, 1))]
+        orders += [np.arange(len(atoms)), np.arange(len(atoms)), np.tile(np.arange(len(atoms)), 2)]
+    if not before:
+        return []
+    how = "atoms are written in other cells, or a crystal as a supercell"
+    return [same(audited, "lattice shift", how, before, after, orders)]
+
+
+def same(
+    audited: Audited,
+    name: str,
+    how: str,
+    before: Sequence[Atoms],
+    after: Sequence[Atoms],
+    orders: Sequence[np.ndarray] | None = None,
+) -> Finding:
+    """Hold energies per atom and forces of `after` against those of `before`; the worse of the two is told.
+
+    Args:
+        audited: engine and student.
+        name: of the property.
+        how: what was done, to end the sentence "... changes when ...".
+        before: structures.
+        after: the same, written otherwise.
+        orders: for each structure, the atom of `before` that each atom of `after` is.
+    """
+    results = [(evaluate(before), evaluate(after)) for evaluate in (audited.engine, audited.student)]
+    energies, forces = [], []
+    for index, (one, other) in enumerate(zip(before, after, strict=True)):
+        allowed = audited.resolution.at(one.info["name"])
+        order = np.arange(len(one)) if orders is None else orders[index]
+        e, s = (b[index]["energy"] / len(other) - a[index]["energy"] / len(one) for a, b in results)
+        f, g = (np.asarray(b[index]["forces"]) - np.asarray(a[index]["forces"])[order] for a, b in results)
+        noise = SIGMAS * 2**0.5 * allowed.energy_noise / len(one) ** 0.5
+        energies.append(Case.of(one.info["name"], s, e, noise))
+        forces.append(Case.of(one.info["name"], g, f, SIGMAS * 2**0.5 * allowed.force_noise))
+    return graver(
+        Measure(name, "symmetry", "meV/atom", ENERGY_LIMIT, audited.limits.energy, _same_words("energy", how)),
+        energies,
+        Measure(name, "symmetry", "meV/Å", FORCE_LIMIT, audited.limits.forces, _same_words("force", how)),
+        forces,
+    )
+
+
+def net_force(audited: Audited) -> list[Finding]:
+    """The sum of all forces, zero in any precision that adds them in float32: every force has its counter-force."""
+    structures = [*audited.subjects.shaken, *audited.subjects.crystals]
+    got, want, single = (f(structures) for f in (audited.engine, audited.student, audited.single))
+    cases = []
+    for atoms, e, s, f in zip(structures, got, want, single, strict=True):
+        engine, student, own = (np.asarray(r["forces"]).sum(0) / len(atoms) ** 0.5 for r in (e, s, f))
+        cases.append(Case.of(atoms.info["name"], student, engine, 10 * length(own - student), length))
+    words = Words(
+        holds="Forces add up to nothing, to {engine} for each √atom: no structure pushes itself through space.",
+        student="The forces on {subject} add up to {student} for each √atom, in the student as in the engine: it "
+        "pushes itself through space.",
+        engine="The forces on {subject} add up to {lost} for each √atom: the engine pushes it through space, and its "
+        "student does not. Momentum is not conserved.",
+    )
+    return [Measure("net force", "symmetry", "meV/Å", NET_FORCE_LIMIT, audited.limits.forces, words).finding(cases)]
+
+
+def torque(audited: Audited) -> list[Finding]:
+    """The sum of all torques on a molecule, zero where its energy does not depend on orientation."""
+    cases = []
+    got, want = (f(audited.subjects.shaken) for f in (audited.engine, audited.student))
+    for atoms, e, s in zip(audited.subjects.shaken, got, want, strict=True):
+        arms = atoms.positions - atoms.positions.mean(0)
+        engine, student = (np.cross(arms, np.asarray(r["forces"])).sum(0) for r in (e, s))
+        error = audited.resolution.at(atoms.info["name"]).force_error
+        lever = float(np.sqrt(np.square(arms).sum()))
+        cases.append(Case.of(atoms.info["name"], student, engine, 4 * error * lever, length))
+    words = Words(
+        holds="Forces spin no molecule: the largest torque is {engine}.",
+        student="The forces on {subject} spin it with a torque of {student}, in the student as in the engine: the "
+        "other face of an energy that depends on orientation. Angular momentum is not conserved.",
+        engine="The engine spins {subject} with a torque of {lost} that its student does not have.",
+    )
+    return [Measure("torque", "symmetry", "meV", TORQUE_LIMIT, np.inf, words).finding(cases)]
+
+
+def graver(measure: Measure, cases: Sequence[Case], other: Measure, others: Sequence[Case]) -> Finding:
+    """The finding with the worse verdict of two; where they are equal, that which is nearer its limit."""
+    order = list(Verdict)
+    found = [measure.finding(cases), other.finding(others)]
+    return max(
+        found,
+        key=lambda f: (
+            order.index(f.engine_verdict),
+            order.index(f.student_verdict),
+            max(f.lost, f.student) / f.limit,
+        ),
+    )
+
+
+def listed(cases: Sequence[Case]) -> str:
+    """The student's own figures in meV, largest first."""
+    worst = sorted(cases, key=lambda case: -case.student)[:10]
+    return ", ".join(f"{case.subject} {show(1e3 * case.student)}" for case in worst)
+
+
+def _same_words(what: str, how: str) -> Words:
+    which = {"energy": "The energy of {subject}", "force": "A force on {subject}"}[what]
+    return Words(
+        holds=f"No {what} changes by more than {{engine}} when {how}.",
+        student=f"{which} changes by {{student}} when {how}, in the student as in the engine.",
+        engine=f"{which} changes by {{lost}} when {how}, and with its student it does not: neighbours are missed, or "
+        "the engine mixes up atoms.",
+    )
+
+
+def _spread(energies: np.ndarray) -> float:
+    return float(np.ptp(energies))
+
+
+def _deviation(forces: np.ndarray) -> float:
+    """RMS of forces [orientations, atoms, 3] about their mean over orientations."""
+    return rms(forces - forces.mean(0))

@@ -1,0 +1,1 @@
+"""The validation report: one HTML page with its charts."""

@@ -1,0 +1,355 @@
+"""One evaluation at a time on one stream of a GPU: inputs packed and uploaded, an engine launched, results downloaded.
+
+Every engine goes through the same lane. How an engine is bound to addresses, launched and recorded is its `Executor`.
+"""
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from jaxtyping import Float64
+
+from painn_deploy.engines.backend import ResidentGraph
+from painn_deploy.engines.contract import padded
+from painn_deploy.engines.gpu.arena import Arena, Block, columns
+from painn_deploy.engines.gpu.cuda import call, compute_capability, nvtx_range
+from painn_deploy.engines.gpu.device_positions import DisplacementKernel
+from painn_deploy.engines.gpu.executor import DeviceTime, Executor, Recorded
+from painn_deploy.export.errors import EngineError, ShapeError
+from painn_deploy.export.fields import INPUTS, OUTPUTS, GraphInputs, GraphOutputs
+
+__all__ = ["MOST_GRAPHS", "MOST_REFUSED", "SLOT_STEP", "Lane"]
+
+MOST_GRAPHS = 32
+"""CUDA graphs that a lane keeps; the one that was used longest ago goes first."""
+
+MOST_REFUSED = 3
+"""Sizes that could not be recorded, after which no further one is tried."""
+
+MOST_SEEN = 1024
+
+_idle_streams: WeakKeyDictionary[Any, dict[int, list[Any]]] = WeakKeyDictionary()
+"""By CUDA runtime and GPU. Streams are used again: torch keeps a cuBLAS workspace for each that there ever was."""
+
+SLOT_STEP = 8
+"""Slots are rounded up to a multiple of this, so that a step with one neighbour more replays the same CUDA graph."""
+
+
+class Lane:
+    """A stream, its memory, and an engine that is launched on it.
+
+    Args:
+        cuda: the CUDA runtime.
+        index: of the GPU, which is the current one whenever a method is called.
+        make: makes the engine's executor, given the stream's handle and the memory.
+
+    Attributes:
+        use_graphs: whether a size that comes again is recorded and replayed.
+        resident: the structure that the device holds; None after anything else was run.
+        refused: why a size could not be recorded, by size.
+    """
+
+    def __init__(self, cuda: Any, index: int, make: Callable[[int, Arena], Executor]) -> None:
+        self._cuda, self._index = cuda, index
+        self.use_graphs = False
+        self.resident: ResidentGraph | None = None
+        self.refused: dict[tuple[Any, ...], str] = {}
+        self._arena = Arena(cuda)
+        idle = _idle_streams.setdefault(cuda, {}).setdefault(index, [])
+        self._stream: Any = idle.pop() if idle else call(cuda.cudaStreamCreateWithFlags, cuda.cudaStreamNonBlocking)
+        self._event: Any = call(cuda.cudaEventCreateWithFlags, cuda.cudaEventDisableTiming)
+        self._recorded: OrderedDict[tuple[Any, ...], tuple[int, Recorded]] = OrderedDict()
+        self._seen: set[tuple[Any, ...]] = set()
+        self._kernel: DisplacementKernel | None = None
+        self._pending: tuple[int, Block] | None = None
+        try:
+            self._executor: Executor | None = make(int(self._stream), self._arena)
+        except BaseException:
+            self._executor = None
+            self.close()
+            raise
+
+    @property
+    def slot_step(self) -> int:
+        """A matrix whose number of slots is a multiple of this is uploaded as it is."""
+        most = self.executor.most_slots
+        return SLOT_STEP if most is None or most % SLOT_STEP == 0 else 1
+
+    def _rounded(self, slots: int) -> int:
+        step = self.slot_step
+        return step * -(-slots // step)
+
+    def submit(self, inputs: GraphInputs) -> None:
+        """Send one evaluation to the stream.
+
+        Raises:
+            ShapeError: the engine does not serve this size.
+            EngineError: it could not be launched.
+        """
+        self._settle()
+        executor = self.executor
+        atoms, slots = inputs.mask.shape
+        rows, slots = max(atoms, executor.least), self._rounded(slots)
+        executor.check(rows, slots)
+        self.resident = None  # its place on the device is taken
+        graph = padded(inputs, rows, slots)
+        with nvtx_range("pack"):
+            block = self._inputs(rows, slots)
+            self._write(graph, block)
+        outputs = self._outputs(rows)
+
+        def send() -> None:
+            self._upload(block.host, block.device, block.size)
+            executor.execute()
+            self._download(outputs)
+
+        with nvtx_range("launch"):
+            self._launch(("graph", rows, slots), (rows, slots), {**block.addresses, **outputs.addresses}, send)
+        self._pending = atoms, outputs
+
+    def follow(self, resident: ResidentGraph) -> None:
+        """Upload what stays while the neighbours stand.
+
+        Raises:
+            ShapeError: the engine does not serve this size.
+            EngineUnavailableError: what compiles the kernel that forms displacements is not here.
+        """
+        self._settle()
+        executor = self.executor
+        atoms, slots = resident.neighbours.shape
+        rows = max(atoms, executor.least)
+        executor.check(rows, slots)
+        self.resident = None
+        if self._kernel is None:
+            self._kernel = DisplacementKernel(compute_capability(self._index))
+        with nvtx_range("follow"):
+            nothing = np.zeros((atoms, slots), np.float32)
+            moving = np.zeros((atoms, slots, 3), np.float32)
+            whole = GraphInputs(resident.atomic_numbers, moving, resident.neighbours, resident.reverse, nothing)
+            block, fixed = self._inputs(rows, slots), self._fixed(rows, slots)
+            self._write(padded(whole, rows, slots), block)
+            for name in ("shifts", "stored"):
+                fixed.arrays[name][:atoms] = getattr(resident, name)
+                fixed.arrays[name][atoms:] = 0
+            fixed.arrays["positions"][...] = 0.0
+            self._upload(block.host, block.device, block.size)
+            self._upload(fixed.host, fixed.device, fixed.size)
+            call(self._cuda.cudaStreamSynchronize, self._stream)
+        self.resident = resident
+
+    def submit_positions(self, positions: Float64[np.ndarray, "atoms 3"]) -> None:
+        """Send one evaluation of the resident structure to the stream.
+
+        Raises:
+            EngineError: there is none, or it could not be launched.
+            ShapeError: positions of another number of atoms.
+        """
+        resident, kernel = self.resident, self._kernel
+        if resident is None or kernel is None:
+            raise EngineError("No structure is followed: call `follow` first, and again after `run`.")
+        atoms, slots = resident.neighbours.shape
+        if positions.shape != (atoms, 3) or positions.dtype != np.float64:
+            raise ShapeError(f"Positions are {positions.dtype} {positions.shape}; float64 ({atoms}, 3) are followed.")
+        self._settle()
+        executor = self.executor
+        rows = max(atoms, executor.least)
+        block, fixed, outputs = self._inputs(rows, slots), self._fixed(rows, slots), self._outputs(rows)
+        moved = fixed.arrays["positions"]
+        moved[:atoms] = positions
+        addresses = {**block.addresses, **fixed.addresses}
+        kernel_addresses = [
+            addresses[name] for name in ("positions", "neighbours", "shifts", "stored", "displacements", "mask")
+        ]
+
+        def send() -> None:
+            self._upload(fixed.host_address("positions"), fixed.addresses["positions"], moved.nbytes)
+            kernel.launch(int(self._stream), rows, slots, resident.cutoff, kernel_addresses)
+            executor.execute()
+            self._download(outputs)
+
+        with nvtx_range("launch"):
+            key = ("positions", rows, slots, resident.cutoff)
+            self._launch(key, (rows, slots), {**block.addresses, **outputs.addresses}, send)
+        self._pending = atoms, outputs
+
+    def collect(self) -> GraphOutputs:
+        """Wait for what was submitted, and copy it out of memory that the next one overwrites.
+
+        Raises:
+            EngineError: nothing was submitted, or the device failed.
+        """
+        if self._pending is None:
+            raise EngineError("Nothing was submitted.")
+        (atoms, outputs), self._pending = self._pending, None
+        with nvtx_range("wait"):
+            call(self._cuda.cudaStreamSynchronize, self._stream)
+        return GraphOutputs(*(outputs.arrays[field.name][:atoms].copy() for field in OUTPUTS))
+
+    def device_time(self, inputs: GraphInputs, calls: int) -> DeviceTime:
+        """Milliseconds of one evaluation on the device, by CUDA events around many of them.
+
+        Raises:
+            ShapeError: the engine does not serve this size.
+            EngineError: it could not be launched.
+        """
+        use_graphs, replayed = self.use_graphs, None
+        try:
+            self.use_graphs = False
+            self.submit(inputs)
+            self.collect()
+            launched = self._between_events(self.executor.execute, calls)
+            self.use_graphs = use_graphs
+            for _ in range(3 if use_graphs else 0):
+                self.submit(inputs)
+                self.collect()
+            key = ("graph", max(len(inputs.mask), self.executor.least), self._rounded(inputs.mask.shape[1]))
+            if use_graphs and key in self._recorded:
+                replayed = self._between_events(self._recorded[key][1].launch, calls)
+        finally:
+            self.use_graphs = use_graphs
+        return DeviceTime(launched, replayed)
+
+    def _between_events(self, send: Callable[[], None], calls: int) -> float:
+        cuda = self._cuda
+        start, end = (call(cuda.cudaEventCreateWithFlags, cuda.cudaEventDefault) for _ in range(2))
+        try:
+            send()
+            call(cuda.cudaEventRecord, start, self._stream)
+            for _ in range(calls):
+                send()
+            call(cuda.cudaEventRecord, end, self._stream)
+            call(cuda.cudaEventSynchronize, end)
+            return float(call(cuda.cudaEventElapsedTime, start, end)) / calls
+        finally:
+            for event in (start, end):
+                call(cuda.cudaEventDestroy, event)
+
+    @contextmanager
+    def elsewhere(self, stream: int) -> Iterator[None]:
+        """Launch the engine on another stream, after all that this lane was sent and before all that it will be."""
+        self._settle()
+        self._order(after=self._stream, stream=stream)
+        try:
+            yield
+        finally:
+            self._order(after=stream, stream=self._stream)
+
+    def _order(self, *, after: Any, stream: Any) -> None:
+        """Have a stream wait for what another one was sent until now."""
+        call(self._cuda.cudaEventRecord, self._event, after)
+        call(self._cuda.cudaStreamWaitEvent, stream, self._event, 0)
+
+    def _settle(self) -> None:
+        """Wait for what nobody collected: its buffers are about to be written."""
+        if self._pending is not None:
+            self._pending = None
+            call(self._cuda.cudaStreamSynchronize, self._stream)
+
+    def _launch(
+        self, key: tuple[Any, ...], size: tuple[int, int], addresses: Mapping[str, int], send: Callable[[], None]
+    ) -> None:
+        """Send, as a CUDA graph where one was recorded on the addresses of now.
+
+        A size that comes for the second time is sent once more as ever, and recorded for the third: an engine whose
+        shapes just changed must run before it may be recorded, and whatever goes wrong in recording costs no result.
+        """
+        generation, recorded = self._recorded.get(key, (-1, None))
+        if self.use_graphs and recorded is not None and generation == self._arena.generation:
+            self._recorded.move_to_end(key)
+            recorded.launch()
+            return
+        executor = self.executor
+        executor.bind(*size, addresses)  # may let the arena grow
+        send()
+        again = (key, self._arena.generation)
+        if self.use_graphs and again in self._seen and key not in self.refused and len(self.refused) < MOST_REFUSED:
+            self._record(executor, key, send)
+        if len(self._seen) >= MOST_SEEN:
+            self._seen.clear()
+        self._seen.add(again)
+
+    def _record(self, executor: Executor, key: tuple[Any, ...], send: Callable[[], None]) -> None:
+        """Record a size; one that cannot be recorded is launched kernel by kernel from now on, and the user is told."""
+        try:
+            recorded = executor.record(send)
+        except (EngineError, RuntimeError) as error:
+            self.refused[key] = str(error)
+            more = " No further size is tried." if len(self.refused) >= MOST_REFUSED else ""
+            warnings.warn(
+                f"A CUDA graph of {key[1]} atoms x {key[2]} slots could not be recorded, so that this size is launched "
+                f"kernel by kernel, with the same results: {error}{more}",
+                RuntimeWarning,
+                stacklevel=6,
+            )
+            return
+        self._forget(key)  # the one on addresses of before; only now, since it may be the last that holds their pool
+        self._recorded[key] = (self._arena.generation, recorded)
+        while len(self._recorded) > MOST_GRAPHS:
+            self._forget(next(iter(self._recorded)))
+
+    def _forget(self, key: tuple[Any, ...]) -> None:
+        _, recorded = self._recorded.pop(key, (0, None))
+        if recorded is not None:
+            recorded.close()
+
+    @property
+    def executor(self) -> Executor:
+        """The engine's.
+
+        Raises:
+            EngineError: the lane is closed.
+        """
+        if self._executor is None:
+            raise EngineError("This session is closed; open another one.")
+        return self._executor
+
+    def _inputs(self, atoms: int, slots: int) -> Block:
+        executor = self.executor
+        lengths = {"atoms": atoms, "slots": slots, **executor.lengths(atoms, slots)}
+        return self._arena.block("inputs", columns((*INPUTS, *executor.fields), **lengths))
+
+    def _fixed(self, atoms: int, slots: int) -> Block:
+        """What a step of dynamics needs beside the inputs."""
+        fixed = (("shifts", (atoms, slots, 3), "float64"), ("stored", (atoms, slots), "uint8"))
+        return self._arena.block("resident", (*fixed, ("positions", (atoms, 3), "float64")))
+
+    def _outputs(self, atoms: int) -> Block:
+        return self._arena.block("outputs", columns(OUTPUTS, atoms=atoms))
+
+    def _write(self, inputs: GraphInputs, block: Block) -> None:
+        """Copy inputs into pinned memory, and what the engine reads beside them."""
+        for field, array in zip(INPUTS, inputs, strict=True):
+            np.copyto(block.arrays[field.name], array)
+        self.executor.fill(inputs, block.arrays)
+
+    def _upload(self, source: int, target: int, size: int) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        call(self._cuda.cudaMemcpyAsync, target, source, size, kind, self._stream)
+
+    def _download(self, outputs: Block) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        call(self._cuda.cudaMemcpyAsync, outputs.host, outputs.device, outputs.size, kind, self._stream)
+
+    def close(self) -> None:
+        """Give everything back; waits for what is still running. May be called twice."""
+        if self._stream is None:
+            return
+        (status,) = self._cuda.cudaStreamSynchronize(self._stream)
+        for key in list(self._recorded):
+            self._forget(key)
+        if self._kernel is not None:
+            self._kernel.close()
+        if self._executor is not None:
+            self._executor.close()
+        self._executor = self._kernel = None
+        self._arena.close()
+        stream, self._stream = self._stream, None
+        call(self._cuda.cudaEventDestroy, self._event)
+        if int(status) == 0:
+            _idle_streams[self._cuda][self._index].append(stream)
+        else:  # what went wrong on it may stay with it
+            call(self._cuda.cudaStreamDestroy, stream)

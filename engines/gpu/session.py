@@ -1,0 +1,189 @@
+"""A session on an NVIDIA GPU, the same for every engine."""
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from painn_deploy.engines.backend import Closing, EngineInfo, ResidentGraph
+from painn_deploy.engines.contract import check_indices, check_inputs
+from painn_deploy.engines.gpu.arena import Arena
+from painn_deploy.engines.gpu.cuda import on_device, runtime
+from painn_deploy.engines.gpu.executor import DeviceTime, Executor
+from painn_deploy.engines.gpu.lane import Lane
+from painn_deploy.export.errors import EngineError
+from painn_deploy.export.fields import GraphInputs, GraphOutputs
+
+__all__ = ["GpuSession"]
+
+
+class GpuSession(Closing):
+    """An engine on one GPU. It belongs to one thread.
+
+    Inputs go up in one copy from pinned memory, results come down in one, and a call waits once. With `graphs`, a size
+    that came twice is replayed as a CUDA graph, copies included: a small molecule waits for launches more than for
+    arithmetic. A session that is dropped without `close` gives its memory back all the same.
+
+    Args:
+        make: makes an executor of the engine for a lane, given the lane's stream and memory.
+        index: of the GPU.
+        info: what the session says of itself.
+        species: atomic numbers that the engine has rows for; a larger one would be read from beyond its table.
+        lanes: how many evaluations may be under way at once.
+        graphs: whether CUDA graphs are used.
+        release: gives back what is shared by the lanes, after them.
+
+    Attributes:
+        graphs: the same; may be changed between calls.
+        slot_step: a matrix whose number of slots is a multiple of this is uploaded as it is.
+
+    Raises:
+        EngineUnavailableError: cuda-bindings is not installed.
+        EngineError: the engine cannot be loaded here.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int, Arena], Executor],
+        index: int,
+        info: EngineInfo,
+        *,
+        species: Iterable[int] = (),
+        lanes: int = 1,
+        graphs: bool = False,
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._cuda, self._index, self._info, self._make, self.graphs = runtime(), index, info, make, graphs
+        self._most_number = max(species, default=None)
+        self._most_lanes = lanes
+        self._lanes: list[Lane] = []
+        self._held = (self._cuda, index, self._lanes, release)
+        self._dropped = weakref.finalize(self, _dropped, *self._held)
+        with self._on_lane(0) as lane:
+            self.slot_step = lane.slot_step
+
+    @property
+    def info(self) -> EngineInfo:
+        """See `Session.info`."""
+        return self._info
+
+    @property
+    def refused_graphs(self) -> dict[tuple[Any, ...], str]:
+        """Why a size could not be recorded, by its kind, atoms and slots; such a size is launched kernel by kernel."""
+        return {key: reason for lane in self._lanes for key, reason in lane.refused.items()}
+
+    def run(self, inputs: GraphInputs) -> GraphOutputs:
+        """See `Session.run`."""
+        self._check(inputs)
+        with self._on_lane(0) as lane:
+            lane.submit(inputs)
+            return lane.collect()
+
+    def run_many(self, batches: Iterable[GraphInputs]) -> Iterator[GraphOutputs]:
+        """One result for each batch, in order; where there are two lanes, one is uploaded while another is computed.
+
+        Raises:
+            ShapeError: as for `run`.
+            EngineError: as for `run`.
+        """
+        waiting: int | None = None
+        for number, inputs in enumerate(batches):
+            self._check(inputs)
+            chosen = number % self._most_lanes
+            if waiting == chosen:
+                yield self._collected(waiting)
+                waiting = None
+            with self._on_lane(chosen) as lane:
+                lane.submit(inputs)
+            if waiting is not None:
+                yield self._collected(waiting)
+            waiting = chosen
+        if waiting is not None:
+            yield self._collected(waiting)
+
+    def _collected(self, number: int) -> GraphOutputs:
+        with self._on_lane(number) as lane:
+            return lane.collect()
+
+    @property
+    def following(self) -> ResidentGraph | None:
+        """See `FollowingSession.following`."""
+        return self._lanes[0].resident if self._lanes else None
+
+    def follow(self, resident: ResidentGraph) -> None:
+        """Upload what stays while the neighbours stand; `step` then needs positions alone.
+
+        Raises:
+            ShapeError: the engine does not serve this size.
+            EngineUnavailableError: what compiles the kernel that forms displacements is not here.
+        """
+        check_indices(resident.atomic_numbers, resident.neighbours, resident.reverse, self._most_number)
+        with self._on_lane(0) as lane:
+            lane.follow(resident)
+
+    def step(self, positions: Float64[np.ndarray, "atoms 3"]) -> GraphOutputs:
+        """Energies, forces and virials at new positions of the structure that `follow` was told of.
+
+        Args:
+            positions: Å, contiguous.
+
+        Raises:
+            EngineError: there is none, or the engine failed.
+            ShapeError: positions of another number of atoms.
+        """
+        with self._on_lane(0) as lane:
+            lane.submit_positions(positions)
+            return lane.collect()
+
+    def device_time(self, inputs: GraphInputs, calls: int = 100) -> DeviceTime:
+        """Milliseconds of one evaluation on the device, by CUDA events around many of them sent at once.
+
+        Args:
+            inputs: of one evaluation, repeated.
+            calls: how many.
+
+        Raises:
+            ShapeError: as for `run`.
+            EngineError: as for `run`.
+        """
+        self._check(inputs)
+        with self._on_lane(0) as lane:
+            return lane.device_time(inputs, calls)
+
+    def _check(self, inputs: GraphInputs) -> None:
+        check_inputs(inputs)
+        check_indices(inputs.atomic_numbers, inputs.neighbours, inputs.reverse, self._most_number)
+
+    @contextmanager
+    def _on_lane(self, number: int) -> Iterator[Lane]:
+        """A lane, with its GPU the current one of this thread, which is put back afterwards."""
+        if not self._dropped.alive:
+            raise EngineError("This session is closed; open another one.")
+        with on_device(self._cuda, self._index):
+            while len(self._lanes) <= number:
+                self._lanes.append(Lane(self._cuda, self._index, self._make))
+            lane = self._lanes[number]
+            lane.use_graphs = self.graphs
+            yield lane
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        if self._dropped.detach() is not None:
+            _give_back(*self._held)
+
+
+def _give_back(cuda: Any, index: int, lanes: list[Lane], release: Callable[[], None]) -> None:
+    """Lanes before what they share: graphs, buffers and contexts before the engine."""
+    with on_device(cuda, index):
+        while lanes:
+            lanes.pop().close()
+        release()
+
+
+def _dropped(cuda: Any, index: int, lanes: list[Lane], release: Callable[[], None]) -> None:
+    """The same for a session that nobody closed; when the process ends, the driver may be gone before us."""
+    with suppress(Exception):
+        _give_back(cuda, index, lanes, release)

@@ -1,0 +1,5 @@
+"""Compiled Torch: AOTInductor packages."""
+
+from painn_deploy.export.moved import names_of
+
+__getattr__ = names_of(__name__, f"{__name__}.backend")

@@ -1,0 +1,279 @@
+"""The `inductor` backend: the graph compiled to native code by torch (AOTInductor), where there is a C++ compiler.
+
+The package holds machine code: it is bound to the version of torch that made it, and to the CPU's vector instructions
+or the GPU's compute capability.
+"""
+
+import ctypes
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext, suppress
+from typing import Any
+
+from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing, EngineInfo
+from painn_deploy.engines.contract import check_inputs, padded
+from painn_deploy.engines.forms import CPU_FORMS, Plan, plans_for
+from painn_deploy.engines.gpu.arena import Arena
+from painn_deploy.engines.gpu.driver import check_driver, driver
+from painn_deploy.engines.gpu.session import GpuSession
+from painn_deploy.engines.inductor.compile import SEVERAL, Asked, compiled_form, compiling
+from painn_deploy.engines.inductor.gpu import LEAST, LoadedPackage, TorchExecutor, torch_in_words
+from painn_deploy.engines.inductor.matmul_precision import matmul_precision
+from painn_deploy.engines.inductor.pairs import pair_inputs
+from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
+from painn_deploy.export.fields import GraphInputs, GraphOutputs
+from painn_deploy.export.manifest import Bundle
+
+__all__ = ["BACKEND", "InductorBackend", "InductorSession", "give_back_memory", "keep_freed_memory"]
+
+PACKAGES = "packages.json"
+"""File of a bundle that says which package is in which form, and for which sizes."""
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+TUNED = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise EngineUnavailableError('The engine inductor needs torch: pip install "painn-deploy[export]".') from error
+    return torch
+
+
+def _kind(torch: Any, device: str) -> str:
+    """What machine code is bound to: `cpu:AVX512` by vector instructions, `cuda:90` by compute capability."""
+    if device == "cpu":
+        return f"cpu:{torch.backends.cpu.get_cpu_capability()}"
+    return "cuda:" + "".join(map(str, torch.cuda.get_device_capability(device)))
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed, for this process; a user who has tuned the allocator is left alone.
+
+    Compiled code asks for every intermediate anew at each call. Of large ones glibc gives the memory back at once, and
+    gets it again page by page: for a liquid of 1,500 atoms that takes longer than the arithmetic.
+    """
+    if sys.platform != "linux" or any(name in os.environ for name in TUNED):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def give_back_memory() -> None:
+    """Return what glibc holds and nobody uses."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+class InductorBackend:
+    """AOTInductor on a CPU or a GPU."""
+
+    name = "inductor"
+    extra = "export"
+    precisions = ("fp32", "fp16")
+
+    def bound_to(self, options: BuildOptions) -> str:
+        """See `Backend.bound_to`."""
+        return _kind(_torch(), self._device(options.device))
+
+    def _device(self, device: str) -> str:
+        available = self.devices()
+        chosen = available[0] if device == "auto" else {"cuda": "cuda:0"}.get(device, device)
+        if chosen not in available:
+            raise EngineUnavailableError(
+                f"torch cannot use {device!r} here, only {', '.join(available)}.{_why_no_gpu(chosen)}"
+            )
+        return chosen
+
+    def version(self) -> str:
+        """See `Backend.version`: torch's, without the name of its build."""
+        return str(_torch().__version__).split("+")[0]
+
+    def devices(self) -> tuple[str, ...]:
+        """See `Backend.devices`."""
+        torch = _torch()
+        return (*(f"cuda:{index}" for index in range(torch.cuda.device_count())), "cpu")
+
+    def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None) -> BuiltEngine:
+        """See `Backend.build`; takes about a minute."""
+        torch = _torch()
+        device = self._device(options.device)
+        kind = device.partition(":")[0]
+        plans = plans_for(kind, options.form)
+        if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
+            raise EngineUnavailableError("The engine inductor needs a C++ compiler: install g++, or set CXX to yours.")
+        tf32 = options.tf32 and kind == "cuda"
+        asked = {name: Asked(str(plan.form), device, tf32) for name, plan in plans.items()}
+        for number, one in enumerate(asked.values(), 1):
+            tell(f"inductor: compiling {one.form} for {_kind(torch, device)}, {number} of {len(plans)}")
+        with ExitStack() as stack:
+            beside = {}
+            if (os.cpu_count() or 1) >= SEVERAL:
+                beside = {name: stack.enter_context(compiling(model, one)) for name, one in list(asked.items())[1:]}
+            made = {name: compiled_form(model, one) for name, one in asked.items() if name not in beside}
+            made |= {name: result() for name, result in beside.items()}
+        files = {name: made[name][0] for name in plans}
+        facts = {name: plan.as_dict() | {"elements_a_slot": made[name][1]} for name, plan in plans.items()}
+        files[PACKAGES] = (json.dumps(facts, indent=1) + "\n").encode()
+        return BuiltEngine(files, (_kind(torch, device),), tf32=tf32)
+
+    def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> "InductorSession | GpuSession":
+        """See `Backend.open`; `threads` holds for all of torch, which knows no other way."""
+        torch, manifest = _torch(), bundle.manifest
+        bound = manifest.compute_capability[0]
+        kind = bound.partition(":")[0]
+        if device == "auto" or (device, kind) == ("cuda", "cuda"):
+            device = "cpu" if kind == "cpu" else "cuda:0"
+        if device.partition(":")[0] != kind or device not in self.devices():
+            raise EngineUnavailableError(
+                f"This bundle was compiled for {bound} and cannot run on {device!r}; "
+                f"torch has {', '.join(self.devices())} here.{_why_no_gpu(device)}"
+            )
+        if manifest.engine_version != self.version():
+            raise BundleError(
+                f"{bundle.path} was compiled by torch {manifest.engine_version}, and this is torch {self.version()}. "
+                "Export it again here, or install that version."
+            )
+        if bound != _kind(torch, device):
+            raise BundleError(
+                f"{bundle.path} was compiled for {bound}, and this machine is {_kind(torch, device)}. "
+                "Export it again here."
+            )
+        info = EngineInfo(
+            backend=self.name,
+            version=self.version(),
+            device=device,
+            precision=manifest.precision,
+            bundle_sha256=bundle.sha256,
+        )
+        packages = _packages(bundle)
+        if device == "cpu":
+            return InductorSession(packages, threads, info)
+        return _gpu_session(torch, packages, info, manifest.species, tf32=manifest.tf32)
+
+
+BACKEND = InductorBackend()
+
+
+def _why_no_gpu(device: str) -> str:
+    """A sentence about why there is none, where one was asked for."""
+    if not device.startswith("cuda"):
+        return ""
+    torch = _torch()
+    if torch.version.cuda is None:
+        return " This torch was built without CUDA; install a build with it."
+    major, minor = (int(part) for part in torch.version.cuda.split(".")[:2])
+    try:
+        check_driver((major, minor), f"torch {torch.__version__}")
+    except EngineUnavailableError as error:
+        return f" {error}"
+    return f" {reason}" if (reason := driver().reason) else ""
+
+
+def _packages(bundle: Bundle) -> list[tuple[Plan, float, bytes]]:
+    """Form and sizes, elements of the widest tensor for each slot, and contents of each package, the smallest first."""
+    if PACKAGES in bundle.manifest.files:
+        facts = json.loads(bundle.file(PACKAGES))
+        return [(Plan.from_mapping(of), float(of["elements_a_slot"]), bundle.file(n)) for n, of in facts.items()]
+    return [
+        (plan, 0.0, bundle.file(name)) for name, plan in CPU_FORMS.items()
+    ]  # bundles from before there was the file
+
+
+def _load(torch: Any, contents: bytes, index: int) -> Any:
+    """A package; on a GPU without a synchronisation of its own, which could not be recorded.
+
+    Args:
+        torch: the library.
+        contents: of the package.
+        index: of the GPU, -1 for the CPU.
+
+    Raises:
+        EngineError: torch cannot load it.
+    """
+    on_gpu = torch.cuda.device(index) if index >= 0 else nullcontext()  # loading makes it the current one for good
+    with torch_in_words(torch, "torch cannot load this package"), on_gpu:
+        return torch._inductor.aoti_load_package(io.BytesIO(contents), index >= 0, index)
+
+
+def _gpu_session(
+    torch: Any, packages: list[tuple[Plan, float, bytes]], info: EngineInfo, species: tuple[int, ...], *, tf32: bool
+) -> GpuSession:
+    """A session on a GPU."""
+    device = info["device"]
+    index = int(device.partition(":")[2])
+    loaded = [LoadedPackage(plan, elements, _load(torch, contents, index)) for plan, elements, contents in packages]
+
+    def make(stream: int, _: Arena) -> TorchExecutor:
+        return TorchExecutor(torch, loaded, device, stream, tf32=tf32)
+
+    def release() -> None:
+        loaded.clear()
+        with suppress(RuntimeError):  # another thread may be recording
+            torch.cuda.empty_cache()  # torch would keep the memory for itself
+
+    return GpuSession(make, index, info, species=species, release=release)
+
+
+class InductorSession(Closing):
+    """A loaded engine on a CPU.
+
+    Args:
+        packages: form and sizes, elements of the widest tensor for each slot, and contents of each, the smallest first.
+        threads: of torch; None leaves them as they are.
+        info: what the session says of itself.
+    """
+
+    def __init__(self, packages: list[tuple[Plan, float, bytes]], threads: int | None, info: EngineInfo) -> None:
+        self._torch = _torch()
+        if threads is not None:
+            self._torch.set_num_threads(threads)
+        keep_freed_memory()
+        self._info = info
+        self._packages = [(plan, _load(self._torch, contents, -1)) for plan, _, contents in packages]
+
+    @property
+    def info(self) -> EngineInfo:
+        """See `Session.info`."""
+        return self._info
+
+    @property
+    def graphs(self) -> bool:
+        """Whether sizes that come again are replayed as CUDA graphs: never on a CPU.
+
+        Raises:
+            EngineUnavailableError: set.
+        """
+        return False
+
+    @graphs.setter
+    def graphs(self, wanted: bool) -> None:
+        if wanted:
+            raise EngineUnavailableError("There are no CUDA graphs on a CPU.")
+
+    def run(self, inputs: GraphInputs) -> GraphOutputs:
+        """See `Session.run`."""
+        if not self._packages:
+            raise EngineError("This session is closed; open another one.")
+        check_inputs(inputs)
+        atoms, slots = inputs.mask.shape
+        graph = padded(inputs, max(atoms, LEAST), max(slots, LEAST))
+        plan, package = next((p for p in self._packages if p[0].serves(atoms, slots)), self._packages[-1])
+        arrays = (*graph, *pair_inputs(graph.reverse, LEAST)) if plan.form.paired else graph
+        failed = f"The compiled graph failed on {atoms} atoms x {slots} slots"
+        with torch_in_words(self._torch, failed), matmul_precision(self._torch):
+            outputs = package(*(self._torch.from_numpy(array) for array in arrays))
+        return GraphOutputs(*(output.numpy()[:atoms] for output in outputs))
+
+    def close(self) -> None:
+        """See `Session.close`; the system gets back what was kept from call to call."""
+        self._packages = []
+        give_back_memory()

@@ -1,0 +1,161 @@
+"""Machine code of one form of the graph, by torch's compiler (AOTInductor), here or in a process beside this one."""
+
+import io
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from painn_deploy.engines.forms import Form
+from painn_deploy.engines.gpu.toolchain import toolchain
+from painn_deploy.engines.inductor.gpu import LEAST
+from painn_deploy.engines.inductor.matmul_precision import matmul_precision
+from painn_deploy.export.errors import EngineError
+from painn_deploy.export.fields import FIELDS
+
+__all__ = ["SEVERAL", "Asked", "compiled_form", "compiling", "traced"]
+
+SEVERAL = 8
+"""Cores from which on packages are compiled side by side; one compilation keeps some four busy."""
+
+MODEL, ASKED, PACKAGE, FACTS = "model.onnx", "asked.json", "package.pt2", "facts.json"
+"""Files between this process and one beside it."""
+
+
+class Asked(NamedTuple):
+    """What is to be compiled.
+
+    Attributes:
+        form: of the graph, as it is written.
+        device: that it is for, `cpu` or a GPU such as `cuda:0`.
+        tf32: let products round their operands to ten bits.
+    """
+
+    form: str
+    device: str
+    tf32: bool
+
+
+def compiled_form(model: bytes, asked: Asked) -> tuple[bytes, float]:
+    """A package, and how many elements its widest tensor has for each slot of the matrix.
+
+    Args:
+        model: model.onnx.
+        asked: what is to be compiled of it.
+
+    Raises:
+        EngineError: torch cannot compile it.
+        EngineUnavailableError: CUDA's headers or the driver's library are missing, for a GPU.
+    """
+    import onnx
+    import torch
+
+    form, kind = Form.parse(asked.form), asked.device.partition(":")[0]
+    with toolchain() if kind == "cuda" else nullcontext():
+        lowered = form.lowered(onnx.load_from_string(model))
+        program, elements = traced(torch, lowered, asked.device, form.atoms, form.slots)
+        return _compiled(torch, program, form.settings(kind), tf32=asked.tf32), elements
+
+
+@contextmanager
+def compiling(model: bytes, asked: Asked) -> Iterator[Callable[[], tuple[bytes, float]]]:
+    """The same in a process of its own, which ends with this block; what is given waits for it.
+
+    Args:
+        model: model.onnx.
+        asked: what is to be compiled of it.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / MODEL).write_bytes(model)
+        (folder / ASKED).write_text(json.dumps(asked._asdict()), encoding="utf-8")
+        command = [sys.executable, "-m", "painn_deploy.engines.inductor.compile", name]
+        with subprocess.Popen(  # noqa: S603 - this very Python
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as process:
+
+            def result() -> tuple[bytes, float]:
+                _, said = process.communicate()
+                if process.returncode:
+                    words = " ".join(said.decode(errors="replace").split())
+                    raise EngineError(f"torch could not compile the form {asked.form}: {words[-600:]}")
+                facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+                return (folder / PACKAGE).read_bytes(), float(facts["elements_a_slot"])
+
+            try:
+                yield result
+            finally:
+                process.kill()
+
+
+def _compiled(torch: Any, program: Any, settings: Mapping[str, Any], *, tf32: bool) -> bytes:
+    """Machine code; kernels that are compiled now are as precise as those that are called later."""
+    package = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad(), matmul_precision(torch, tf32=tf32):
+        warnings.simplefilter("ignore")
+        try:
+            torch._inductor.aoti_compile_and_package(
+                program,
+                package_path=package,
+                # dynamic threads: else this machine's cores would be compiled in
+                inductor_configs={"cpp.dynamic_threads": True, **settings},
+            )
+        except Exception as error:  # its compiler's errors share no base class but this one
+            raise EngineError(f"torch could not compile the graph: {error}") from error
+    return package.getvalue()
+
+
+def traced(torch: Any, model: Any, device: str, atoms: int, slots: int) -> tuple[Any, float]:
+    """A graph as a program for any number of atoms, slots and, where it has an axis of them, pairs.
+
+    Args:
+        torch: the library.
+        model: the graph.
+        device: that it is compiled for.
+        atoms: that block sizes are chosen for.
+        slots: likewise.
+
+    Returns:
+        The program, and how many elements its widest tensor has for each slot of the matrix.
+    """
+    from painn_deploy.engines.inductor.onnx_torch import OnnxModule
+
+    sizes = {"atoms": atoms, "slots": slots, "pairs": atoms * slots // 2 + 12}
+    axes = {name: torch.export.Dim(name, min=LEAST) for name in sizes}
+    dtypes = {"int32": torch.int32, "float32": torch.float32}
+    fields = [FIELDS[value.name] for value in model.graph.input]
+    sample = [torch.ones(f.sized(**sizes), dtype=dtypes[f.dtype], device=device) for f in fields]
+    dynamic = tuple({i: axes[n] for i, n in enumerate(f.shape) if n in axes} for f in fields)
+    with warnings.catch_warnings():  # torch's compiler warns about its own internals
+        warnings.simplefilter("ignore")
+        program = torch.export.export(OnnxModule(model).to(device), tuple(sample), dynamic_shapes=(dynamic,))
+    values = (node.meta.get("val") for node in program.graph.nodes if node.op == "call_function")
+    shapes = [value.shape for value in values if isinstance(value, torch.Tensor)]
+    growing = [shape for shape in shapes if not all(isinstance(size, int) for size in shape)]
+    return program, max(math.prod(_hint(size) for size in shape) for shape in growing) / (atoms * slots)
+
+
+def _hint(size: Any) -> int:
+    """A dimension at the sizes that were traced."""
+    return int(size) if isinstance(size, int) else int(size.node.hint)
+
+
+def main(folder: Path) -> None:
+    """Compile what a folder asks for, into it."""
+    asked = Asked(**json.loads((folder / ASKED).read_text(encoding="utf-8")))
+    package, elements = compiled_form((folder / MODEL).read_bytes(), asked)
+    (folder / PACKAGE).write_bytes(package)
+    (folder / FACTS).write_text(json.dumps({"elements_a_slot": elements}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]))
+    except EngineError as error:
+        sys.exit(str(error))

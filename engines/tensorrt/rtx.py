@@ -1,0 +1,51 @@
+"""The `tensorrt-rtx` backend: plans for GeForce and RTX GPUs, built anywhere, without a GPU, in about a second."""
+
+from collections.abc import Callable
+from typing import Any
+
+from painn_deploy.engines.backend import BuildOptions, BuiltEngine
+from painn_deploy.engines.tensorrt.backend import PLAN, PlanBackend
+from painn_deploy.engines.tensorrt.builder import build_plan
+from painn_deploy.export.errors import EngineUnavailableError
+
+__all__ = ["BACKEND", "DEFAULT_CAPABILITIES", "TensorRTRTXBackend"]
+
+DEFAULT_CAPABILITIES = ("86", "89", "120")
+"""RTX 30, 40 and 50 series. Turing, 75, has no FP32 matrix product in TensorRT-RTX, so FP32 cannot be built for it."""
+
+
+class TensorRTRTXBackend(PlanBackend):
+    """TensorRT-RTX: ahead of time for named compute capabilities, finished on the GPU at first use."""
+
+    name = "tensorrt-rtx"
+    extra = "tensorrt-rtx"
+
+    def bound_to(self, options: BuildOptions) -> str:
+        """See `Backend.bound_to`: to nothing but the options."""
+        return ",".join(options.compute_capabilities or DEFAULT_CAPABILITIES)
+
+    def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None) -> BuiltEngine:
+        """See `Backend.build`."""
+        capabilities = options.compute_capabilities or DEFAULT_CAPABILITIES
+        library = self.library()
+        known = [name.removeprefix("SM") for name in library.ComputeCapability.__members__ if name.startswith("SM")]
+        if unknown := sorted(set(capabilities) - set(known)):
+            raise EngineUnavailableError(
+                f"tensorrt-rtx {library.__version__} builds for the compute capabilities {', '.join(known)}, "
+                f"not for {', '.join(unknown)}. For other GPUs there is the engine tensorrt."
+            )
+
+        def configure(library: Any, config: Any) -> None:
+            # without it the runtime may allocate while it runs, which cannot be recorded as a CUDA graph
+            config.set_flag(library.BuilderFlag.REQUIRE_USER_ALLOCATION)
+            config.num_compute_capabilities = len(capabilities)
+            for index, capability in enumerate(capabilities):
+                config.set_compute_capability(getattr(library.ComputeCapability, f"SM{capability}"), index)
+
+        built = build_plan(library, model, options, configure=configure, tell=tell)
+        return BuiltEngine(
+            {PLAN: built.plan}, tuple(capabilities), (options.profile,), built.warnings, tf32=options.tf32
+        )
+
+
+BACKEND = TensorRTRTXBackend()

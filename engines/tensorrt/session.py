@@ -1,0 +1,259 @@
+"""What TensorRT and TensorRT-RTX share in running: an execution context as a lane's executor.
+
+NOT YET EXECUTED ON A GPU BY US: `make test` proves what can be proved without one, `make gpu-check` the rest.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from painn_deploy.engines.backend import EngineInfo
+from painn_deploy.engines.contract import check_tensors
+from painn_deploy.engines.gpu.arena import Arena
+from painn_deploy.engines.gpu.cuda import on_device, runtime
+from painn_deploy.engines.gpu.executor import GraphOfCuda, Recorded
+from painn_deploy.engines.gpu.session import GpuSession
+from painn_deploy.engines.profiles import Profile
+from painn_deploy.engines.tensorrt.builder import Messages
+from painn_deploy.export.errors import EngineError
+from painn_deploy.export.fields import INPUTS, OUTPUTS, Field, GraphInputs
+
+__all__ = ["PlanExecutor", "TensorRTSession"]
+
+LANES = 2
+"""Evaluations under way at once: the context of one uploads while that of the other computes."""
+
+
+class PlanExecutor:
+    """A context of a plan on one lane's stream; its activations lie in the lane's memory, as large as a size asks.
+
+    Left to itself a context reserves for the profile's largest size, gigabytes for a default profile; and TensorRT-RTX
+    allocates while it runs, which cannot be recorded.
+
+    Args:
+        kernels: makes the context.
+        engine: the deserialised plan.
+        profile: that the plan was built for.
+        messages: what the library logs.
+        stream: of the lane.
+        arena: of the lane.
+
+    Raises:
+        EngineError: no context can be made.
+    """
+
+    fields: tuple[Field, ...] = ()
+    least = 1
+
+    def __init__(
+        self, kernels: "Kernels", engine: Any, profile: Profile, messages: Messages, stream: int, arena: Arena
+    ) -> None:
+        self._name, self._profile, self._messages = kernels.library.__name__, profile, messages
+        self._stream, self._arena = stream, arena
+        self._context = kernels.context(engine)
+        if self._context is None:
+            raise EngineError(f"{self._name} cannot make a context: {messages.told()}.")
+        self.most_slots: int | None = profile.slots[2]
+
+    def check(self, atoms: int, slots: int) -> None:
+        """See `Executor.check`."""
+        self._profile.check(atoms, slots)
+
+    def lengths(self, atoms: int, slots: int) -> Mapping[str, int]:
+        """See `Executor.lengths`."""
+        return {}
+
+    def fill(self, inputs: GraphInputs, arrays: Mapping[str, np.ndarray]) -> None:
+        """See `Executor.fill`."""
+
+    def bind(self, atoms: int, slots: int, addresses: Mapping[str, int]) -> None:
+        """See `Executor.bind`.
+
+        Raises:
+            EngineError: TensorRT refuses a shape or an address.
+            DeviceMemoryError: there is no room for the activations of this size.
+        """
+        context = self._context
+        for field in INPUTS:
+            shape = field.sized(atoms=atoms, slots=slots)
+            if not context.set_input_shape(field.name, shape):
+                raise EngineError(f"{self._name} refuses {field.name} of shape {shape}: {self._messages.told()}.")
+        for field in (*INPUTS, *OUTPUTS):
+            if not context.set_tensor_address(field.name, addresses[field.name]):
+                raise EngineError(f"{self._name} refuses the address of {field.name}: {self._messages.told()}.")
+        size = max(1, int(context.update_device_memory_size_for_shapes()))
+        context.set_device_memory(self._arena.device("activations", size), size)
+
+    def execute(self) -> None:
+        """See `Executor.execute`."""
+        self.execute_on(self._stream)
+
+    def execute_on(self, stream: int) -> None:
+        """Send one evaluation to a stream.
+
+        Raises:
+            EngineError: TensorRT failed.
+        """
+        if not self._context.execute_async_v3(stream):
+            raise EngineError(f"{self._name} failed: {self._messages.told()}.")
+
+    def record(self, send: Callable[[], None]) -> Recorded:
+        """See `Executor.record`."""
+        capturable = getattr(self._context, "is_stream_capturable", None)  # TensorRT-RTX has it, TensorRT needs none
+        if capturable is not None and not capturable(self._stream):
+            raise EngineError(f"{self._name} says that this engine cannot be recorded now")
+        return GraphOfCuda(runtime(), self._stream, send)
+
+    def close(self) -> None:
+        """See `Executor.close`."""
+        self._context = None
+
+
+class Kernels:
+    """How contexts of a plan are made, and the kernels that TensorRT-RTX compiles for them, kept for the next process.
+
+    TensorRT-RTX finishes a plan on the GPU. By default it would go on to compile kernels for the sizes that come, in
+    the background: results would change in their last bits from one call to a later one, and a CUDA graph would keep
+    the kernels of before. So it keeps to those that serve every size.
+
+    Args:
+        library: tensorrt or tensorrt_rtx.
+        kept: file for what was compiled; None keeps nothing.
+    """
+
+    def __init__(self, library: Any, kept: Path | None) -> None:
+        self.library, self._kept = library, kept
+        self._cache: Any = None
+
+    def context(self, engine: Any) -> Any:
+        """An execution context whose activations the caller gives memory to; None where the library cannot make one."""
+        strategy = self.library.ExecutionContextAllocationStrategy.USER_MANAGED
+        specialised = getattr(self.library, "DynamicShapesKernelSpecializationStrategy", None)
+        if specialised is None:  # TensorRT compiles everything when it builds
+            return engine.create_execution_context(strategy)
+        configuration = engine.create_runtime_config()
+        configuration.set_execution_context_allocation_strategy(strategy)
+        configuration.dynamic_shapes_kernel_specialization_strategy = specialised.NONE
+        if self._cache is None and self._kept is not None:
+            self._cache = configuration.create_runtime_cache()
+            with suppress(OSError):
+                self._cache.deserialize(self._kept.read_bytes())
+        if self._cache is not None:
+            configuration.set_runtime_cache(self._cache)
+        return engine.create_execution_context(configuration)
+
+    def keep(self) -> None:
+        """Write what was compiled; a folder that cannot be written costs the next process some seconds."""
+        cache, self._cache = self._cache, None
+        if cache is None or self._kept is None:
+            return
+        with suppress(OSError):
+            self._kept.parent.mkdir(parents=True, exist_ok=True)
+            partial = self._kept.with_suffix(f".{os.getpid()}")
+            partial.write_bytes(bytes(cache.serialize()))
+            partial.replace(self._kept)
+
+
+class TensorRTSession(GpuSession):
+    """A loaded plan on one GPU. It belongs to one thread.
+
+    Args:
+        library: tensorrt or tensorrt_rtx.
+        plan: the serialised engine, hashed by the bundle.
+        index: of the GPU.
+        profile: that the plan was built for.
+        info: what the session says of itself.
+        graphs: whether CUDA graphs are used.
+        species: atomic numbers that the engine has rows for.
+        kept: file for the kernels that TensorRT-RTX compiles when a plan is opened.
+
+    Raises:
+        EngineError: the plan cannot be loaded here; with what the library said.
+    """
+
+    def __init__(
+        self,
+        library: Any,
+        plan: bytes,
+        index: int,
+        profile: Profile,
+        info: EngineInfo,
+        *,
+        graphs: bool = True,
+        species: Sequence[int] = (),
+        kept: Path | None = None,
+    ) -> None:
+        messages, kernels = Messages(library), Kernels(library, kept)
+        loaded: list[Any] = []
+        with on_device(runtime(), index):
+            loader = library.Runtime(messages.logger)
+            engine = loader.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise EngineError(f"{library.__name__} cannot load this plan: {messages.told()}. Export it again here.")
+        loaded += [loader, engine]
+        del loader, engine  # the closures below would keep them
+
+        def make(stream: int, arena: Arena) -> PlanExecutor:
+            return PlanExecutor(kernels, loaded[-1], profile, messages, stream, arena)
+
+        def release() -> None:
+            kernels.keep()
+            while loaded:  # the engine before its runtime
+                loaded.pop()
+
+        super().__init__(make, index, info, species=species, lanes=LANES, graphs=graphs, release=release)
+
+    def run_tensors(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        """Torch tensors on this GPU in, torch tensors out, without a copy; on torch's current stream.
+
+        Args:
+            inputs: in the graph contract's order, contiguous, of its dtypes; indices are not checked.
+
+        Raises:
+            ShapeError: naming the tensor that an engine would read as something else.
+            EngineError: the engine failed.
+        """
+        import torch
+
+        check_tensors(inputs, f"cuda:{self._index}")
+        atoms, slots = map(int, inputs[-1].shape)
+        with torch.cuda.device(self._index):
+            outputs = tuple(torch.empty(field.sized(atoms=atoms), device=inputs[-1].device) for field in OUTPUTS)
+            current: Any = torch.cuda.current_stream()
+            stream: Any = current
+            if current.cuda_stream == 0:  # TensorRT synchronises the device when it runs on the default stream
+                stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+                stream.wait_stream(current)
+            tensors = zip((*INPUTS, *OUTPUTS), (*inputs, *outputs), strict=True)
+            addresses = {field.name: int(tensor.data_ptr()) for field, tensor in tensors}
+            self.run_addresses(atoms, slots, addresses, stream.cuda_stream)
+            current.wait_stream(stream)
+            for tensor in (*inputs, *outputs):
+                tensor.record_stream(stream)
+        return outputs
+
+    def run_addresses(self, atoms: int, slots: int, addresses: Mapping[str, int], stream: int) -> None:
+        """Send one evaluation to a stream of the caller's, on device memory of the caller's.
+
+        The context is the one that `run` and `step` use, so that this waits for them and they for this, on the device.
+
+        Args:
+            atoms: rows.
+            slots: columns.
+            addresses: of inputs and outputs, by their names in the contract.
+            stream: its handle.
+
+        Raises:
+            ShapeError: the size lies outside the profile.
+            EngineError: the engine failed.
+        """
+        with self._on_lane(0) as lane:
+            executor: Any = lane.executor
+            executor.check(atoms, slots)
+            with lane.elsewhere(stream):
+                executor.bind(atoms, slots, addresses)
+                executor.execute_on(stream)

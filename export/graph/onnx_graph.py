@@ -1,0 +1,102 @@
+"""The ONNX graph of a student with its explicit force head, dynamic in atoms and slots."""
+
+import json
+from collections import Counter
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from painn_deploy.export.errors import ExportError
+from painn_deploy.export.fields import INPUTS, OUTPUTS, UNITS
+from painn_deploy.export.graph.translate import OPSET, translate
+from painn_deploy.export.model.force_head import explicit_forces
+from painn_deploy.export.model.student import NeighbourGraph, Student
+
+__all__ = ["check_contract", "export_onnx", "trace"]
+
+FORBIDDEN = ("Scatter", "NonZero", "Compress", "Unique", "Loop", "If", "Scan", "Shape", "Range", "Sequence", "Random")
+"""Prefixes of operators that an engine refuses, runs out of order, or that make a shape depend on data."""
+
+
+def trace(student: Student) -> fx.GraphModule:
+    """Trace energies, forces and virials into one graph of ATen operators, symbolic in atoms and slots.
+
+    Args:
+        student: frozen and in float32 (`load_student` returns it so).
+    """
+    if student.dtype != torch.float32 or any(p.requires_grad for p in student.parameters()):
+        raise ExportError("Only a frozen float32 student is exported: load it with load_student(path).")
+
+    def energies_forces_virials(*graph: Tensor) -> tuple[Tensor, ...]:
+        return tuple(explicit_forces(student, NeighbourGraph(*graph)))
+
+    # sizes 0 and 1 would be specialised, and equal ones would be taken for the same axis
+    atoms, slots = 7, 5
+    generator = torch.Generator().manual_seed(0)
+    sample = NeighbourGraph(
+        torch.ones(atoms, dtype=torch.int32),
+        torch.randn(atoms, slots, 3, generator=generator),
+        torch.zeros(atoms, slots, dtype=torch.int32),
+        torch.zeros(atoms, slots, dtype=torch.int32),
+        torch.ones(atoms, slots),
+    )
+    traced = make_fx(
+        energies_forces_virials,
+        tracing_mode="symbolic",
+        decomposition_table={torch.ops.aten.silu_backward.default: _silu_backward},
+        _allow_non_fake_inputs=True,
+    )(*sample)
+    traced.graph.eliminate_dead_code()
+    return traced
+
+
+def _silu_backward(grad: Tensor, x: Tensor) -> Tensor:
+    """grad · d(x·σ)/dx with σ and x·σ taken from the forward pass: σ + y(1 - σ) for y = x·σ."""
+    sigmoid = torch.sigmoid(x)
+    return grad * (sigmoid + x * sigmoid * (1 - sigmoid))
+
+
+def export_onnx(student: Student, metadata: dict[str, Any]) -> onnx.ModelProto:
+    """The student as one ONNX model that keeps the graph contract, its provenance inside.
+
+    Args:
+        student: frozen and in float32.
+        metadata: stored in the model as strings, JSON where they are not; see `painn_deploy.export.fields` for units.
+
+    Raises:
+        ExportError: the graph does not keep the contract.
+    """
+    weights = dict(student.named_parameters())
+    model = translate(trace(student), f"painn_deploy_{student.configuration.architecture}", weights)
+    model.producer_name = "painn-deploy"
+    model.doc_string = "Atomic energies, forces and virials of a PaiNN student; see the metadata."
+    for key, value in {**metadata, "units": dict(UNITS)}.items():
+        model.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
+    check_contract(model)
+    return model
+
+
+def check_contract(model: onnx.ModelProto) -> None:
+    """Hold a model against the graph contract: names, types, shapes, opset, operators.
+
+    Raises:
+        ExportError: naming what differs.
+    """
+    onnx.checker.check_model(model, full_check=True)
+    for what, fields, values in (("input", INPUTS, model.graph.input), ("output", OUTPUTS, model.graph.output)):
+        if [f.name for f in fields] != [v.name for v in values]:
+            raise ExportError(f"The graph's {what}s are {[v.name for v in values]}, not {[f.name for f in fields]}.")
+        for field, value in zip(fields, values, strict=True):
+            tensor = value.type.tensor_type
+            shape = tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+            if shape != field.shape or str(dtype) != field.dtype:
+                raise ExportError(f"The {what} {field.name} is {dtype} {shape}, not {field.dtype} {field.shape}.")
+    if [(entry.domain, entry.version) for entry in model.opset_import] != [("", OPSET)]:
+        raise ExportError(f"The graph's opset is {model.opset_import}, not {OPSET} of the default domain alone.")
+    operators = Counter(node.op_type for node in model.graph.node)
+    if found := [name for name in operators if name.startswith(FORBIDDEN)]:
+        raise ExportError(f"The graph holds {', '.join(found)}, which the contract rules out.")

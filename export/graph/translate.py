@@ -1,0 +1,170 @@
+"""From a traced graph of ATen operators to a lean ONNX graph.
+
+The general exporter of torch writes some 1,600 nodes for one of these models, a third of them Reshapes, and deletes
+additions of 1e-8, which a vector norm cannot do without. The few operators that a student's energy and gradient
+consist of are translated here one to one instead. Three things are done on the way, none of which changes a value:
+
+- what depends on weights alone is computed once, in their dtype;
+- a view is not written down but remembered: a matrix product over the last axis needs no flattening in ONNX;
+- a node that was written before, with the same inputs and attributes, is used again.
+
+An operator or a shape that is not foreseen raises; nothing is approximated and nothing is left out.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor, fx
+
+from painn_deploy.export.errors import ExportError
+from painn_deploy.export.fields import INPUTS, OUTPUTS
+from painn_deploy.export.graph.operators import HANDLERS
+from painn_deploy.export.graph.writer import Constant, Value, Writer, traced_shape
+
+__all__ = ["OPSET", "translate"]
+
+OPSET = 18
+"""Read by every TensorRT and ONNX Runtime that we support, and the first in which all reductions agree."""
+
+IR_VERSION = 10
+
+_ELEMENT_TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
+
+
+def translate(module: fx.GraphModule, name: str, weights: Mapping[str, Tensor]) -> onnx.ModelProto:
+    """Write a traced graph as an ONNX model that keeps the graph contract.
+
+    Args:
+        module: the traced graph, its placeholders in the contract's order, its outputs too.
+        name: of the ONNX graph.
+        weights: the student's, by name; products with them carry their names.
+
+    Raises:
+        ExportError: the graph holds an operator or a shape that is not foreseen.
+    """
+    writer = Writer()
+    names = {tensor.data_ptr(): weight for weight, tensor in weights.items()}
+    fields = iter(INPUTS)
+    outputs: Sequence[fx.Node] = ()
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            writer.values[node] = Value(next(fields).name, traced_shape(node))
+        elif node.op == "get_attr":
+            tensor = _attribute(module, node.target)
+            writer.values[node] = Constant(tensor, names.get(tensor.data_ptr(), ""))
+        elif node.op == "output":
+            outputs = node.args[0]
+        else:
+            writer.values[node] = _became(writer, node)
+    for node, field in zip(outputs, OUTPUTS, strict=True):
+        writer.nodes.append(helper.make_node("Identity", [writer.materialised(node)], [field.name]))
+    graph = helper.make_graph(
+        writer.nodes,
+        name,
+        [helper.make_tensor_value_info(f.name, _ELEMENT_TYPES[f.dtype], f.shape) for f in INPUTS],
+        [helper.make_tensor_value_info(f.name, _ELEMENT_TYPES[f.dtype], f.shape) for f in OUTPUTS],
+        list(writer.initialisers.values()),
+    )
+    _rename_outputs(graph)
+    _prune(graph)
+    _name_products(graph)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+
+
+def _became(writer: Writer, node: fx.Node) -> Any:
+    inputs = [writer.values.get(n) for n in node.all_input_nodes]
+    if inputs and all(isinstance(value, Constant) for value in inputs) and not _is_dynamic(node.meta.get("val")):
+        return _folded(writer, node)
+    name = getattr(node.target, "__name__", str(node.target))
+    if name not in HANDLERS:
+        raise ExportError(f"The traced graph holds {node.target}, for which there is no ONNX translation here.")
+    return HANDLERS[name](writer, node)
+
+
+def _folded(writer: Writer, node: fx.Node) -> Any:
+    """Compute now what depends on weights alone."""
+
+    def tensor(value: fx.Node) -> Any:
+        return writer.values[value].tensor
+
+    if not callable(node.target):
+        raise ExportError(f"The traced graph calls {node.target!r}, which cannot be computed.")
+    result = node.target(*fx.map_arg(node.args, tensor), **fx.map_arg(node.kwargs, tensor))
+    # a bias may have been joined to its weight, which comes first
+    first = next((v for n in node.all_input_nodes if (v := writer.values[n]).weight), Constant(torch.empty(0)))
+    swaps = getattr(node.target, "__name__", "").split(".")[0] in ("t", "transpose")
+    results = [Constant(r, first.weight, first.transposed != swaps) for r in _listed(result)]
+    return results if isinstance(result, list | tuple) else results[0]
+
+
+def _listed(result: Any) -> Sequence[Any]:
+    return result if isinstance(result, list | tuple) else [result]
+
+
+def _rename_outputs(graph: onnx.GraphProto) -> None:
+    """Let the last nodes carry the contract's names, in place of Identity nodes after them."""
+    final = {n.input[0]: n.output[0] for n in graph.node if n.op_type == "Identity"}
+    kept = [n for n in graph.node if n.op_type != "Identity"]
+    if len(final) != len(OUTPUTS) or not final.keys() <= {name for n in kept for name in n.output}:
+        return  # an output that is also an input or a constant keeps its Identity
+    for node in kept:
+        for names in (node.input, node.output):
+            for i, name in enumerate(names):
+                names[i] = final.get(name, name)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _prune(graph: onnx.GraphProto) -> None:
+    """Drop what no output depends on, such as what was traced for its shape alone."""
+    kept = _behind(graph, [value.name for value in graph.output])
+    nodes = [node for node in graph.node if any(name in kept for name in node.output)]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input}
+    constants = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(constants)
+
+
+def _behind(graph: onnx.GraphProto, names: Sequence[str]) -> set[str]:
+    """Tensors that these depend on, themselves included."""
+    found = set(names)
+    for node in reversed(graph.node):
+        if any(name in found for name in node.output):
+            found.update(node.input)
+    return found
+
+
+def _name_products(graph: onnx.GraphProto) -> None:
+    """`weight/forward` where the energy depends on a product, `weight/slope` where only a filter's derivative does, and
+    `weight/backward` where gradients are taken back; numbered from the second on.
+    """
+    energy = _behind(graph, [OUTPUTS[0].name])
+    seen: Counter[str] = Counter()
+    for node in graph.node:
+        if "/" in node.name:
+            name = node.name if node.output[0] in energy else node.name.replace("/forward", "/slope")
+            seen[name] += 1
+            node.name = name if seen[name] == 1 else f"{name}/{seen[name]}"
+
+
+def _attribute(module: Any, target: Any) -> Tensor:
+    for part in str(target).split("."):
+        module = getattr(module, part)
+    if not isinstance(module, Tensor):
+        raise ExportError(f"The traced graph reads {target}, which is not a tensor.")
+    return module
+
+
+def _is_dynamic(value: Any) -> bool:
+    """Whether a traced value is a size that is not known, or has an axis of such a size."""
+    if isinstance(value, torch.SymInt):
+        return True
+    if isinstance(value, Tensor):
+        return any(not isinstance(size, int) for size in value.shape)
+    return isinstance(value, list | tuple) and any(_is_dynamic(item) for item in value)

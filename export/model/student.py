@@ -1,0 +1,314 @@
+"""What every student is: a configuration, and an energy for each atom of a neighbour graph."""
+
+import copy
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple, cast
+
+import torch
+from ase.data import atomic_numbers as numbers_of_symbols
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from painn_deploy.export.errors import CheckpointError, ConfigurationError
+from painn_deploy.export.model.aggregation import PLAIN, Aggregation
+from painn_deploy.export.model.radial_table import RadialTable
+
+__all__ = ["Configuration", "NeighbourGraph", "Student"]
+
+
+class NeighbourGraph(NamedTuple):
+    """The graph contract's inputs as tensors, in its order (see `painn_deploy.export.fields`)."""
+
+    atomic_numbers: Int[Tensor, " atoms"]
+    displacements: Float[Tensor, "atoms slots 3"]
+    neighbours: Int[Tensor, "atoms slots"]
+    reverse: Int[Tensor, "atoms slots"]
+    mask: Float[Tensor, "atoms slots"]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A student's hyperparameters, as the JSON beside its weights holds them.
+
+    Attributes:
+        architecture: `painn` or `distiller`.
+        hidden_dim: features per atom.
+        num_interactions: message-passing steps.
+        num_rbf: radial basis functions.
+        cutoff: Å; an edge exists if and only if d < cutoff.
+        species: atomic numbers that the student was trained on; None where nobody said.
+        epsilon: added inside the norm of `painn`'s vector features; SchNetPack's 1e-8.
+    """
+
+    architecture: str
+    hidden_dim: int
+    num_interactions: int
+    num_rbf: int
+    cutoff: float
+    species: tuple[int, ...] | None = None
+    epsilon: float = 1e-8
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], source: str) -> "Configuration":
+        """Read and check a configuration; keys that we do not know may change the model, so they raise.
+
+        Raises:
+            ConfigurationError: a key is missing, unknown, or holds a value of the wrong kind.
+        """
+        known = {field.name for field in fields(cls)}
+        required = ("architecture", "hidden_dim", "num_interactions", "num_rbf", "cutoff")
+        missing = [key for key in required if key not in values]
+        if missing:
+            raise ConfigurationError(
+                f"{source} lacks {', '.join(missing)}; a configuration needs {', '.join(required)}."
+            )
+        read = {key: value for key, value in values.items() if key not in FIXED and key not in DESCRIPTIVE}
+        for key, accepted in FIXED.items():
+            if values.get(key, accepted[0]) not in accepted:
+                raise ConfigurationError(
+                    f"{source} has {key} = {values[key]!r}; this version deploys "
+                    f"{' or '.join(map(repr, accepted))} only."
+                )
+        unknown = sorted(set(read) - known)
+        if unknown:
+            raise ConfigurationError(
+                f"{source} has keys that this version does not know: {', '.join(unknown)}. "
+                "They may change the model, so they are not ignored; remove them if they do not."
+            )
+        try:
+            return cls(**{key: _CONVERT[key](value) for key, value in read.items()})
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
+            raise ConfigurationError(f"{source} holds a value of the wrong kind: {error}.") from error
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types, for manifests and metadata."""
+        values = asdict(self)
+        values["species"] = None if self.species is None else list(self.species)
+        return values
+
+
+# What the equations fix, under the names that training codes use: the first is what is meant where nothing is said.
+FIXED: Mapping[str, tuple[Any, ...]] = {
+    "activation": ("silu", "swish"),
+    "cutoff_fn": ("cosine", "CosineCutoff"),
+    "length_unit": ("Angstrom", "Ang", "A", "Å"),
+    "energy_unit": ("eV",),
+}
+LARGEST = 16_384
+"""Of hidden_dim, num_interactions and num_rbf; what is larger is a slip of the pen."""
+
+# Keys that describe a student and change nothing in it.
+DESCRIPTIVE = frozenset({"name", "description", "teacher", "training", "license", "version", "format", "metrics"})
+
+
+def _positive_int(value: Any) -> int:
+    number = int(value)
+    if isinstance(value, bool) or number != float(value) or not 1 <= number <= LARGEST:
+        raise ValueError(f"{value!r} is not a positive integer of a sensible size")
+    return number
+
+
+def _positive_float(value: Any) -> float:
+    number = float(value)
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{value!r} is not a positive number")
+    return number
+
+
+def _species(values: Any) -> tuple[int, ...] | None:
+    if values is None:
+        return None
+    if not isinstance(values, list | tuple) or not all(isinstance(v, str | int) and v is not True for v in values):
+        raise ValueError(f"{values!r} is not a list of elements")
+    numbers = {numbers_of_symbols[v] if isinstance(v, str) else int(v) for v in values}
+    if not numbers or min(numbers) < 1 or max(numbers) > 118:
+        raise ValueError(f"{values!r} is not a list of elements")
+    return tuple(sorted(numbers))
+
+
+_CONVERT: Mapping[str, Any] = {
+    "architecture": str,
+    "hidden_dim": _positive_int,
+    "num_interactions": _positive_int,
+    "num_rbf": _positive_int,
+    "cutoff": _positive_float,
+    "species": _species,
+    "epsilon": _positive_float,
+}
+
+
+class Student(nn.Module, ABC):
+    """An energy model over a padded neighbour matrix; the reference that every engine is held against.
+
+    Attributes:
+        configuration: hyperparameters.
+        embedding: a row of features for each Z.
+        atomic_references: [rows of the embedding] eV, float64, what is added to an atom's energy because of its
+            element alone. It stays out of graphs and engines, where a total energy of -100 eV an atom would cost
+            digits, and is added by the runtime in float64.
+        radial_table: that its filters are read from; None where they are computed.
+    """
+
+    configuration: Configuration
+    embedding: nn.Embedding
+    atomic_references: Tensor
+
+    def __init__(self, configuration: Configuration, rows: int) -> None:
+        super().__init__()
+        self.configuration = configuration
+        self.embedding = nn.Embedding(rows, configuration.hidden_dim)
+        self.atomic_references = torch.zeros(rows, dtype=torch.float64)
+        self.radial_table: RadialTable | None = None
+
+    @abstractmethod
+    def forward(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> Float[Tensor, " atoms"]:
+        """Energy of each atom in eV, without its atomic reference."""
+
+    @abstractmethod
+    def wanted_filters(self, distances: Float[Tensor, " distances"]) -> Float[Tensor, "distances filters"]:
+        """Every filter that the energy reads, side by side in the order in which the student takes them of a table."""
+
+    def with_radial_table(self, rank: int, intervals: int) -> "Student":
+        """The same student with all that depends on one distance alone as a table.
+
+        Args:
+            rank: functions of the table's basis.
+            intervals: of the table, from 0 to the cutoff.
+
+        Raises:
+            ExportError: there are fewer filters than that.
+        """
+        exact, student = copy.deepcopy(self).double(), copy.deepcopy(self)
+        table = RadialTable.of(exact.wanted_filters, self.configuration.cutoff, rank, intervals)
+        student.radial_table = table.to(self.dtype)
+        return student
+
+    def load_weights(self, weights: Mapping[str, Tensor], source: str) -> None:
+        """Copy weights under our names into the model, every one of them, and nothing else.
+
+        Raises:
+            CheckpointError: tensors are missing or left over, or hold NaN or infinity.
+            ConfigurationError: a tensor's shape is not what the configuration implies.
+        """
+        weights = dict(weights)
+        references = weights.pop("atomic_references", None)
+        wanted = self.state_dict()
+        if missing := sorted(wanted.keys() - weights.keys()):
+            raise CheckpointError(
+                f"{source} lacks tensors that {self.configuration.architecture} with "
+                f"{self.configuration.num_interactions} interactions has: {_some(missing)}."
+            )
+        if extra := sorted(weights.keys() - wanted.keys()):
+            raise CheckpointError(
+                f"{source} holds tensors that {self.configuration.architecture} with "
+                f"{self.configuration.num_interactions} interactions has no place for: {_some(extra)}. "
+                "They may change the model, so they are not ignored."
+            )
+        for key, value in weights.items():
+            if value.shape != wanted[key].shape:
+                raise ConfigurationError(
+                    f"{source}: {key} has the shape {tuple(value.shape)}, but its configuration implies "
+                    f"{tuple(wanted[key].shape)}; hidden_dim, num_rbf or num_interactions is not what was trained."
+                )
+            if not torch.isfinite(value).all():
+                raise CheckpointError(
+                    f"{source}: {key} holds NaN or infinity; the training diverged before it was saved."
+                )
+        if references is not None:
+            if references.shape != self.atomic_references.shape or not torch.isfinite(references).all():
+                raise CheckpointError(
+                    f"{source}: atomic_references must hold one finite energy in eV for each of the "
+                    f"{len(self.atomic_references)} rows of the embedding."
+                )
+            self.atomic_references = references.double()
+        self.double()  # weights are kept as exactly as they came, until the caller asks for less
+        self.load_state_dict(weights)
+
+    @property
+    def species(self) -> tuple[int, ...]:
+        """Atomic numbers that it answers for: those it was trained on, else all that have an embedding."""
+        return self.configuration.species or tuple(range(1, min(self.embedding.num_embeddings, 119)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and arithmetic."""
+        return self.embedding.weight.dtype
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable numbers."""
+        return sum(p.numel() for p in self.parameters())
+
+
+def mlp(sizes: Sequence[int]) -> nn.Sequential:
+    """Linear layers with SiLU between them."""
+    layers: list[nn.Module] = []
+    for rows, columns in itertools.pairwise(sizes):
+        layers += [nn.Linear(rows, columns), nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def parts(network: nn.Sequential, x: Tensor, wanted: tuple[int, ...], of: int = 3) -> tuple[Tensor, ...]:
+    """Some of the equal parts of a network's output; the last layer's other rows are not computed.
+
+    Args:
+        network: made by `mlp`.
+        x: its input.
+        wanted: which parts, in ascending order.
+        of: how many parts the whole output has.
+    """
+    last = cast(nn.Linear, network[-1])
+    weight = torch.cat([last.weight.chunk(of)[i] for i in wanted])
+    bias = torch.cat([last.bias.chunk(of)[i] for i in wanted])
+    return nn.functional.linear(network[:-1](x), weight, bias).chunk(len(wanted), -1)
+
+
+def read_out(network: nn.Sequential, x: Float[Tensor, "atoms features"]) -> Float[Tensor, " atoms"]:
+    """A network's only output. Its last layer is a sum, which an engine fuses, not a product with a single column."""
+    last = cast(nn.Linear, network[-1])
+    energies: Tensor = (network[:-1](x) * last.weight[0]).sum(-1) + last.bias
+    return energies
+
+
+def separate_parts(network: nn.Sequential, x: Tensor, wanted: tuple[int, ...], of: int = 3) -> list[Tensor]:
+    """The same, each part from a product of its own: for outputs on edges, too wide to be copied apart."""
+    last = cast(nn.Linear, network[-1])
+    hidden = network[:-1](x)
+    return [nn.functional.linear(hidden, last.weight.chunk(of)[i], last.bias.chunk(of)[i]) for i in wanted]
+
+
+def renamed_once(weights: Mapping[str, Tensor], rename: Callable[[str], str], source: str) -> dict[str, Tensor]:
+    """Weights under our names.
+
+    Raises:
+        CheckpointError: two tensors claim one place.
+    """
+    renamed: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        if rename(key) in renamed:
+            raise CheckpointError(f"{source} holds {key} and another tensor for the same place; remove one of them.")
+        renamed[rename(key)] = value
+    return renamed
+
+
+def check_num_rbf(found: int, configuration: Configuration, source: str) -> None:
+    """Raise ConfigurationError where the weights have other radial basis functions than the configuration says."""
+    if found != configuration.num_rbf:
+        raise ConfigurationError(
+            f"{source} has {found} radial basis functions, its configuration {configuration.num_rbf}."
+        )
+
+
+def hidden_sizes(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Sizes of the hidden layers of a read-out, read from its biases in order."""
+    sizes: list[int] = []
+    while (key := f"readout.{2 * len(sizes)}.bias") in weights:
+        sizes.append(len(weights[key]))
+    return tuple(sizes[:-1])
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -1,0 +1,155 @@
+"""PaiNN as it is run today: PyTorch in eager mode, a list of edges, scattered sums, forces from autograd.
+
+This is what every speed here is a ratio to, on the same weights. It is written as the training codes write it, from
+the papers' equations, and shares nothing with the deployed graph but the weights and the neighbour search.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from ase import Atoms
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from painn_deploy.export.model.distiller import DIRECTION_EPSILON, Distiller
+from painn_deploy.export.model.painn import PaiNN
+from painn_deploy.export.model.student import Student
+from painn_deploy.runtime.neighbours import find_pairs, periodic_cell
+
+__all__ = ["EagerModel", "Edges", "edges_of"]
+
+
+class Edges(NamedTuple):
+    """Structures as one list of directed edges.
+
+    Attributes:
+        numbers: Z.
+        positions: Å.
+        centre: atom that receives a message.
+        neighbour: atom that sends it.
+        shifts: S·cell of the neighbour, Å.
+        structure: that an atom belongs to.
+        structures: how many.
+    """
+
+    numbers: Int64[Tensor, " atoms"]
+    positions: Float[Tensor, "atoms 3"]
+    centre: Int64[Tensor, " edges"]
+    neighbour: Int64[Tensor, " edges"]
+    shifts: Float[Tensor, "edges 3"]
+    structure: Int64[Tensor, " atoms"]
+    structures: int
+
+    def to(self, device: str) -> "Edges":
+        """On another device."""
+        tensors = (self.numbers, self.positions, self.centre, self.neighbour, self.shifts, self.structure)
+        numbers, positions, centre, neighbour, shifts, structure = (tensor.to(device) for tensor in tensors)
+        return Edges(numbers, positions, centre, neighbour, shifts, structure, self.structures)
+
+
+def edges_of(structures: Sequence[Atoms], cutoff: float, dtype: torch.dtype = torch.float32) -> Edges:
+    """Neighbours of every structure, found by the search that our own calculator uses."""
+    starts = np.cumsum([0, *(len(atoms) for atoms in structures)])
+    centre, neighbour, shifts = [], [], []
+    for atoms, start in zip(structures, starts, strict=False):
+        pairs, _ = find_pairs(atoms, cutoff)
+        moved = np.zeros((len(pairs.first), 3)) if pairs.shifts is None else pairs.shifts @ periodic_cell(atoms)
+        centre += [pairs.first + start, pairs.second + start]
+        neighbour += [pairs.second + start, pairs.first + start]
+        shifts += [moved, -moved]
+    return Edges(
+        torch.from_numpy(np.concatenate([atoms.numbers for atoms in structures]).astype(np.int64)),
+        torch.from_numpy(np.concatenate([atoms.positions for atoms in structures])).to(dtype),
+        torch.from_numpy(np.concatenate(centre)),
+        torch.from_numpy(np.concatenate(neighbour)),
+        torch.from_numpy(np.concatenate(shifts)).to(dtype),
+        torch.from_numpy(np.repeat(np.arange(len(structures)), np.diff(starts))),
+        len(structures),
+    )
+
+
+class EagerModel(nn.Module):
+    """A student over a list of edges.
+
+    Args:
+        student: whose weights and equations these are.
+
+    Attributes:
+        atomic: energies of atoms, which is what there is to compile.
+    """
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+        if not isinstance(student, PaiNN | Distiller):
+            raise TypeError(f"There are no equations here for {type(student).__name__}.")
+        self.atomic: Callable[[Student, Edges, Tensor], Tensor] = _painn if isinstance(student, PaiNN) else _distiller
+
+    def energies(self, edges: Edges) -> Float[Tensor, " structures"]:
+        """eV of each structure, without atomic references; differentiable by the positions."""
+        vectors = edges.positions[edges.neighbour] + edges.shifts - edges.positions[edges.centre]
+        atomic = self.atomic(self.student, edges, vectors)
+        return vectors.new_zeros(edges.structures).index_add(0, edges.structure, atomic)
+
+    def forward(self, edges: Edges) -> tuple[Float[Tensor, " structures"], Float[Tensor, "atoms 3"]]:
+        """Energies in eV and forces in eV/Å by autograd."""
+        with torch.enable_grad():
+            positions = edges.positions.detach().requires_grad_()
+            energies = self.energies(edges._replace(positions=positions))
+            (gradient,) = torch.autograd.grad(energies.sum(), positions)
+        return energies.detach(), -gradient
+
+
+def _summed(values: Tensor, edges: Edges) -> Tensor:
+    """Messages added up at their centres."""
+    return values.new_zeros(len(edges.numbers), *values.shape[1:]).index_add(0, edges.centre, values)
+
+
+def _painn(student: Any, edges: Edges, vectors: Tensor) -> Tensor:
+    """Equations 7 to 10 of arXiv:2102.03150; atomic energies."""
+    cutoff, features = student.configuration.cutoff, student.configuration.hidden_dim
+    distances = vectors.norm(dim=1)
+    directions = vectors / distances[:, None]
+    envelope = 0.5 * (torch.cos(distances * (torch.pi / cutoff)) + 1)
+    basis = student.basis(distances, student.configuration.num_rbf)
+    filters = student.filters(basis) * envelope[:, None]
+    layers = len(student.message)
+    per_layer = filters.split(3 * features, 1) if filters.shape[1] > 3 * features else [filters] * layers
+    scalars = student.embedding(edges.numbers)
+    equivariant = scalars.new_zeros(len(scalars), 3, features)
+    for layer in range(layers):
+        message = (per_layer[layer] * student.message[layer](scalars)[edges.neighbour]).split(features, 1)
+        moved = directions[:, :, None] * message[1][:, None] + equivariant[edges.neighbour] * message[2][:, None]
+        scalars = scalars + _summed(message[0], edges)
+        equivariant = equivariant + _summed(moved, edges)
+        v, w = student.mixing[layer](equivariant).split(features, 2)
+        norms = torch.sqrt((v * v).sum(1) + student.configuration.epsilon)
+        a, b, c = student.update[layer](torch.cat([scalars, norms], 1)).split(features, 1)
+        scalars = scalars + a + c * (v * w).sum(1)
+        equivariant = equivariant + b[:, None] * w
+    return cast(Tensor, student.readout(scalars)[:, 0])
+
+
+def _distiller(student: Any, edges: Edges, vectors: Tensor) -> Tensor:
+    """The seed project's student; atomic energies."""
+    features = student.configuration.hidden_dim
+    distances = vectors.norm(dim=1)
+    directions = vectors / (distances[:, None] + DIRECTION_EPSILON)
+    envelope = 0.5 * (torch.cos(distances * (torch.pi / student.configuration.cutoff)) + 1)
+    radial = torch.exp(-(((distances[:, None] - student.centres) / student.widths) ** 2)) * envelope[:, None]
+    scalars = student.embedding(edges.numbers)
+    equivariant = scalars.new_zeros(len(scalars), 3, features)
+    for layer in range(len(student.filters)):
+        a, b, c = student.filters[layer](radial).split(features, 1)
+        moved = equivariant[edges.neighbour] * b[:, None] + directions[:, :, None] * c[:, None]
+        scalars = scalars + _summed(scalars[edges.neighbour] * a, edges)
+        equivariant = equivariant + _summed(moved, edges)
+        change, gate, gate_mixed = student.update[layer](torch.cat([scalars, equivariant.norm(dim=1)], 1)).split(
+            features, 1
+        )
+        mixed = torch.einsum("xy,ayf->axf", student.mixing[layer], equivariant)
+        scalars = scalars + change
+        equivariant = gate[:, None] * equivariant + gate_mixed[:, None] * mixed
+    return cast(Tensor, student.readout(scalars)[:, 0])

@@ -1,0 +1,188 @@
+"""The main job, start to finish, on the student that ships: export, validate, simulate, and show what came out."""
+
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from ase import Atoms
+from rich.table import Table
+
+from painn_deploy.calibration.accuracy.reference import TorchCalculator, reference_results
+from painn_deploy.calibration.accuracy.validation import Options, Validation, validate
+from painn_deploy.calibration.structures import aspirin, default_structures
+from painn_deploy.engines.gpu.driver import gpu_of
+from painn_deploy.export import load_student
+from painn_deploy.export.manifest import prepare_output, to_json
+from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.scripts.benchmarks import timing
+from painn_deploy.scripts.commands.export import export_engines
+from painn_deploy.scripts.commands.md import Plan, Record, simulate
+
+__all__ = ["Demo", "run_demo"]
+
+STUDENT = "student:base"
+TIMESTEP = 0.5
+MOLECULE = "aspirin"
+BLOCKS, CALLS = 10, 40
+
+
+@runtime_checkable
+class Tell(Protocol):
+    """Shows a line about the step that begins, and how far it is where that is known."""
+
+    def __call__(self, line: str, done: int | None = None, total: int | None = None) -> None: ...
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo measured.
+
+    Attributes:
+        verdict: errors against the student in float64.
+        record: of the dynamics.
+        milliseconds: median time of an ASE call with new positions, engine and PyTorch.
+        files: that it wrote.
+    """
+
+    verdict: Validation
+    record: Record
+    milliseconds: dict[str, float]
+    files: tuple[Path, ...]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The table, as text."""
+        accuracy, engine = self.verdict.accuracy, self.verdict.engine
+        eager, ours = self.milliseconds["PyTorch eager, autograd"], self.milliseconds["engine"]
+        return [
+            ("machine", machine([engine["device"]])),
+            ("engine", f"{engine['backend']} {engine['version']}, {engine['device']}, {engine['precision']}"),
+            ("energy against the student in float64", f"{1e3 * accuracy.energy_mae:.4f} meV/atom (MAE)"),
+            ("forces against the student in float64", f"{1e3 * accuracy.force_rmse:.4f} meV/Å (RMSE)"),
+            ("dynamics", f"{MOLECULE}, {self.record.atoms} atoms, NVE, {self.record.steps * TIMESTEP / 1e3:g} ps"),
+            ("energy drift", f"{self.record.drift:+.4f} meV/atom/ps"),
+            ("energy fluctuation", f"{self.record.fluctuation:.4f} meV/atom"),
+            ("MD step through ASE", f"{1e3 * self.record.seconds / self.record.steps:.2f} ms"),
+            ("energy and forces through ASE", f"{ours:.2f} ms"),
+            ("the same in PyTorch eager, autograd", f"{eager:.2f} ms"),
+            ("speed-up", f"{eager / ours:.1f}x"),
+        ]
+
+    def table(self) -> Table:
+        """The table, for a terminal."""
+        made = Table(title="painn-deploy demo", show_header=False)
+        made.add_column()
+        made.add_column(justify="right")
+        for row in self.rows():
+            made.add_row(*row)
+        return made
+
+
+def run_demo(output: Path, *, picoseconds: float = 2.0, tell: Tell = lambda *_, **__: None) -> Demo:
+    """Run it all and write the bundle, demo.json, demo.md and demo.png into `output`.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    import matplotlib as mpl  # noqa: F401  what would be missing at the end is missed at the start
+
+    prepare_output(output)
+    (bundle,) = export_engines(STUDENT, output, overwrite=True, tell=tell)
+    (verdict,) = validate([bundle], STUDENT, Options(physics=False), tell=tell)
+    student = load_student(STUDENT)
+    with PaiNNCalculator(bundle) as calculator:
+        tell("comparing forces")
+        parity = _parity(calculator, default_structures(student.species))
+        tell("timing the engine against PyTorch eager with autograd")
+        eager = TorchCalculator(student)
+        candidates = {"engine": calculator, "PyTorch eager, autograd": eager}
+        milliseconds = timing.milliseconds(candidates, [aspirin()], calls=CALLS, blocks=BLOCKS)
+        atoms = aspirin()
+        atoms.calc = calculator
+        plan = Plan(steps=round(1e3 * picoseconds / TIMESTEP), timestep=TIMESTEP, every=10)
+        record = simulate(
+            atoms,
+            plan,
+            trajectory=output / "md.extxyz",
+            log=output / "md.csv",
+            progress=lambda n: tell(f"{MOLECULE}, NVE", n, plan.steps),
+        )
+    if record.interrupted:
+        raise KeyboardInterrupt
+    files = tuple(output / name for name in ("demo.png", "demo.md", "demo.json"))
+    demo = Demo(verdict, record, milliseconds, (bundle, *files))
+    tell("drawing")
+    _plot(parity, record, files[0])
+    files[1].write_text(_markdown(demo), encoding="utf-8")
+    files[2].write_bytes(to_json(_facts(demo)))
+    return demo
+
+
+def machine(devices: Iterable[str] = ()) -> str:
+    """The processor's name and how many cores there are to run on, and the GPUs that devices such as `cuda:0` are."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    gpus = dict.fromkeys(gpu for device in devices if (gpu := gpu_of(device)) is not None)
+    return ", ".join([names[0] if names else platform.machine(), f"{os.cpu_count()} cores", *gpus])
+
+
+def _parity(calculator: PaiNNCalculator, structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
+    reference = reference_results(load_student(STUDENT, dtype=torch.float64), structures)
+    got = calculator.calculate_batch(structures)
+    return tuple(np.concatenate([r["forces"].ravel() for r in results]) for results in (reference, got))  # type: ignore[return-value]
+
+
+def _plot(parity: tuple[np.ndarray, np.ndarray], record: Record, path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    reference, got = parity
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    left.plot(reference, got - reference, ".", markersize=3, alpha=0.5)
+    left.set(
+        xlabel="force, student in float64 (eV/Å)",
+        ylabel="engine minus student (eV/Å)",
+        title="Forces of the engine against its student",
+    )
+    left.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    picoseconds = record.column("time_fs") / 1e3
+    for name, label in (("potential_eV", "potential"), ("total_eV", "total")):
+        energy = 1e3 * (record.column(name) - record.column(name)[0]) / record.atoms
+        right.plot(picoseconds, energy, label=label, linewidth=0.8 if name == "potential_eV" else 2)
+    right.set(
+        xlabel="time (ps)",
+        ylabel="energy minus start (meV/atom)",
+        title=f"NVE of {MOLECULE}: drift {record.drift:+.4f} meV/atom/ps",
+    )
+    right.legend(loc="lower right", bbox_to_anchor=(1.0, 0.12))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _markdown(demo: Demo) -> str:
+    rows = "\n".join(f"| {name} | {value} |" for name, value in demo.rows())
+    return f"| `painn-deploy demo` | |\n|---|---|\n{rows}\n"
+
+
+def _facts(demo: Demo) -> dict[str, Any]:
+    return {
+        "machine": machine([demo.verdict.engine["device"]]),
+        "engine": dict(demo.verdict.engine),
+        "torch": str(torch.__version__),
+        "torch_threads": torch.get_num_threads(),
+        "accuracy": demo.verdict.accuracy.as_dict(),
+        "milliseconds": demo.milliseconds,
+        "speed_up": demo.milliseconds["PyTorch eager, autograd"] / demo.milliseconds["engine"],
+        "md_ms_per_step": 1e3 * demo.record.seconds / demo.record.steps,
+        "drift_meV_per_atom_per_ps": demo.record.drift,
+        "fluctuation_meV_per_atom": demo.record.fluctuation,
+    }

@@ -1,0 +1,113 @@
+"""The export command as a function: a checkpoint goes in, bundles come out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ase import Atoms
+
+from painn_deploy.calibration.accuracy.errors import Limits
+from painn_deploy.calibration.tabling import LARGEST_ERROR
+from painn_deploy.engines import get_backend
+from painn_deploy.export.checkpoint import Checkpoint, resolve_checkpoint
+from painn_deploy.export.errors import ExportError
+from painn_deploy.export.manifest import SUFFIX, check_free, prepare_output, write_bundle
+from painn_deploy.scripts.commands.bundler import GATE, Bundler, Tell
+from painn_deploy.scripts.commands.typed_graphs import AUTO, PRECISIONS
+
+__all__ = ["PRECISIONS", "export_engines"]
+
+
+def export_engines(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    engines: Sequence[str] = ("onnxruntime",),
+    precisions: Sequence[str] = ("fp32",),
+    structures: str | Path | Sequence[Atoms] | None = None,
+    compute_capabilities: Sequence[str] = (),
+    limits: Limits | None = None,
+    device: str = "auto",
+    tf32: bool = False,
+    form: str = "",
+    radial_table: bool = False,
+    max_table_error: float = LARGEST_ERROR,
+    overwrite: bool = False,
+    tell: Tell = lambda _: None,
+) -> list[Path]:
+    """Export a student to one bundle for each engine and precision.
+
+    Args:
+        checkpoint: a .safetensors or .pt file, or a student that ships, such as `student:base`.
+        output: folder to write bundles NAME-ENGINE-PRECISION.engine into.
+        engines: backends by name.
+        precisions: `fp32`, `fp16`, `int8`; or `auto`, the fastest of them within the limits, measured here.
+        structures: to calibrate INT8 on, to measure the engines' errors on, and to plan their shape profiles for, as
+            Atoms or a file that ASE reads; default sets and a default profile otherwise.
+        compute_capabilities: of the GPUs that TensorRT-RTX plans are built for, such as `86`.
+        limits: what FP16 and INT8 may cost against FP32; by default 10 meV/atom and 50 meV/Å for FP16, 3 meV/atom and
+            20 meV/Å for INT8, which is searched for within them.
+        device: that an `inductor` engine is compiled for, `cpu` or `cuda`; by default the first that is here.
+        tf32: let the FP32 products of a GPU round their operands to ten bits; an engine that has no such products says
+            so, and its manifest holds what it was built with.
+        form: of the graph that `inductor` compiles, see `painn_deploy.engines.forms`; by default those of the device.
+        radial_table: read what depends on one distance alone from a table, in place of the radial network.
+        max_table_error: eV/Å, the most that this may change a force component, measured on `structures` in float64.
+        overwrite: replace bundles that are there.
+        tell: called with a line about each step as it begins.
+
+    Returns:
+        The bundles' paths, engine by engine.
+
+    Raises:
+        PaiNNDeployError: see `painn_deploy.export.errors`. What was complete before the error stays, whole; nothing
+            half-made does.
+    """
+    source = resolve_checkpoint(checkpoint)
+    engines, precisions = list(dict.fromkeys(engines)), list(dict.fromkeys(precisions))
+    _check_request(engines, precisions)
+    for engine in engines:
+        for precision in get_backend(engine).precisions if AUTO in precisions else precisions:
+            check_free(_target(output, source, engine, precision), overwrite=overwrite)
+    prepare_output(output)
+    tell(f"reading {source.path.name}")
+    bundler = Bundler(
+        source,
+        checkpoint,
+        structures,
+        compute_capabilities,
+        limits,
+        device=device,
+        tf32=tf32,
+        form=form,
+        table_error=max_table_error if radial_table else None,
+        tell=tell,
+    )
+    paths = []
+    for engine in engines:
+        for precision in precisions:
+            made = bundler.fastest(engine) if precision == AUTO else bundler.bundle(engine, precision)
+            path = _target(output, source, engine, made.manifest.precision)
+            paths.append(write_bundle(path, made.manifest, made.files, overwrite=overwrite or path in paths).path)
+    return list(dict.fromkeys(paths))
+
+
+def _target(output: str | Path, source: Checkpoint, engine: str, precision: str) -> Path:
+    return Path(output) / f"{source.name}-{engine}-{precision}{SUFFIX}"
+
+
+def _check_request(engines: Sequence[str], precisions: Sequence[str]) -> None:
+    """Refuse now what would fail after minutes."""
+    if not engines or not precisions:
+        raise ExportError("Name at least one engine and one precision.")
+    for engine in engines:
+        get_backend(engine).version()
+        get_backend(engine).devices()
+    get_backend(GATE).version()
+    for precision in precisions:
+        if precision not in (*PRECISIONS, AUTO):
+            raise ExportError(f"There is no precision {precision!r}; there are: {', '.join((*PRECISIONS, AUTO))}.")
+        for engine in engines:
+            if precision != AUTO and precision not in get_backend(engine).precisions:
+                raise ExportError(
+                    f"The engine {engine} has no {precision}; it has {', '.join(get_backend(engine).precisions)}."
+                )

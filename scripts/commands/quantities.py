@@ -1,0 +1,56 @@
+"""Limits as a person writes them: `25meV/A`, `3meV`, `0.1GPa`."""
+
+import re
+from collections.abc import Mapping
+
+import typer
+from ase.units import GPa
+
+from painn_deploy.calibration.accuracy.errors import Limits
+from painn_deploy.scripts.commands.typed_graphs import INT8_LIMITS
+
+__all__ = ["energy_limit", "force_limit", "lossy_limits", "stress_limit"]
+
+_ENERGY = {"": 1.0, "ev": 1.0, "mev": 1e-3, "ev/atom": 1.0, "mev/atom": 1e-3}
+_FORCE = {"": 1.0, "ev/a": 1.0, "mev/a": 1e-3, "ev/å": 1.0, "mev/å": 1e-3, "ev/angstrom": 1.0, "mev/angstrom": 1e-3}
+_STRESS = {
+    "gpa": GPa,
+    "mpa": 1e-3 * GPa,
+    "bar": 1e-4 * GPa,
+    "ev/a^3": 1.0,
+    "mev/a^3": 1e-3,
+    "ev/å³": 1.0,
+    "mev/å³": 1e-3,
+}
+
+
+def energy_limit(text: str) -> float:
+    """eV an atom; a bare number is in eV."""
+    return _parse(text, _ENERGY, "10meV")
+
+
+def force_limit(text: str) -> float:
+    """eV/Å; a bare number is in eV/Å."""
+    return _parse(text, _FORCE, "50meV/A")
+
+
+def stress_limit(text: str) -> float:
+    """eV/Å³; the unit must be given."""
+    return _parse(text, _STRESS, "0.1GPa")
+
+
+def lossy_limits(energy: str | None, forces: str | None) -> Limits | None:
+    """What lower precisions may cost: what INT8 may by default where one is not given, None where neither is."""
+    if energy is None and forces is None:
+        return None
+    return Limits(
+        energy_limit(energy) if energy else INT8_LIMITS.energy, force_limit(forces) if forces else INT8_LIMITS.forces
+    )
+
+
+def _parse(text: str, units: Mapping[str, float], example: str) -> float:
+    match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*(?:[eE][-+]?[0-9]+)?)\s*(\S*)\s*", text)
+    if match is None or match[2].lower() not in units:
+        known = ", ".join(unit for unit in units if unit)
+        raise typer.BadParameter(f"{text!r} is not a limit such as {example}; units: {known}.")
+    return float(match[1]) * units[match[2].lower()]

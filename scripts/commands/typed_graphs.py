@@ -1,0 +1,133 @@
+"""One typed graph for each precision of a student: FP32 as it was traced, FP16-mixed, INT8 within a tolerance."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx
+from ase import Atoms
+
+from painn_deploy.calibration.accuracy.errors import Limits
+from painn_deploy.calibration.int8.search import Int8Search, Quantisation
+from painn_deploy.export.graph.half import half_tensors, rounded, to_half
+from painn_deploy.export.graph.int8 import to_int8
+from painn_deploy.export.graph.lowering import sums_for_batched_products
+from painn_deploy.export.graph.onnx_graph import check_contract
+from painn_deploy.export.graph.products import weight_products
+
+__all__ = ["AUTO", "INT8_LIMITS", "PRECISIONS", "TypedGraph", "TypedGraphs"]
+
+PRECISIONS = ("fp32", "fp16", "int8")
+AUTO = "auto"
+
+INT8_LIMITS = Limits(energy=3e-3, forces=20e-3)
+"""What INT8 may cost against FP32 where the user says nothing."""
+
+FUSING = ("tensorrt", "tensorrt-rtx")
+"""Engines that fuse elementwise work with sums, and run where FP16 is fast: their INT8 graphs are FP16-mixed where they
+are not INT8."""
+
+COMPILING = ("inductor",)
+"""Engines that fuse too, and call a library for products."""
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TypedGraph:
+    """A graph in one precision.
+
+    Attributes:
+        model: what engines are built of.
+        simulated: an FP32 graph with every half tensor rounded, for engines that cannot run here or that keep more
+            digits than they must; None where no tensor is half.
+        correction: eV to add to the atomic reference of each atomic number.
+        report: how the graph was made, for the bundle's validation.json.
+    """
+
+    model: bytes
+    simulated: bytes | None = None
+    correction: Mapping[int, float] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
+class TypedGraphs:
+    """Makes the graphs of one student as they are asked for; what the search for INT8 measures is measured once.
+
+    Args:
+        model: in FP32.
+        cutoff: Å.
+        calibration: structures that INT8 is calibrated on, called when it comes to that; and their name.
+        limits: what INT8 may cost against FP32.
+        tell: called with a line about each step.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        cutoff: float,
+        calibration: Callable[[], tuple[Sequence[Atoms], str]],
+        limits: Limits = INT8_LIMITS,
+        tell: Tell = lambda _: None,
+    ) -> None:
+        self._model, self._cutoff, self._limits, self._tell = model, cutoff, limits, tell
+        self._calibration = calibration
+        self._search: tuple[Int8Search, str] | None = None
+        self._found: dict[float, Quantisation] = {}
+
+    def get(self, precision: str, engine: str, share: float = 1.0) -> TypedGraph:
+        """The graph that an engine is built of in a precision.
+
+        Args:
+            precision: `fp32`, `fp16` or `int8`.
+            engine: its backend.
+            share: of the limits, that INT8 is searched for within.
+
+        Raises:
+            PrecisionError: INT8 cannot be had within the limits.
+            DatasetError: there are too few structures to calibrate INT8 on.
+        """
+        fuses = engine in FUSING
+        exact = self._model
+        if fuses or engine in COMPILING:
+            exact = sums_for_batched_products(exact, of_products=not fuses)
+        if precision == "fp32":
+            return TypedGraph(exact.SerializeToString())
+        if precision == "fp16":
+            return self._narrowed(exact, {})
+        quantisation, name = self._quantised(share)
+        model = to_int8(exact, quantisation.scales)
+        products = weight_products(self._model)
+        rest = "fp16" if fuses else "fp32"
+        report = {
+            "calibrated_on_set": name,
+            "int8_products": f"{len(quantisation.scales)} of {len(products)}",
+            "other_products": rest,
+            "share_of_limits": share,
+            **quantisation.as_dict(),
+        }
+        if rest == "fp16":
+            return self._narrowed(model, report, quantisation.correction)
+        return TypedGraph(_checked(model), None, quantisation.correction, report)
+
+    def _narrowed(
+        self, model: onnx.ModelProto, report: Mapping[str, Any], correction: Mapping[int, float] | None = None
+    ) -> TypedGraph:
+        half = half_tensors(model)
+        report = {**report, "half_tensors": len(half.computed | half.stored)}
+        simulated = rounded(model).SerializeToString()
+        return TypedGraph(_checked(to_half(model)), simulated, correction or {}, report)
+
+    def _quantised(self, share: float) -> tuple[Quantisation, str]:
+        if self._search is None:
+            structures, name = self._calibration()
+            self._search = Int8Search(self._model, structures, self._cutoff, tell=self._tell), name
+        search, name = self._search
+        if share not in self._found:
+            self._found[share] = search.find(share * self._limits.energy, share * self._limits.forces)
+        return self._found[share], name
+
+
+def _checked(model: onnx.ModelProto) -> bytes:
+    check_contract(model)
+    return bytes(model.SerializeToString())

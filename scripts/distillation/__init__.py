@@ -1,0 +1,1 @@
+"""From molecules to a checkpoint: dataset, labels, training."""

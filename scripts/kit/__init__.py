@@ -1,0 +1,1 @@
+"""The kit that installs what a GPU machine without a network lacks."""

@@ -1,0 +1,1 @@
+"""Where the time goes: operators, arithmetic and memory traffic of a graph."""

@@ -1,0 +1,1 @@
+"""Studies whose figures go into the documentation."""

@@ -1,0 +1,197 @@
+"""What FP16 and INT8 cost, on molecules that no calibration has seen: the tables of docs/precision.md.
+
+    python scripts/precision_study.py ../shared/data/distiller/original.safetensors student:base --output study
+
+Molecules come from molecules.smi (scripts/distillation/) as RDKit conformers, each atom perturbed by 0.1 Å in every
+direction, and none of them has the composition of a molecule that INT8 is calibrated on. Periodic boxes are counted
+apart. Everything is measured against FP32: FP16 with every half tensor rounded, INT8 with FP32 and with FP16 for the
+other products.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import onnx
+import typer
+from ase import Atoms
+from rich.console import Console
+
+from painn_deploy.calibration.int8.ranges import METHODS, measure_operands, operand_scale
+from painn_deploy.calibration.int8.search import Int8Search
+from painn_deploy.calibration.int8.yardstick import Yardstick
+from painn_deploy.calibration.structures import (
+    calibration_structures,
+    default_structures,
+    trusted_species,
+    within_reach,
+)
+from painn_deploy.engines.onnxruntime.backend import open_graph
+from painn_deploy.export.checkpoint import load_student
+from painn_deploy.export.errors import DatasetError, PrecisionError
+from painn_deploy.export.graph.half import rounded
+from painn_deploy.export.graph.int8 import BY_ROW, OperandScale, candidates, to_int8
+from painn_deploy.export.graph.onnx_graph import export_onnx
+from painn_deploy.export.manifest import prepare_output, to_json
+from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.scripts.commands.entry import run_command
+from painn_deploy.scripts.distillation.molecules import embedded
+from painn_deploy.scripts.distillation.plan import MOLECULES, read_molecules
+
+SIGMA = 0.1
+TOLERANCES = (5.0, 10.0, 20.0, 50.0)
+"""meV/Å that INT8 is searched for within."""
+ENERGY_TOLERANCE = 3e-3
+MARKS = ("<!-- figures -->", "<!-- /figures -->")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Errors against FP32: energies in meV an atom (MAE), forces in meV/Å (RMSE)."""
+
+    what: str
+    energy: float
+    force: float
+    box_force: float
+    forward: float = 0.0
+    backward: float = 0.0
+
+
+def unseen_molecules(count: int, species: Sequence[int], seen: Sequence[Atoms]) -> list[Atoms]:
+    """Perturbed conformers of molecules whose composition is not among those seen; seeded.
+
+    Raises:
+        DatasetError: there are not so many.
+    """
+    known = {atoms.get_chemical_formula() for atoms in seen}
+    rng = np.random.default_rng(2026)
+    found: list[Atoms] = []
+    for name, smiles in read_molecules(MOLECULES).items():
+        for atoms in embedded(smiles, 1, seed=1).conformers:
+            if set(atoms.numbers.tolist()) <= set(species) and atoms.get_chemical_formula() not in known:
+                atoms.positions += rng.normal(0, SIGMA, atoms.positions.shape)
+                atoms.info["name"] = name
+                found.append(atoms)
+        if len(found) == count:
+            return found
+    raise DatasetError(f"{len(found)} molecules of molecules.smi are unseen, fewer than {count}; ask for fewer.")
+
+
+class Measure:
+    """Errors of graphs of one student, on unseen molecules and on periodic boxes.
+
+    Args:
+        checkpoint: the student.
+        count: of unseen molecules.
+    """
+
+    def __init__(self, checkpoint: str, count: int) -> None:
+        student = load_student(checkpoint)
+        self.cutoff, species = student.configuration.cutoff, trusted_species(student)
+        self.model = export_onnx(student, {})
+        self.calibration = calibration_structures(species)
+        run = open_graph(self.model.SerializeToString())
+        boxes = [atoms for atoms in default_structures(species, sigma=SIGMA, seed=1) if atoms.pbc.any()]
+        kept = within_reach([run(graph_inputs([atoms], self.cutoff))[1] for atoms in boxes])
+        self.boxes = [boxes[index] for index in kept]
+        self.molecules = unseen_molecules(count, species, self.calibration)
+        self._molecules = Yardstick(self.model, self.molecules, self.cutoff)
+        self._boxes = Yardstick(self.model, self.boxes, self.cutoff)
+
+    def row(
+        self,
+        what: str,
+        model: onnx.ModelProto,
+        correction: Mapping[int, float] | None = None,
+        shares: Mapping[str, float] | None = None,
+    ) -> Row:
+        """Errors of a graph, energies after the correction that was found on the calibration structures."""
+        run = open_graph(model.SerializeToString())
+        molecules, boxes = self._molecules.errors(run, correction or {}), self._boxes.errors(run, correction or {})
+        shares = shares or {"forward": 0.0, "backward": 0.0}
+        return Row(what, 1e3 * molecules.energy_mae, 1e3 * molecules.force_rmse, 1e3 * boxes.force_rmse, **shares)
+
+
+def lower_precisions(measure: Measure, console: Console) -> list[Row]:
+    """FP16, and INT8 within each tolerance."""
+    rows = [measure.row("FP16", rounded(measure.model))]
+    search = Int8Search(measure.model, measure.calibration, measure.cutoff)
+    for tolerance in TOLERANCES:
+        try:
+            found = search.find(ENERGY_TOLERANCE, 1e-3 * tolerance)
+        except PrecisionError as error:
+            console.print(f"  {error}", soft_wrap=True)
+            continue
+        model, name = to_int8(measure.model, found.scales), f"INT8 within {tolerance:g} meV/Å"
+        rows.append(measure.row(f"{name}, else FP32", model, found.correction, found.shares))
+        rows.append(measure.row(f"{name}, else FP16", rounded(model), found.correction, found.shares))
+    return rows
+
+
+def ways_of_scaling(measure: Measure) -> list[Row]:
+    """Every candidate in INT8 at once, with each way of finding its operand's scale."""
+    products = candidates(measure.model)
+    graphs = [graph_inputs([atoms], measure.cutoff) for atoms in measure.calibration[::3]]
+    run = open_graph(measure.model.SerializeToString())
+    graphs = [graphs[index] for index in within_reach([run(graph)[1] for graph in graphs])]
+    statistics = measure_operands(measure.model, products, graphs)
+    ways: dict[str, dict[str, OperandScale]] = {}
+    for method in METHODS:
+        for balanced in (False, True):
+            scales = {name: operand_scale(entry, method, balanced=balanced) for name, entry in statistics.items()}
+            ways[f"one scale, {method}{', balanced' if balanced else ''}"] = scales
+    ways["a scale for each row"] = {product.name: BY_ROW for product in products}
+    return [measure.row(way, to_int8(measure.model, scales)) for way, scales in ways.items()]
+
+
+def table(rows: Sequence[Row], *, shares: bool) -> str:
+    """Markdown."""
+    heads = ["", "energy MAE (meV/atom)", "force RMSE (meV/Å)", "force RMSE in boxes (meV/Å)"]
+    heads += ["INT8 of forward", "INT8 of backward"] if shares else []
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for row in rows:
+        cells = [row.what, f"{row.energy:.3g}", f"{row.force:.3g}", f"{row.box_force:.3g}"]
+        cells += [f"{row.forward:.0%}", f"{row.backward:.0%}"] if shares else []
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def study(
+    students: Annotated[list[str], typer.Argument(help="Checkpoints, or students that ship.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for precision.json and precision.md.")],
+    molecules: Annotated[int, typer.Option(help="How many unseen molecules.")] = 240,
+    document: Annotated[Path | None, typer.Option(help="A Markdown file to put the tables into.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="40 molecules.")] = False,
+) -> None:
+    """Measure what FP16 and INT8 cost."""
+    console = Console(stderr=True)
+    prepare_output(output)
+    facts: dict[str, Any] = {}
+    parts = []
+    for checkpoint in students:
+        name = Path(checkpoint).stem
+        console.print(name)
+        measure = Measure(checkpoint, 40 if quick else molecules)
+        rows, ways = lower_precisions(measure, console), ways_of_scaling(measure)
+        boxes = ", ".join(atoms.info["name"] for atoms in measure.boxes)
+        parts += [
+            f"### {name}",
+            f"{len(measure.molecules)} molecules, perturbed by {SIGMA:g} Å; boxes: {boxes}.",
+            table(rows, shares=True),
+            "Every product that can be INT8 in INT8 at once:",
+            table(ways, shares=False),
+        ]
+        facts[name] = {"rows": [vars(row) for row in rows], "all_int8": [vars(row) for row in ways]}
+    text = "\n\n".join(parts) + "\n"
+    (output / "precision.md").write_text(text, encoding="utf-8")
+    if document is not None:
+        before, rest = document.read_text(encoding="utf-8").split(MARKS[0])
+        document.write_text(f"{before}{MARKS[0]}\n\n{text}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
+    (output / "precision.json").write_bytes(to_json(facts))
+    console.print(f"wrote {output / 'precision.md'}")
+
+
+if __name__ == "__main__":
+    run_command(study)
