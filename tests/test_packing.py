@@ -35,8 +35,8 @@ def test_many_structures_are_many_batches_with_the_same_results(bundle: Path) ->
     structures = [students.perturbed(molecule("CH3CH2OH"), seed) for seed in range(400)]
     structures[::50] = [students.zoo()["triclinic"]] * 8
     with PaiNNCalculator(bundle) as calculator:
-        shapes, run = [], calculator._session.run
-        calculator._session.run = lambda inputs: (shapes.append(inputs.mask.shape), run(inputs))[1]  # type: ignore[method-assign]
+        shapes, run = [], calculator.session.run
+        calculator.session.run = lambda inputs: (shapes.append(inputs.mask.shape), run(inputs))[1]  # type: ignore[method-assign]
         together = calculator.calculate_batch(structures)
         assert len(shapes) > 1
         assert max(atoms * slots for atoms, slots in shapes) <= DEFAULT_BUDGET

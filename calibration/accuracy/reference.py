@@ -11,9 +11,9 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from painn_deploy.export.model.force_head import EnergyAndForces, autograd_forces, tensors
 from painn_deploy.export.model.student import Student
-from painn_deploy.runtime.calculator import cell_volume
 from painn_deploy.runtime.neighbours import graph_inputs, join, local_graphs
 from painn_deploy.runtime.packing import pack
+from painn_deploy.runtime.results import cell_volume
 
 __all__ = ["TorchCalculator", "batched_results", "reference_results"]
 
@@ -97,7 +97,7 @@ def _results(student: Student, atoms: Atoms, outputs: EnergyAndForces) -> dict[s
         "energies": energies,
         "forces": outputs.forces.double().numpy(),
     }
-    volume = cell_volume(atoms)
+    volume = cell_volume(atoms.cell.array)
     if volume > 0:
         virial = outputs.virials.double().sum(0).numpy()
         results["stress"] = full_3x3_to_voigt_6_stress((virial + virial.T) / (2 * volume))

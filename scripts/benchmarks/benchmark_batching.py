@@ -93,7 +93,7 @@ def _packing(calculator: PaiNNCalculator) -> tuple[float, float, float]:
     """Padding of a mixed set: as it comes, sorted and packed; and how much longer the first takes."""
     structures = default_structures(calculator.manifest.species) * 4
     np.random.default_rng(0).shuffle(structures)
-    prepared = [calculator.prepare(atoms) for atoms in structures]
+    prepared = [calculator.evaluator.prepare(atoms) for atoms in structures]
     sizes = [one.size for one in prepared]
     packed = pack(sizes, calculator.batch_slots)
     unsorted = [list(range(start, min(start + 16, len(sizes)))) for start in range(0, len(sizes), 16)]
@@ -105,7 +105,7 @@ def _packing(calculator: PaiNNCalculator) -> tuple[float, float, float]:
 
 def _run(calculator: PaiNNCalculator, prepared: list, batches: list[list[int]]) -> None:  # type: ignore[type-arg]
     for batch in batches:
-        calculator.run_prepared([prepared[index] for index in batch])
+        calculator.evaluator.run_prepared([prepared[index] for index in batch])
 
 
 def _liquid() -> Atoms:
