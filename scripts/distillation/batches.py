@@ -69,7 +69,12 @@ class Split:
         return counts
 
     def batches(self, budget: int, rng: np.random.Generator | None) -> list[Int64[np.ndarray, " batch"]]:
-        """Structures of like size together, about `budget` slots in each batch; shuffled where there is a generator."""
+        """Structures of like size together, about `budget` slots in each batch; shuffled where there is a generator.
+
+        Args:
+            budget: atoms x slots of a batch.
+            rng: shuffles structures and batches; None keeps their order.
+        """
         jitter = rng.uniform(0, 4, len(self)) if rng is not None else np.zeros(len(self))
         order = np.argsort(self.slots + jitter, kind="stable")
         batches: list[np.ndarray] = []
@@ -100,6 +105,14 @@ class Batch:
 
     @classmethod
     def of(cls, split: Split, indices: Int64[np.ndarray, " batch"], residuals: np.ndarray, device: str) -> "Batch":
+        """The tensors of some structures, concatenated with offset indices.
+
+        Args:
+            split: the structures and their labels.
+            indices: of those in the batch.
+            residuals: energy of every structure of the split, less its atoms' references, eV.
+            device: where the tensors are to be.
+        """
         sizes = split.sizes()[indices]
         starts = np.cumsum(sizes) - sizes
         first = np.concatenate([split.pairs[i].first + s for i, s in zip(indices, starts, strict=True)])
