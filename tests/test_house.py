@@ -215,6 +215,27 @@ def test_the_constraints_pin_what_is_declared() -> None:
         )
 
 
+# distributions whose modules are called otherwise
+NAMES = {"cuda": "cuda-bindings", "tensorrt": "tensorrt-cu13", "torch_sim": "torch-sim-atomistic"}
+PEERS = {
+    "schnetpack",
+    "torch_geometric",
+    "orb_models",
+}  # run in environments of their own, where they are compared with
+
+
+def test_every_import_is_declared() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+    groups = [PROJECT["project"]["dependencies"], *extras.values()]
+    declared = {re.split(r"[\[><=~ ]", requirement)[0].lower() for group in groups for requirement in group}
+    for path in (path for room in ROOMS for path in modules(room)):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for top in {name.partition(".")[0] for name in names} - {"painn_deploy"} - sys.stdlib_module_names - PEERS:
+                assert NAMES.get(top, top.replace("_", "-")).lower() in declared, f"{path.name} imports {top}"
+
+
 def python_blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
 
