@@ -91,6 +91,11 @@ class PaiNNCalculator(Closing, Calculator):
     ) -> None:
         """ASE's entry: everything is computed at once, since forces cost less than a second call would.
 
+        Args:
+            atoms: the structure; None for the one of before.
+            properties: names of results; a stress that is asked for must be there.
+            system_changes: ASE passes them; not used.
+
         Raises:
             StructureError: see `calculate_batch`.
             PropertyNotImplementedError: a stress is asked for and the cell has no volume.
@@ -109,7 +114,11 @@ class PaiNNCalculator(Closing, Calculator):
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:  # noqa: ARG002  ASE passes it
         """What changed since the last calculation, to the last bit: ASE's own comparison takes a third of a step.
 
-        Charges and magnetic moments change nothing here, and are not compared. `tol` is ASE's, and not used.
+        Charges and magnetic moments change nothing here, and are not compared.
+
+        Args:
+            atoms: the structure.
+            tol: ASE passes it; not used.
         """
         last = self.atoms
         if last is None or len(last) != len(atoms):

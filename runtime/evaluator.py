@@ -14,7 +14,7 @@ from painn_deploy.engines.backend import Closing
 from painn_deploy.export.errors import EngineError, ShapeError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest, read_bundle
-from painn_deploy.runtime.limits import Limits
+from painn_deploy.runtime.limits import SizeLimits
 from painn_deploy.runtime.neighbours import LocalGraph, join
 from painn_deploy.runtime.packing import COMPILED_BUDGET, DEFAULT_BUDGET, GPU_BUDGET, pack
 from painn_deploy.runtime.results import checked_results
@@ -81,7 +81,9 @@ class Evaluator(Closing):
         self.references = AtomicReferences(self.manifest.species, self.manifest.atomic_references)
         self.timings = Timings()
         on_cpu = self.engine_info["device"] == "cpu"
-        self.limits = Limits(self.manifest.profiles, int(self.manifest.configuration.get("hidden_dim", 128)), on_cpu)
+        self.limits = SizeLimits(
+            self.manifest.profiles, int(self.manifest.configuration.get("hidden_dim", 128)), on_cpu
+        )
         cpu_budget = COMPILED_BUDGET if self.manifest.engine == "inductor" else DEFAULT_BUDGET
         self._default_slots = cpu_budget if on_cpu else GPU_BUDGET
         self._sizes = BatchSizes(self.engine_info, threads)

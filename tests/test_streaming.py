@@ -10,7 +10,7 @@ from ase.build import molecule
 from painn_deploy.export.errors import EngineError, ShapeError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.limits import Limits, available_memory
+from painn_deploy.runtime.limits import SizeLimits, available_memory
 from painn_deploy.runtime.streaming import stream
 
 from . import students
@@ -129,7 +129,7 @@ def test_a_batch_that_fails_costs_the_culprit_alone(calculator: PaiNNCalculator)
 def test_a_structure_too_large_for_the_engine_is_told(bundle: Path) -> None:
     with PaiNNCalculator(bundle) as calculator:
         profile = {"atoms": [1, 8, 12], "slots": [1, 8, 16]}
-        calculator.evaluator.limits = Limits([profile], 16, on_cpu=True)
+        calculator.evaluator.limits = SizeLimits([profile], 16, on_cpu=True)
         structures = [molecule("H2O"), molecule("CH3CH2OH"), molecule("C60"), molecule("H2O")]
         outcomes = list(calculator.stream(structures))
         assert [outcome.index for outcome in outcomes if outcome.results is None] == [2]
@@ -139,10 +139,10 @@ def test_a_structure_too_large_for_the_engine_is_told(bundle: Path) -> None:
 
 
 def test_a_structure_larger_than_memory_is_refused_before_it_is_tried() -> None:
-    limits = Limits([], 128, on_cpu=True)
+    limits = SizeLimits([], 128, on_cpu=True)
     assert available_memory() is None or available_memory() > 2**20  # type: ignore[operator]
     limits.check(20_000, 3)
     if available_memory() is not None:
         with pytest.raises(ShapeError, match="GiB are free"):
             limits.check(10**9, 60)
-    Limits([], 128, on_cpu=False).check(10**9, 60)
+    SizeLimits([], 128, on_cpu=False).check(10**9, 60)
