@@ -45,7 +45,8 @@ def missing(path: Path) -> Iterator[str]:
         if re.fullmatch(r"See `\w+\.\w+`\.", text):  # a protocol's method, documented there
             continue
         found = re.search(r"^Args:\n((?: {4}.*\n?|\n)+)", text + "\n", re.M)
-        told = set(re.findall(r"^ {4}\*{0,2}(\w+)(?:, \w+)*:", found[1], re.M)) if found else set()
+        lines = re.findall(r"^ {4}([*\w]+(?:, [*\w]+)*):", found[1], re.M) if found else []
+        told = {name.lstrip("*") for line in lines for name in line.split(", ")}
         if untold := [argument for argument in wanted if argument not in told]:
             yield f"{path.name}: {name} says nothing of {', '.join(untold)}"
 
