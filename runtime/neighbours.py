@@ -2,7 +2,7 @@
 
 vesin finds each pair once; in a small molecule, where calling it would take longer, every pair is looked at. The other
 end of a pair is written down with the exact negative displacement and the same mask, so that an edge and its reverse
-can never disagree, whatever the rounding. Distances are compared with the cutoff in float64, here and nowhere else.
+can never disagree, whatever the rounding.
 """
 
 import functools
@@ -19,6 +19,7 @@ from painn_deploy.export.errors import StructureError
 from painn_deploy.export.fields import GraphInputs
 
 __all__ = [
+    "Displacements",
     "LocalGraph",
     "Pairs",
     "SlotLayout",
@@ -64,19 +65,68 @@ class Pairs:
     second: Int64[np.ndarray, " pairs"]
     shifts: Int64[np.ndarray, "pairs 3"] | None
 
-    def displacements(
-        self, positions: Float64[np.ndarray, "atoms 3"], cell: Float64[np.ndarray, "3 3"]
-    ) -> Float64[np.ndarray, "pairs 3"]:
-        """r_second + S·cell - r_first in Å."""
-        vectors: np.ndarray = positions[self.second] - positions[self.first]
-        if self.shifts is not None:
-            vectors += self.shifts @ cell
-        return vectors
-
     def only(self, chosen: Bool[np.ndarray, " pairs"]) -> "Pairs":
         """Some of the pairs."""
         shifts = None if self.shifts is None else self.shifts[chosen]
         return Pairs(self.first[chosen], self.second[chosen], shifts)
+
+
+class Displacements:
+    """From the first atom of each pair to the second, in arrays that are written again at every step.
+
+    This is the one place in Python that forms displacements and compares distances with a cutoff, in float64. A GPU
+    that follows a structure does both in a kernel (`painn_deploy.engines.device_positions`); a test compares the two.
+
+    Args:
+        pairs: of neighbours.
+
+    Attributes:
+        pairs: the same.
+        vectors: r_second + S·cell - r_first, Å.
+        distances: their lengths, Å.
+        cell: that they were formed with.
+    """
+
+    def __init__(self, pairs: Pairs) -> None:
+        count = len(pairs.first)
+        self.pairs = pairs
+        self.vectors: np.ndarray = np.empty((count, 3))
+        self.distances: np.ndarray = np.empty(count)
+        self.cell: np.ndarray = np.zeros((3, 3))
+        self._scratch: np.ndarray = np.empty((count, 3))
+        self._edges: np.ndarray = np.empty(count, bool)
+        self._shifts: np.ndarray | None = None
+
+    def form(self, positions: Float64[np.ndarray, "atoms 3"], cell: Float64[np.ndarray, "3 3"]) -> None:
+        """Write `vectors` and `distances` for positions of now.
+
+        Args:
+            positions: Å.
+            cell: rows are cell vectors, Å.
+        """
+        pairs, vectors, scratch = self.pairs, self.vectors, self._scratch
+        self.cell = cell
+        np.take(positions, pairs.second, axis=0, out=vectors, mode="clip")  # other modes make a copy
+        np.take(positions, pairs.first, axis=0, out=scratch, mode="clip")
+        np.subtract(vectors, scratch, out=vectors)
+        if pairs.shifts is not None:
+            if self._shifts is None:
+                self._shifts = pairs.shifts.astype(np.float64)
+            np.matmul(self._shifts, cell, out=scratch)
+            np.add(vectors, scratch, out=vectors)
+        np.einsum("pc,pc->p", vectors, vectors, out=self.distances)
+        np.sqrt(self.distances, out=self.distances)
+
+    def within(self, cutoff: float) -> Bool[np.ndarray, " pairs"]:
+        """Which pairs are closer than a cutoff, Å; the array is overwritten by the next call."""
+        np.less(self.distances, cutoff, out=self._edges)
+        return self._edges
+
+    def only(self, chosen: Bool[np.ndarray, " pairs"]) -> "Displacements":
+        """Those of some of the pairs."""
+        part = Displacements(self.pairs.only(chosen))
+        part.vectors, part.distances, part.cell = self.vectors[chosen], self.distances[chosen], self.cell
+        return part
 
 
 def check_structure(atoms: Atoms) -> None:
@@ -110,8 +160,8 @@ def check_structure(atoms: Atoms) -> None:
         )
 
 
-def find_pairs(atoms: Atoms, cutoff: float) -> tuple[Pairs, Float64[np.ndarray, "pairs 3"]]:
-    """Every pair with d < cutoff, once, images of an atom itself among them; and their displacements in Å.
+def find_pairs(atoms: Atoms, cutoff: float) -> Displacements:
+    """Every pair with d < cutoff, once, images of an atom itself among them.
 
     Args:
         atoms: a structure that `check_structure` let pass; any cell, any mix of periodic directions.
@@ -121,12 +171,11 @@ def find_pairs(atoms: Atoms, cutoff: float) -> tuple[Pairs, Float64[np.ndarray, 
         StructureError: two atoms are on one spot.
     """
     few, cell = len(atoms) <= FEW and not atoms.pbc.any(), periodic_cell(atoms)
-    pairs = _all_pairs(len(atoms)) if few else _candidates(atoms, cell, cutoff)
-    vectors = pairs.displacements(atoms.positions, cell)
-    squared = np.einsum("pc,pc->p", vectors, vectors)
-    refuse_one_spot(atoms, pairs, squared)
-    within = np.sqrt(squared) < cutoff
-    return (pairs, vectors) if within.all() else (pairs.only(within), vectors[within])
+    found = Displacements(_all_pairs(len(atoms)) if few else _candidates(atoms, cell, cutoff))
+    found.form(atoms.positions, cell)
+    refuse_one_spot(atoms, found)
+    within = found.within(cutoff)
+    return found if within.all() else found.only(within)
 
 
 @functools.cache
@@ -209,15 +258,24 @@ def _widened(extents: Float64[np.ndarray, " axes"], reach: float) -> float:
     return reach
 
 
-def refuse_one_spot(atoms: Atoms, pairs: Pairs, squared: Float64[np.ndarray, " pairs"]) -> None:
-    """Raise StructureError where two atoms are on one spot; `squared` are the pairs' distances, squared, in Å²."""
-    if len(squared) == 0 or squared.min() >= ONE_SPOT**2:
+def refuse_one_spot(atoms: Atoms, found: Displacements) -> None:
+    """Refuse a structure that has two atoms on one spot.
+
+    Args:
+        atoms: the structure.
+        found: its pairs, with distances of now.
+
+    Raises:
+        StructureError: naming both atoms.
+    """
+    distances = found.distances
+    if len(distances) == 0 or distances.min() >= ONE_SPOT:
         return
-    worst = int(squared.argmin())
-    one, other = int(pairs.first[worst]), int(pairs.second[worst])
+    worst = int(distances.argmin())
+    one, other = int(found.pairs.first[worst]), int(found.pairs.second[worst])
     raise StructureError(
         f"Atoms {one} ({atoms.symbols[one]}) and {other} ({atoms.symbols[other]}) are on one spot, "
-        f"{squared[worst] ** 0.5:.2e} Å apart; remove the one that was written twice."
+        f"{distances[worst]:.2e} Å apart; remove the one that was written twice."
     )
 
 
@@ -339,9 +397,9 @@ class LocalGraph:
     @classmethod
     def found(cls, atoms: Atoms, cutoff: float) -> "LocalGraph":
         """The same for a structure that was checked."""
-        pairs, vectors = find_pairs(atoms, cutoff)
-        counts = np.bincount(np.concatenate([pairs.first, pairs.second]), minlength=1)
-        return cls(atoms.numbers.astype(np.int32), pairs, vectors, max(1, int(counts.max())))
+        found = find_pairs(atoms, cutoff)
+        counts = np.bincount(np.concatenate([found.pairs.first, found.pairs.second]), minlength=1)
+        return cls(atoms.numbers.astype(np.int32), found.pairs, found.vectors, max(1, int(counts.max())))
 
 
 def local_graphs(structures: Sequence[Atoms], cutoff: float) -> list[LocalGraph]:

@@ -160,10 +160,10 @@ class ReplicaList:
         self.searches += 1
         try:
             check_structure(atoms)
-            pairs, _ = find_pairs(atoms, self.cutoff + self.skin)
+            found = find_pairs(atoms, self.cutoff + self.skin)
         except StructureError as error:
             raise StructureError(f"Structure {system}: {error}") from error
-        return _Found(atoms.positions.copy(), periodic_cell(atoms), pairs)
+        return _Found(atoms.positions.copy(), found.cell, found.pairs)
 
     def _arrange(self, stale: set[int], numbers: np.ndarray, starts: np.ndarray) -> None:
         """Lay out the batches that hold structures that were searched."""

@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from ase import Atoms
-from jaxtyping import Float64
+from jaxtyping import Float32, Float64
 
 from painn_deploy.engines.backend import ResidentGraph
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.runtime.neighbours import (
+    Displacements,
     LocalGraph,
     Pairs,
     SlotLayout,
@@ -47,61 +48,90 @@ ROUNDING = 1e-8
 """Å; what the criterion yields to the rounding of its own numbers."""
 
 
+ASKED_AGAIN = 0.05
+"""Change of the volume, as a share of it, past which it is asked again whether the default skin is worth it. So far a
+neighbour moves by 1.7 % of its distance, which at a cutoff of 5 Å is a sixth of the default skin: what lies in the skin
+changes no faster. Dynamics at constant pressure stay within it; a compression to half the volume asks 13 times."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A structure that was searched: its atomic numbers, periodic directions and completed cell."""
+
+    numbers: bytes
+    periodic: bytes
+    cell: Float64[np.ndarray, "3 3"]
+
+    def resembles(self, atoms: Atoms) -> bool:
+        """Whether a structure has the same atoms, and repeats in the same directions."""
+        return bool(self.numbers == atoms.numbers.tobytes() and self.periodic == atoms.pbc.tobytes())
+
+    def cell_of(self, atoms: Atoms) -> Float64[np.ndarray, "3 3"]:
+        """The completed cell of a structure that resembles it; where it has not changed, the very same array."""
+        if not any(self.periodic):
+            return self.cell
+        periodic = atoms.pbc
+        return self.cell if np.array_equal(atoms.cell.array[periodic], self.cell[periodic]) else periodic_cell(atoms)
+
+
 @dataclass
 class _Stored:
-    """What was found, and for which structure."""
+    """What was found, and where; `now` is the completed cell of the last step."""
 
-    numbers: np.ndarray
-    periodic: np.ndarray
+    seen: _Seen
     positions: Float64[np.ndarray, "atoms 3"]
-    cell: Float64[np.ndarray, "3 3"]
-    pairs: Pairs
+    now: Float64[np.ndarray, "3 3"]
+    found: Displacements
     layout: SlotLayout
     inputs: GraphInputs
-    workspace: "_Workspace"
+    rounded: Float32[np.ndarray, "pairs 3"]
     resident: ResidentGraph | None = None
     resident_cell: Float64[np.ndarray, "3 3"] | None = None
 
+    def covers(self, atoms: Atoms, cutoff: float, skin: float) -> bool:
+        """Whether no pair can have come within the cutoff unseen."""
+        if not self.seen.resembles(atoms):
+            return False
+        self.now = self.seen.cell_of(atoms)
+        return still_covered(self.positions, self.seen.cell, atoms.positions, self.now, cutoff, skin)
 
-class _Workspace:
-    """Arrays over pairs that every step writes into again, so that a step asks for no memory of their size."""
+    def write(self, cutoff: float) -> None:
+        """Displacements and mask as they are formed, to the bit those of `SlotLayout.scatter`."""
+        layout, edges = self.layout, self.found.within(cutoff)
+        np.copyto(self.rounded, self.found.vectors, casting="same_kind")
+        displacements, mask = self.inputs.displacements.reshape(-1, 3), self.inputs.mask.reshape(-1)
+        displacements[layout.forward] = self.rounded
+        displacements[layout.backward] = np.negative(self.rounded, out=self.rounded)
+        mask[layout.forward] = mask[layout.backward] = edges
 
-    def __init__(self, pairs: Pairs) -> None:
-        count = len(pairs.first)
-        self._vectors, self._scratch, self._rounded = (
-            np.empty((count, 3)),
-            np.empty((count, 3)),
-            np.empty((count, 3), "f4"),
-        )
-        self._squared, self._distances, self._edges = np.empty(count), np.empty(count), np.empty(count, bool)
-        self._shifts = None if pairs.shifts is None else pairs.shifts.astype(np.float64)
 
-    def renew(self, stored: _Stored, atoms: Atoms, cutoff: float) -> None:
-        """Displacements and mask of now, to the bit those of `Pairs.displacements` and `SlotLayout.scatter`.
+@dataclass(frozen=True)
+class _Judged:
+    """By which factor the default skin widens the matrix of a structure, where that is too much."""
 
-        Raises:
-            StructureError: two atoms are on one spot.
-        """
-        pairs, layout, inputs = stored.pairs, stored.layout, stored.inputs
-        np.take(atoms.positions, pairs.second, axis=0, out=self._vectors, mode="clip")  # other modes make a copy
-        np.take(atoms.positions, pairs.first, axis=0, out=self._scratch, mode="clip")
-        np.subtract(self._vectors, self._scratch, out=self._vectors)
-        if self._shifts is not None:
-            np.matmul(self._shifts, np.asarray(atoms.cell), out=self._scratch)
-            np.add(self._vectors, self._scratch, out=self._vectors)
-        np.einsum("pc,pc->p", self._vectors, self._vectors, out=self._squared)
-        refuse_one_spot(atoms, pairs, self._squared)
-        np.less(np.sqrt(self._squared, out=self._distances), cutoff, out=self._edges)
-        np.copyto(self._rounded, self._vectors, casting="same_kind")
-        displacements, mask = inputs.displacements.reshape(-1, 3), inputs.mask.reshape(-1)
-        displacements[layout.forward] = self._rounded
-        displacements[layout.backward] = np.negative(self._rounded, out=self._rounded)
-        mask[layout.forward] = mask[layout.backward] = self._edges
+    seen: _Seen
+    widening: float
+
+    def holds(self, atoms: Atoms) -> bool:
+        """Whether it is about as much for a structure of now."""
+        if not self.seen.resembles(atoms):
+            return False
+        before, now = self.seen.cell, self.seen.cell_of(atoms)
+        if now is before:
+            return True
+        change = abs(np.linalg.det(now)) / abs(np.linalg.det(before)) - 1
+        return bool(abs(change) <= ASKED_AGAIN)
 
 
 @dataclass
 class VerletList:
     """Graph inputs of one structure that moves.
+
+    With `skin=None` the first search is a wide one, which decides whether the default skin is worth it. Where it is
+    not, that is remembered, and every step makes one search of its own, as with `skin=0`. The first step does so too,
+    after the wide one, because the order of pairs depends on how far one searches: only so does one structure give the
+    same bits at every step. It is asked again when the composition or the periodic directions change, or the volume by
+    more than `ASKED_AGAIN`.
 
     Attributes:
         cutoff: Å.
@@ -119,6 +149,7 @@ class VerletList:
     searches: int = 0
     updates: int = 0
     _stored: _Stored | None = field(default=None, repr=False)
+    _too_wide: _Judged | None = field(default=None, repr=False)
 
     @property
     def _reach(self) -> float:
@@ -130,10 +161,17 @@ class VerletList:
         Raises:
             StructureError: it is nothing that a force field can answer for.
         """
-        stored = self._standing(atoms)
+        check_structure(atoms)
+        stored = self._reused(atoms)
+        if stored is not None:
+            stored.found.form(atoms.positions, stored.now)
+            refuse_one_spot(atoms, stored.found)
+        else:
+            stored = self._searched(atoms)
         if stored is None:
+            self.searches += 1
             return join([LocalGraph.found(atoms, self.cutoff)], slot_step=self.slot_step)
-        stored.workspace.renew(stored, atoms, self.cutoff)
+        stored.write(self.cutoff)
         return stored.inputs
 
     def resident(self, atoms: Atoms, last: ResidentGraph | None) -> ResidentGraph | None:
@@ -146,54 +184,56 @@ class VerletList:
         Raises:
             StructureError: it is nothing that a force field can answer for.
         """
-        stored = self._standing(atoms)
+        check_structure(atoms)
+        stored = self._reused(atoms) or self._searched(atoms)
         if stored is None:
             return None
-        cell = np.array(atoms.cell)
-        same_cell = stored.resident_cell is not None and np.array_equal(cell, stored.resident_cell)
+        same_cell = stored.resident_cell is not None and np.array_equal(stored.now, stored.resident_cell)
         if last is None or stored.resident is not last or not same_cell:
-            stored.resident, stored.resident_cell = _resident(stored, cell, self.cutoff), cell
+            stored.resident, stored.resident_cell = _resident(stored, stored.now, self.cutoff), stored.now
         return stored.resident
 
-    def _standing(self, atoms: Atoms) -> _Stored | None:
-        """Pairs that cover a structure, found now or before; None where every step searches for itself."""
-        check_structure(atoms)
-        if self.skin == 0:
-            self.searches += 1
+    def _reused(self, atoms: Atoms) -> _Stored | None:
+        """What was found before, where it covers a structure."""
+        if self._stored is None or not self._stored.covers(atoms, self.cutoff, self._reach):
             return None
-        if self._stored is not None and self._covers(self._stored, atoms):
-            self.updates += 1
-            return self._stored
-        self.searches += 1
-        self._stored = self._search(atoms)
-        if self.skin is None and _widened(self._stored, self.cutoff) > self.most_widening:
-            self._stored = None
+        self.updates += 1
         return self._stored
 
-    def _search(self, atoms: Atoms) -> _Stored:
-        """What is within cutoff and skin."""
-        pairs, vectors = find_pairs(atoms, self.cutoff + self._reach)
+    def _searched(self, atoms: Atoms) -> _Stored | None:
+        """What is within cutoff and skin, displacements of now among it; None where there is no skin."""
+        if self.skin == 0 or self._known_too_wide(atoms):
+            return None
+        self.searches += 1
+        found = find_pairs(atoms, self.cutoff + self._reach)
+        seen, pairs = _Seen(atoms.numbers.tobytes(), atoms.pbc.tobytes(), found.cell), found.pairs
+        if self.skin is None:
+            widening = _columns(pairs) / _columns(pairs.only(found.within(self.cutoff)))
+            if widening > self.most_widening:
+                self._stored, self._too_wide = None, _Judged(seen, widening)
+                return None
         layout = SlotLayout.of(pairs.first, pairs.second, len(atoms), slot_step=self.slot_step)
-        displacements, mask = layout.scatter(vectors)
-        numbers = atoms.numbers.astype(np.int32)
-        inputs = GraphInputs(numbers, displacements, layout.neighbours, layout.reverse, mask)
-        periodic = np.array(atoms.pbc)
-        cell, workspace = periodic_cell(atoms), _Workspace(pairs)
-        return _Stored(atoms.numbers.copy(), periodic, atoms.positions.copy(), cell, pairs, layout, inputs, workspace)
+        shape = (layout.atoms, layout.slots)
+        displacements, mask = np.zeros((*shape, 3), np.float32), np.zeros(shape, np.float32)
+        inputs = GraphInputs(atoms.numbers.astype(np.int32), displacements, layout.neighbours, layout.reverse, mask)
+        rounded = np.empty((len(pairs.first), 3), np.float32)
+        self._stored = _Stored(seen, atoms.positions.copy(), found.cell, found, layout, inputs, rounded)
+        return self._stored
 
-    def _covers(self, stored: _Stored, atoms: Atoms) -> bool:
-        """Whether no pair can have come within the cutoff unseen."""
-        if stored.numbers.tobytes() != atoms.numbers.tobytes() or stored.periodic.tobytes() != atoms.pbc.tobytes():
-            return False
-        now = stored.cell
-        if stored.periodic.any() and not np.array_equal(atoms.cell.array[stored.periodic], now[stored.periodic]):
-            now = periodic_cell(atoms)
-        return still_covered(stored.positions, stored.cell, atoms.positions, now, self.cutoff, self._reach)
+    def _known_too_wide(self, atoms: Atoms) -> bool:
+        """Whether the default skin was found to widen the matrix of such a structure too much."""
+        judged = self._too_wide
+        return judged is not None and judged.widening > self.most_widening and judged.holds(atoms)
+
+
+def _columns(pairs: Pairs) -> int:
+    """Columns of the matrix that pairs need, at least 1."""
+    return max(1, int(np.bincount(np.concatenate([pairs.first, pairs.second]), minlength=1).max()))
 
 
 def _resident(stored: _Stored, cell: Float64[np.ndarray, "3 3"], cutoff: float) -> ResidentGraph:
     """Shifts S·cell of both ends of each pair, in float64, and which slots hold a pair."""
-    layout, pairs = stored.layout, stored.pairs
+    layout, pairs = stored.layout, stored.found.pairs
     shifts = np.zeros((layout.atoms * layout.slots, 3))
     if pairs.shifts is not None:
         vectors = pairs.shifts.astype(np.float64) @ cell
@@ -205,13 +245,6 @@ def _resident(stored: _Stored, cell: Float64[np.ndarray, "3 3"], cutoff: float) 
     return ResidentGraph(
         numbers, layout.neighbours, layout.reverse, shifts.reshape(*shape, 3), held.reshape(shape), cutoff
     )
-
-
-def _widened(stored: _Stored, cutoff: float) -> float:
-    """Columns of the matrix that the skin asks for, over those that edges alone would."""
-    vectors, held = stored.inputs.displacements, stored.inputs.mask > 0
-    within = (np.einsum("asc,asc->as", vectors, vectors) < cutoff**2) & held
-    return float(held.sum(1).max() / max(1, int(within.sum(1).max())))
 
 
 def still_covered(

@@ -426,11 +426,10 @@ def test_a_caller_s_stream_and_the_session_s_own_take_turns(opened: Opened, mode
 
 
 def resident(atoms: Any, skin: float) -> tuple[ResidentGraph, SlotLayout]:
-    pairs, _ = find_pairs(atoms, CUTOFF + skin)
+    pairs = find_pairs(atoms, CUTOFF + skin).pairs
     layout = SlotLayout.of(pairs.first, pairs.second, len(atoms))
-    frozen = atoms.copy()
-    frozen.positions[:] = 0.0
-    shifts, _ = layout.scatter(pairs.displacements(frozen.positions, np.asarray(atoms.cell)), dtype=np.float64)
+    images = np.zeros((len(pairs.first), 3)) if pairs.shifts is None else pairs.shifts @ np.asarray(atoms.cell)
+    shifts, _ = layout.scatter(images, dtype=np.float64)
     stored = np.zeros((layout.atoms, layout.slots), np.uint8)
     stored.reshape(-1)[layout.forward] = stored.reshape(-1)[layout.backward] = 1
     numbers = atoms.numbers.astype(np.int32)
@@ -449,9 +448,9 @@ def test_positions_alone_give_what_the_whole_graph_gives(opened: Opened, model: 
         session.follow(graph)
         for _ in range(4):
             atoms.positions += rng.normal(0, 0.02, atoms.positions.shape)
-            pairs, vectors = find_pairs(atoms, CUTOFF)
-            own = SlotLayout.of(pairs.first, pairs.second, len(atoms))
-            displacements, mask = own.scatter(vectors)
+            found = find_pairs(atoms, CUTOFF)
+            own = SlotLayout.of(found.pairs.first, found.pairs.second, len(atoms))
+            displacements, mask = own.scatter(found.vectors)
             want = run(GraphInputs(graph.atomic_numbers, displacements, own.neighbours, own.reverse, mask))
             same(session.step(atoms.positions), want)
         before = cuda.copies

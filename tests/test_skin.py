@@ -1,7 +1,10 @@
 import json
+import math
 import subprocess
 import sys
 import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +16,14 @@ from ase.md.verlet import VelocityVerlet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from painn_deploy.engines import Session
+from painn_deploy.engines.backend import ResidentGraph
 from painn_deploy.export.errors import StructureError
+from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.neighbours import LocalGraph, join
-from painn_deploy.runtime.skin import VerletList
+from painn_deploy.runtime.neighbours import Displacements, graph_inputs
+from painn_deploy.runtime.skin import WIDER, VerletList
+from painn_deploy.scripts.studies.card_studies import box_of_water
 from painn_deploy.scripts.studies.neighbours import compare
 
 from . import students
@@ -124,17 +131,161 @@ def test_a_trajectory_with_a_skin_is_the_one_without(bundle: Path) -> None:
     np.testing.assert_allclose(ends[1], ends[0], rtol=0, atol=1e-5)
 
 
-def test_the_default_skin_is_there_where_it_is_worth_it() -> None:
-    rng = np.random.default_rng(0)
-    for atoms, worth in ((molecule("CH3CH2OH"), True), (bulk("Al", a=4.05, cubic=True).repeat(2), False)):
-        verlet = VerletList(CUTOFF, None)
-        for _ in range(10):
-            atoms.positions += rng.normal(0, 0.01, atoms.positions.shape)
-            edges(atoms, verlet)
-        assert (verlet.updates > 5) == worth
-        assert verlet.searches + verlet.updates == 10
-        widths = verlet.inputs(atoms).mask.shape[1], join([LocalGraph.of(atoms, CUTOFF)]).mask.shape[1]
-        assert widths[0] == widths[1] or worth
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often pairs were searched, displacements formed, and cells completed."""
+    counted: Counter[str] = Counter()
+
+    def count(owner: object, name: str) -> None:
+        function = getattr(owner, name)
+
+        def counting(*arguments: object) -> object:
+            counted[name] += 1
+            return function(*arguments)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    runtime = [module for name, module in sys.modules.items() if name.startswith("painn_deploy.runtime.")]
+    for name in ("find_pairs", "periodic_cell"):
+        for module in runtime:
+            if hasattr(module, name):
+                count(module, name)
+    count(Displacements, "form")
+    return counted
+
+
+WIDENED = {"crystal": bulk("C", "diamond", a=3.57, cubic=True).repeat(2), "liquid": box_of_water()}
+
+
+def moving(start: Atoms, steps: int = 10) -> Iterator[Atoms]:
+    atoms, rng = start.copy(), np.random.default_rng(0)
+    for _ in range(steps):
+        atoms.positions += rng.normal(0, 0.01, atoms.positions.shape)
+        yield atoms
+
+
+def exact_edges(inputs: GraphInputs) -> list[tuple[float, ...]]:
+    row, slot = np.nonzero(inputs.mask)
+    return sorted(zip(row, inputs.neighbours[row, slot], *inputs.displacements[row, slot].T, strict=True))
+
+
+@pytest.mark.parametrize("name", WIDENED)
+def test_where_the_default_skin_widens_too_much_every_step_searches_once(name: str, calls: Counter[str]) -> None:
+    verlet, plain = VerletList(CUTOFF, None), VerletList(CUTOFF, 0.0)
+    for step, atoms in enumerate(moving(WIDENED[name])):
+        calls.clear()
+        inputs = verlet.inputs(atoms)
+        wide = step == 0  # which decides
+        assert calls == {"find_pairs": 1 + wide, "form": 1 + wide, "periodic_cell": 1 + wide}
+        for array, other in zip(inputs, plain.inputs(atoms), strict=True):
+            np.testing.assert_array_equal(array, other)
+    assert (verlet.searches, verlet.updates) == (11, 0)
+    assert (plain.searches, plain.updates) == (10, 0)
+
+
+def test_where_the_default_skin_is_worth_it_the_first_step_searches_for_all(calls: Counter[str]) -> None:
+    verlet = VerletList(CUTOFF, None)
+    for step, atoms in enumerate(moving(molecule("CH3CH2OH"))):
+        calls.clear()
+        inputs = verlet.inputs(atoms)
+        assert calls == ({"form": 1} if step else {"find_pairs": 1, "form": 1, "periodic_cell": 1})
+        assert exact_edges(inputs) == exact_edges(graph_inputs([atoms], CUTOFF))
+    assert (verlet.searches, verlet.updates) == (1, 9)
+
+
+@pytest.mark.parametrize("name", WIDENED)
+@pytest.mark.parametrize(("most_widening", "searches"), [(math.inf, 1), (WIDER, 11)])
+def test_a_session_that_follows_searches_no_more_often(
+    name: str, most_widening: float, searches: int, calls: Counter[str]
+) -> None:
+    """It asks for what stays, and for the whole where nothing does, as the calculator does."""
+    verlet, resident = VerletList(CUTOFF, None, most_widening=most_widening), None
+    for atoms in moving(WIDENED[name]):
+        last = resident
+        resident = verlet.resident(atoms, last)
+        if resident is None:
+            verlet.inputs(atoms)
+        else:
+            assert last is None or resident is last
+    assert calls["find_pairs"] == calls["form"] == verlet.searches == searches
+    assert verlet.updates == (9 if resident is not None else 0)
+
+
+class Follower:
+    """A session that follows, on the host: displacements from what stays and positions."""
+
+    slot_step = 1
+
+    def __init__(self, session: Session) -> None:
+        self.info, self.run, self.close = session.info, session.run, session.close
+        self.following: ResidentGraph | None = None
+        self.followed = 0
+
+    def follow(self, resident: ResidentGraph) -> None:
+        self.following = resident
+        self.followed += 1
+
+    def step(self, positions: np.ndarray) -> GraphOutputs:
+        assert self.following is not None
+        numbers, neighbours, reverse, shifts, stored, cutoff = vars(self.following).values()
+        vectors = (positions[neighbours] - positions[:, None] + shifts) * stored[..., None]
+        mask = stored.astype(bool) & (np.linalg.norm(vectors, axis=-1) < cutoff)
+        arrays = vectors.astype(np.float32), neighbours, reverse, mask.astype(np.float32)
+        return self.run(GraphInputs(numbers, *arrays))
+
+
+def test_a_calculator_on_a_session_that_follows_searches_once(bundle: Path, calls: Counter[str]) -> None:
+    with PaiNNCalculator(bundle) as calculator, PaiNNCalculator(bundle, skin=0.0) as plain:
+        calculator._attach(follower := Follower(calculator.session))
+        for atoms in moving(WIDENED["crystal"]):
+            np.testing.assert_allclose(calculator.get_forces(atoms), plain.get_forces(atoms), rtol=0, atol=1e-5)
+    assert calls["find_pairs"] == 1 + 10, "of the one, and of the other"
+    assert (calculator.neighbour_list.searches, follower.followed) == (1, 1)
+
+
+def test_whether_a_skin_is_worth_it_is_asked_again_when_the_structure_is_another(calls: Counter[str]) -> None:
+    verlet, crystal = VerletList(CUTOFF, None), WIDENED["crystal"].copy()
+
+    def searches(atoms: Atoms) -> int:
+        calls.clear()
+        inputs = verlet.inputs(atoms)
+        assert exact_edges(inputs) == exact_edges(VerletList(CUTOFF, 0.0).inputs(atoms))
+        return calls["find_pairs"] - 1  # without the comparison's own
+
+    assert [searches(crystal), searches(crystal)] == [2, 1]
+    scaled = 0.99  # of the volume at each step
+    asked = []
+    for _ in range(12):
+        crystal.set_cell(crystal.cell.array * scaled ** (1 / 3), scale_atoms=True)
+        asked.append(searches(crystal) == 2)
+    assert asked == [False] * 5 + [True] + [False] * 5 + [True]
+    crystal.set_cell(crystal.cell.array @ [[1, 0.2, 0], [0, 1, 0], [0, 0, 1]], scale_atoms=True)
+    assert searches(crystal) == 1, "a shear leaves the volume"
+    crystal.numbers[0] = 14
+    assert [searches(crystal), searches(crystal)] == [2, 1]
+    crystal.pbc = [True, True, False]
+    assert [searches(crystal), searches(crystal)] == [2, 1]
+
+
+def test_a_liquid_that_becomes_a_gas_gets_its_skin() -> None:
+    waters = WIDENED["liquid"].copy()
+    verlet = VerletList(CUTOFF, None)
+    verlet.inputs(waters)
+    verlet.inputs(waters)
+    assert (verlet.searches, verlet.updates) == (3, 0)
+    centres = np.repeat(waters.positions.reshape(-1, 3, 3).mean(1), 3, axis=0)
+    waters.positions += 3 * centres
+    waters.set_cell(4 * waters.cell.array)
+    for _ in range(3):
+        verlet.inputs(waters)
+    assert (verlet.searches, verlet.updates) == (4, 2)
+
+
+def test_a_skin_of_nothing_counts_a_search_once_on_a_session_that_follows() -> None:
+    verlet, atoms = VerletList(CUTOFF, 0.0), molecule("H2O")
+    assert verlet.resident(atoms, None) is None
+    verlet.inputs(atoms)
+    assert verlet.searches == 1
 
 
 def test_a_skin_must_be_a_length(bundle: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from painn_deploy.export.model.distiller import DIRECTION_EPSILON, Distiller
 from painn_deploy.export.model.painn import PaiNN
 from painn_deploy.export.model.student import Student
-from painn_deploy.runtime.neighbours import find_pairs, periodic_cell
+from painn_deploy.runtime.neighbours import find_pairs
 
 __all__ = ["EagerModel", "Edges", "edges_of"]
 
@@ -54,8 +54,9 @@ def edges_of(structures: Sequence[Atoms], cutoff: float, dtype: torch.dtype = to
     starts = np.cumsum([0, *(len(atoms) for atoms in structures)])
     centre, neighbour, shifts = [], [], []
     for atoms, start in zip(structures, starts, strict=False):
-        pairs, _ = find_pairs(atoms, cutoff)
-        moved = np.zeros((len(pairs.first), 3)) if pairs.shifts is None else pairs.shifts @ periodic_cell(atoms)
+        found = find_pairs(atoms, cutoff)
+        pairs = found.pairs
+        moved = np.zeros((len(pairs.first), 3)) if pairs.shifts is None else pairs.shifts @ found.cell
         centre += [pairs.first + start, pairs.second + start]
         neighbour += [pairs.second + start, pairs.first + start]
         shifts += [moved, -moved]

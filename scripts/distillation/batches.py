@@ -39,7 +39,7 @@ class Split:
         self.energies: Float64[np.ndarray, " structures"] = data["energies"]
         self.offsets: Int64[np.ndarray, " structures_and_one"] = data["offsets"]
         self.kinds: np.ndarray = data["kinds"]
-        self.pairs: list[Pairs] = [find_pairs(self.atoms(i), cutoff)[0] for i in range(len(self))]
+        self.pairs: list[Pairs] = [find_pairs(self.atoms(i), cutoff).pairs for i in range(len(self))]
         self.slots = np.array([self._slots(i) for i in range(len(self))])
 
     def __len__(self) -> int:
