@@ -15,8 +15,8 @@ from painn_deploy.export.errors import EngineError, ShapeError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest, read_bundle
 from painn_deploy.runtime.limits import SizeLimits
-from painn_deploy.runtime.neighbours import LocalGraph, join
-from painn_deploy.runtime.packing import COMPILED_BUDGET, DEFAULT_BUDGET, GPU_BUDGET, pack
+from painn_deploy.runtime.matrix import LocalGraph, join
+from painn_deploy.runtime.grouping import COMPILED_BUDGET, DEFAULT_BUDGET, GPU_BUDGET, group
 from painn_deploy.runtime.results import checked_results
 from painn_deploy.runtime.sizing import BatchSizes
 from painn_deploy.runtime.species import AtomicReferences
@@ -44,7 +44,7 @@ class Prepared:
     @property
     def size(self) -> tuple[int, int]:
         """Atoms and slots."""
-        return len(self.graph.numbers), self.graph.slots
+        return self.graph.size
 
 
 class Evaluator(Closing):
@@ -152,7 +152,7 @@ class Evaluator(Closing):
         with self.timings.phase("neighbours"):
             references = self.references(atoms.numbers)
             graph = LocalGraph.of(atoms, self.manifest.cutoff)
-        self.limits.check(len(graph.numbers), graph.slots)
+        self.limits.check(*graph.size)
         return Prepared(atoms, graph, references)
 
     def run_prepared(self, batch: Sequence[Prepared]) -> list[Answer]:
@@ -192,7 +192,7 @@ class Evaluator(Closing):
         """
         answers: list[Answer] = [EngineError("not run")] * len(prepared)
         sizes = [one.size for one in prepared]
-        for batch in pack(sizes, self.batch_slots if batch_slots is None else batch_slots, self.most_atoms):
+        for batch in group(sizes, self.batch_slots if batch_slots is None else batch_slots, self.most_atoms):
             for index, answer in zip(batch, self._batch([prepared[index] for index in batch]), strict=True):
                 answers[index] = answer
         return answers

@@ -13,16 +13,11 @@ from jaxtyping import Bool, Float64, Int
 
 from painn_deploy.export.errors import StructureError
 from painn_deploy.export.fields import GraphInputs
-from painn_deploy.runtime.neighbours import (
-    ONE_SPOT,
-    Pairs,
-    SlotLayout,
-    check_structure,
-    find_pairs,
-    periodic_cell,
-)
-from painn_deploy.runtime.packing import pack
+from painn_deploy.runtime.grouping import group
+from painn_deploy.runtime.matrix import NeighbourMatrix
+from painn_deploy.runtime.neighbours import Displacements, Pairs, find_pairs, slots_for
 from painn_deploy.runtime.skin import ROUNDING, still_covered
+from painn_deploy.runtime.structures import ONE_SPOT, check_structure, periodic_cell
 
 __all__ = ["Batch", "ReplicaList"]
 
@@ -38,8 +33,7 @@ class _Found:
     @property
     def size(self) -> tuple[int, int]:
         """Atoms and slots."""
-        ends = np.concatenate([self.pairs.first, self.pairs.second])
-        return len(self.positions), max(1, int(np.bincount(ends, minlength=1).max()))
+        return len(self.positions), slots_for(self.pairs.counts())
 
 
 @dataclass
@@ -49,15 +43,18 @@ class Batch:
     Attributes:
         systems: their indices.
         rows: of their atoms, in the order of the matrix.
-        inputs: of the graph contract; overwritten by the next step.
     """
 
     systems: list[int]
     rows: Int[np.ndarray, " atoms"]
-    inputs: GraphInputs
-    pairs: Pairs
     owners: Int[np.ndarray, " pairs"]
-    layout: SlotLayout
+    found: Displacements
+    matrix: NeighbourMatrix
+
+    @property
+    def inputs(self) -> GraphInputs:
+        """Of the graph contract; overwritten by the next step."""
+        return self.matrix.inputs
 
 
 class ReplicaList:
@@ -169,47 +166,30 @@ class ReplicaList:
         """Lay out the batches that hold structures that were searched."""
         if not self._grouping:
             sizes = [found.size for found in self._found]
-            self._grouping = [sorted(batch) for batch in pack(sizes, self._batch_slots, self._most_atoms)]
-            self._batches = [self._laid_out(group, numbers, starts) for group in self._grouping]
+            self._grouping = [sorted(batch) for batch in group(sizes, self._batch_slots, self._most_atoms)]
+            self._batches = [self._laid_out(systems, numbers, starts) for systems in self._grouping]
             return
-        for index, group in enumerate(self._grouping):
-            if not stale.isdisjoint(group):
-                self._batches[index] = self._laid_out(group, numbers, starts)
+        for index, systems in enumerate(self._grouping):
+            if not stale.isdisjoint(systems):
+                self._batches[index] = self._laid_out(systems, numbers, starts)
 
     def _laid_out(self, systems: list[int], numbers: np.ndarray, starts: np.ndarray) -> Batch:
         rows = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in systems])
         found = [self._found[system] for system in systems]
-        offsets = np.cumsum([0, *(len(one.positions) for one in found)])[:-1]
-        first = np.concatenate([one.pairs.first + offset for one, offset in zip(found, offsets, strict=True)])
-        second = np.concatenate([one.pairs.second + offset for one, offset in zip(found, offsets, strict=True)])
-        shifts = [one.pairs.shifts for one in found if one.pairs.shifts is not None]
+        pairs = Pairs.joined([one.pairs for one in found], [len(one.positions) for one in found])
         owners = np.repeat(systems, [len(one.pairs.first) for one in found])
-        layout = SlotLayout.of(first, second, len(rows))
-        displacements = np.zeros((layout.atoms, layout.slots, 3), np.float32)
-        inputs = GraphInputs(
-            numbers[rows].astype(np.int32),
-            displacements,
-            layout.neighbours,
-            layout.reverse,
-            np.zeros((layout.atoms, layout.slots), np.float32),
-        )
-        return Batch(
-            systems, rows, inputs, Pairs(first, second, np.concatenate(shifts) if shifts else None), owners, layout
-        )
+        matrix = NeighbourMatrix(numbers[rows].astype(np.int32), pairs)
+        return Batch(systems, rows, owners, Displacements(pairs, owners), matrix)
 
     def _renew(self, batch: Batch, positions: np.ndarray, cells: np.ndarray) -> None:
-        """Displacements and mask of now; pairs are subtracted in float64."""
-        pairs, here = batch.pairs, positions[batch.rows]
-        vectors = here[pairs.second] - here[pairs.first]
-        if pairs.shifts is not None:
-            vectors += np.einsum("ps,psc->pc", pairs.shifts, cells[batch.owners])
-        squared = np.einsum("pc,pc->p", vectors, vectors)
-        if len(squared) and squared.min() < ONE_SPOT**2:
-            system = int(batch.owners[int(squared.argmin())])
+        """Displacements and mask of now."""
+        found = batch.found
+        found.form(positions[batch.rows], cells)
+        distances = found.distances
+        if len(distances) and distances.min() < ONE_SPOT:
+            system = int(batch.owners[int(distances.argmin())])
             raise StructureError(
-                f"Structure {system}: two atoms are on one spot, {squared.min() ** 0.5:.2e} Å apart. A simulation that "
+                f"Structure {system}: two atoms are on one spot, {distances.min():.2e} Å apart. A simulation that "
                 "got here has diverged; use a shorter time step."
             )
-        batch.layout.scatter_into(
-            batch.inputs.displacements, batch.inputs.mask, vectors, np.sqrt(squared) < self.cutoff
-        )
+        batch.matrix.write(found.vectors, found.within(self.cutoff))

@@ -10,7 +10,7 @@ from jaxtyping import Float64
 
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphOutputs
-from painn_deploy.runtime.neighbours import FLAT
+from painn_deploy.runtime.structures import FLAT
 
 __all__ = ["as_results", "cell_volume", "checked_results", "not_finite"]
 

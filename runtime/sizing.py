@@ -22,7 +22,7 @@ from painn_deploy.engines.cache import cache_folder
 from painn_deploy.engines.gpu.driver import gpu_of
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs
-from painn_deploy.runtime.neighbours import LocalGraph, join
+from painn_deploy.runtime.matrix import LocalGraph, join
 
 __all__ = ["BatchSizes"]
 
@@ -77,7 +77,7 @@ class BatchSizes:
 
     def _times(self, run: Run, graph: LocalGraph, most_atoms: int | None) -> dict[int, float]:
         """Least seconds a structure by batch size; in rounds, so that a busy moment decides nothing."""
-        atoms, slots = len(graph.numbers), graph.slots
+        atoms, slots = graph.size
         batches: dict[int, int] = {}
         for size in SIZES if self._info["device"] == "cpu" else SIZES_GPU:
             copies = max(1, size // (atoms * slots))

@@ -18,21 +18,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from ase import Atoms
-from jaxtyping import Float32, Float64
+from jaxtyping import Float64
 
 from painn_deploy.engines.backend import ResidentGraph
 from painn_deploy.export.fields import GraphInputs
-from painn_deploy.runtime.neighbours import (
-    Displacements,
-    LocalGraph,
-    Pairs,
-    SlotLayout,
-    check_structure,
-    find_pairs,
-    join,
-    periodic_cell,
-    refuse_one_spot,
-)
+from painn_deploy.runtime.matrix import NeighbourMatrix
+from painn_deploy.runtime.neighbours import Displacements, find_pairs, slots_for
+from painn_deploy.runtime.structures import check_structure, periodic_cell, refuse_one_spot
 
 __all__ = ["DEFAULT_SKIN", "ROUNDING", "WIDER", "VerletList", "still_covered"]
 
@@ -82,9 +74,7 @@ class _Stored:
     positions: Float64[np.ndarray, "atoms 3"]
     now: Float64[np.ndarray, "3 3"]
     found: Displacements
-    layout: SlotLayout
-    inputs: GraphInputs
-    rounded: Float32[np.ndarray, "pairs 3"]
+    matrix: NeighbourMatrix
     resident: ResidentGraph | None = None
     resident_cell: Float64[np.ndarray, "3 3"] | None = None
 
@@ -94,15 +84,6 @@ class _Stored:
             return False
         self.now = self.seen.cell_of(atoms)
         return still_covered(self.positions, self.seen.cell, atoms.positions, self.now, cutoff, skin)
-
-    def write(self, cutoff: float) -> None:
-        """Displacements and mask as they are formed, to the bit those of `SlotLayout.scatter`."""
-        layout, edges = self.layout, self.found.within(cutoff)
-        np.copyto(self.rounded, self.found.vectors, casting="same_kind")
-        displacements, mask = self.inputs.displacements.reshape(-1, 3), self.inputs.mask.reshape(-1)
-        displacements[layout.forward] = self.rounded
-        displacements[layout.backward] = np.negative(self.rounded, out=self.rounded)
-        mask[layout.forward] = mask[layout.backward] = edges
 
 
 @dataclass(frozen=True)
@@ -164,15 +145,15 @@ class VerletList:
         check_structure(atoms)
         stored = self._reused(atoms)
         if stored is not None:
-            stored.found.form(atoms.positions, stored.now)
-            refuse_one_spot(atoms, stored.found)
+            found = stored.found
+            found.form(atoms.positions, stored.now)
+            refuse_one_spot(atoms.numbers, found.pairs.first, found.pairs.second, found.distances)
         else:
             stored = self._searched(atoms)
-        if stored is None:
-            self.searches += 1
-            return join([LocalGraph.found(atoms, self.cutoff)], slot_step=self.slot_step)
-        stored.write(self.cutoff)
-        return stored.inputs
+        if stored is not None:
+            return stored.matrix.write(stored.found.vectors, stored.found.within(self.cutoff))
+        found = self._find(atoms, self.cutoff)
+        return self._matrix(atoms, found).write(found.vectors)
 
     def resident(self, atoms: Atoms, last: ResidentGraph | None) -> ResidentGraph | None:
         """What stays on a device while the neighbours stand; None where there is no skin, and `inputs` must be used.
@@ -204,21 +185,24 @@ class VerletList:
         """What is within cutoff and skin, displacements of now among it; None where there is no skin."""
         if self.skin == 0 or self._known_too_wide(atoms):
             return None
-        self.searches += 1
-        found = find_pairs(atoms, self.cutoff + self._reach)
+        found = self._find(atoms, self.cutoff + self._reach)
         seen, pairs = _Seen(atoms.numbers.tobytes(), atoms.pbc.tobytes(), found.cell), found.pairs
         if self.skin is None:
-            widening = _columns(pairs) / _columns(pairs.only(found.within(self.cutoff)))
+            within = pairs.only(found.within(self.cutoff))
+            widening = slots_for(pairs.counts()) / slots_for(within.counts())
             if widening > self.most_widening:
                 self._stored, self._too_wide = None, _Judged(seen, widening)
                 return None
-        layout = SlotLayout.of(pairs.first, pairs.second, len(atoms), slot_step=self.slot_step)
-        shape = (layout.atoms, layout.slots)
-        displacements, mask = np.zeros((*shape, 3), np.float32), np.zeros(shape, np.float32)
-        inputs = GraphInputs(atoms.numbers.astype(np.int32), displacements, layout.neighbours, layout.reverse, mask)
-        rounded = np.empty((len(pairs.first), 3), np.float32)
-        self._stored = _Stored(seen, atoms.positions.copy(), found.cell, found, layout, inputs, rounded)
+        matrix = self._matrix(atoms, found)
+        self._stored = _Stored(seen, atoms.positions.copy(), found.cell, found, matrix)
         return self._stored
+
+    def _find(self, atoms: Atoms, reach: float) -> Displacements:
+        self.searches += 1
+        return find_pairs(atoms, reach)
+
+    def _matrix(self, atoms: Atoms, found: Displacements) -> NeighbourMatrix:
+        return NeighbourMatrix(atoms.numbers.astype(np.int32), found.pairs, self.slot_step)
 
     def _known_too_wide(self, atoms: Atoms) -> bool:
         """Whether the default skin was found to widen the matrix of such a structure too much."""
@@ -226,25 +210,15 @@ class VerletList:
         return judged is not None and judged.widening > self.most_widening and judged.holds(atoms)
 
 
-def _columns(pairs: Pairs) -> int:
-    """Columns of the matrix that pairs need, at least 1."""
-    return max(1, int(np.bincount(np.concatenate([pairs.first, pairs.second]), minlength=1).max()))
-
-
 def _resident(stored: _Stored, cell: Float64[np.ndarray, "3 3"], cutoff: float) -> ResidentGraph:
     """Shifts S·cell of both ends of each pair, in float64, and which slots hold a pair."""
-    layout, pairs = stored.layout, stored.found.pairs
-    shifts = np.zeros((layout.atoms * layout.slots, 3))
+    matrix, pairs, inputs = stored.matrix, stored.found.pairs, stored.matrix.inputs
+    shifts, held = np.zeros((*inputs.mask.shape, 3)), np.zeros(inputs.mask.shape, np.uint8)
     if pairs.shifts is not None:
         vectors = pairs.shifts.astype(np.float64) @ cell
-        shifts[layout.forward], shifts[layout.backward] = vectors, -vectors
-    held = np.zeros(layout.atoms * layout.slots, np.uint8)
-    held[layout.forward] = held[layout.backward] = 1
-    shape = (layout.atoms, layout.slots)
-    numbers = stored.inputs.atomic_numbers
-    return ResidentGraph(
-        numbers, layout.neighbours, layout.reverse, shifts.reshape(*shape, 3), held.reshape(shape), cutoff
-    )
+        shifts.reshape(-1, 3)[matrix.forward], shifts.reshape(-1, 3)[matrix.backward] = vectors, -vectors
+    held.reshape(-1)[matrix.forward] = held.reshape(-1)[matrix.backward] = 1
+    return ResidentGraph(inputs.atomic_numbers, inputs.neighbours, inputs.reverse, shifts, held, cutoff)
 
 
 def still_covered(

@@ -24,8 +24,8 @@ from painn_deploy.export.graph.onnx_graph import export_onnx
 from painn_deploy.export.manifest import manifest_digest, read_bundle
 from painn_deploy.export.model.force_head import tensors
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.neighbours import graph_inputs
-from painn_deploy.runtime.packing import COMPILED_BUDGET
+from painn_deploy.runtime.grouping import COMPILED_BUDGET
+from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts import export_engines
 
 from . import students
@@ -227,7 +227,7 @@ def test_a_compiler_that_fails_says_so(painn: Path, monkeypatch: pytest.MonkeyPa
 FAULTS = """
 import resource, sys
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts.studies.card_studies import box_of_water
 with PaiNNCalculator(sys.argv[1]) as calculator:
     inputs = graph_inputs([box_of_water() * (2, 2, 1)], calculator.manifest.cutoff)

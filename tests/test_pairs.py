@@ -6,7 +6,7 @@ import pytest
 from painn_deploy.engines.contract import padded
 from painn_deploy.engines.inductor.pairs import pair_inputs
 from painn_deploy.export.errors import ShapeError
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 
 from . import students
 

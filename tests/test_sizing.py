@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from painn_deploy.runtime import PaiNNCalculator, sizing
-from painn_deploy.runtime.packing import DEFAULT_BUDGET
+from painn_deploy.runtime.grouping import DEFAULT_BUDGET
 
 
 def test_measured_once_and_remembered(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

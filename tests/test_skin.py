@@ -21,7 +21,8 @@ from painn_deploy.engines.backend import ResidentGraph
 from painn_deploy.export.errors import StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.neighbours import Displacements, graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
+from painn_deploy.runtime.neighbours import Displacements
 from painn_deploy.runtime.skin import WIDER, VerletList
 from painn_deploy.scripts.studies.card_studies import box_of_water
 from painn_deploy.scripts.studies.neighbours import compare

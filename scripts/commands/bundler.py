@@ -36,8 +36,8 @@ from painn_deploy.export.manifest import MODEL, SUFFIX, VALIDATION, Manifest, to
 from painn_deploy.export.model.student import Student
 from painn_deploy.export.versions import installed
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.neighbours import local_graphs
-from painn_deploy.runtime.packing import pack, padding_waste
+from painn_deploy.runtime.grouping import group, padding_waste
+from painn_deploy.runtime.matrix import local_graphs
 from painn_deploy.scripts.benchmarks.timing import milliseconds
 from painn_deploy.scripts.commands.typed_graphs import INT8_LIMITS, TypedGraph, TypedGraphs
 
@@ -128,7 +128,7 @@ class Bundler:
         tell("holding the graph against the student in float64")
         with self._open(TypedGraph(self._graph)) as calculator:
             self._parity = check_parity(calculator.run_graph, self._exported)
-        self._sizes = [(len(g.numbers), g.slots) for g in local_graphs(self._given, cutoff)] if structures else []
+        self._sizes = [graph.size for graph in local_graphs(self._given, cutoff)] if structures else []
         self._options = BuildOptions(tuple(compute_capabilities), plan_profile(self._sizes), device, tf32, form)
         self._mine = structures is not None
         self._graphs = TypedGraphs(model, cutoff, self._calibration, limits or INT8_LIMITS, tell)
@@ -171,7 +171,7 @@ class Bundler:
         self._tell(f"measuring {engine} in {precision}")
         validation: dict[str, Any] = {"reference": REFERENCE, "measured_on": self._named, "graph_parity": self._parity}
         if built.profiles and self._sizes:
-            batches = pack(self._sizes, most_atoms=self._options.profile.atoms[2])
+            batches = group(self._sizes, most_atoms=self._options.profile.atoms[2])
             validation["padding_waste"] = padding_waste(self._sizes, batches)
         validation |= {"build_warnings": list(built.warnings)} if built.warnings else {}
         validation |= {"built": "earlier, of the very same graph and options"} if before else {}

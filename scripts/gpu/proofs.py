@@ -17,7 +17,7 @@ from painn_deploy.engines.tensorrt.session import TensorRTSession
 from painn_deploy.export.errors import DeviceMemoryError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts.gpu.measure import resident_of, same_bits
 from painn_deploy.scripts.gpu.record import Unavailable
 
