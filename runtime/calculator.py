@@ -16,9 +16,9 @@ from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest
 from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.results import checked_results
-from painn_deploy.runtime.skin import WIDER, VerletList
 from painn_deploy.runtime.streaming import Outcome, stream
 from painn_deploy.runtime.timings import Timings
+from painn_deploy.runtime.verlet import WIDER, VerletList
 
 __all__ = ["PaiNNCalculator"]
 

@@ -14,7 +14,7 @@ from painn_deploy.export.errors import StructureError
 from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.replicas import ReplicaList
 from painn_deploy.runtime.results import cell_volume, not_finite
-from painn_deploy.runtime.skin import DEFAULT_SKIN
+from painn_deploy.runtime.verlet import DEFAULT_SKIN
 
 try:
     import torch_sim

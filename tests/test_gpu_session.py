@@ -36,7 +36,7 @@ from painn_deploy.export.fields import INPUTS, OUTPUTS, GraphOutputs
 from painn_deploy.export.graph.onnx_graph import export_onnx
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.matrix import graph_inputs
-from painn_deploy.runtime.skin import VerletList
+from painn_deploy.runtime.verlet import VerletList
 
 from . import emulated_gpu, students
 

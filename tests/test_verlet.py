@@ -23,7 +23,8 @@ from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.runtime.neighbours import Displacements
-from painn_deploy.runtime.skin import WIDER, VerletList
+from painn_deploy.runtime.replicas import ReplicaList
+from painn_deploy.runtime.verlet import WIDER, VerletList
 from painn_deploy.scripts.studies.card_studies import box_of_water
 from painn_deploy.scripts.studies.neighbours import compare
 
@@ -349,3 +350,60 @@ def test_dynamics_miss_no_edge_and_find_none_too_many(name: str) -> None:
     assert record.wrong == 0
     assert record.reused > 60
     assert record.searches > 2
+
+
+def together(structures: list[Atoms]) -> tuple[np.ndarray, ...]:
+    """What a list of many is given."""
+    starts = np.cumsum([0, *(len(atoms) for atoms in structures)])
+    numbers, positions = (np.concatenate([getattr(a, name) for a in structures]) for name in ("numbers", "positions"))
+    return numbers, positions, np.stack([a.cell.array for a in structures]), structures[0].pbc, starts
+
+
+@pytest.mark.parametrize("pbc", [(False,) * 3, (True,) * 3, (True, True, False)])
+def test_many_that_move_together_miss_no_edge(pbc: tuple[bool, ...], calls: Counter[str]) -> None:
+    structures = [atoms.copy() for atoms in students.zoo().values() if tuple(atoms.pbc) == pbc]
+    many, rng, steps = ReplicaList(CUTOFF, 0.6, batch_slots=150), np.random.default_rng(1), 15
+    assert len(structures) > 1
+    for step in range(steps):
+        seen = []
+        for batch in many.batches(*together(structures)):
+            start = 0
+            for system in batch.systems:
+                rows = slice(start, start + len(structures[system]))
+                part = GraphInputs(*(array[rows] for array in batch.inputs))
+                found = edges_of(part._replace(neighbours=part.neighbours - np.int32(start)))
+                assert [e[:2] for e in found] == [e[:2] for e in brute_force(structures[system], CUTOFF)]
+                seen.append(system)
+                start = rows.stop
+        assert sorted(seen) == list(range(len(structures)))
+        for atoms in structures[step % 2 :: 2]:
+            atoms.positions += rng.normal(0, 0.03, atoms.positions.shape)
+            if step % 3 == 2 and atoms.cell.rank == 3 and atoms.pbc.any():
+                atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.normal(0, 0.004, (3, 3))), scale_atoms=True)
+    assert many.searches == calls["find_pairs"] < steps * len(structures) / 2
+
+
+def test_one_of_many_is_searched_when_it_alone_moves_far(calls: Counter[str]) -> None:
+    structures = [students.water(seed) for seed in range(5)]
+    many = ReplicaList(CUTOFF, 0.5, batch_slots=10**4)
+    (batch,) = many.batches(*together(structures))
+    assert exact_edges(batch.inputs) == exact_edges(graph_inputs(structures, CUTOFF))
+    calls.clear()
+    structures[3].positions[0] += 0.3
+    (batch,) = many.batches(*together(structures))
+    assert calls["find_pairs"] == 1
+    assert many.searches == 5 + 1
+    assert exact_edges(batch.inputs) == exact_edges(graph_inputs(structures, CUTOFF))
+
+
+@pytest.mark.parametrize("wrong", ["positions", "cell"])
+def test_one_of_many_that_diverged_is_named(wrong: str) -> None:
+    structures = [bulk("Al", a=4.05, cubic=True) for _ in range(3)]
+    many = ReplicaList(CUTOFF, 0.5, batch_slots=10**4)
+    many.batches(*together(structures))
+    if wrong == "cell":
+        structures[1].cell[0, 0] = np.nan
+    else:
+        structures[1].positions[2] = np.nan
+    with pytest.raises(StructureError, match=r"Structure 1: .*NaN"):
+        many.batches(*together(structures))
