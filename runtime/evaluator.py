@@ -14,9 +14,9 @@ from painn_deploy.engines.backend import Closing
 from painn_deploy.export.errors import EngineError, ShapeError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest, read_bundle
+from painn_deploy.runtime.grouping import COMPILED_BUDGET, DEFAULT_BUDGET, GPU_BUDGET, group
 from painn_deploy.runtime.limits import SizeLimits
 from painn_deploy.runtime.matrix import LocalGraph, join
-from painn_deploy.runtime.grouping import COMPILED_BUDGET, DEFAULT_BUDGET, GPU_BUDGET, group
 from painn_deploy.runtime.results import checked_results
 from painn_deploy.runtime.sizing import BatchSizes
 from painn_deploy.runtime.species import AtomicReferences
