@@ -165,6 +165,18 @@ def test_old_import_paths_answer() -> None:
         import_module("painn_deploy.export.nothing")
 
 
+@pytest.mark.parametrize("package", ["engines.tensorrt", "engines.inductor", "engines.onnxruntime"])
+def test_a_module_of_a_package_is_no_old_import_path(package: str) -> None:
+    """In a process of its own, where the module was not imported yet."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"from painn_deploy.{package} import backend"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_nothing_here_uses_an_old_import_path() -> None:
     old = re.compile(r"painn_deploy\.(" + "|".join(map(re.escape, MOVED)) + r")\b(?!\.)")
     texts = [*(p for room in ROOMS for p in modules(room)), *ROOT.glob("tests/**/*.py"), *ROOT.glob("docs/*.md")]
