@@ -195,6 +195,15 @@ def test_where_the_default_skin_is_worth_it_the_first_step_searches_for_all(call
     assert (verlet.searches, verlet.updates) == (1, 9)
 
 
+def test_what_stands_is_closed_for_writing_and_what_is_thrown_away_is_not() -> None:
+    """An engine keeps what it made of the one; torch would warn of the other."""
+    standing, plain = (VerletList(CUTOFF, skin).inputs(molecule("H2O")).reverse for skin in (0.5, 0.0))
+    assert (standing.flags.writeable, standing.base) == (False, None)
+    assert plain.flags.writeable
+    (batch,) = ReplicaList(CUTOFF, 0.5, batch_slots=100).batches(*together([molecule("H2O")] * 2))
+    assert (batch.inputs.reverse.flags.writeable, batch.inputs.reverse.base) == (False, None)
+
+
 @pytest.mark.parametrize("name", WIDENED)
 @pytest.mark.parametrize(("most_widening", "searches"), [(math.inf, 1), (WIDER, 11)])
 def test_a_session_that_follows_searches_no_more_often(
