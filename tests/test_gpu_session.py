@@ -488,7 +488,8 @@ def test_the_kernel_forms_what_the_host_forms_to_the_bit(tmp_path: Path, name: s
         kernel(CUTOFF)
         np.testing.assert_array_equal(displacements, inputs.displacements)
         np.testing.assert_array_equal(mask, inputs.mask)
-    found, matrix = verlet._stored.found, verlet._stored.matrix
+    standing = verlet._stored.standing
+    found, matrix = standing.found, standing.matrix
     for pair, distance in enumerate(found.distances):
         for cutoff in (distance, np.nextafter(distance, 9.0)):
             kernel(cutoff)
