@@ -13,9 +13,10 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from painn_deploy.engines import EngineInfo, Session, get_backend
 from painn_deploy.engines.backend import Closing, FollowingSession
+from painn_deploy.export.bundle import Bundle, read_bundle
 from painn_deploy.export.errors import EngineError, ShapeError, SpeciesError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
-from painn_deploy.export.manifest import Manifest, read_bundle
+from painn_deploy.export.manifest import Manifest
 from painn_deploy.runtime.limits import Limits
 from painn_deploy.runtime.neighbours import FLAT, LocalGraph, join
 from painn_deploy.runtime.packing import COMPILED_BUDGET, DEFAULT_BUDGET, GPU_BUDGET, pack
@@ -31,11 +32,12 @@ class PaiNNCalculator(Closing, Calculator):
     """An ASE calculator backed by an engine.
 
     A calculator belongs to one thread at a time, as every ASE calculator does; open one for each. Copying or pickling
-    it opens the bundle again. Energies are in eV, forces in eV/Å, stresses in eV/Å³ (Voigt order xx, yy, zz, yz, xz,
-    xy, ASE's sign). The stress is that of the symmetrised virial, for any structure whose cell has a volume.
+    it opens the bundle again, from its folder; a bundle that is in memory alone is copied or pickled with it, whole.
+    Energies are in eV, forces in eV/Å, stresses in eV/Å³ (Voigt order xx, yy, zz, yz, xz, xy, ASE's sign). The stress
+    is that of the symmetrised virial, for any structure whose cell has a volume.
 
     Args:
-        bundle: a folder NAME.engine, made by `painn-deploy export`.
+        bundle: a folder NAME.engine, made by `painn-deploy export`, or a `Bundle`, which may be in memory alone.
         device: `auto`, or what the backend names, such as `cpu` or `cuda:0`. Nothing falls back to another device.
         threads: of the CPU; None for as many as there are cores.
         skin: Å; neighbours within cutoff and skin are found once and reused while no edge can be missing. Results are
@@ -55,7 +57,12 @@ class PaiNNCalculator(Closing, Calculator):
     implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
 
     def __init__(
-        self, bundle: str | Path, *, device: str = "auto", threads: int | None = None, skin: float | None = None
+        self,
+        bundle: Bundle | str | Path,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        skin: float | None = None,
     ) -> None:
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
             raise ValueError(f"threads = {threads!r} is not a number of threads; give 1 or more, or None.")
@@ -64,8 +71,8 @@ class PaiNNCalculator(Closing, Calculator):
         super().__init__()
         self.atoms: Atoms | None = None
         self._spare: Atoms | None = None
-        self._opened_with = (str(bundle), device, threads, skin)
-        opened = read_bundle(bundle)
+        opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
+        self._opened_with = (opened if opened.path is None else str(opened.path), device, threads, skin)
         self.manifest: Manifest = opened.manifest
         self.neighbour_list = VerletList(self.manifest.cutoff, skin)
         self._attach(get_backend(opened.manifest.engine).open(opened, device, threads))
@@ -326,7 +333,7 @@ def _differ(one: np.ndarray, other: np.ndarray) -> bool:
     return one.tobytes() != other.tobytes()
 
 
-def _reopen(bundle: str, device: str, threads: int | None, skin: float | None) -> PaiNNCalculator:
+def _reopen(bundle: Bundle | str, device: str, threads: int | None, skin: float | None) -> PaiNNCalculator:
     return PaiNNCalculator(bundle, device=device, threads=threads, skin=skin)
 
 
