@@ -148,7 +148,7 @@ class Bundler(Closing):
             self._tell(f"measuring {engine} in {precision}")
             examined = self._examiner.examine(bundle, graph)
             if not examined.excess:
-                validation = {"reference": REFERENCE, "measured_on": self._tests.name}
+                validation: dict[str, Any] = {"reference": REFERENCE, "measured_on": self._tests.name}
                 validation |= {"graph_parity": self._examiner.parity, **facts, **examined.found}
                 return Made(bundle.with_file(VALIDATION, to_json(validation)), examined.accuracy)
             excess = excess or examined.excess
