@@ -47,7 +47,7 @@ TIMED = 12
 """Structures that each candidate of `auto` is timed on."""
 
 SHARES = (1.0, 0.75, 0.5)
-"""Of the limits, that INT8 is searched for within, one after the other until an engine keeps the limits."""
+"""INT8 is searched for within these shares of the limits, one after the other, until an engine keeps the limits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Bundler(Closing):
         self._examiner.close()
 
     def bundle(self, engine: str, precision: str) -> Made:
-        """Build and measure.
+        """Build an engine and measure it.
 
         INT8 is searched for on some structures and measured on others. Where these find it past the limits, it is
         searched for again within a share of them.
@@ -155,7 +155,9 @@ class Bundler(Closing):
         raise PrecisionError(excess)
 
     def fastest(self, engine: str) -> Made:
-        """Every precision of an engine, measured; the fastest within the limits, with the table that it came from.
+        """Build every precision of an engine, and choose the fastest that keeps the limits.
+
+        The times of all are in the validation.json of the chosen one.
 
         Raises:
             PrecisionError: the engine cannot run here.

@@ -36,14 +36,21 @@ BLOCKS, CALLS = 10, 40
 
 @runtime_checkable
 class Tell(Protocol):
-    """Shows a line about the step that begins, and how far it is where that is known."""
+    """A function that shows the step that begins, and how far the step is."""
 
-    def __call__(self, line: str, done: int | None = None, total: int | None = None) -> None: ...
+    def __call__(self, line: str, done: int | None = None, total: int | None = None) -> None:
+        """Show a step.
+
+        Args:
+            line: about the step.
+            done: parts of the step that are done; None where it has none.
+            total: parts of the step; likewise.
+        """
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo measured.
+    """Results of the demo.
 
     Attributes:
         verdict: errors against the student in float64.

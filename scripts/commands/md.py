@@ -33,7 +33,7 @@ COLUMNS = ("step", "time_fs", "potential_eV", "kinetic_eV", "total_eV", "tempera
 
 @dataclass(frozen=True)
 class Plan:
-    """What to simulate.
+    """Conditions of a simulation.
 
     Attributes:
         ensemble: `nve` (velocity Verlet), `langevin` or `bussi` (constant temperature), `npt` (isotropic MTK).
@@ -56,7 +56,7 @@ class Plan:
 
 @dataclass
 class Record:
-    """What came out.
+    """Outcome of a simulation.
 
     Attributes:
         rows: `COLUMNS` of every logged step.
@@ -107,7 +107,7 @@ def run_md(
         bundle: folder NAME.engine.
         structure: a file that ASE reads; its last structure is the start.
         output: folder for the two files.
-        plan: what to simulate.
+        plan: ensemble, length and conditions.
         overwrite: replace a trajectory that is there.
         device: that the engine runs on.
         out: console for the summary.
@@ -186,7 +186,7 @@ def simulate(
 
     Args:
         atoms: start; velocities are drawn at `plan.temperature` where it has none.
-        plan: what to simulate.
+        plan: ensemble, length and conditions.
         trajectory: extended XYZ file to write.
         log: CSV file to write.
         progress: called with the number of steps done.

@@ -86,7 +86,12 @@ def run_screen(
 
 
 class Display:
-    """Rows done, rate and time left: a bar on a terminal, a line now and then in a log."""
+    """Shows rows done, rate and time left: a bar on a terminal, a line now and then in a log.
+
+    Args:
+        console: for the lines.
+        bar: on the same console.
+    """
 
     def __init__(self, console: Console, bar: Progress) -> None:
         self._console, self._bar = console, bar

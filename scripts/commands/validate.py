@@ -30,7 +30,6 @@ __all__ = [
     "group_table",
     "print_validations",
     "run_validation",
-    "told",
 ]
 
 COLOURS = {"holds": "green", "within precision": "cyan", "not resolvable": "yellow", "broken": "bold red"}
@@ -102,7 +101,7 @@ def print_validations(
         if validation.audit is not None:
             findings = validation.audit.findings
             console.print(audit_table(findings, f"{validation.bundle.name}: physics"))
-            for finding in filter(told, findings):
+            for finding in (each for each in findings if each.verdict != Verdict.HOLDS):
                 console.print(f"{coloured(finding)} {finding.name}: {escape(finding.sentence)}", soft_wrap=True)
         if baseline is not None:
             found = changes(baseline, validation)
@@ -203,11 +202,6 @@ def change_table(changes: Sequence[Change], before: str, after: str) -> Table:
         after_text = f"[red]{change.after}, worse[/]" if change.worse else change.after
         made.add_row(escape(change.name), change.before, after_text, change.unit)
     return made
-
-
-def told(finding: Finding) -> bool:
-    """Whether a finding needs its sentence on the screen."""
-    return finding.verdict != Verdict.HOLDS
 
 
 def _errors(title: str, subject: str) -> Table:
