@@ -93,7 +93,7 @@ MOVED = MappingProxyType(
         "scripts.eager": "scripts.benchmarks.eager",
         "scripts.eager_profile": "scripts.profiling.of_eager",
         "scripts.entry": "scripts.commands.entry",
-        "scripts.export_errors": "scripts.commands.export_errors",
+        "scripts.export_errors": "scripts.commands.inspection",
         "scripts.exporting": "scripts.commands.export",
         "scripts.force_methods": "scripts.benchmarks.force_methods",
         "scripts.fused_sums": "scripts.distillation.fused_sums",

@@ -11,6 +11,7 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 
 from painn_deploy.engines import EngineInfo, Session
 from painn_deploy.engines.backend import Closing, FollowingSession
+from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest
@@ -27,11 +28,12 @@ class PaiNNCalculator(Closing, Calculator):
     """An ASE calculator backed by an engine.
 
     A calculator belongs to one thread at a time, as every ASE calculator does; open one for each. Copying or pickling
-    it opens the bundle again. Energies are in eV, forces in eV/Å, stresses in eV/Å³ (Voigt order xx, yy, zz, yz, xz,
-    xy, ASE's sign). The stress is that of the symmetrised virial, for any structure whose cell has a volume.
+    it opens the bundle again, from its folder; a bundle that is in memory alone is copied or pickled with it, whole.
+    Energies are in eV, forces in eV/Å, stresses in eV/Å³ (Voigt order xx, yy, zz, yz, xz, xy, ASE's sign). The stress
+    is that of the symmetrised virial, for any structure whose cell has a volume.
 
     Args:
-        bundle: a folder NAME.engine, made by `painn-deploy export`.
+        bundle: a folder NAME.engine, made by `painn-deploy export`, or a `Bundle`, which may be in memory alone.
         device: `auto`, or what the backend names, such as `cpu` or `cuda:0`. Nothing falls back to another device.
         threads: of the CPU; None for as many as there are cores.
         skin: Å; neighbours within cutoff and skin are found once and reused while no edge can be missing. Results are
@@ -52,15 +54,20 @@ class PaiNNCalculator(Closing, Calculator):
     implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
 
     def __init__(
-        self, bundle: str | Path, *, device: str = "auto", threads: int | None = None, skin: float | None = None
+        self,
+        bundle: Bundle | str | Path,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        skin: float | None = None,
     ) -> None:
         if skin is not None and not 0 <= skin < float("inf"):
             raise ValueError(f"skin = {skin!r} is not a length in Å; give 0 to search at every step, or None.")
         super().__init__()
         self.atoms: Atoms | None = None
         self._spare: Atoms | None = None
-        self._opened_with = (str(bundle), device, threads, skin)
         self.evaluator = Evaluator(bundle, device=device, threads=threads)
+        self._opened_with = (self.evaluator.source, device, threads, skin)
         self.manifest: Manifest = self.evaluator.manifest
         self.timings: Timings = self.evaluator.timings
         self.neighbour_list = VerletList(self.manifest.cutoff, skin)
@@ -222,5 +229,5 @@ def _differ(one: np.ndarray, other: np.ndarray) -> bool:
     return one.tobytes() != other.tobytes()
 
 
-def _reopen(bundle: str, device: str, threads: int | None, skin: float | None) -> PaiNNCalculator:
+def _reopen(bundle: Bundle | str, device: str, threads: int | None, skin: float | None) -> PaiNNCalculator:
     return PaiNNCalculator(bundle, device=device, threads=threads, skin=skin)

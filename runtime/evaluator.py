@@ -11,9 +11,10 @@ from jaxtyping import Float64
 
 from painn_deploy.engines import EngineInfo, Session, get_backend
 from painn_deploy.engines.backend import Closing
+from painn_deploy.export.bundle import Bundle, read_bundle
 from painn_deploy.export.errors import EngineError, ShapeError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
-from painn_deploy.export.manifest import Manifest, read_bundle
+from painn_deploy.export.manifest import Manifest
 from painn_deploy.runtime.grouping import COMPILED_BUDGET, DEFAULT_BUDGET, GPU_BUDGET, group
 from painn_deploy.runtime.limits import SizeLimits
 from painn_deploy.runtime.matrix import LocalGraph, join
@@ -54,11 +55,12 @@ class Evaluator(Closing):
     `PaiNNCalculator`'s.
 
     Args:
-        bundle: a folder NAME.engine, made by `painn-deploy export`.
+        bundle: a folder NAME.engine, made by `painn-deploy export`, or an open bundle.
         device: `auto`, or a name of the backend's, such as `cpu` or `cuda:0`. Nothing falls back to another device.
         threads: of the CPU; None for as many as there are cores.
 
     Attributes:
+        source: what it was opened from: the folder, or the bundle where that has none.
         manifest: the bundle's description of itself.
         session: the open engine, with whatever its backend can do beside running.
         references: atomic reference energies by atomic numbers.
@@ -71,10 +73,11 @@ class Evaluator(Closing):
         EngineUnavailableError: its backend or the device is not here.
     """
 
-    def __init__(self, bundle: str | Path, *, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle | str | Path, *, device: str = "auto", threads: int | None = None) -> None:
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
             raise ValueError(f"threads = {threads!r} is not a number of threads; give 1 or more, or None.")
-        opened = read_bundle(bundle)
+        opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
+        self.source: Bundle | str = opened if opened.path is None else str(opened.path)
         self.manifest: Manifest = opened.manifest
         self.threads = threads
         self.session: Session = get_backend(self.manifest.engine).open(opened, device, threads)

@@ -125,7 +125,9 @@ NEED_TORCH = {  # what only building with torch imports; a model of TorchSim is 
 def test_running_an_engine_needs_no_torch_and_no_gpu_library() -> None:
     without_torch = [dotted(path) for room in ("engines", "runtime") for path in modules(room)]
     without_torch += ["painn_deploy.export.errors", "painn_deploy.export.fields", "painn_deploy.export.manifest"]
-    without_torch += ["painn_deploy.export", "painn_deploy.scripts.cli", "painn_deploy.scripts.commands.md"]
+    without_torch += ["painn_deploy.export", "painn_deploy.export.bundle", "painn_deploy.scripts.cli"]
+    commands = ("md", "inspection", "screen", "doctor")
+    without_torch += [f"painn_deploy.scripts.commands.{name}" for name in commands]
     names = [name for name in without_torch if name not in NEED_TORCH]
     done = run_bare("import importlib\n" + "\n".join(f"importlib.import_module({name!r})" for name in names))
     assert done.returncode == 0, done.stderr

@@ -26,9 +26,9 @@ from painn_deploy.engines.inductor.compile import SEVERAL, Asked, compiled_form,
 from painn_deploy.engines.inductor.gpu import LEAST, LoadedPackage, TorchExecutor, torch_in_words
 from painn_deploy.engines.inductor.matmul_precision import matmul_precision
 from painn_deploy.engines.inductor.pairs import KnownPairs
+from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
-from painn_deploy.export.manifest import Bundle
 
 __all__ = ["BACKEND", "InductorBackend", "InductorSession", "give_back_memory", "keep_freed_memory"]
 
@@ -141,13 +141,12 @@ class InductorBackend:
             )
         if manifest.engine_version != self.version():
             raise BundleError(
-                f"{bundle.path} was compiled by torch {manifest.engine_version}, and this is torch {self.version()}. "
+                f"{bundle} was compiled by torch {manifest.engine_version}, and this is torch {self.version()}. "
                 "Export it again here, or install that version."
             )
         if bound != _kind(torch, device):
             raise BundleError(
-                f"{bundle.path} was compiled for {bound}, and this machine is {_kind(torch, device)}. "
-                "Export it again here."
+                f"{bundle} was compiled for {bound}, and this machine is {_kind(torch, device)}. Export it again here."
             )
         info = EngineInfo(
             backend=self.name,

@@ -18,14 +18,12 @@ from painn_deploy.export.model.student import (
     Configuration,
     NeighbourGraph,
     Student,
-    check_num_rbf,
-    hidden_sizes,
     mlp,
     parts,
     read_out,
-    renamed_once,
     separate_parts,
 )
+from painn_deploy.export.model.weights import check_num_rbf, hidden_sizes, load_weights, renamed_once
 
 __all__ = ["Distiller"]
 
@@ -160,7 +158,7 @@ class Distiller(Student):
                 f"{configuration.cutoff} Å."
             )
         student = cls(configuration, len(renamed.get("embedding.weight", torch.empty(0))), hidden_sizes(renamed))
-        student.load_weights(renamed, source)
+        load_weights(student, renamed, source)
         return student
 
 

@@ -15,9 +15,8 @@ from painn_deploy.export.graph.lowering import sums_for_batched_products
 from painn_deploy.export.graph.onnx_graph import check_contract
 from painn_deploy.export.graph.products import weight_products
 
-__all__ = ["AUTO", "INT8_LIMITS", "PRECISIONS", "TypedGraph", "TypedGraphs"]
+__all__ = ["AUTO", "INT8_LIMITS", "TypedGraph", "TypedGraphs"]
 
-PRECISIONS = ("fp32", "fp16", "int8")
 AUTO = "auto"
 
 INT8_LIMITS = Limits(energy=3e-3, forces=20e-3)
