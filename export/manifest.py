@@ -7,8 +7,6 @@ used: a plan is code.
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,15 +14,14 @@ from typing import Any
 
 from painn_deploy.export.errors import BundleError, OutputError
 from painn_deploy.export.fields import UNITS
+from painn_deploy.export.files import prepare_output, write_folder_whole
 
 __all__ = [
     "FORMAT_VERSION",
     "Bundle",
     "Manifest",
     "manifest_digest",
-    "prepare_output",
     "read_bundle",
-    "to_json",
     "write_bundle",
 ]
 
@@ -219,24 +216,6 @@ def _read_checked(path: Path, name: str, sha256: str) -> bytes:
     return content
 
 
-def prepare_output(folder: str | Path) -> Path:
-    """Make an output folder and prove that it can be written, before any long work.
-
-    Raises:
-        OutputError: it cannot be made or written.
-    """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write to {folder}: {error.strerror or error}. Choose another folder with -o."
-        ) from error
-    return folder
-
-
 def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, overwrite: bool = False) -> Bundle:
     """Write a bundle whole or not at all.
 
@@ -253,29 +232,11 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, 
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
     manifest = Manifest(**{**{f.name: getattr(manifest, f.name) for f in fields(manifest)}, "files": hashes})
     prepare_output(path.parent)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
-        for name, content in files.items():
-            (partial / name).write_bytes(content)
-        (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        partial.chmod(0o755)
-        if path.exists():
-            retired = partial.with_suffix(".retired")
-            path.rename(retired)
-            partial.rename(path)
-            shutil.rmtree(retired)
-        else:
-            partial.rename(path)
+        write_folder_whole(path, {**files, MANIFEST: manifest.to_json().encode()})
     except OSError as error:
         raise OutputError(f"Cannot write {path}: {error.strerror or error}. Nothing was left behind.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return read_bundle(path)
-
-
-def to_json(values: Mapping[str, Any]) -> bytes:
-    """A file of JSON that a person can read too."""
-    return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from ase import Atoms
 from painn_deploy.engines.cache import cache_folder
 from painn_deploy.engines.gpu.driver import gpu_of
 from painn_deploy.export.errors import EngineError
+from painn_deploy.export.files import to_json, write_whole
 from painn_deploy.runtime.neighbours import LocalGraph, join
 
 if TYPE_CHECKING:
@@ -126,6 +126,4 @@ def _remember(calculator: "PaiNNCalculator", slots: int, times: dict[int, float]
     }
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            json.dump(facts, file, indent=1)
-        Path(file.name).replace(path)
+        write_whole(path, to_json(facts))

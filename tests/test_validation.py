@@ -32,7 +32,8 @@ from painn_deploy.calibration.report.charts import sensitivity_bars
 from painn_deploy.calibration.report.report import page, write_report
 from painn_deploy.calibration.validation_set import GROUPS, choose_validation_set, group_of, validation_set
 from painn_deploy.export.errors import CheckpointError, DatasetError, OutputError, StructureError
-from painn_deploy.export.manifest import MODEL, VALIDATION, read_bundle, to_json, write_bundle
+from painn_deploy.export.files import to_json
+from painn_deploy.export.manifest import MODEL, VALIDATION, read_bundle, write_bundle
 from painn_deploy.scripts.commands.validate import print_validations
 
 from . import students

@@ -22,7 +22,8 @@ from painn_deploy.calibration.validation_set import choose_validation_set, group
 from painn_deploy.engines import EngineInfo
 from painn_deploy.export.checkpoint import Checkpoint, load_student, resolve_checkpoint
 from painn_deploy.export.errors import CheckpointError, OutputError
-from painn_deploy.export.manifest import MANIFEST, VALIDATION, Bundle, prepare_output, read_bundle, to_json
+from painn_deploy.export.files import prepare_output, to_json
+from painn_deploy.export.manifest import MANIFEST, VALIDATION, Bundle, read_bundle
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.neighbours import local_graphs
 

@@ -31,8 +31,9 @@ from painn_deploy.engines.cache import build_cached
 from painn_deploy.engines.profiles import plan_profile
 from painn_deploy.export.checkpoint import Checkpoint, load_student
 from painn_deploy.export.errors import PrecisionError
+from painn_deploy.export.files import to_json
 from painn_deploy.export.graph.onnx_graph import export_onnx
-from painn_deploy.export.manifest import MODEL, SUFFIX, VALIDATION, Manifest, to_json, write_bundle
+from painn_deploy.export.manifest import MODEL, SUFFIX, VALIDATION, Manifest, write_bundle
 from painn_deploy.export.model.student import Student
 from painn_deploy.export.versions import installed
 from painn_deploy.runtime import PaiNNCalculator

@@ -10,7 +10,8 @@ from painn_deploy.calibration.tabling import LARGEST_ERROR
 from painn_deploy.engines import get_backend
 from painn_deploy.export.checkpoint import Checkpoint, resolve_checkpoint
 from painn_deploy.export.errors import ExportError
-from painn_deploy.export.manifest import SUFFIX, check_free, prepare_output, write_bundle
+from painn_deploy.export.files import prepare_output
+from painn_deploy.export.manifest import SUFFIX, check_free, write_bundle
 from painn_deploy.scripts.commands.bundler import GATE, Bundler, Tell
 from painn_deploy.scripts.commands.typed_graphs import AUTO, PRECISIONS
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from painn_deploy.export.errors import DatasetError
+from painn_deploy.export.files import whole_file, write_whole
 from painn_deploy.scripts.distillation.structures import Structure
 
 __all__ = [
@@ -80,17 +81,13 @@ def write_part(path: Path, kept: list[Label], dropped: int, failures: list[str])
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Writes an npz file that is either complete or not there."""
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("wb") as file:
+    with whole_file(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy takes the names for its own options
-    unfinished.replace(path)
 
 
 def write_json(path: Path, content: object) -> None:
     """Writes a JSON file that is either complete or not there."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
 @contextmanager

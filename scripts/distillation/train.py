@@ -29,7 +29,7 @@ from torch import Tensor
 
 from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
 from painn_deploy.export.errors import DatasetError, OutputError
-from painn_deploy.export.manifest import prepare_output
+from painn_deploy.export.files import prepare_output, remove_partial, whole_file
 from painn_deploy.export.model.aggregation import CLOSED_FORM, Aggregation
 from painn_deploy.export.model.force_head import forces_of
 from painn_deploy.export.model.painn import PaiNN
@@ -177,8 +177,7 @@ class Run:
         return self.output / "state.pt"
 
     def save(self) -> None:
-        """Write the state under another name first, so that a kill leaves the old one or the new one."""
-        partial = self.state_path.with_suffix(".partial")
+        """Write the state; a kill leaves the old one or the new one."""
         state = {
             "settings": asdict(self.settings),
             "step": self.step,
@@ -186,8 +185,8 @@ class Run:
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
         }
-        torch.save(state, partial)
-        partial.replace(self.state_path)
+        with whole_file(self.state_path) as file:
+            torch.save(state, file)
 
     def resume(self) -> None:
         """Go on from a state that is there.
@@ -320,6 +319,7 @@ def train(
         epsilon,
     )  # fmt: skip
     prepare_output(output)
+    remove_partial(output)
     if teacher is not None and teacher != teacher_of(data):
         relabel(data, output / "labels", teacher, max_force=MAX_FORCE)
         data = output / "labels"

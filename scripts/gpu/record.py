@@ -6,7 +6,6 @@ cut off at any moment.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from painn_deploy.export.errors import OutputError
-from painn_deploy.export.manifest import prepare_output, to_json
+from painn_deploy.export.files import prepare_output, to_json, write_whole
 
 __all__ = ["ABSENT", "DONE", "FAILED", "FIGURES", "SUMMARY", "UNDER_WAY", "WAITING", "Record", "Unavailable", "failed"]
 
@@ -138,10 +137,8 @@ def _replace(path: Path, content: bytes) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_whole(path, content)
     except OSError as error:
         raise OutputError(
             f"Cannot write {path}: {error.strerror or error}. Choose another folder with --output."
