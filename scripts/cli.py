@@ -145,8 +145,8 @@ def validate(
     device: Device = "auto",
 ) -> None:
     """Hold engines against their student and the laws of physics; exit status 1 where one is past a limit."""
-    from painn_deploy.calibration.accuracy import validation as validating
     from painn_deploy.calibration.accuracy.errors import Limits
+    from painn_deploy.calibration.report import validation as validating
     from painn_deploy.scripts.commands.quantities import energy_limit, force_limit, stress_limit
     from painn_deploy.scripts.commands.validate import print_validations
 

@@ -13,11 +13,16 @@ import pytest
 from ase import Atoms
 from rich.console import Console
 
-from painn_deploy.calibration.accuracy import validation as validating
 from painn_deploy.calibration.accuracy.breakdown import break_down
-from painn_deploy.calibration.accuracy.comparison import compare_accuracies
 from painn_deploy.calibration.accuracy.errors import Limits
-from painn_deploy.calibration.accuracy.validation import (
+from painn_deploy.calibration.physics.audit import Audit
+from painn_deploy.calibration.physics.resolution import Resolution
+from painn_deploy.calibration.physics.verdicts import Finding, Verdict
+from painn_deploy.calibration.report import validation as validating
+from painn_deploy.calibration.report.charts import sensitivity_bars
+from painn_deploy.calibration.report.comparison import compare_accuracies
+from painn_deploy.calibration.report.report import page, write_report
+from painn_deploy.calibration.report.validation import (
     Options,
     Validation,
     changes,
@@ -25,11 +30,6 @@ from painn_deploy.calibration.accuracy.validation import (
     validate,
     write_validations,
 )
-from painn_deploy.calibration.physics.audit import Audit
-from painn_deploy.calibration.physics.resolution import Resolution
-from painn_deploy.calibration.physics.verdicts import Finding, Verdict
-from painn_deploy.calibration.report.charts import sensitivity_bars
-from painn_deploy.calibration.report.report import page, write_report
 from painn_deploy.calibration.validation_set import GROUPS, choose_validation_set, group_of, validation_set
 from painn_deploy.export.errors import CheckpointError, DatasetError, OutputError, StructureError
 from painn_deploy.export.files import to_json

@@ -10,7 +10,6 @@ from ase.units import GPa
 
 from painn_deploy.calibration.accuracy.breakdown import ForceErrors
 from painn_deploy.calibration.accuracy.errors import Accuracy
-from painn_deploy.calibration.accuracy.validation import Validation, changes, check_output
 from painn_deploy.calibration.physics.verdicts import Finding, say
 from painn_deploy.calibration.report.charts import (
     Errors,
@@ -20,6 +19,7 @@ from painn_deploy.calibration.report.charts import (
     parity,
     sensitivity_bars,
 )
+from painn_deploy.calibration.report.validation import Validation, changes, check_output
 from painn_deploy.calibration.validation_set import group_of
 from painn_deploy.export.errors import OutputError
 

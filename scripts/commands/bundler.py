@@ -16,6 +16,7 @@ from ase import Atoms
 from painn_deploy.calibration.accuracy.errors import UNITS, Accuracy, Limits, compare
 from painn_deploy.calibration.accuracy.parity import check_parity
 from painn_deploy.calibration.accuracy.reference import reference_results
+from painn_deploy.calibration.accuracy.tabling import Tabled, find_table
 from painn_deploy.calibration.structures import (
     CALIBRATION_NAME,
     calibration_structures,
@@ -24,7 +25,6 @@ from painn_deploy.calibration.structures import (
     trusted_species,
     within_reach,
 )
-from painn_deploy.calibration.tabling import Tabled, find_table
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.engines.cache import build_cached

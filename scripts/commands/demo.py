@@ -13,7 +13,7 @@ from ase import Atoms
 from rich.table import Table
 
 from painn_deploy.calibration.accuracy.reference import TorchCalculator, reference_results
-from painn_deploy.calibration.accuracy.validation import Options, Validation, validate
+from painn_deploy.calibration.report.validation import Options, Validation, validate
 from painn_deploy.calibration.structures import aspirin, default_structures
 from painn_deploy.engines.gpu.driver import gpu_of
 from painn_deploy.export import load_student

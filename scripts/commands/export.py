@@ -6,7 +6,7 @@ from pathlib import Path
 from ase import Atoms
 
 from painn_deploy.calibration.accuracy.errors import Limits
-from painn_deploy.calibration.tabling import LARGEST_ERROR
+from painn_deploy.calibration.accuracy.tabling import LARGEST_ERROR
 from painn_deploy.engines import get_backend
 from painn_deploy.export.checkpoint import Checkpoint, resolve_checkpoint
 from painn_deploy.export.errors import ExportError

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from painn_deploy.calibration.accuracy.comparison import Change
 from painn_deploy.calibration.accuracy.errors import Accuracy, Limits
-from painn_deploy.calibration.accuracy.validation import Validation, changes
 from painn_deploy.calibration.physics.verdicts import Finding, Verdict, show
+from painn_deploy.calibration.report.comparison import Change
+from painn_deploy.calibration.report.validation import Validation, changes
 
 __all__ = ["audit_table", "change_table", "coloured", "error_table", "group_table", "print_validations", "told"]
 

@@ -14,10 +14,10 @@ import torch
 from ase import Atoms
 
 from painn_deploy.calibration.accuracy.breakdown import Breakdown, break_down
-from painn_deploy.calibration.accuracy.comparison import Change, by_group, compare_accuracies, compare_findings
 from painn_deploy.calibration.accuracy.errors import UNITS, Accuracy, Limits, compare
 from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.physics.audit import Audit, References, audit
+from painn_deploy.calibration.report.comparison import Change, by_group, compare_accuracies, compare_findings
 from painn_deploy.calibration.validation_set import choose_validation_set, group_of
 from painn_deploy.engines import EngineInfo
 from painn_deploy.export.checkpoint import Checkpoint, load_student, resolve_checkpoint
