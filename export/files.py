@@ -26,6 +26,7 @@ __all__ = [
     "to_json",
     "whole_file",
     "write_folder_whole",
+    "write_output",
     "write_whole",
 ]
 
@@ -136,6 +137,22 @@ def prepare_output(folder: str | Path) -> Path:
             f"Cannot write to {folder}: {error.strerror or error}. Choose another folder with -o."
         ) from error
     return folder
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Write a file that a user asked for, as `write_whole` does.
+
+    Args:
+        path: the file, in a folder that exists; replaced if it is there.
+        data: all of its content.
+
+    Raises:
+        OutputError: it cannot be written; what was there is untouched.
+    """
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        raise OutputError(f"Cannot write {path}: {error.strerror or error}. Choose another folder.") from error
 
 
 def to_json(values: Mapping[str, Any]) -> bytes:

@@ -29,6 +29,7 @@ EXTRAS = {
     "torch": "export",
     "onnx": "export",
     "safetensors": "export",
+    "jinja2": "export",
     "matplotlib": "plot",
     "tblite": "train",
     "pyarrow": "screen",

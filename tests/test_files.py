@@ -20,6 +20,7 @@ from painn_deploy.export.files import (
     to_json,
     whole_file,
     write_folder_whole,
+    write_output,
     write_whole,
 )
 
@@ -211,6 +212,10 @@ def test_an_output_folder_is_made_and_tried(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match=r"Cannot write to .*file.*-o"):
         prepare_output(tmp_path / "file" / "b")
+    write_output(made / "result", b"result")
+    with pytest.raises(OutputError, match=r"Cannot write .*absent.*Choose another folder"):
+        write_output(made / "absent" / "result", b"result")
+    assert content(made) == {"result": b"result"}
 
 
 def test_json_is_for_people_too() -> None:

@@ -261,7 +261,7 @@ def test_the_readme_s_python_runs(tmp_path: Path) -> None:
 
 KINDS = ("json", "log.csv", "md", "safetensors")
 DATA = {
-    "calibration": {"data/aspirin.extxyz"},
+    "calibration": {"data/aspirin.extxyz", "report/report.html.j2"},
     "export": {f"students/{size}.{kind}" for size in ("small", "base", "large") for kind in KINDS},
     "scripts": {"distillation/molecules.smi", "distillation/survey.smi", "kit/take.sh"},
 }

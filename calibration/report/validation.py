@@ -22,7 +22,7 @@ from painn_deploy.calibration.validation_set import choose_validation_set, group
 from painn_deploy.engines import EngineInfo
 from painn_deploy.export.checkpoint import Checkpoint, load_student, resolve_checkpoint
 from painn_deploy.export.errors import CheckpointError, OutputError
-from painn_deploy.export.files import prepare_output, to_json
+from painn_deploy.export.files import prepare_output, to_json, write_output
 from painn_deploy.export.manifest import MANIFEST, VALIDATION, Bundle, read_bundle
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.neighbours import local_graphs
@@ -269,7 +269,7 @@ def write_validations(validations: Sequence[Validation], folder: Path, baseline:
         values["compared_to"] = baseline.as_dict()
         values["changes"] = {v.bundle.name: [vars(change) for change in changes(baseline, v)] for v in validations}
     path = check_output(folder) / "validation.json"
-    path.write_bytes(to_json(values))
+    write_output(path, to_json(values))
     return path
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from painn_deploy.export.errors import OutputError
-from painn_deploy.export.files import prepare_output, to_json, write_whole
+from painn_deploy.export.files import prepare_output, to_json, write_output
 
 __all__ = ["ABSENT", "DONE", "FAILED", "FIGURES", "SUMMARY", "UNDER_WAY", "WAITING", "Record", "Unavailable", "failed"]
 
@@ -107,7 +107,7 @@ class Record:
         """Keep a figure; it is on disk when this returns."""
         value = json.loads(json.dumps(value, default=str))
         self.figures.setdefault(stage, {})[name] = value
-        _replace(self.folder / FIGURES, to_json(self.figures))
+        write_output(self.folder / FIGURES, to_json(self.figures))
         self.tell(f"{stage}: {name}: {_short(value)}")
 
     def set(self, stage: str, state: str, reason: str = "", **more: Any) -> None:
@@ -118,7 +118,7 @@ class Record:
     def write(self) -> None:
         """Replace the summary."""
         summary = {"job": self.job, "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "stages": self.stages}
-        _replace(self.folder / SUMMARY, to_json(summary))
+        write_output(self.folder / SUMMARY, to_json(summary))
 
     def pending(self) -> list[str]:
         """Stages that are not over, in order; those that failed before come last."""
@@ -129,20 +129,6 @@ class Record:
 def failed(figure: Any) -> bool:
     """Whether a figure says that it could not be measured, or that something does not hold."""
     return isinstance(figure, dict) and ("failed" in figure or figure.get("holds") is False)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    try:
-        write_whole(path, content)
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write {path}: {error.strerror or error}. Choose another folder with --output."
-        ) from error
 
 
 def _short(value: Any) -> str:
