@@ -3,14 +3,14 @@
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine
 from painn_deploy.engines.profiles import Profile
+from painn_deploy.export.files import write_folder_whole
 
 __all__ = ["build_cached", "cache_folder", "cache_key"]
 
@@ -88,18 +88,6 @@ def _keep(folder: Path, built: BuiltEngine) -> None:
         "tf32": built.tf32,
         "profiles": [profile.as_dict() for profile in built.profiles],
     }
-    partial: Path | None = None
-    try:
+    with suppress(OSError):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
-        for name, content in built.files.items():
-            (partial / name).write_bytes(content)
-        (partial / META).write_text(json.dumps(meta), encoding="utf-8")
-        if folder.exists():  # damaged, or another builder was faster
-            shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except OSError:
-        pass
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
+        write_folder_whole(folder, {**built.files, META: json.dumps(meta).encode()})

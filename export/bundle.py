@@ -5,14 +5,13 @@ disk it never changes. It is checked file by file before anything in it is used:
 """
 
 import hashlib
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from painn_deploy.export.errors import BundleError, OutputError
-from painn_deploy.export.manifest import MANIFEST, Manifest, check_free, prepare_output
+from painn_deploy.export.files import prepare_output, write_folder_whole
+from painn_deploy.export.manifest import MANIFEST, Manifest, check_free
 
 __all__ = ["Bundle", "read_bundle", "write_bundle"]
 
@@ -123,23 +122,11 @@ class Bundle:
         """
         check_free(path, overwrite=overwrite)
         prepare_output(path.parent)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        files = {name: self.file(name) for name in self.manifest.files}
         try:
-            for name in self.manifest.files:
-                (partial / name).write_bytes(self.file(name))
-            (partial / MANIFEST).write_bytes(self.manifest.to_json().encode())
-            partial.chmod(0o755)
-            if path.exists():
-                retired = partial.with_suffix(".retired")
-                path.rename(retired)
-                partial.rename(path)
-                shutil.rmtree(retired)
-            else:
-                partial.rename(path)
+            write_folder_whole(path, {**files, MANIFEST: self.manifest.to_json().encode()})
         except OSError as error:
             raise OutputError(f"Cannot write {path}: {error.strerror or error}. Nothing was left behind.") from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return Bundle(path, self.manifest, self.sha256)
 
 

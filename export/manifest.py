@@ -6,7 +6,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -24,9 +23,7 @@ __all__ = [
     "Bundle",
     "Manifest",
     "manifest_digest",
-    "prepare_output",
     "read_bundle",
-    "to_json",
     "write_bundle",
 ]
 
@@ -160,29 +157,6 @@ def _check(values: Mapping[str, Any], source: str | Path) -> None:
         raise BundleError(f"{source} is in the units {values['units']}; this painn-deploy reads {dict(UNITS)}.")
 
 
-def prepare_output(folder: str | Path) -> Path:
-    """Make an output folder and prove that it can be written, before any long work.
-
-    Raises:
-        OutputError: it cannot be made or written.
-    """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write to {folder}: {error.strerror or error}. Choose another folder with -o."
-        ) from error
-    return folder
-
-
-def to_json(values: Mapping[str, Any]) -> bytes:
-    """A file of JSON that a person can read too."""
-    return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
-
-
 def check_free(path: Path, *, overwrite: bool) -> None:
     """Refuse to replace a bundle without leave, and anything that is not a bundle with or without.
 
@@ -201,6 +175,6 @@ def __getattr__(name: str) -> Any:
     """Names that users import from here; their module imports this one, and so it is imported when they are used."""
     if name not in ("Bundle", "read_bundle", "write_bundle"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from painn_deploy.export import bundle
+    import painn_deploy.export.bundle as bundle  # noqa: PLR0402
 
     return getattr(bundle, name)

@@ -22,7 +22,7 @@ MOVED = MappingProxyType(
         "calibration.audit": "calibration.physics.audit",
         "calibration.breakdown": "calibration.accuracy.breakdown",
         "calibration.charts": "calibration.report.charts",
-        "calibration.comparison": "calibration.accuracy.comparison",
+        "calibration.comparison": "calibration.report.comparison",
         "calibration.consistency": "calibration.physics.consistency",
         "calibration.continuity": "calibration.physics.continuity",
         "calibration.motion": "calibration.physics.motion",
@@ -35,6 +35,7 @@ MOVED = MappingProxyType(
         "calibration.selection": "calibration.int8.selection",
         "calibration.subjects": "calibration.physics.subjects",
         "calibration.symmetry": "calibration.physics.symmetry",
+        "calibration.tabling": "calibration.accuracy.tabling",
         "calibration.verdicts": "calibration.physics.verdicts",
         "calibration.yardstick": "calibration.int8.yardstick",
         "engines.arena": "engines.gpu.arena",
@@ -129,7 +130,7 @@ MOVED = MappingProxyType(
         "scripts.speed_studies": "scripts.benchmarks.speed_studies",
         "scripts.timing": "scripts.benchmarks.timing",
         "scripts.trade": "scripts.studies.trade",
-        "scripts.validating": "calibration.accuracy.validation",
+        "scripts.validating": "calibration.report.validation",
         "scripts.validation_tables": "scripts.commands.validate",
     }
 )

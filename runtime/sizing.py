@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from painn_deploy.engines.cache import cache_folder
 from painn_deploy.engines.gpu.driver import gpu_of
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs
+from painn_deploy.export.files import to_json, write_whole
 from painn_deploy.runtime.matrix import LocalGraph, join
 
 __all__ = ["BatchSizes"]
@@ -120,9 +120,7 @@ class BatchSizes:
         }
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-                json.dump(facts, file, indent=1)
-            Path(file.name).replace(path)
+            write_whole(path, to_json(facts))
 
 
 def _molecule(element: int, cutoff: float) -> LocalGraph:

@@ -25,6 +25,7 @@ EXTRAS = {
     "torch": "export",
     "onnx": "export",
     "safetensors": "export",
+    "jinja2": "export",
     "matplotlib": "plot",
     "tblite": "train",
     "pyarrow": "screen",
@@ -135,7 +136,7 @@ def validate(
 ) -> None:
     """Hold engines against their student and the laws of physics; exit status 1 where one is past a limit."""
     from painn_deploy.calibration.accuracy.errors import Limits
-    from painn_deploy.calibration.accuracy.validation import Options
+    from painn_deploy.calibration.report.validation import Options
     from painn_deploy.scripts.commands.quantities import energy_limit, force_limit, stress_limit
     from painn_deploy.scripts.commands.validate import run_validation
 

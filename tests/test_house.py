@@ -24,13 +24,27 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 MOST_MODULES, MOST_LINES = 20, 400  # of a folder, of a module
 
-# Inside a room, which sub-package may import which: those before it. A room's own modules stand between.
-SHELVES = {
-    "export": ("", "model", "graph"),
-    "engines": ("", "gpu", "onnxruntime", "inductor", "tensorrt"),
+# Inside a room, imports point to the left too: here are its sub-packages in that order, and "" for the modules that are
+# in none; one of these that stands elsewhere in the order is named. Sub-packages in brackets still import one another.
+SHELVES: dict[str, tuple[str | tuple[str, ...], ...]] = {
+    "export": ("", "model", "checkpoint", "graph"),
+    "engines": ("", "gpu", "inductor", "onnxruntime", "tensorrt"),
     "runtime": ("", "screening"),
     "calibration": ("", "accuracy", "int8", "physics", "report"),
-    "scripts": ("commands", "distillation", "benchmarks", "profiling", "studies", "examples", "kit", "gpu", ""),
+    "scripts": (
+        ("commands", "distillation", "benchmarks", "profiling", "studies"),
+        "examples",
+        "kit",
+        "gpu",
+        "",
+        "profiling/walk",
+    ),
+}
+PLACES = {
+    room: {
+        name: place for place, entry in enumerate(entries) for name in ((entry,) if isinstance(entry, str) else entry)
+    }
+    for room, entries in SHELVES.items()
 }
 
 
@@ -51,10 +65,10 @@ def imports(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names & EVERY
+    return names & EVERY.keys()
 
 
-EVERY = {dotted(path) for room in ROOMS for path in modules(room)}
+EVERY = {dotted(path): path for room in ROOMS for path in modules(room)}
 
 
 def test_the_declared_packages_are_the_folders() -> None:
@@ -68,7 +82,9 @@ def test_the_declared_packages_are_the_folders() -> None:
         assert (ROOT / "typings" / "painn_deploy" / room).resolve() == (ROOT / room).resolve()
         holding = {path.parent for path in modules(room)}
         assert [folder for folder in holding if not (folder / "__init__.py").is_file()] == []
-        assert sorted(f.relative_to(ROOT / room).as_posix() for f in holding) == sorted(s or "." for s in SHELVES[room])
+        apart = {name for name in PLACES[room] if (ROOT / room / f"{name}.py").is_file()}
+        folders = sorted((ROOT / room / name) for name in PLACES[room].keys() - apart)
+        assert sorted(holding) == folders, f"SHELVES says in which order the sub-packages of {room} stand"
 
 
 def test_imports_point_to_the_left() -> None:
@@ -76,6 +92,24 @@ def test_imports_point_to_the_left() -> None:
         for path in modules(room):
             wrong = {name for name in imports(path) if name.split(".")[1] not in ROOMS[: index + 1]}
             assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_imports_inside_a_room_point_to_the_left() -> None:
+    def place(path: Path) -> int:
+        inside, places = path.relative_to(ROOT / room), PLACES[room]
+        if inside == Path("__init__.py"):  # it offers names of any sub-package, and stands with the last
+            return max(places.values())
+        module, folder = inside.with_suffix("").as_posix(), inside.parent.as_posix()
+        return places[module] if module in places else places["" if folder == "." else folder]
+
+    wrong = []
+    for room in ROOMS:
+        for path in modules(room):
+            inner = (EVERY[name] for name in imports(path) if EVERY[name].is_relative_to(ROOT / room))
+            wrong += [
+                f"{path.relative_to(ROOT)} imports {p.relative_to(ROOT)}" for p in inner if place(p) > place(path)
+            ]
+    assert wrong == []
 
 
 def test_folders_and_modules_stay_short() -> None:
@@ -269,7 +303,7 @@ def test_the_readme_s_python_runs(tmp_path: Path) -> None:
 
 KINDS = ("json", "log.csv", "md", "safetensors")
 DATA = {
-    "calibration": {"data/aspirin.extxyz"},
+    "calibration": {"data/aspirin.extxyz", "report/report.html.j2"},
     "export": {f"students/{size}.{kind}" for size in ("small", "base", "large") for kind in KINDS},
     "scripts": {"distillation/molecules.smi", "distillation/survey.smi", "kit/take.sh"},
 }

@@ -13,6 +13,7 @@ from ase import Atoms, units
 from ase.calculators.calculator import Calculator, all_changes
 
 from painn_deploy.export.errors import DatasetError
+from painn_deploy.export.files import PARTIAL
 from painn_deploy.scripts.distillation import make_dataset as make_dataset_script
 from painn_deploy.scripts.distillation.labels import load_teacher
 from painn_deploy.scripts.distillation.make_dataset import MOLECULES, SURVEY, Settings, make_dataset
@@ -72,11 +73,11 @@ def test_a_rerun_finishes_what_is_missing_and_nothing_else(molecules, tmp_path):
     times = {part: part.stat().st_mtime_ns for part in parts}
     for part in parts[:3]:
         part.unlink()
-    parts[0].with_suffix(".unfinished").write_bytes(b"half an interrupted write")
+    (output / "parts" / f".a part{PARTIAL}").write_bytes(b"half an interrupted write")
     make_dataset(output, molecules, FEW, limit=FIRST)
     assert_same(before, content(output))
     assert {part: part.stat().st_mtime_ns for part in parts[3:]} == {part: times[part] for part in parts[3:]}
-    assert not list(output.rglob("*.unfinished"))
+    assert not list(output.rglob(f"*{PARTIAL}"))
 
 
 def test_another_seed_gives_other_structures(dataset, molecules, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from painn_deploy.calibration.accuracy.reference import reference_results
-from painn_deploy.calibration.tabling import find_table
+from painn_deploy.calibration.accuracy.tabling import find_table
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import ExportError
 from painn_deploy.export.manifest import read_bundle

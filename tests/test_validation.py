@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,16 @@ import pytest
 from ase import Atoms
 from rich.console import Console
 
-from painn_deploy.calibration.accuracy import validation as validating
 from painn_deploy.calibration.accuracy.breakdown import break_down
-from painn_deploy.calibration.accuracy.comparison import compare_accuracies
 from painn_deploy.calibration.accuracy.errors import Limits
-from painn_deploy.calibration.accuracy.validation import (
+from painn_deploy.calibration.physics.audit import Audit
+from painn_deploy.calibration.physics.resolution import Resolution
+from painn_deploy.calibration.physics.verdicts import Finding, Verdict
+from painn_deploy.calibration.report import validation as validating
+from painn_deploy.calibration.report.charts import sensitivity_bars
+from painn_deploy.calibration.report.comparison import compare_accuracies
+from painn_deploy.calibration.report.report import page, write_report
+from painn_deploy.calibration.report.validation import (
     Options,
     Validation,
     changes,
@@ -25,14 +31,10 @@ from painn_deploy.calibration.accuracy.validation import (
     validate,
     write_validations,
 )
-from painn_deploy.calibration.physics.audit import Audit
-from painn_deploy.calibration.physics.resolution import Resolution
-from painn_deploy.calibration.physics.verdicts import Finding, Verdict
-from painn_deploy.calibration.report.charts import sensitivity_bars
-from painn_deploy.calibration.report.report import page, write_report
 from painn_deploy.calibration.validation_set import GROUPS, choose_validation_set, group_of, validation_set
 from painn_deploy.export.errors import CheckpointError, DatasetError, OutputError, StructureError
-from painn_deploy.export.manifest import MODEL, VALIDATION, read_bundle, to_json, write_bundle
+from painn_deploy.export.files import to_json
+from painn_deploy.export.manifest import MODEL, VALIDATION, read_bundle, write_bundle
 from painn_deploy.scripts.commands.validate import print_validations
 
 from . import students
@@ -166,6 +168,56 @@ def test_the_report_is_one_page_that_needs_nothing_else(validation: Validation, 
     assert written["changes"][validation.bundle.name]
 
 
+class Page(HTMLParser):
+    """Elements with their attributes, and text, of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[str] = []
+        self.attributes: set[str] = set()
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append(tag)
+        self.attributes |= {name for name, _ in attributes}
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.mark.parametrize(
+    "hostile", ["<script>alert(1)</script>", "'\" onerror='alert(1)' x=\"", "&lt;b&gt;</td></table>"]
+)
+def test_names_are_text_never_markup(validation: Validation, hostile: str) -> None:
+    samples = validation.samples
+    structures = [atoms.copy() for atoms in samples.structures]
+    for atoms in structures:
+        atoms.info |= {"name": f"structure {hostile}", "group": f"group {hostile}"}
+    rows = [{"gemm": f"gemm {hostile}", "force_rmse": 1.0, "precision": f"kind {hostile}", "multiply_adds": 1}]
+    named = dataclasses.replace(
+        validation,
+        bundle=Path(f"bundle {hostile}".replace("/", "|")),
+        checkpoint=f"checkpoint {hostile}",
+        measured_on=f"file {hostile}",
+        breakdown=break_down(structures, samples.results, samples.wanted),
+        audit=Audit((finding(Verdict.HOLDS, Verdict.BROKEN, f"sentence {hostile}"),), Resolution({}, {}, {}), {}),
+        sensitivity=rows,
+        samples=dataclasses.replace(samples, structures=structures),
+    )
+    same = dataclasses.replace(
+        named, bundle=Path("bundle"), checkpoint="checkpoint", measured_on="file", sensitivity=[]
+    )
+    found, plain = Page(page([named], named)), Page(page([validation], validation))
+    assert set(found.elements) - set(plain.elements) <= {"strong", "em", "span"}  # of the audit
+    assert found.attributes - plain.attributes <= {"colspan"}
+    assert len(found.elements) == len(Page(page([same], same)).elements) + len(("h3", "figure", "img", "p"))
+    for what in ("structure", "group", "checkpoint", "file", "sentence"):
+        assert f"{what} {hostile}" in found.text
+    assert f"100 % in KIND {hostile.upper()}" in found.text
+    assert found.text.count(f"bundle {hostile}".replace("/", "|")) == 2  # its own heading, and that of the comparison
+
+
 def test_the_sensitivity_chart_names_its_gemms() -> None:
     many = [{"gemm": f"g{i}", "force_rmse": float(i), "precision": "int8", "multiply_adds": 1} for i in range(60)]
     assert sensitivity_bars(many).count("<svg") == 1
@@ -220,8 +272,8 @@ def test_the_command_tells_the_student_s_defects_from_the_engine_s(tmp_path: Pat
     assert (tmp_path / "report" / "report.html").stat().st_size > 50_000
 
 
-def finding(student: Verdict, engine: Verdict) -> Finding:
-    return Finding("net force", "symmetry", "H2O", 1.0, 1.0, 1.0, 0.1, 0.0, "meV/Å", student, engine, "It flies off.")
+def finding(student: Verdict, engine: Verdict, sentence: str = "It flies off.") -> Finding:
+    return Finding("net force", "symmetry", "H2O", 1.0, 1.0, 1.0, 0.1, 0.0, "meV/Å", student, engine, sentence)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Errors of an engine: measured against its student, broken down, compared, and held to limits."""
+"""Errors of an engine against its student: measured, broken down by group and element, and compared with tolerances."""
 
 from painn_deploy.calibration.accuracy.errors import Accuracy, Limits, compare
 from painn_deploy.export.moved import names_of

@@ -1,1 +1,1 @@
-"""The validation report: one HTML page with its charts."""
+"""Validation: bundles measured against their student, compared with one another, and reported on one HTML page."""

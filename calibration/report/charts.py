@@ -10,7 +10,7 @@ import numpy as np
 
 from painn_deploy.calibration.physics.motion import Drift
 
-__all__ = ["Errors", "as_image", "distributions", "drift_curves", "parity", "sensitivity_bars"]
+__all__ = ["Errors", "as_data_uri", "distributions", "drift_curves", "parity", "sensitivity_bars"]
 
 COLOURS = ("#4363a8", "#c8553d", "#3a8a6b", "#8d6bb0", "#b58b00", "#555555")
 STYLE: Any = {
@@ -132,14 +132,9 @@ def sensitivity_bars(rows: Sequence[Mapping[str, Any]]) -> str:
     return _svg(figure)
 
 
-def as_image(svg: str, text: str) -> str:
-    """An HTML image that holds the picture itself.
-
-    Args:
-        svg: of one of the functions above.
-        text: what it shows, for who cannot see it.
-    """
-    return f'<img alt="{text}" src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}">'
+def as_data_uri(svg: str) -> str:
+    """A picture of one of the functions above as an image's address that holds the picture itself."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
 def _figure(columns: int, height: float = 3.3) -> tuple[Any, Any]:

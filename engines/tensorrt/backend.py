@@ -1,7 +1,6 @@
 """The `tensorrt` backend: plans built on the very GPU that they will run on, with TensorRT 10.13 or later."""
 
 import importlib
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -14,6 +13,7 @@ from painn_deploy.engines.tensorrt.builder import build_plan
 from painn_deploy.engines.tensorrt.session import TensorRTSession
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import BundleError, EngineUnavailableError
+from painn_deploy.export.files import write_whole
 
 __all__ = ["BACKEND", "PLAN", "PlanBackend", "TensorRTBackend", "open_plan"]
 
@@ -95,9 +95,7 @@ class TensorRTBackend(PlanBackend):
         built = build_plan(library, model, options, timing_cache=measured, tell=tell)
         with suppress(OSError):  # a cache that cannot be written is no reason to lose the plan
             kept.parent.mkdir(parents=True, exist_ok=True)
-            partial = kept.with_suffix(f".{os.getpid()}")
-            partial.write_bytes(built.timing_cache)
-            partial.replace(kept)
+            write_whole(kept, built.timing_cache)
         return BuiltEngine({PLAN: built.plan}, (here,), (options.profile,), built.warnings, tf32=options.tf32)
 
 

@@ -3,7 +3,6 @@
 NOT YET EXECUTED ON A GPU BY US: `make test` proves what can be proved without one, `make gpu-check` the rest.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from painn_deploy.engines.profiles import Profile
 from painn_deploy.engines.tensorrt.builder import Messages
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import INPUTS, OUTPUTS, Field, GraphInputs
+from painn_deploy.export.files import write_whole
 
 __all__ = ["PlanExecutor", "TensorRTSession"]
 
@@ -153,9 +153,7 @@ class Kernels:
             return
         with suppress(OSError):
             self._kept.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._kept.with_suffix(f".{os.getpid()}")
-            partial.write_bytes(bytes(cache.serialize()))
-            partial.replace(self._kept)
+            write_whole(self._kept, bytes(cache.serialize()))
 
 
 class TensorRTSession(GpuSession):

@@ -17,9 +17,10 @@ from typing import Any, Protocol, runtime_checkable
 from ase import Atoms
 
 from painn_deploy.export.errors import OutputError
+from painn_deploy.export.files import remove_partial, sync, write_whole
 from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.screening.relaxation import Relaxation, relax
-from painn_deploy.runtime.screening.sinks import SINKS, result_row, sync, write_whole
+from painn_deploy.runtime.screening.sinks import SINKS, result_row
 from painn_deploy.runtime.screening.sources import Chunk, Scan, format_of, open_source
 from painn_deploy.runtime.streaming import stream
 
@@ -344,8 +345,9 @@ class Folder:
     def begin(self, plan: dict[str, Any]) -> None:
         """Record what decides the rows, before the first of them."""
         with self._told("write into"):
-            write_whole(self._plan, _json(plan | {"finished": False}))
-            for path in [*self.parts.glob("*.tmp"), *self.parts.glob("attempts-*")]:
+            write_whole(self._plan, _json(plan | {"finished": False}), durable=True)
+            remove_partial(self.parts)
+            for path in self.parts.glob("attempts-*"):
                 path.unlink()
 
     def keep(self, part: Part) -> None:
@@ -353,8 +355,8 @@ class Folder:
         with self._told("write into"):
             path = self.part(part.number)
             if part.failures:
-                write_whole(path.with_suffix(".failures"), _json(part.failures))
-            write_whole(path, part.content)
+                write_whole(path.with_suffix(".failures"), _json(part.failures), durable=True)
+            write_whole(path, part.content, durable=True)
 
     def finish(self, plan: dict[str, Any], count: int) -> list[tuple[int, str]]:
         """Parts become the output; index and reason of every row without results come back."""
@@ -371,7 +373,7 @@ class Folder:
             finally:
                 temporary.unlink(missing_ok=True)
             sync(self.output.parent)
-            write_whole(self._plan, _json(plan | {"finished": True, "failures": failures}))
+            write_whole(self._plan, _json(plan | {"finished": True, "failures": failures}), durable=True)
             shutil.rmtree(self.parts)
         return failures
 

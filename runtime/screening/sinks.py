@@ -1,7 +1,6 @@
 """Rows of results as bytes of a part, and parts as one file: extended XYZ, ASE databases, Parquet."""
 
 import contextlib
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from io import BytesIO, StringIO
@@ -181,26 +180,3 @@ def _is_pair(key: object, value: object) -> bool:
 
 
 SINKS: Mapping[str, Sink] = {"extxyz": ExtxyzSink(), "parquet": ParquetSink(), "db": DatabaseSink()}
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there in full or not at all, whenever the machine stops.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def sync(path: Path) -> None:
-    """See to it that a file or a folder's names are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

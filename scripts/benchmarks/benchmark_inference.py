@@ -20,7 +20,8 @@ from rich.markup import escape
 from painn_deploy.engines import get_backend
 from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
 from painn_deploy.export.errors import BundleError, PaiNNDeployError
-from painn_deploy.export.manifest import prepare_output, read_bundle, to_json
+from painn_deploy.export.files import prepare_output, to_json
+from painn_deploy.export.manifest import read_bundle
 from painn_deploy.export.model.student import Student
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts.benchmarks.benchmarking import (

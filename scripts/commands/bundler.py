@@ -14,13 +14,13 @@ from ase import Atoms
 
 from painn_deploy.calibration.accuracy.errors import Accuracy, Limits
 from painn_deploy.calibration.accuracy.reference import reference_results
+from painn_deploy.calibration.accuracy.tabling import Tabled, find_table
 from painn_deploy.calibration.structures import (
     CALIBRATION_NAME,
     calibration_structures,
     choose_structures,
     trusted_species,
 )
-from painn_deploy.calibration.tabling import Tabled, find_table
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing
 from painn_deploy.engines.cache import build_cached
@@ -28,8 +28,9 @@ from painn_deploy.engines.profiles import plan_profile
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.checkpoint import Checkpoint, load_checkpoint
 from painn_deploy.export.errors import PrecisionError
+from painn_deploy.export.files import to_json
 from painn_deploy.export.graph.onnx_graph import export_onnx
-from painn_deploy.export.manifest import MODEL, VALIDATION, Manifest, to_json
+from painn_deploy.export.manifest import MODEL, VALIDATION, Manifest
 from painn_deploy.export.model.student import Student
 from painn_deploy.export.versions import installed
 from painn_deploy.runtime import PaiNNCalculator

@@ -16,11 +16,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from painn_deploy.calibration.accuracy.reference import TorchCalculator, reference_results
-from painn_deploy.calibration.accuracy.validation import Options, Validation, validate
+from painn_deploy.calibration.report.validation import Options, Validation, validate
 from painn_deploy.calibration.structures import aspirin, default_structures
 from painn_deploy.engines.gpu.driver import gpu_of
 from painn_deploy.export import load_student
-from painn_deploy.export.manifest import prepare_output, to_json
+from painn_deploy.export.files import prepare_output, to_json
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts.benchmarks import timing
 from painn_deploy.scripts.commands.export import export_engines

@@ -25,6 +25,7 @@ PACKAGES = {
     "torch": "export",
     "onnx": "export",
     "safetensors": "export",
+    "jinja2": "export",
     "matplotlib": "plot",
     "rdkit": "train",
     "tblite": "train",

@@ -6,11 +6,12 @@ from pathlib import Path
 from ase import Atoms
 
 from painn_deploy.calibration.accuracy.errors import Limits
-from painn_deploy.calibration.tabling import LARGEST_ERROR
+from painn_deploy.calibration.accuracy.tabling import LARGEST_ERROR
 from painn_deploy.engines import get_backend
 from painn_deploy.export.checkpoint import find_checkpoint
 from painn_deploy.export.errors import ExportError
-from painn_deploy.export.manifest import PRECISIONS, SUFFIX, check_free, prepare_output
+from painn_deploy.export.files import prepare_output
+from painn_deploy.export.manifest import PRECISIONS, SUFFIX, check_free
 from painn_deploy.scripts.commands.bundler import Bundler
 from painn_deploy.scripts.commands.measuring import GATE, Tell
 from painn_deploy.scripts.commands.typed_graphs import AUTO

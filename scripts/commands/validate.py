@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from painn_deploy.calibration.accuracy.comparison import Change
 from painn_deploy.calibration.accuracy.errors import Accuracy, Limits
-from painn_deploy.calibration.accuracy.validation import (
+from painn_deploy.calibration.physics.verdicts import Finding, Verdict, show
+from painn_deploy.calibration.report.comparison import Change
+from painn_deploy.calibration.report.validation import (
     Options,
     Validation,
     changes,
@@ -19,7 +20,6 @@ from painn_deploy.calibration.accuracy.validation import (
     validate,
     write_validations,
 )
-from painn_deploy.calibration.physics.verdicts import Finding, Verdict, show
 from painn_deploy.scripts.commands.progress import steps
 
 __all__ = [
@@ -62,7 +62,7 @@ def run_validation(
         Whether any bundle failed.
 
     Raises:
-        PaiNNDeployError: see `painn_deploy.calibration.accuracy.validation.validate`.
+        PaiNNDeployError: see `painn_deploy.calibration.report.validation.validate`.
     """
     if output is not None:
         import matplotlib as mpl  # noqa: F401  what would be missing at the end is missed at the start

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from painn_deploy.export.errors import DatasetError
+from painn_deploy.export.files import whole_file, write_whole
 from painn_deploy.scripts.distillation.structures import Structure
 
 __all__ = [
@@ -99,10 +100,8 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
         path: of the file.
         arrays: by name.
     """
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("wb") as file:
+    with whole_file(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy takes the names for its own options
-    unfinished.replace(path)
 
 
 def write_json(path: Path, content: object) -> None:
@@ -112,9 +111,7 @@ def write_json(path: Path, content: object) -> None:
         path: of the file.
         content: what JSON can hold.
     """
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
 @contextmanager

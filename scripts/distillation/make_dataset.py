@@ -25,6 +25,7 @@ from ase.data import chemical_symbols
 from rich.console import Console
 
 from painn_deploy.export.errors import DatasetError
+from painn_deploy.export.files import remove_partial, whole_file
 from painn_deploy.export.versions import installed
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.distillation.labels import (
@@ -118,6 +119,7 @@ def claim_folder(output: Path, claim: dict[str, Any], items: list[Item]) -> None
                 f"{output} was begun with different settings ({', '.join(changed)}): "
                 "repeat them, or take another --output, or remove the folder"
             )
+        remove_partial(output / "parts")
         return
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DatasetError(f"{output} is there and is no folder of a training set: take another --output")
@@ -163,9 +165,8 @@ def take_over(earlier: Path, output: Path, items: list[Item]) -> None:
     for item in items:
         target = part_path(output, item)
         if not target.exists():
-            unfinished = target.with_suffix(".unfinished")
-            shutil.copyfile(part_path(earlier, item), unfinished)
-            unfinished.replace(target)
+            with part_path(earlier, item).open("rb") as source, whole_file(target) as file:
+                shutil.copyfileobj(source, file)
 
 
 def label_all(items: list[Item], settings: Settings, output: Path, workers: int) -> None:

@@ -18,6 +18,7 @@ import typer
 from ase import Atoms
 
 from painn_deploy.export.errors import DatasetError
+from painn_deploy.export.files import remove_partial
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.distillation.labels import (
     Label,
@@ -106,6 +107,7 @@ def begin(output: Path, claim: dict[str, Any]) -> None:
     if path.exists():
         if json.loads(path.read_text(encoding="utf-8")) != claim:
             raise DatasetError(f"{output} was begun with another teacher, limit or data: repeat them, or name another.")
+        remove_partial(output / "parts")
         return
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DatasetError(f"{output} is there and is no relabelled training set: take another --output.")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import OutputError
+from painn_deploy.export.files import whole_file
 from painn_deploy.export.model.aggregation import CLOSED_FORM
 from painn_deploy.export.model.painn import PaiNN
 from painn_deploy.export.model.student import Configuration
@@ -123,8 +124,7 @@ class Run:
         return self.output / "state.pt"
 
     def save(self) -> None:
-        """Write the state under another name first, so that a kill leaves the old one or the new one."""
-        partial = self.state_path.with_suffix(".partial")
+        """Write the state; a kill leaves the old one or the new one."""
         state = {
             "settings": asdict(self.settings),
             "step": self.step,
@@ -132,8 +132,8 @@ class Run:
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
         }
-        torch.save(state, partial)
-        partial.replace(self.state_path)
+        with whole_file(self.state_path) as file:
+            torch.save(state, file)
 
     def resume(self) -> None:
         """Go on from a state that is there.

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from painn_deploy.export.checkpoint import resolve_checkpoint
 from painn_deploy.export.errors import DatasetError
-from painn_deploy.export.manifest import prepare_output
+from painn_deploy.export.files import prepare_output, remove_partial
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.distillation.batches import Batch, Split, fit_references
 from painn_deploy.scripts.distillation.losses import evaluate
@@ -126,6 +126,7 @@ def train(
         epsilon=epsilon,
     )
     prepare_output(output)
+    remove_partial(output)
     if teacher is not None and teacher != teacher_of(data):
         relabel(data, output / "labels", teacher, max_force=MAX_FORCE)
         data = output / "labels"

@@ -29,7 +29,7 @@ from rich.table import Table
 from painn_deploy.engines.cache import cache_folder
 from painn_deploy.engines.gpu.driver import gpu_of
 from painn_deploy.export.errors import OutputError, PaiNNDeployError
-from painn_deploy.export.manifest import prepare_output
+from painn_deploy.export.files import prepare_output
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.gpu.identity import check_device
 from painn_deploy.scripts.gpu.plan import FORMS, LAUNCHED, REPLAYED, Options, plan

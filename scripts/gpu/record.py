@@ -6,7 +6,6 @@ cut off at any moment.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from painn_deploy.export.errors import OutputError
-from painn_deploy.export.manifest import prepare_output, to_json
+from painn_deploy.export.files import prepare_output, to_json, write_output
 
 __all__ = ["ABSENT", "DONE", "FAILED", "FIGURES", "SUMMARY", "UNDER_WAY", "WAITING", "Record", "Unavailable", "failed"]
 
@@ -114,7 +113,7 @@ class Record:
         """
         value = json.loads(json.dumps(value, default=str))
         self.figures.setdefault(stage, {})[name] = value
-        _replace(self.folder / FIGURES, to_json(self.figures))
+        write_output(self.folder / FIGURES, to_json(self.figures))
         self.tell(f"{stage}: {name}: {_short(value)}")
 
     def set(self, stage: str, state: str, reason: str = "", **more: Any) -> None:
@@ -132,7 +131,7 @@ class Record:
     def write(self) -> None:
         """Replace the summary."""
         summary = {"job": self.job, "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "stages": self.stages}
-        _replace(self.folder / SUMMARY, to_json(summary))
+        write_output(self.folder / SUMMARY, to_json(summary))
 
     def pending(self) -> list[str]:
         """Stages that are not over, in order; those that failed before come last."""
@@ -143,22 +142,6 @@ class Record:
 def failed(figure: Any) -> bool:
     """Whether a figure says that it could not be measured, or that something does not hold."""
     return isinstance(figure, dict) and ("failed" in figure or figure.get("holds") is False)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write {path}: {error.strerror or error}. Choose another folder with --output."
-        ) from error
 
 
 def _short(value: Any) -> str:

@@ -25,7 +25,8 @@ from painn_deploy.engines.gpu.session import GpuSession
 from painn_deploy.engines.inductor.compile import SEVERAL
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import EngineUnavailableError
-from painn_deploy.export.manifest import SUFFIX, to_json
+from painn_deploy.export.files import to_json
+from painn_deploy.export.manifest import SUFFIX
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts.benchmarks.benchmark_inference import plot, time_bundles
 from painn_deploy.scripts.benchmarks.benchmarking import bundle_candidates

@@ -17,7 +17,7 @@ from packaging.version import Version
 from rich.console import Console
 
 from painn_deploy.export.errors import EngineUnavailableError, OutputError
-from painn_deploy.export.manifest import prepare_output
+from painn_deploy.export.files import prepare_output
 from painn_deploy.scripts.kit.wheels import PLATFORMS, Target
 
 __all__ = ["Downloads", "own_wheel"]

@@ -8,8 +8,6 @@ import base64
 import csv
 import hashlib
 import io
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -17,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from painn_deploy.export.errors import EngineError
-from painn_deploy.export.manifest import prepare_output
+from painn_deploy.export.files import prepare_output, whole_file
 from painn_deploy.scripts.kit.fatbin import UNUSED_KERNELS, Reduced, reduce_library
 
 __all__ = ["ReducedWheel", "fitting_wheel"]
@@ -110,24 +108,18 @@ def _write(whole: Path, path: Path, reduced: Reduced, sentence: str) -> None:
     """Write a wheel with a library replaced, every hash in its RECORD made again."""
     images = ", ".join(f"{count} for {arch}" for arch, count in sorted(reduced.removed.items()))
     note = f"{sentence} Images overwritten with zeros: {images}; {reduced.kept} are whole."
-    descriptor, partial = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(whole) as source, zipfile.ZipFile(file, "w") as wheel:
-            (record,) = [name for name in source.namelist() if name.endswith(".dist-info/RECORD")]
-            metadata = record.removesuffix("RECORD")
-            changed = {PROVIDER: reduced.library, metadata + NOTE: note.encode()}
-            changed[metadata + "WHEEL"] = _with_build(source.read(metadata + "WHEEL"), path)
-            changed[record] = _record(source.read(record), changed, record)
-            for info in source.infolist():
-                if not info.is_dir():
-                    content = changed.pop(info.filename, None)
-                    _add(wheel, info, source.read(info) if content is None else content)
-            for name, content in changed.items():
-                _add(wheel, zipfile.ZipInfo(name), content)
-        Path(partial).chmod(0o644)
-        Path(partial).replace(path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    with whole_file(path) as file, zipfile.ZipFile(whole) as source, zipfile.ZipFile(file, "w") as wheel:
+        (record,) = [name for name in source.namelist() if name.endswith(".dist-info/RECORD")]
+        metadata = record.removesuffix("RECORD")
+        changed = {PROVIDER: reduced.library, metadata + NOTE: note.encode()}
+        changed[metadata + "WHEEL"] = _with_build(source.read(metadata + "WHEEL"), path)
+        changed[record] = _record(source.read(record), changed, record)
+        for info in source.infolist():
+            if not info.is_dir():
+                content = changed.pop(info.filename, None)
+                _add(wheel, info, source.read(info) if content is None else content)
+        for name, content in changed.items():
+            _add(wheel, zipfile.ZipInfo(name), content)
 
 
 def _add(wheel: zipfile.ZipFile, info: zipfile.ZipInfo, content: bytes) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from painn_deploy.export.errors import OutputError
-from painn_deploy.export.manifest import prepare_output
+from painn_deploy.export.files import prepare_output
 
 __all__ = ["Piece", "Portion", "bytes_of", "check_output", "plan", "room", "write_portions"]
 

@@ -23,7 +23,8 @@ from painn_deploy.calibration.structures import aspirin, check_species, read_str
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import EngineUnavailableError
 from painn_deploy.export.fields import GraphInputs
-from painn_deploy.export.manifest import MODEL, prepare_output, read_bundle
+from painn_deploy.export.files import prepare_output
+from painn_deploy.export.manifest import MODEL, read_bundle
 from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts.benchmarks.eager import EagerModel, Edges, edges_of
 from painn_deploy.scripts.benchmarks.speed_studies import Pace, exported, finish, made_table, set_threads

@@ -15,7 +15,8 @@ from painn_deploy.calibration.physics.subjects import choose_subjects
 from painn_deploy.calibration.structures import check_species, read_structures, seed_structures
 from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
 from painn_deploy.export.errors import DatasetError, OutputError
-from painn_deploy.export.manifest import MANIFEST, prepare_output, read_bundle, to_json
+from painn_deploy.export.files import prepare_output, to_json
+from painn_deploy.export.manifest import MANIFEST, read_bundle
 from painn_deploy.export.model.student import Student
 from painn_deploy.runtime import PaiNNCalculator
 

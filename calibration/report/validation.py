@@ -14,16 +14,17 @@ import torch
 from ase import Atoms
 
 from painn_deploy.calibration.accuracy.breakdown import Breakdown, break_down
-from painn_deploy.calibration.accuracy.comparison import Change, by_group, compare_accuracies, compare_findings
 from painn_deploy.calibration.accuracy.errors import UNITS, Accuracy, Limits, compare
 from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.physics.audit import Audit, References, audit
+from painn_deploy.calibration.report.comparison import Change, by_group, compare_accuracies, compare_findings
 from painn_deploy.calibration.validation_set import choose_validation_set, group_of
 from painn_deploy.engines import EngineInfo
 from painn_deploy.export.bundle import Bundle, read_bundle
 from painn_deploy.export.checkpoint import Checkpoint, load_student, resolve_checkpoint
 from painn_deploy.export.errors import CheckpointError, OutputError
-from painn_deploy.export.manifest import MANIFEST, VALIDATION, prepare_output, to_json
+from painn_deploy.export.files import prepare_output, to_json, write_output
+from painn_deploy.export.manifest import MANIFEST, VALIDATION
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.matrix import local_graphs
 
@@ -274,7 +275,7 @@ def write_validations(validations: Sequence[Validation], folder: Path, baseline:
         values["compared_to"] = baseline.as_dict()
         values["changes"] = {v.bundle.name: [vars(change) for change in changes(baseline, v)] for v in validations}
     path = check_output(folder) / "validation.json"
-    path.write_bytes(to_json(values))
+    write_output(path, to_json(values))
     return path
 
 
