@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -71,8 +72,10 @@ MOVED = MappingProxyType(
         "export.radial_table": "export.model.radial_table",
         "export.student": "export.model.student",
         "export.translate": "export.graph.translate",
+        "runtime.packing": "runtime.grouping",
         "runtime.relaxation": "runtime.screening.relaxation",
         "runtime.sinks": "runtime.screening.sinks",
+        "runtime.skin": "runtime.verlet",
         "runtime.sources": "runtime.screening.sources",
         "runtime.workers": "runtime.screening.workers",
         "scripts.batches": "scripts.distillation.batches",
@@ -157,7 +160,8 @@ def names_of(old: str, new: str) -> Callable[[str], Any]:
     """
 
     def find(name: str) -> Any:
-        if name.startswith("__"):
+        # `from package import module` asks for the attribute first, and imports the module where there is none
+        if name.startswith("__") or find_spec(f"{old}.{name}") is not None:
             raise AttributeError(name)
         return getattr(_now(old, new), name)
 

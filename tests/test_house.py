@@ -167,6 +167,18 @@ def test_old_import_paths_answer() -> None:
         import_module("painn_deploy.export.nothing")
 
 
+@pytest.mark.parametrize("package", ["engines.tensorrt", "engines.inductor", "engines.onnxruntime"])
+def test_a_module_of_a_package_is_no_old_import_path(package: str) -> None:
+    """In a process of its own, where the module was not imported yet."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"from painn_deploy.{package} import backend"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_nothing_here_uses_an_old_import_path() -> None:
     old = re.compile(r"painn_deploy\.(" + "|".join(map(re.escape, MOVED)) + r")\b(?!\.)")
     texts = [*(p for room in ROOMS for p in modules(room)), *ROOT.glob("tests/**/*.py"), *ROOT.glob("docs/*.md")]
@@ -215,6 +227,27 @@ def test_the_constraints_pin_what_is_declared() -> None:
         assert name in pinned | {"painn-deploy", "onnxruntime-gpu", "tensorrt-cu13"}, (
             f"{name} is not pinned in constraints.txt"
         )
+
+
+# distributions whose modules are called otherwise
+NAMES = {"cuda": "cuda-bindings", "tensorrt": "tensorrt-cu13", "torch_sim": "torch-sim-atomistic"}
+PEERS = {
+    "schnetpack",
+    "torch_geometric",
+    "orb_models",
+}  # run in environments of their own, where they are compared with
+
+
+def test_every_import_is_declared() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+    groups = [PROJECT["project"]["dependencies"], *extras.values()]
+    declared = {re.split(r"[\[><=~ ]", requirement)[0].lower() for group in groups for requirement in group}
+    for path in (path for room in ROOMS for path in modules(room)):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for top in {name.partition(".")[0] for name in names} - {"painn_deploy"} - sys.stdlib_module_names - PEERS:
+                assert NAMES.get(top, top.replace("_", "-")).lower() in declared, f"{path.name} imports {top}"
 
 
 def python_blocks() -> list[str]:

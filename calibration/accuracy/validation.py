@@ -25,7 +25,7 @@ from painn_deploy.export.checkpoint import Checkpoint, load_student, resolve_che
 from painn_deploy.export.errors import CheckpointError, OutputError
 from painn_deploy.export.manifest import MANIFEST, VALIDATION, prepare_output, to_json
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.neighbours import local_graphs
+from painn_deploy.runtime.matrix import local_graphs
 
 __all__ = ["Options", "Validation", "changes", "check_output", "open_bundles", "validate", "write_validations"]
 

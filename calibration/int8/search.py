@@ -23,7 +23,7 @@ from painn_deploy.engines.onnxruntime.backend import open_graph
 from painn_deploy.export.errors import DatasetError, PrecisionError
 from painn_deploy.export.graph.int8 import BY_ROW, OperandScale, candidates, to_int8
 from painn_deploy.export.graph.products import Product, weight_products
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 
 __all__ = ["LEAST_STRUCTURES", "Int8Search", "Quantisation", "Sensitivity"]
 

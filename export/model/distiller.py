@@ -58,6 +58,12 @@ class Distiller(Student):
         self.readout = mlp([features, *hidden, 1])
 
     def forward(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> Float[Tensor, " atoms"]:
+        """Energy of each atom in eV, without its atomic reference.
+
+        Args:
+            graph: displacements (Å), neighbours and mask of [atoms, slots], and atomic numbers [atoms].
+            aggregation: how sums over neighbours are computed.
+        """
         distances, directions = aggregation.geometry(graph.displacements, graph.mask, DIRECTION_EPSILON)
         of_scalars, of_vectors, directed = self._filters(distances, directions, graph.mask, aggregation)
         scalars = self.embedding(graph.atomic_numbers)
@@ -129,6 +135,11 @@ class Distiller(Student):
     @classmethod
     def from_state_dict(cls, configuration: Configuration, state: Mapping[str, Tensor], source: str) -> "Distiller":
         """Build from the seed's state dict; sizes are read from the weights and held against the configuration.
+
+        Args:
+            configuration: the checkpoint's hyperparameters.
+            state: weights by the seed project's names.
+            source: the checkpoint's name, for errors.
 
         Raises:
             CheckpointError: keys are missing or left over.

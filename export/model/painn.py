@@ -183,6 +183,11 @@ class PaiNN(Student):
     def from_state_dict(cls, configuration: Configuration, state: Mapping[str, Tensor], source: str) -> "PaiNN":
         """Build from SchNetPack's state dict; sizes are read from the weights and held against the configuration.
 
+        Args:
+            configuration: the checkpoint's hyperparameters.
+            state: weights by SchNetPack's names.
+            source: the checkpoint's name, for errors.
+
         Raises:
             CheckpointError: keys are missing or left over.
             ConfigurationError: the weights have other sizes than the configuration says.

@@ -55,6 +55,10 @@ class Configuration:
     def from_mapping(cls, values: Mapping[str, Any], source: str) -> "Configuration":
         """Read and check a configuration; keys that we do not know may change the model, so they raise.
 
+        Args:
+            values: the configuration as its JSON file holds it.
+            source: the checkpoint's name, for errors.
+
         Raises:
             ConfigurationError: a key is missing, unknown, or holds a value of the wrong kind.
         """
@@ -165,7 +169,12 @@ class Student(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> Float[Tensor, " atoms"]:
-        """Energy of each atom in eV, without its atomic reference."""
+        """Energy of each atom in eV, without its atomic reference.
+
+        Args:
+            graph: displacements (Å), neighbours and mask of [atoms, slots], and atomic numbers [atoms].
+            aggregation: how sums over neighbours are computed.
+        """
 
     @abstractmethod
     def wanted_filters(self, distances: Float[Tensor, " distances"]) -> Float[Tensor, "distances filters"]:

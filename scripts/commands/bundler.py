@@ -33,8 +33,8 @@ from painn_deploy.export.manifest import MODEL, VALIDATION, Manifest, to_json
 from painn_deploy.export.model.student import Student
 from painn_deploy.export.versions import installed
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.neighbours import local_graphs
-from painn_deploy.runtime.packing import pack, padding_waste
+from painn_deploy.runtime.grouping import group, padding_waste
+from painn_deploy.runtime.matrix import local_graphs
 from painn_deploy.scripts.benchmarks.timing import milliseconds
 from painn_deploy.scripts.commands.measuring import GATE, Examiner, Tell, TrialSet
 from painn_deploy.scripts.commands.typed_graphs import INT8_LIMITS, TypedGraph, TypedGraphs
@@ -112,7 +112,7 @@ class Bundler(Closing):
         model = export_onnx(self._student, _provenance(self._source, self._student, self._table))
         graph = TypedGraph(model.SerializeToString())
         self._exact = Bundle.in_memory(self._manifest(GATE, "fp32", graph, BuiltEngine()), {MODEL: graph.model})
-        self._sizes = [(len(g.numbers), g.slots) for g in local_graphs(given, cutoff)] if self._tests.brought else []
+        self._sizes = [g.size for g in local_graphs(given, cutoff)] if self._tests.brought else []
         self._options = BuildOptions(tuple(compute_capabilities), plan_profile(self._sizes), device, tf32, form)
         self._graphs = TypedGraphs(model, cutoff, self._calibration, limits or INT8_LIMITS, tell)
         tell("comparing the graph with the student in float64")
@@ -202,7 +202,7 @@ class Bundler(Closing):
             self._tell(f"{engine} was built without TF32, which it does not have here: its products are FP32")
         facts: dict[str, Any] = {}
         if built.profiles and self._sizes:
-            batches = pack(self._sizes, most_atoms=self._options.profile.atoms[2])
+            batches = group(self._sizes, most_atoms=self._options.profile.atoms[2])
             facts["padding_waste"] = padding_waste(self._sizes, batches)
         facts |= {"build_warnings": list(built.warnings)} if built.warnings else {}
         facts |= {"built": "earlier, of the very same graph and options"} if before else {}

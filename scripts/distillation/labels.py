@@ -58,12 +58,26 @@ class Label:
 
 
 def labelled(structure: Structure, calculator: Any) -> Label:
+    """A structure with its energy and forces.
+
+    Args:
+        structure: to be labelled; it is not touched.
+        calculator: an ASE calculator of the teacher.
+    """
     atoms = structure.atoms.copy()
     atoms.calc = calculator
     return Label(structure, float(atoms.get_potential_energy()), np.asarray(atoms.get_forces()))
 
 
 def write_part(path: Path, kept: list[Label], dropped: int, failures: list[str]) -> None:
+    """Write the labels of one item, as one npz file.
+
+    Args:
+        path: of the file.
+        kept: labels.
+        dropped: structures whose labels were out of bounds.
+        failures: why the teacher gave no label, once for each structure.
+    """
     atoms = [label.structure.atoms for label in kept]
     write_arrays(
         path,
@@ -79,7 +93,12 @@ def write_part(path: Path, kept: list[Label], dropped: int, failures: list[str])
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Writes an npz file that is either complete or not there."""
+    """Writes an npz file that is either complete or not there.
+
+    Args:
+        path: of the file.
+        arrays: by name.
+    """
     unfinished = path.with_suffix(".unfinished")
     with unfinished.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy takes the names for its own options
@@ -87,7 +106,12 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Writes a JSON file that is either complete or not there."""
+    """Writes a JSON file that is either complete or not there.
+
+    Args:
+        path: of the file.
+        content: what JSON can hold.
+    """
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     unfinished.replace(path)
@@ -110,7 +134,13 @@ def one_thread_a_process() -> Iterator[None]:
 
 
 def follow(finished: Iterator[None], before: int, total: int) -> None:
-    """A progress bar on a terminal, a line every half minute elsewhere: rate and time left."""
+    """A progress bar on a terminal, a line every half minute elsewhere: rate and time left.
+
+    Args:
+        finished: yields once for each item done.
+        before: items that were done earlier.
+        total: items in all.
+    """
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
     start = reported = time.monotonic()

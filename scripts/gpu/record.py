@@ -105,14 +105,27 @@ class Record:
             ) from error
 
     def note(self, stage: str, name: str, value: Any) -> None:
-        """Keep a figure; it is on disk when this returns."""
+        """Keep a figure; it is on disk when this returns.
+
+        Args:
+            stage: its name.
+            name: of the figure.
+            value: what JSON can hold.
+        """
         value = json.loads(json.dumps(value, default=str))
         self.figures.setdefault(stage, {})[name] = value
         _replace(self.folder / FIGURES, to_json(self.figures))
         self.tell(f"{stage}: {name}: {_short(value)}")
 
     def set(self, stage: str, state: str, reason: str = "", **more: Any) -> None:
-        """Keep the state of a stage."""
+        """Keep the state of a stage.
+
+        Args:
+            stage: its name.
+            state: one of this module's states.
+            reason: why, where it is not done.
+            more: further facts, by name.
+        """
         self.stages[stage] = {"state": state} | ({"reason": reason} if reason else {}) | more
         self.write()
 
