@@ -1,4 +1,4 @@
-"""The command `painn-deploy`: the arguments of each command, which calls one function of `scripts/commands`."""
+"""The command `painn-deploy`: the arguments of each of its commands, whose work other modules of this room do."""
 
 import sys
 from pathlib import Path
