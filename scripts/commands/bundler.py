@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from ase import Atoms
 
-from painn_deploy.calibration.accuracy.errors import UNITS, Accuracy, Limits, compare
+from painn_deploy.calibration.accuracy.errors import ERROR_UNITS, Accuracy, Limits, compare
 from painn_deploy.calibration.accuracy.parity import check_parity
 from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.accuracy.tabling import Tabled, find_table
@@ -226,7 +226,7 @@ class Bundler:
         with self._trial(manifest, files) as calculator:
             parity = check_parity(calculator.run_graph, self._exported)
             accuracy = compare(self._given, calculator.calculate_batch(self._given), self._wanted)
-        return {"units": dict(UNITS), "parity": parity, **accuracy.as_dict()}
+        return {"units": dict(ERROR_UNITS), "parity": parity, **accuracy.as_dict()}
 
     def _lossy(
         self, manifest: Manifest, files: dict[str, bytes], graph: TypedGraph, *, runs: bool
@@ -238,7 +238,7 @@ class Bundler:
         """
         structures, wanted, exact, left_out = self._reachable()
         report = dict(graph.report)
-        found: dict[str, Any] = {"units": dict(UNITS), "left_out_for_large_forces": left_out}
+        found: dict[str, Any] = {"units": dict(ERROR_UNITS), "left_out_for_large_forces": left_out}
         found |= {"sensitivity": report.pop("sensitivity")} if "sensitivity" in report else {}
         found["typed"] = report
         worst: list[Accuracy] = []

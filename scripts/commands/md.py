@@ -17,6 +17,7 @@ from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.velocitydistribution import Stationary, ZeroRotation, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 
+from painn_deploy.calibration.physics.drift import Drift
 from painn_deploy.export.errors import OutputError, StructureError
 
 __all__ = ["ENSEMBLES", "Plan", "Record", "simulate"]
@@ -73,10 +74,7 @@ class Record:
     @property
     def drift(self) -> float:
         """meV/atom/ps, slope of a straight line fitted to the total energy; NaN with fewer than three rows."""
-        if len(self.rows) < 3:
-            return float("nan")
-        slope = np.polyfit(self.column("time_fs") / 1e3, self.column("total_eV"), 1)[0]
-        return float(1e3 * slope / self.atoms)
+        return Drift.of(self.column("time_fs") / 1e3, 1e3 * self.column("total_eV") / self.atoms).slope
 
     @property
     def fluctuation(self) -> float:
