@@ -1,5 +1,5 @@
-"""Structures to validate on, the parity gate, and accuracy against the student in float64."""
+"""Structures to validate on, the parity gate, accuracy against the student in float64, and the physics audit."""
 
-from painn_deploy.calibration.accuracy.errors import Accuracy, Limits, compare
+from painn_deploy.calibration.accuracy.errors import Accuracy, Limits, Tolerances, compare
 
-__all__ = ["Accuracy", "Limits", "compare"]
+__all__ = ["Accuracy", "Limits", "Tolerances", "compare"]

@@ -39,10 +39,10 @@ SEED_MOLECULES = ("H2", "H2O", "CH4", "NH3", "C2H6", "C6H6", "H2O", "CO2")
 MOST_MOLECULES = 60
 
 PERIODIC_COPIES = 4
-"""Of each crystal and box at each distortion: they are few, and a search must not overlook what they ask for."""
+"""How many copies of each crystal and box at each distortion: they are few, and a search must not overlook them."""
 
 LARGEST_FORCE = 50.0
-"""eV/Å."""
+"""eV/Å, largest force component of a structure that lower precisions are measured on."""
 
 ORGANIC = frozenset({1, 6, 7, 8})
 
@@ -51,7 +51,7 @@ CALIBRATION_SIGMAS = (0.05, 0.1, 0.15)
 
 
 def aspirin() -> Atoms:
-    """A drug-like molecule of 21 atoms at its GFN2-xTB minimum: what the demo simulates."""
+    """Aspirin, a drug-like molecule of 21 atoms, at its GFN2-xTB minimum; the demo simulates it."""
     atoms = ase.io.read(Path(__file__).parent / "data" / "aspirin.extxyz")
     if not isinstance(atoms, Atoms):
         raise DatasetError("The packaged aspirin.extxyz holds more than one structure; install painn-deploy again.")
@@ -82,8 +82,8 @@ def default_structures(species: Sequence[int], *, sigma: float = 0.1, seed: int 
 def trusted_species(student: Student) -> tuple[int, ...]:
     """Atomic numbers that lower precisions are measured for.
 
-    Where the configuration does not say what the student was trained on, H, C, N and O: an embedding has rows for
-    elements that were never trained, and what these give would spoil every range.
+    They are H, C, N and O if the configuration does not list the elements that the student was trained on: an embedding
+    has rows for elements that were never trained, and their values would spoil every range.
     """
     if student.configuration.species is None and set(student.species) >= ORGANIC:
         return tuple(sorted(ORGANIC))
@@ -91,9 +91,9 @@ def trusted_species(student: Student) -> tuple[int, ...]:
 
 
 def within_reach(forces: Sequence[np.ndarray]) -> list[int]:
-    """Indices of structures with forces of at most `LARGEST_FORCE`.
+    """Indices of structures whose force components are at most `LARGEST_FORCE`.
 
-    Beyond, a student is far from what it learnt, and no range should reach there.
+    With larger forces a student is far from what it learnt, and no range should reach there.
 
     Args:
         forces: eV/Å [atoms, 3] of each structure.
@@ -102,7 +102,7 @@ def within_reach(forces: Sequence[np.ndarray]) -> list[int]:
 
 
 def calibration_structures(species: Sequence[int]) -> list[Atoms]:
-    """What INT8 is calibrated on when the user brings nothing: molecules, complexes, boxes, distorted little and much.
+    """Structures that INT8 is calibrated on if the user brings none: molecules, complexes and boxes, all distorted.
 
     Args:
         species: atomic numbers, see `trusted_species`.
@@ -122,11 +122,11 @@ def calibration_structures(species: Sequence[int]) -> list[Atoms]:
 
 
 def seed_structures(species: Sequence[int], *, symmetric: bool) -> list[Atoms]:
-    """The seed project's eight cases; elements that a student does not know are replaced by ones that it does.
+    """The seed project's eight cases; elements that a student does not know are replaced by ones that it knows.
 
     Args:
         species: atomic numbers that the student knows.
-        symmetric: whether perfectly symmetric CH4 and CO2 are kept so; a `distiller` has a cusp there.
+        symmetric: whether CH4 and CO2 stay perfectly symmetric; a `distiller` has a cusp there.
     """
     rng = np.random.default_rng(1)
     structures = []
@@ -192,6 +192,11 @@ def _chain(species: Sequence[int]) -> Atoms:
 def check_species(structures: Sequence[Atoms], species: Sequence[int], source: str) -> None:
     """Refuse structures of elements that a student does not know, before any of them is computed.
 
+    Args:
+        structures: to check.
+        species: atomic numbers that the student knows.
+        source: of the structures, for the message.
+
     Raises:
         DatasetError: naming the structure and the elements.
     """
@@ -204,11 +209,14 @@ def check_species(structures: Sequence[Atoms], species: Sequence[int], source: s
 
 
 def choose_structures(given: str | Path | Sequence[Atoms] | None, species: Sequence[int]) -> tuple[list[Atoms], str]:
-    """What the user brings, or the default set; and what to call it.
+    """The user's structures, or the default set if there are none.
 
     Args:
         given: structures, a file of any format that ASE reads, or None.
         species: atomic numbers that the student knows.
+
+    Returns:
+        The structures, and a name for the set.
 
     Raises:
         DatasetError: the file cannot be read, or a structure holds an element that the student does not know.
@@ -224,7 +232,7 @@ def choose_structures(given: str | Path | Sequence[Atoms] | None, species: Seque
 
 
 def read_structures(path: str | Path) -> list[Atoms]:
-    """Every structure in a file of any format that ASE reads.
+    """Read every structure in a file of any format that ASE reads.
 
     Raises:
         DatasetError: the file is not there, cannot be read, or holds nothing.

@@ -1,6 +1,6 @@
-"""The structures that `validate` measures on when the user brings none, in named groups.
+"""The structures that `validate` measures on if the user brings none, in named groups.
 
-Errors on sixty molecules can hide that a crystal is wrong, so every group is judged by itself.
+Small errors on sixty molecules would hide a large one on a crystal, so every group is judged by itself.
 """
 
 from collections.abc import Sequence
@@ -21,23 +21,23 @@ GROUPS = ("molecules", "crystals", "liquid", "distorted")
 VALIDATION_NAME = "default validation set (molecules, crystals, a liquid, distorted geometries; seed 0)"
 
 DISTORTED = ("H2O", "NH3", "CH4", "CO2", "CH3OH", "CH3CH2OH", "C2H4", "C6H6", "HCN", "H2CO", "N2", "O2")
-"""Molecules that are compressed, stretched and shaken; where a student knows few of them, others of its elements."""
+"""Molecules that are compressed, stretched and shaken; others replace those whose elements a student does not know."""
 
 SCALES = (0.94, 1.08)
-"""Of all distances in a distorted molecule: bonds 6 % too short, and 8 % too long."""
+"""Factors of all distances in a distorted molecule: bonds are 6 % too short, or 8 % too long."""
 
 STRONG_SIGMA = 0.2
-"""Å, the perturbation of the shaken ones."""
+"""Å, standard deviation of each coordinate's perturbation in a shaken molecule."""
 
 LIQUIDS = (("H2O", 3.1), ("NH3", 3.5), ("CH4", 4.0), ("CO2", 4.1), ("N2", 3.9), ("HCl", 4.0), ("SiH4", 4.6))
-"""Molecules of small boxes, and their spacing in Å: about the density of the liquid."""
+"""Molecules of small boxes, and their spacing in Å, which gives about the density of the liquid."""
 
 
 def validation_set(species: Sequence[int], *, seed: int = 0) -> list[Atoms]:
-    """Structures of the elements that a student knows; `info` holds the `name` and the `group` of each.
+    """Make structures of the elements that a student knows; `info` holds the `name` and the `group` of each.
 
     Args:
-        species: atomic numbers.
+        species: atomic numbers that the student knows.
         seed: of the perturbations.
     """
     known, rng = set(species), np.random.default_rng(seed)
@@ -48,7 +48,14 @@ def validation_set(species: Sequence[int], *, seed: int = 0) -> list[Atoms]:
 
 
 def choose_validation_set(given: Path | None, species: Sequence[int]) -> tuple[list[Atoms], str]:
-    """What the user brings, or the default set; and what to call it.
+    """The user's structures, or the default set if there are none.
+
+    Args:
+        given: a file of any format that ASE reads, or None.
+        species: atomic numbers that the student knows.
+
+    Returns:
+        The structures, and a name for the set.
 
     Raises:
         DatasetError: the file cannot be read, or a structure holds an element that the student does not know.
@@ -61,20 +68,20 @@ def choose_validation_set(given: Path | None, species: Sequence[int]) -> tuple[l
 
 
 def group_of(atoms: Atoms) -> str:
-    """The group that a structure says it is of, else `crystals` where anything repeats, else `molecules`."""
+    """The group in a structure's `info`; without one, `crystals` if it is periodic in any direction, or `molecules`."""
     return str(atoms.info.get("group", "crystals" if atoms.pbc.any() else "molecules"))
 
 
 def molecules_of(names: Sequence[str], species: Sequence[int], count: int) -> list[Atoms]:
-    """Molecules of ASE's G2 set that are made of known elements: those named, then the smallest others.
+    """Choose molecules of known elements from ASE's G2 set: those that are named, then the smallest others.
 
     Args:
-        names: preferred, in this order.
-        species: atomic numbers.
+        names: of the preferred molecules, in this order.
+        species: atomic numbers that the student knows.
         count: how many at most.
 
     Returns:
-        Fewer than `count`, or none, where the set has no more of these elements; `info["name"]` names each.
+        Fewer than `count`, or none, if the set has no more of these elements; `info["name"]` names each.
     """
     known = set(species)
     others = sorted((name for name in g2.names if name not in names), key=lambda name: len(molecule(name)))
@@ -109,7 +116,7 @@ def _distorted(known: set[int], rng: np.random.Generator) -> list[Atoms]:
 
 
 def _liquid(known: set[int], rng: np.random.Generator) -> list[Atoms]:
-    """A small periodic box of molecules, each turned its own way; of a metal, a crystal shaken until it is none."""
+    """A small periodic box of molecules, each turned its own way, or else a strongly shaken metal crystal."""
     box = Atoms(pbc=True)
     for name, spacing in LIQUIDS:
         one = molecule(name)

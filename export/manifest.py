@@ -175,6 +175,6 @@ def __getattr__(name: str) -> Any:
     """Names that users import from here; their module imports this one, and so it is imported when they are used."""
     if name not in ("Bundle", "read_bundle", "write_bundle"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import painn_deploy.export.bundle as bundle  # noqa: PLR0402
+    import painn_deploy.export.bundle as bundle
 
     return getattr(bundle, name)

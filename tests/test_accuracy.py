@@ -1,10 +1,17 @@
+import copy
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.units import GPa
 
-from painn_deploy.calibration.accuracy.errors import Limits, compare
+import painn_deploy.calibration
+from painn_deploy.calibration.accuracy.errors import ERROR_UNITS, Limits, Tolerances, compare
+from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.structures import default_structures, seed_structures
+from painn_deploy.export import load_student
 from painn_deploy.scripts.commands.quantities import energy_limit, force_limit, stress_limit
 
 
@@ -27,14 +34,14 @@ def test_errors_by_hand() -> None:
     assert (accuracy.force_max, accuracy.force_worst) == (pytest.approx(0.3), "hydrogen")
     assert accuracy.force_cosine == pytest.approx(1.0)
     assert accuracy.stress_mae == pytest.approx(0.02)
-    assert [f.split()[0] for f in accuracy.failures(Limits())] == ["energy", "force", "stress"]
-    assert accuracy.failures(Limits(1.0, 1.0, 1.0)) == []
+    assert [f.split()[0] for f in accuracy.failures(Tolerances())] == ["energy", "force", "stress"]
+    assert accuracy.failures(Tolerances(1.0, 1.0, 1.0)) == []
 
 
 def test_nan_is_past_every_limit() -> None:
     structures = [Atoms("O")]
     wanted, got = [result(0.0, [[0, 0, 0]], 0.0)], [result(np.nan, [[np.nan, 0, 0]], np.nan)]
-    assert len(compare(structures, got, wanted).failures(Limits(1e9, 1e9, 1e9))) == 3
+    assert len(compare(structures, got, wanted).failures(Tolerances(1e9, 1e9, 1e9))) == 3
 
 
 def test_limits_are_read_with_their_units() -> None:
@@ -62,3 +69,24 @@ def test_the_seed_s_eight_cases() -> None:
     assert names == ["H2", "H2O", "CH4 perturbed", "NH3", "C2H6", "C6H6", "H2O perturbed", "CO2 perturbed"]
     assert [a.info["name"] for a in seed_structures((1, 6, 7, 8), symmetric=True)][2] == "CH4"
     assert all(set(a.numbers.tolist()) <= {8, 14} for a in seed_structures((8, 14), symmetric=True))
+
+
+def test_a_batch_changes_the_student_s_results_by_rounding_alone(painn: Path) -> None:
+    exact = load_student(painn, dtype=torch.float64)
+    structures = default_structures((1, 6, 7, 8))
+    for student, rounding in ((exact, 1e-13), (copy.deepcopy(exact).float(), 1e-5)):
+        together = reference_results(student, structures)
+        for atoms, result in zip(structures, together, strict=True):
+            (alone,) = reference_results(student, [atoms])
+            assert alone.keys() == result.keys()
+            for name, values in alone.items():
+                allowed = rounding * max(1.0, float(np.abs(alone["forces"]).max()))
+                np.testing.assert_allclose(result[name], values, rtol=rounding, atol=allowed, err_msg=name)
+
+
+def test_tolerances_keep_their_older_name() -> None:
+    assert Limits is Tolerances is painn_deploy.calibration.Limits
+
+
+def test_figures_of_a_validation_keep_their_units() -> None:
+    assert ERROR_UNITS == {"energy": "eV/atom", "force": "eV/Angstrom", "stress": "eV/Angstrom^3"}

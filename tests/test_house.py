@@ -225,7 +225,7 @@ def test_public_names() -> None:
         "export": ["load_student"],
         "engines": ["BACKENDS", "Backend", "EngineInfo", "Session", "get_backend"],
         "runtime": ["PaiNNCalculator"],
-        "calibration": ["Accuracy", "Limits", "compare"],
+        "calibration": ["Accuracy", "Limits", "Tolerances", "compare"],
         "scripts": ["export_engines"],
     }
 

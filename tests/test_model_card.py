@@ -18,21 +18,6 @@ from painn_deploy.scripts.studies.card_text import sections
 from . import students
 
 
-def test_a_drift_is_the_slope_and_its_error_covers_what_noise_makes_of_it() -> None:
-    times, rng = np.linspace(0, 100, 5001), np.random.default_rng(0)
-    slope, error = card_studies.fitted_drift(times, 3.0 + 0.02 * times)
-    assert slope == pytest.approx(0.02)
-    assert error < 1e-12
-    kernel = np.exp(-np.arange(300) / 100)  # noise that remembers 2 ps, as an oscillating energy does
-    found = []
-    for _ in range(200):
-        noise = np.convolve(rng.normal(size=5300), kernel, mode="valid")[:5001]
-        found.append(card_studies.fitted_drift(times, 0.02 * times + noise))
-    slopes, errors = np.array(found).T
-    assert slopes.mean() == pytest.approx(0.02, abs=3 * slopes.std() / np.sqrt(200))
-    assert np.sqrt((errors**2).mean()) == pytest.approx(slopes.std(), rel=0.25)
-
-
 def test_the_box_is_64_whole_waters_as_dense_as_the_liquid() -> None:
     box = card_studies.box_of_water()
     assert len(box) == 192

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from painn_deploy.calibration.accuracy.errors import Accuracy, Limits
+from painn_deploy.calibration.accuracy.errors import Accuracy, Tolerances
 from painn_deploy.engines import cache, get_backend
 from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.engines.tensorrt.plan import read_plan
@@ -18,7 +18,7 @@ from painn_deploy.scripts import export_engines
 
 from . import students
 
-WIDE = Limits(energy=1.0, forces=10.0)
+WIDE = Tolerances(energy=1.0, forces=10.0)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_auto_takes_the_fastest_and_shows_its_table(painn: Path, frames: list[At
     fastest = min(table, key=lambda row: row["milliseconds"])
     assert path.name == f"painn-onnxruntime-{fastest['precision']}.engine"
     assert read_bundle(path).manifest.precision == fastest["precision"]
-    strict = Limits(energy=1e-9, forces=1e-9)
+    strict = Tolerances(energy=1e-9, forces=1e-9)
     (path,) = export_engines(painn, tmp_path / "strict", precisions=["auto"], structures=frames, limits=strict)
     table = validation(path)["chosen_from"]
     assert path.name.endswith("fp32.engine")
@@ -109,7 +109,7 @@ def test_auto_where_nothing_runs_is_refused(painn: Path, frames: list[Atoms], tm
 
 
 def test_past_the_limits_nothing_is_written(painn: Path, frames: list[Atoms], tmp_path: Path) -> None:
-    strict = Limits(energy=1.0, forces=1e-6)
+    strict = Tolerances(energy=1.0, forces=1e-6)
     with pytest.raises(PrecisionError, match=r"fp16 costs more than it may.*force RMSE.*--max-force-error"):
         export_engines(painn, tmp_path, precisions=["fp16"], structures=frames, limits=strict)
     with pytest.raises(PrecisionError, match="No product can be INT8"):
@@ -123,7 +123,7 @@ def test_int8_that_misses_the_limits_is_searched_for_again_within_less(
 ) -> None:
     judged, verdicts = [], Accuracy.failures
 
-    def failures(accuracy: Accuracy, limits: Limits) -> list[str]:
+    def failures(accuracy: Accuracy, limits: Tolerances) -> list[str]:
         judged.append(accuracy)
         return ["too much"] if len(judged) <= misses else verdicts(accuracy, limits)
 

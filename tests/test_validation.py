@@ -15,7 +15,7 @@ from ase import Atoms
 from rich.console import Console
 
 from painn_deploy.calibration.accuracy.breakdown import break_down
-from painn_deploy.calibration.accuracy.errors import Limits
+from painn_deploy.calibration.accuracy.errors import Tolerances
 from painn_deploy.calibration.physics.audit import Audit
 from painn_deploy.calibration.physics.resolution import Resolution
 from painn_deploy.calibration.physics.verdicts import Finding, Verdict
@@ -310,5 +310,5 @@ def test_the_command_compares(bundle: Path, painn: Path, structures: Path) -> No
 
 def test_limits_are_kept_in_the_result(validation: Validation) -> None:
     values: dict[str, Any] = validation.as_dict()
-    assert values["limits"] == vars(Limits())
+    assert values["limits"] == vars(Tolerances())
     json.dumps(values)

@@ -1,4 +1,4 @@
-"""Where an engine's errors sit: in which group, on which element, at what size of the force, in which structure."""
+"""An engine's errors broken down: by group of structures, by element, by the size of the force, and by structure."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ class ForceErrors:
     """Force errors of some of the atoms.
 
     Attributes:
-        name: which atoms, such as `C` or `1 to 3 eV/Å`.
+        name: of these atoms, such as `C` or `1 to 3 eV/Å`.
         atoms: how many.
         mae: eV/Å, over components.
         rmse: eV/Å, over components.
@@ -46,13 +46,13 @@ class Worst:
     """One of the structures with the largest errors.
 
     Attributes:
-        index: its place in the set, from 0.
-        name: its own, or its formula.
-        group: which it belongs to.
-        energy: eV an atom, engine minus reference.
-        force_rmse: eV/Å.
-        force_max: eV/Å, largest component.
-        atom: index and element of the atom with it.
+        index: of the structure in the set, from 0.
+        name: of the structure, or its formula.
+        group: of the structure.
+        energy: error, eV an atom, engine minus reference.
+        force_rmse: eV/Å, over components.
+        force_max: eV/Å, error of the worst component.
+        atom: index and element of the atom with the worst component.
     """
 
     index: int
@@ -66,7 +66,7 @@ class Worst:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Errors over a set of structures, taken apart.
+    """Errors over a set of structures, broken down.
 
     Attributes:
         groups: errors of each group of structures.
@@ -88,7 +88,13 @@ class Breakdown:
 def break_down(
     structures: Sequence[Atoms], results: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]
 ) -> Breakdown:
-    """Errors of `results` against `reference`, which hold what `PaiNNCalculator.calculate_batch` returns."""
+    """Errors of `results` against `reference`, taken apart.
+
+    Args:
+        structures: that both are of.
+        results: what `PaiNNCalculator.calculate_batch` returns.
+        reference: the same of what is right.
+    """
     got = np.concatenate([np.asarray(r["forces"]) for r in results])
     want = np.concatenate([np.asarray(r["forces"]) for r in reference])
     numbers = np.concatenate([atoms.numbers for atoms in structures])

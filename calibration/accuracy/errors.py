@@ -1,4 +1,4 @@
-"""How far an engine is from the student: energies per atom, forces, stress, and where it is worst."""
+"""Errors of energies, forces and stresses against a reference, and the tolerances that they are compared with."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,16 +8,25 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.units import GPa
+from jaxtyping import Float
 
-__all__ = ["UNITS", "Accuracy", "Limits", "compare", "describe", "mean_cosine"]
+from painn_deploy.export.fields import UNITS
 
-UNITS = MappingProxyType({"energy": "eV/atom", "force": "eV/Angstrom", "stress": "eV/Angstrom^3"})
-"""Of the figures of `Accuracy` and `Limits`."""
+__all__ = ["ERROR_UNITS", "Accuracy", "Limits", "Tolerances", "compare", "describe", "mean_cosine"]
+
+ERROR_UNITS = MappingProxyType(
+    {
+        "energy": f"{UNITS['energy']}/atom",
+        "force": UNITS["forces"],
+        "stress": f"{UNITS['virials']}/{UNITS['length']}^3",
+    }
+)
+"""Units of the figures of `Accuracy` and `Tolerances`, by how their names begin."""
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Errors past which a validation fails; the seed project's own by default.
+class Tolerances:
+    """Largest errors with which a validation passes; the seed project's own by default.
 
     Attributes:
         energy: eV an atom, mean absolute error.
@@ -30,20 +39,24 @@ class Limits:
     stress: float = 0.1 * GPa
 
 
+Limits = Tolerances
+"""An older name."""
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """Errors against a reference over a set of structures.
 
     Attributes:
         structures: how many.
-        atoms: how many.
+        atoms: how many in all structures.
         energy_mae: eV an atom.
         energy_max: eV an atom.
-        energy_worst: name of the structure with it.
+        energy_worst: name of the structure with the largest energy error.
         force_mae: eV/Å, over components.
         force_rmse: eV/Å, over components.
         force_max: eV/Å, largest component.
-        force_worst: name of the structure with it.
+        force_worst: name of the structure with the largest force error.
         force_cosine: mean cosine between an atom's force and its reference, over atoms pulled by more than 0.1 eV/Å.
         stress_mae: eV/Å³, over components; None without a structure that has a volume.
         stress_max: eV/Å³, largest component.
@@ -62,8 +75,8 @@ class Accuracy:
     stress_mae: float | None
     stress_max: float | None
 
-    def failures(self, limits: Limits) -> list[str]:
-        """In words, what is past its limit; NaN is."""
+    def failures(self, limits: Tolerances) -> list[str]:
+        """One message per error above its tolerance; NaN counts as above."""
         found = []
         if not self.energy_mae <= limits.energy:
             found.append(f"energy MAE {1e3 * self.energy_mae:.3f} meV/atom exceeds {1e3 * limits.energy:g}")
@@ -81,7 +94,14 @@ class Accuracy:
 def compare(
     structures: Sequence[Atoms], results: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]
 ) -> Accuracy:
-    """Errors of `results` against `reference`, which hold what `PaiNNCalculator.calculate_batch` returns."""
+    """Compare results with a reference; both hold what `PaiNNCalculator.calculate_batch` returns.
+
+    Args:
+        structures: what was evaluated.
+        results: of each structure `energy` (eV), `forces` (eV/Å [atoms, 3]) and, if the reference has it, `stress`
+            (eV/Å³ [6], Voigt).
+        reference: the same, as it should be.
+    """
     energy = np.array([abs(a["energy"] - b["energy"]) / len(s) for s, a, b in _zip(structures, results, reference)])
     force_errors = [
         np.asarray(a["forces"]) - np.asarray(b["forces"]) for _, a, b in _zip(structures, results, reference)
@@ -118,8 +138,13 @@ def _zip(*sequences: Any) -> Any:
     return zip(*sequences, strict=True)
 
 
-def mean_cosine(got: np.ndarray, want: np.ndarray) -> float | None:
-    """Mean cosine between forces [atoms, 3] in eV/Å, over atoms whose `want` exceeds 0.1 eV/Å; None without one."""
+def mean_cosine(got: Float[np.ndarray, "atoms 3"], want: Float[np.ndarray, "atoms 3"]) -> float | None:
+    """Mean cosine between forces and their reference, over atoms pulled by more than 0.1 eV/Å; None without one.
+
+    Args:
+        got: forces, eV/Å [atoms, 3].
+        want: reference forces of the same atoms.
+    """
     pulled = np.linalg.norm(want, axis=1) > 0.1
     if not pulled.any():
         return None
@@ -129,4 +154,4 @@ def mean_cosine(got: np.ndarray, want: np.ndarray) -> float | None:
 
 
 def _cosine(results: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> float | None:
-    return mean_cosine(*(np.concatenate([np.asarray(r["forces"]) for r in rs]) for rs in (results, reference)))
+    return mean_cosine(*(np.concatenate([np.asarray(r["forces"], float) for r in rs]) for rs in (results, reference)))

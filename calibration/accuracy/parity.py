@@ -1,4 +1,4 @@
-"""The parity gate: no engine is written before its graph gave the student's own energies and forces."""
+"""The parity gate: no engine is written unless it gives the student's own energies, forces and virials."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -17,26 +17,27 @@ from painn_deploy.runtime.matrix import graph_inputs
 __all__ = ["ENERGY_TOLERANCE", "FORCE_TOLERANCE", "check_parity", "parity_structures"]
 
 ENERGY_TOLERANCE = 1e-5
-"""eV, for an atom's energy, against the student in float64 with plain autograd."""
+"""eV, largest error of an atom's energy against the student in float64 with plain autograd."""
 
 FORCE_TOLERANCE = 3e-5
-"""eV/Å, likewise."""
+"""eV/Å, largest error of a force component, likewise."""
 
 VIRIAL_TOLERANCE = 3e-4
-"""eV, likewise: a virial is a force times a distance of a few Å, summed over slots."""
+"""eV, largest error of a virial, likewise: it is a force times a distance of a few Å, summed over slots."""
 
 BLUR_FACTOR = 10
-"""Where the student itself, in PyTorch and float32, is further than a tenth of a tolerance from float64, so many times
-that is allowed instead: float32 resolves no more where symmetry makes a vector norm vanish, or forces are huge."""
+"""If the student itself, in PyTorch and float32, is further than a tenth of a tolerance from float64, this multiple of
+its error replaces the tolerance: float32 resolves no more where symmetry makes a vector norm vanish, or where forces
+are huge."""
 
 WORST_BLUR = 1e-2
-"""eV/Å; a student whose own forces in float32 are further from float64 is not one to deploy in float32."""
+"""eV/Å; a student whose own forces in float32 are further from float64 cannot be deployed in float32."""
 
 _TOLERANCES = {"atomic_energies": ENERGY_TOLERANCE, "forces": FORCE_TOLERANCE, "virials": VIRIAL_TOLERANCE}
 
 
 def parity_structures(student: Student) -> list[list[Atoms]]:
-    """Batches that show what an exporter gets wrong: padding, an isolated atom, symmetry, images, a mixture."""
+    """Batches that exporters get wrong: padding, an isolated atom, symmetric molecules, images, a mixture."""
     species = student.species
     smooth = student.configuration.architecture == "painn"  # a `distiller` has a cusp on symmetric molecules
     molecules = seed_structures(species, symmetric=smooth)
@@ -53,10 +54,10 @@ def parity_structures(student: Student) -> list[list[Atoms]]:
 def check_parity(
     run: Callable[[GraphInputs], GraphOutputs], student: Student, batches: Sequence[Sequence[Atoms]] | None = None
 ) -> dict[str, float]:
-    """Hold a float32 engine against the float64 student with plain autograd, which shares no adjoint with it.
+    """Compare a float32 engine with the float64 student under plain autograd, which shares no adjoint with the engine.
 
     Args:
-        run: the engine.
+        run: evaluates one graph with the engine.
         student: in float64.
         batches: structures; by default `parity_structures`.
 
@@ -65,7 +66,8 @@ def check_parity(
         of the student's own forces in PyTorch and float32.
 
     Raises:
-        ParityError: past a tolerance, or not finite; with the tensor, the error, the largest value and likely causes.
+        ParityError: an error is above its tolerance or not finite; the message names the tensor, the error, the largest
+            value and likely causes.
     """
     worst = dict.fromkeys((*_TOLERANCES, "float32_forces"), 0.0)
     cutoff, single = student.configuration.cutoff, copy.deepcopy(student).float()

@@ -1,4 +1,4 @@
-"""The student itself, in PyTorch with plain autograd: what every engine is held against, and the speed to beat."""
+"""The student itself in PyTorch with plain autograd: the reference of accuracy and of speed for every engine."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from painn_deploy.export.model.force_head import EnergyAndForces, autograd_forces, tensors
 from painn_deploy.export.model.student import Student
 from painn_deploy.runtime.grouping import group
-from painn_deploy.runtime.matrix import graph_inputs, join, local_graphs
+from painn_deploy.runtime.matrix import join, local_graphs
 from painn_deploy.runtime.results import cell_volume
 
 __all__ = ["TorchCalculator", "batched_results", "reference_results"]
@@ -26,7 +26,7 @@ class TorchCalculator(Calculator):
 
     Args:
         student: from `load_student`; in float64 it is the reference for accuracy, in float32 the one for speed.
-        remember: keep every result, so that whoever asks again, as with a second engine, is answered at once.
+        remember: keep every result and return it at once when it is asked for again, as for a second engine.
     """
 
     implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
@@ -42,27 +42,40 @@ class TorchCalculator(Calculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = all_changes,
     ) -> None:
-        """ASE's entry."""
+        """Compute all properties of a structure, as ASE asks for them.
+
+        Args:
+            atoms: the structure.
+            properties: ignored: all of `implemented_properties` are computed at once.
+            system_changes: ignored: the structure is evaluated anew.
+        """
         super().calculate(atoms, list(properties), list(system_changes))
         (self.results,) = self.calculate_batch([self.atoms])
 
     def calculate_batch(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
-        """As `PaiNNCalculator.calculate_batch`, without stresses of single atoms."""
+        """Results of each structure, as `PaiNNCalculator.calculate_batch` returns them, without stresses of atoms."""
         if self._remembered is None:
-            return batched_results(self.student, structures)
+            return reference_results(self.student, structures)
         keys = [_key(atoms) for atoms in structures]
         new = {key: atoms for key, atoms in zip(keys, structures, strict=True) if key not in self._remembered}
-        self._remembered |= dict(zip(new, batched_results(self.student, list(new.values())), strict=True))
+        self._remembered |= dict(zip(new, reference_results(self.student, list(new.values())), strict=True))
         return [dict(self._remembered[key]) for key in keys]
 
 
 def reference_results(student: Student, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
-    """Energy (eV), energies (eV), forces (eV/Å) and, where the cell has a volume, stress (eV/Å³, Voigt), one by one."""
-    return [_evaluate(student, atoms) for atoms in structures]
+    """Evaluate structures with the student in its own dtype, many small ones in one graph.
 
+    A structure's results depend on the others in its graph by rounding in that dtype alone: padding adds zeros, and
+    larger matrix products may add in another order.
 
-def batched_results(student: Student, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
-    """The same for many small structures at once, where Python's overhead would be most of the time."""
+    Args:
+        student: in float64 for a reference, in float32 to see the cost of float32.
+        structures: to evaluate.
+
+    Returns:
+        Of each structure `energy` and `free_energy` (eV), `energies` (eV [atoms]), `forces` (eV/Å [atoms, 3]) and, if
+        its cell has a volume, `stress` (eV/Å³ [6], Voigt).
+    """
     dtype = np.float64 if student.dtype == torch.float64 else np.float32
     graphs = local_graphs(structures, student.configuration.cutoff)
     results: list[dict[str, Any]] = [{}] * len(structures)
@@ -77,15 +90,13 @@ def batched_results(student: Student, structures: Sequence[Atoms]) -> list[dict[
     return results
 
 
+batched_results = reference_results
+"""The name that studies know it by."""
+
+
 def _key(atoms: Atoms) -> bytes:
     """Everything that a result depends on, to the last bit."""
     return b"|".join(np.ascontiguousarray(x).tobytes() for x in (atoms.numbers, atoms.positions, atoms.cell, atoms.pbc))
-
-
-def _evaluate(student: Student, atoms: Atoms) -> dict[str, Any]:
-    dtype = np.float64 if student.dtype == torch.float64 else np.float32
-    graph = tensors(graph_inputs([atoms], student.configuration.cutoff, dtype), student.dtype)
-    return _results(student, atoms, autograd_forces(student, graph))
 
 
 def _results(student: Student, atoms: Atoms, outputs: EnergyAndForces) -> dict[str, Any]:

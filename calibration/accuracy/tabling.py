@@ -1,4 +1,4 @@
-"""A student's radial table, as small as its error allows: the error is measured, and it is bounded."""
+"""The smallest radial table of a student whose measured force error is within a bound."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,9 +32,9 @@ class Tabled:
         intervals: between knots, from 0 to the cutoff.
         max_force_error: eV/Å, largest component against the student without it, both in float64.
         max_energy_error: eV an atom, likewise.
-        bound: eV/Å, that the force error was held to.
-        structures: that both were measured on.
-        measured_on: their name.
+        bound: eV/Å, the largest force error that was accepted.
+        structures: how many both errors were measured on.
+        measured_on: name of the structures.
     """
 
     rank: int
@@ -57,16 +57,16 @@ def find_table(
     bound: float = LARGEST_ERROR,
     wanted: Sequence[Mapping[str, Any]] | None = None,
 ) -> Tabled:
-    """The smallest table within the bound: fewest functions first, since each costs every edge a product.
+    """Find the smallest table within the bound: fewest functions first, since each costs every edge a product.
 
-    Where the student's forces are far beyond chemistry, nothing is measured.
+    Structures with forces far beyond chemistry are left out.
 
     Args:
         student: in float64.
         structures: to measure errors on.
-        measured_on: their name.
-        bound: eV/Å, of the largest error of a force component.
-        wanted: `reference_results` of the student on them; computed here if they are not given.
+        measured_on: name of the structures.
+        bound: eV/Å, largest error of a force component.
+        wanted: the student's own results on the structures; computed here if they are not given.
 
     Raises:
         ExportError: no table that we would build is within the bound, or there is no structure to measure on.

@@ -1,4 +1,4 @@
-"""INT8: ranges of activations, and the search for the products that can bear it."""
+"""INT8: ranges of activations, and the search for the products whose errors stay within the tolerances."""
 
 from painn_deploy.export.moved import names_of
 

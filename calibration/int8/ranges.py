@@ -1,4 +1,4 @@
-"""One range for all rows of an operand, from structures: by maximum, percentile, entropy and squared error."""
+"""One range for all rows of an operand, found on structures by maximum, percentile, entropy or squared error."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -15,9 +15,9 @@ from painn_deploy.export.graph.products import Product
 __all__ = ["METHODS", "OperandStatistics", "measure_operands", "operand_scale", "structure_maxima"]
 
 METHODS = ("max", "percentile", "entropy", "mse")
-"""How one range for all rows of an operand is found: the largest value; that which one value in ten thousand exceeds;
-that which keeps most of the distribution's information (Kullback-Leibler, as in TensorRT); that which makes the mean
-square of the rounding least."""
+"""How one range for all rows of an operand is found: the largest value; the value that one in ten thousand exceeds; the
+range that keeps most of the distribution's information (Kullback-Leibler, as in TensorRT); the range whose mean square
+rounding error is least."""
 
 PERCENTILE = 99.99
 BINS = 2048
@@ -26,10 +26,10 @@ LEVELS = 127
 
 
 class OperandStatistics:
-    """What is known of one product's operand: the largest values of its channels, and a histogram.
+    """Statistics of one product's operand: the largest values of its channels, and a histogram.
 
     Args:
-        product: whose operand it is.
+        product: the product.
         weight: of the product [contracted, columns].
     """
 
@@ -67,7 +67,7 @@ def structure_maxima(
     Args:
         model: in FP32.
         products: of the model.
-        graphs: one structure each.
+        graphs: of one structure each.
     """
     operands = list(dict.fromkeys(product.operand for product in products))
     run = open_graph(_with_outputs(model, operands), operands)
@@ -105,7 +105,7 @@ def measure_operands(
 
 
 def operand_scale(statistics: OperandStatistics, method: str, *, balanced: bool) -> OperandScale:
-    """The scale that a method finds.
+    """Find an operand's scale by one method.
 
     Args:
         statistics: of the operand.
@@ -125,7 +125,7 @@ def _percentile(histogram: Float[np.ndarray, " bins"] | np.ndarray, most: float)
 
 
 def _least_squares(histogram: np.ndarray, most: float) -> float:
-    """The range with the least mean square of what rounding and clipping change."""
+    """The range with the least mean square error of rounding and clipping."""
     centres = (np.arange(BINS) + 0.5) * most / BINS
     candidates = most * np.linspace(0.1, 1.0, 91)
     errors = []

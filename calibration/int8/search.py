@@ -1,4 +1,4 @@
-"""INT8 within a tolerance: which products can take it, found by measuring each of them and then all together."""
+"""The search for products that can be INT8 together within a tolerance: each is measured alone, then all together."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from painn_deploy.engines.onnxruntime.backend import open_graph
 from painn_deploy.export.errors import DatasetError, PrecisionError
 from painn_deploy.export.graph.int8 import BY_ROW, OperandScale, candidates, to_int8
 from painn_deploy.export.graph.products import Product, weight_products
+from painn_deploy.export.progress import Tell, silent
 from painn_deploy.runtime.matrix import graph_inputs
 
 __all__ = ["LEAST_STRUCTURES", "Int8Search", "Quantisation", "Sensitivity"]
@@ -34,20 +35,18 @@ MOST_STRUCTURES = 64
 """Of each half: more cost minutes and change little."""
 
 MARGIN = 0.7
-"""Share of the limits that a search uses up: what holds on its structures shall hold on others."""
-
-Tell = Callable[[str], None]
+"""Share of the tolerances that a search uses, so that its choice is within them on other structures too."""
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What a product costs when it alone is INT8.
+    """The errors of a graph in which one product alone is INT8.
 
     Attributes:
-        product: which.
+        product: the product.
         scale: the best of those tried.
         errors: with that scale.
-        tried: force RMSE (eV/Å) by the name of the method.
+        tried: force RMSE (eV/Å) with each scale, by the name of its method.
     """
 
     product: Product
@@ -58,16 +57,16 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Quantisation:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         scales: of the products that are INT8, by name.
         errors: of all of them together, after the correction, on structures that gave no range.
         correction: eV for each atomic number, to be added to the atomic references: the constant part of the error.
         sensitivities: of every candidate, the least sensitive first.
-        calibrated_on: how many structures gave ranges, and how many errors.
-        sizes: mean atoms and slots of the structures, which multiply-adds are counted at.
-        shares: of the forward and backward multiply-adds that are INT8.
+        calibrated_on: how many structures gave ranges, and how many gave errors.
+        sizes: mean atoms and slots of the structures, at which multiply-adds are counted.
+        shares: INT8 share of all multiply-adds, by the names `forward` and `backward`.
     """
 
     scales: Mapping[str, OperandScale]
@@ -130,7 +129,7 @@ class Int8Search:
         cutoff: float,
         *,
         ranges: str = "row",
-        tell: Tell = lambda _: None,
+        tell: Tell = silent,
     ) -> None:
         self._model, self._tell = model, tell
         _enough(structures)

@@ -1,4 +1,4 @@
-"""How far a changed graph is from the FP32 one: the measure that lower precisions are chosen by."""
+"""Errors of a changed graph against the FP32 one, by which lower precisions are chosen."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ Run = Callable[[GraphInputs], Sequence[np.ndarray]]
 
 @dataclass(frozen=True)
 class Errors:
-    """Against FP32.
+    """Errors against FP32.
 
     Attributes:
         energy_mae: eV an atom, after `correction`.
-        raw_energy_mae: eV an atom, before it.
+        raw_energy_mae: eV an atom, before `correction`.
         force_rmse: eV/Å, over components.
-        correction: eV for each atomic number: what to add to its atomic energy to make `energy_mae` least.
+        correction: eV to add to the atomic energy of each atomic number, which makes `energy_mae` least.
     """
 
     energy_mae: float
@@ -36,10 +36,10 @@ class Errors:
 
 
 class Yardstick:
-    """Structures, and what the FP32 graph gives on them.
+    """Measures errors of changed graphs on some structures, whose FP32 results it keeps.
 
     Args:
-        model: in FP32.
+        model: the FP32 graph.
         structures: to measure on.
         cutoff: Å.
     """
@@ -55,10 +55,10 @@ class Yardstick:
         self.mean_size = (round(float(self._atoms.mean())), round(float(np.mean([slots for _, slots in sizes]))))
 
     def errors(self, run: Run, correction: Mapping[int, float] | None = None) -> Errors:
-        """Of a graph that keeps the contract.
+        """Measure the errors of a graph that keeps the contract.
 
         Args:
-            run: the graph.
+            run: evaluates the graph.
             correction: eV for each atomic number, found elsewhere; None to find it here.
         """
         energies, forces = self._evaluate(run)
@@ -88,14 +88,14 @@ class Yardstick:
 
 
 def _finite(value: np.floating) -> float:
-    """NaN is further off than anything."""
+    """A value as a number; NaN, which compares with nothing, as infinity."""
     return float(value) if np.isfinite(value) else float("inf")
 
 
 def _least_absolute(
     composition: Float[np.ndarray, "structures species"], values: Float[np.ndarray, " structures"]
 ) -> Float[np.ndarray, " species"]:
-    """Least absolute deviations by reweighted least squares: a mean that one strange molecule does not move."""
+    """Fit least absolute deviations by reweighted least squares: one strange molecule does not move the fit."""
     if not np.isfinite(values).all():
         return np.zeros(composition.shape[1])
     floor = 1e-6 + 1e-3 * float(np.abs(values).mean())

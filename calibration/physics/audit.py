@@ -1,18 +1,19 @@
-"""The physics audit: every property, of an engine and of its student, with a verdict each."""
+"""The physics audit: a verdict on each property of an engine, beside that of its student."""
 
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from painn_deploy.calibration.accuracy.errors import Limits
+from painn_deploy.calibration.accuracy.errors import Tolerances
 from painn_deploy.calibration.accuracy.reference import TorchCalculator
 from painn_deploy.calibration.physics import consistency, continuity, motion, reproducibility, symmetry
-from painn_deploy.calibration.physics.motion import Drift
+from painn_deploy.calibration.physics.drift import Drift
 from painn_deploy.calibration.physics.resolution import Evaluate, Resolution, measure_resolution, noise_findings
 from painn_deploy.calibration.physics.subjects import Audited, Subjects, choose_subjects
 from painn_deploy.calibration.physics.verdicts import Finding, Verdict
 from painn_deploy.export.model.student import Student
+from painn_deploy.export.progress import Tell, silent
 
 __all__ = ["PROPERTIES", "Audit", "References", "audit", "prepare"]
 
@@ -25,23 +26,23 @@ PROPERTIES: Mapping[str, Callable[[Audited], list[Finding]]] = {
     "choosing other cells": symmetry.lattice_shift,
     "forces against finite differences": consistency.force_gradient,
     "stress against finite differences": consistency.stress_gradient,
-    "crossing the cutoff": continuity.cutoff,
+    "crossing the cutoff": continuity.cross_cutoff,
     "perfect symmetry": continuity.cusp,
     "stretching bonds": continuity.bond_stretch,
     "batch against single": reproducibility.batch_and_single,
     "molecules far apart": reproducibility.size_consistency,
 }
-"""What is measured on results alone, by the line that says so; those with a simulation or a second run come after."""
+"""Properties that are measured on results alone, by the line that announces each."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found.
+    """The result of an audit.
 
     Attributes:
         findings: one for each property.
-        resolution: what the engine's precision lets one see.
-        drifts: total energies of `engine` and `student` along dynamics; empty where none ran.
+        resolution: of the engine's precision.
+        drifts: total energies along dynamics by the names `engine` and `student`; empty if none ran.
     """
 
     findings: tuple[Finding, ...]
@@ -50,12 +51,12 @@ class Audit:
 
     @property
     def lost(self) -> list[Finding]:
-        """Properties that the student has and the engine lost."""
+        """Findings on properties that the student has and the engine lost."""
         return [f for f in self.findings if f.engine_verdict == Verdict.BROKEN]
 
     @property
     def student_lacks(self) -> list[Finding]:
-        """Properties that the student never had."""
+        """Findings on properties that the student never had."""
         return [f for f in self.findings if f.student_verdict == Verdict.BROKEN]
 
     def as_dict(self) -> dict[str, Any]:
@@ -69,12 +70,12 @@ class Audit:
 
 @dataclass(frozen=True)
 class References:
-    """What every engine of a student is held against; results are kept, so that the second engine costs less.
+    """A student that engines are audited against; its results are kept, so that the second engine costs less.
 
     Attributes:
-        student: in float64, an ASE calculator.
-        single: in float32: what float32 itself does.
-        subjects: structures.
+        student: an ASE calculator of the student in float64.
+        single: an ASE calculator of the student in float32.
+        subjects: the structures.
         cutoff: Å.
     """
 
@@ -85,7 +86,12 @@ class References:
 
     @classmethod
     def of(cls, student: Student, *, periodic: bool = True) -> "References":
-        """From a student in float64; `periodic` says whether crystals are audited, too."""
+        """Prepare a student to be compared with.
+
+        Args:
+            student: in float64.
+            periodic: whether crystals are audited too.
+        """
         return cls(
             TorchCalculator(student, remember=True),
             TorchCalculator(copy.deepcopy(student).float(), remember=True),
@@ -94,9 +100,16 @@ class References:
         )
 
 
-def prepare(engine: Any, references: References, precision: str, limits: Limits | None = None) -> Audited:
-    """Measure what an engine's precision lets one see, before any property is judged; arguments as of `audit`."""
-    limits, subjects = limits or Limits(), references.subjects
+def prepare(engine: Any, references: References, precision: str, limits: Tolerances | None = None) -> Audited:
+    """Measure the resolution of an engine's precision, before any property is judged.
+
+    Args:
+        engine: an ASE calculator with `calculate_batch`, such as `PaiNNCalculator`.
+        references: of the student that it was made from.
+        precision: of the engine, `fp32`, `fp16` or `int8`.
+        limits: errors that the user accepts; the seed project's by default.
+    """
+    limits, subjects = limits or Tolerances(), references.subjects
     evaluators = (
         engine.calculate_batch,
         references.student.calculate_batch,
@@ -112,20 +125,20 @@ def audit(
     references: References,
     *,
     precision: str,
-    limits: Limits | None = None,
+    limits: Tolerances | None = None,
     again: Evaluate | None = None,
     picoseconds: float = 1.0,
-    tell: Callable[[str], None] = lambda _: None,
+    tell: Tell = silent,
 ) -> Audit:
-    """Audit an engine.
+    """Audit an engine: measure every property, of the engine and of its student, and judge each.
 
     Args:
         engine: an ASE calculator with `calculate_batch`, such as `PaiNNCalculator`.
         references: of the student that it was made from.
         precision: of the engine, `fp32`, `fp16` or `int8`; it bounds what rounding may excuse.
         limits: errors that the user accepts; the seed project's by default.
-        again: the same engine, opened a second time, to show that its answers are the same to the bit.
-        picoseconds: of dynamics; 0 for none.
+        again: the same engine opened a second time, to compare its results bit by bit; None for one opening.
+        picoseconds: length of the dynamics; 0 for none.
         tell: called with a line about each step as it begins.
     """
     tell("measuring the engine's rounding")

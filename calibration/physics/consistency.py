@@ -14,7 +14,7 @@ from ase.units import GPa
 
 from painn_deploy.calibration.physics.resolution import Evaluate
 from painn_deploy.calibration.physics.subjects import Audited
-from painn_deploy.calibration.physics.verdicts import Case, Finding, Measure, Words, rms
+from painn_deploy.calibration.physics.verdicts import Case, Finding, Property, Sentences, rms
 
 __all__ = ["finite_differences", "force_gradient", "stress_gradient"]
 
@@ -72,7 +72,7 @@ def force_gradient(audited: Audited) -> list[Finding]:
         cases.append(Case.of(f"{name} (RMS of {len(directions)} directions)", student, engine, typical, rms))
         cases.append(Case.of(f"{name} (worst direction)", student, engine, worst))
         steps.append(step)
-    words = Words(
+    sentences = Sentences(
         holds="Forces are the slope of the engine's own energy, to {lost} (finite differences, steps of "
         f"{min(steps):g} to {max(steps):g} Å chosen from its noise).",
         student="Along {subject} forces and the slope of the energy differ by {student}, in the student as in the "
@@ -80,10 +80,8 @@ def force_gradient(audited: Audited) -> list[Finding]:
         engine="Along {subject} the engine's forces are off the slope of its own energy by {lost}: dynamics with them "
         "do not conserve energy.",
     )
-    measure = Measure(
-        "forces and energy", "consistency", "meV/Å", FORCE_LIMIT, max(FORCE_LIMIT, audited.limits.forces), words
-    )
-    return [measure.finding(cases)]
+    ceiling = max(FORCE_LIMIT, audited.limits.forces)
+    return [Property("forces and energy", "consistency", "meV/Å", FORCE_LIMIT, ceiling, sentences).finding(cases)]
 
 
 def stress_gradient(audited: Audited) -> list[Finding]:
@@ -110,15 +108,15 @@ def stress_gradient(audited: Audited) -> list[Finding]:
         cases.append(Case.of(name, student, engine, 5 * blur + virial))
     if not cases:
         return []
-    words = Words(
+    sentences = Sentences(
         holds="Stress is the slope of the engine's own energy under strain, to {lost}.",
         student="In {subject} stress and the slope of the energy under strain differ by {student}, in the student as "
         "in the engine: pairs cross the cutoff, where its energy jumps.",
         engine="In {subject} the engine's stress is off the slope of its own energy under strain by {lost}: cells "
         "relaxed with it find a wrong volume.",
     )
-    measure = Measure("stress and energy", "consistency", "GPa", STRESS_LIMIT, audited.limits.stress, words)
-    return [measure.finding(cases)]
+    ceiling = audited.limits.stress
+    return [Property("stress and energy", "consistency", "GPa", STRESS_LIMIT, ceiling, sentences).finding(cases)]
 
 
 def finite_differences(evaluate: Evaluate, atoms: Atoms, move: Move, count: int, step: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Whether energies and forces are continuous: where a pair crosses the cutoff, at perfect symmetry, along a bond."""
+"""Continuity of energies and forces: where a pair crosses the cutoff, at perfect symmetry, and along a bond."""
 
 import itertools
 
@@ -8,35 +8,43 @@ from ase.data import chemical_symbols, covalent_radii
 
 from painn_deploy.calibration.physics.resolution import Evaluate, jitter
 from painn_deploy.calibration.physics.subjects import Audited
-from painn_deploy.calibration.physics.symmetry import SIGMAS, graver, listed
-from painn_deploy.calibration.physics.verdicts import Case, Finding, Measure, Verdict, Words, largest, say
+from painn_deploy.calibration.physics.symmetry import SIGMAS, listed, worse_of
+from painn_deploy.calibration.physics.verdicts import (
+    Case,
+    Finding,
+    Property,
+    Sentences,
+    Verdict,
+    format_quantity,
+    largest,
+)
 
-__all__ = ["bond_stretch", "cusp", "cutoff"]
+__all__ = ["bond_stretch", "cross_cutoff", "cusp"]
 
 STEP = 1e-6
 """Å, to either side of the cutoff or of perfect symmetry: short enough that nothing smooth changes."""
 
 COARSE_STEP = 1e-2
-"""Å, in precisions that do not resolve the short one: about what an atom moves in a time step."""
+"""Å, in precisions that do not resolve the short step: about the path of an atom in a time step."""
 
 JUMP_LIMIT = 1e-3
-"""eV, of a pair that crosses the cutoff."""
+"""eV, largest step of the energy where a pair crosses the cutoff."""
 
 FORCE_JUMP_LIMIT = 1e-2
-"""eV/Å, likewise."""
+"""eV/Å, largest step of a force component there."""
 
 WORK_LIMIT = 1e-4
 """eV, between the energy and the work of the force over one piece of a bond's path."""
 
 PIECES, SHORTEST, LONGEST = 60, 0.75, 2.0
-"""Of a stretched bond, in its equilibrium length."""
+"""How many pieces a bond's path has, and its ends in equilibrium lengths."""
 
 FINEST, MOST_REFINED = 512, 6
-"""Parts that a piece is divided into before a step in its energy is believed, and how many pieces are worth it."""
+"""Into how many parts a piece is divided before a step in its energy is believed, and of how many pieces at most."""
 
 
-def cutoff(audited: Audited) -> list[Finding]:
-    """Pairs of atoms, and atoms beside a molecule, just within and just beyond the cutoff."""
+def cross_cutoff(audited: Audited) -> list[Finding]:
+    """Move atoms across the cutoff, from another atom and from a molecule, and compare just within with just beyond."""
     names, inside, outside = _at_the_cutoff(audited)
     allowed = audited.typical
     energies, forces = [], []
@@ -54,27 +62,27 @@ def cutoff(audited: Audited) -> list[Finding]:
         "comes or goes in a simulation adds such a step to the energy, and no force answers for it."
     )
     engine = f"jumps by {{lost}} where {{subject}} cross the cutoff of {audited.cutoff:g} Å; its student's does not."
-    found = graver(
-        Measure(
+    found = worse_of(
+        Property(
             "cutoff",
             "consistency",
             "meV",
             JUMP_LIMIT,
             np.inf,
-            Words(
+            Sentences(
                 f"Nothing jumps where atoms cross the cutoff of {audited.cutoff:g} Å: at most {{engine}}.",
                 f"The energy {student}",
                 f"The energy of the engine {engine}",
             ),
         ),
         energies,
-        Measure(
+        Property(
             "cutoff",
             "consistency",
             "meV/Å",
             FORCE_JUMP_LIMIT,
             audited.limits.forces,
-            Words(
+            Sentences(
                 f"Nothing jumps where atoms cross the cutoff of {audited.cutoff:g} Å: at most {{engine}}.",
                 "Where {subject} cross the cutoff the force jumps by {student}, in the student as in the engine.",
                 f"A force of the engine {engine}",
@@ -84,12 +92,12 @@ def cutoff(audited: Audited) -> list[Finding]:
     )
     if found.verdict == "student: broken" and found.unit == "meV":
         pairs = [case for case in energies if "beside" not in case.subject]
-        found = found.told(f"{found.sentence} In meV: {listed(pairs)}.")
+        found = found.with_sentence(f"{found.sentence} In meV: {listed(pairs)}.")
     return [found]
 
 
 def cusp(audited: Audited) -> list[Finding]:
-    """Forces on either side of perfect symmetry, where every vector on an atom cancels."""
+    """Compare forces on either side of perfect symmetry, where the vectors on an atom cancel."""
     if not audited.subjects.symmetric:
         return []
     fine = audited.precision == "fp32"
@@ -116,7 +124,7 @@ def cusp(audited: Audited) -> list[Finding]:
         cases.append(Case.of(name, own, own + lost, allowance))
         soft = max(largest(jump(audited.student, nearby)) for nearby in (1e-5, 1e-4))
         steepest = max(steepest, (name, soft), key=lambda pair: pair[1])
-    words = Words(
+    sentences = Sentences(
         holds="Forces pass perfect symmetry smoothly: over 2e-6 Å they change by {student}.",
         student="At perfect symmetry, as in {subject}, forces jump by {student} between two geometries "
         "2e-6 Å apart, in the student as in the engine: its energy has a cusp where the vectors on an atom "
@@ -125,17 +133,17 @@ def cusp(audited: Audited) -> list[Finding]:
         "graph has lost what smooths the norm of a vanishing vector.",
     )
     limit = audited.limits.forces
-    found = Measure("perfect symmetry", "consistency", "meV/Å", limit, np.inf, words).finding(cases)
+    found = Property("perfect symmetry", "consistency", "meV/Å", limit, np.inf, sentences).finding(cases)
     if found.student_verdict == Verdict.HOLDS and steepest[1] > limit:
-        found = found.told(
-            f"{found.sentence} It is steep there all the same: on {steepest[0]}, {say(1e3 * steepest[1], 'meV/Å')} "
-            "within 2e-4 Å. Start from perturbed geometries."
+        found = found.with_sentence(
+            f"{found.sentence} It is steep there all the same: on {steepest[0]}, "
+            f"{format_quantity(1e3 * steepest[1], 'meV/Å')} within 2e-4 Å. Start from perturbed geometries."
         )
     return [found]
 
 
 def bond_stretch(audited: Audited) -> list[Finding]:
-    """Energy against the work of the force along a bond, from 0.75 to 2 times its length."""
+    """Compare the energy with the work of the force along a bond, from 0.75 to 2 times its length."""
     cases = []
     for atoms in audited.subjects.shaken[:3]:
         allowed = audited.resolution.at(atoms.info["name"])
@@ -158,7 +166,7 @@ def bond_stretch(audited: Audited) -> list[Finding]:
         )
         bond = f"{atoms.symbols[one]}-{atoms.symbols[other]} of {atoms.info['name']}"
         cases.append(Case.of(bond, missing["student"], missing["engine"], noise))
-    words = Words(
+    sentences = Sentences(
         holds=f"Along a stretched bond ({SHORTEST:g} to {LONGEST:g} times its length) the energy is the work of the "
         f"force, to {{engine}} for each of {PIECES} pieces.",
         student="When {subject} is stretched the energy steps by {student} without a force that answers for it, in the "
@@ -166,8 +174,8 @@ def bond_stretch(audited: Audited) -> list[Finding]:
         engine="When {subject} is stretched the engine's energy steps by {lost} without a force that answers for it; "
         "its student's does not.",
     )
-    measure = Measure("bond stretch", "consistency", "meV", WORK_LIMIT, audited.limits.energy, words)
-    return [measure.finding(cases)]
+    ceiling = audited.limits.energy
+    return [Property("bond stretch", "consistency", "meV", WORK_LIMIT, ceiling, sentences).finding(cases)]
 
 
 def _at_the_cutoff(audited: Audited) -> tuple[list[str], list[Atoms], list[Atoms]]:
@@ -199,7 +207,7 @@ def _bond(atoms: Atoms) -> tuple[int, int, float]:
 
 
 def _noise(audited: Audited, atoms: Atoms, bond: tuple[int, int], lengths: np.ndarray) -> float:
-    """Of an energy along a bond's path in eV: where a force turns sharply it is more than around the equilibrium."""
+    """Noise of an energy along a bond's path, eV: more than around the equilibrium if a force turns sharply."""
     path = _stretched(atoms, bond, lengths)
     engine, student = (np.array([r["energy"] for r in f(path)]) for f in (audited.engine, audited.student))
     permitted = audited.resolution.permitted[atoms.info["name"]].energy_noise * len(atoms) ** 0.5

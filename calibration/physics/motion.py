@@ -1,7 +1,5 @@
-"""What a simulation makes of an engine: whether its energy drifts, and whether it finds the student's minima."""
+"""Simulations with an engine: whether its energy drifts in dynamics, and whether it relaxes to the student's minima."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,18 +7,21 @@ from ase import Atoms, units
 from ase.md.velocitydistribution import Stationary, ZeroRotation, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
+from jaxtyping import Float
 
+from painn_deploy.calibration.physics.drift import Drift
 from painn_deploy.calibration.physics.subjects import Audited
-from painn_deploy.calibration.physics.verdicts import Case, Finding, Measure, Words, show
+from painn_deploy.calibration.physics.verdicts import Case, Finding, Property, Sentences, format_number
 from painn_deploy.export.errors import EngineError, StructureError
+from painn_deploy.export.progress import Tell, silent
 
-__all__ = ["Drift", "energy_drift", "relaxation", "total_energies"]
+__all__ = ["energy_drift", "relaxation", "superposed_rmsd", "total_energies"]
 
 TEMPERATURE, TIMESTEP, EVERY = 300.0, 0.5, 5
-"""K, fs, and steps between two looks at the energy."""
+"""K, fs, and steps between two energies that are kept."""
 
 DRIFT_LIMIT = 0.1
-"""meV/atom/ps: as much heat as raises a molecule by about 1 K in a picosecond."""
+"""meV/atom/ps: it warms a molecule by about 1 K in a picosecond."""
 
 RELAXATION_LIMIT = 1e-4
 """eV an atom, on the student's surface, between the engine's minimum and the student's."""
@@ -28,59 +29,21 @@ RELAXATION_LIMIT = 1e-4
 FMAX, TIGHT, MOST_STEPS = 0.01, 0.002, 250
 """eV/Å, of the engine's relaxation and of the student's; and steps."""
 
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Drift:
-    """Total energy along a trajectory without a thermostat.
-
-    Attributes:
-        times: ps.
-        energies: meV an atom, less that of the start.
-        slope: meV/atom/ps, of a straight line fitted to them.
-        uncertainty: meV/atom/ps, one standard deviation of the slope; neighbouring points are no independent witnesses.
-        fluctuation: meV/atom, standard deviation about the line.
-    """
-
-    times: np.ndarray
-    energies: np.ndarray
-    slope: float
-    uncertainty: float
-    fluctuation: float
-
-    @classmethod
-    def of(cls, times: np.ndarray, energies: np.ndarray) -> "Drift":
-        """Fit a line; a trajectory that diverged drifts without bound."""
-        if len(times) < 8 or not np.isfinite(energies).all():
-            return cls(times, energies, float("inf"), float("inf"), float("inf"))
-        slope, start = np.polyfit(times, energies, 1)
-        left = energies - (slope * times + start)
-        noise = energies - np.polyval(np.polyfit(times, energies, 3), times)  # a drift that bends is no noise
-        independent = max(5.0, len(noise) / _correlation_length(noise))
-        spread = float(np.sqrt(np.square(noise).mean() * independent / (independent - 4)))
-        return cls(times, energies, float(slope), spread / (float(times.std()) * independent**0.5), float(left.std()))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        values = {k: v if np.isfinite(v) else None for k, v in vars(self).items() if isinstance(v, float)}
-        return values | {"times": self.times.tolist(), "energies": self.energies.tolist()}
-
 
 def energy_drift(
-    audited: Audited, engine: Any, student: Any, *, picoseconds: float, tell: Progress = lambda _: None
+    audited: Audited, engine: Any, student: Any, *, picoseconds: float, tell: Tell = silent
 ) -> tuple[list[Finding], dict[str, Drift]]:
-    """Dynamics without a thermostat at 300 K, of the engine and of the student, from one start.
+    """Run dynamics without a thermostat at 300 K with the engine and with the student, from one start.
 
     Args:
-        audited: what the structures are taken from.
+        audited: its molecules are the starts to choose from.
         engine: an ASE calculator.
-        student: one of the student in float64.
-        picoseconds: how long.
+        student: an ASE calculator of the student in float64.
+        picoseconds: length of each trajectory.
         tell: called with a line about each step as it begins.
 
     Returns:
-        The finding; and the two trajectories as `engine` and `student`.
+        The finding, and the drifts along the two trajectories by the names `engine` and `student`.
     """
     atoms = max(audited.subjects.molecules, key=_liveliness).copy()
     name = atoms.info["name"]
@@ -96,26 +59,38 @@ def energy_drift(
         times, energies = total_energies(atoms.copy(), calculator, picoseconds)
         drifts[label] = Drift.of(times, energies)
     own, got = drifts["student"], drifts["engine"]
-    error = 2 * float(np.hypot(own.uncertainty, got.uncertainty))
+    diverged = not np.isfinite([own.slope, got.slope]).all()
+    error = 0.0 if diverged else 2 * float(np.hypot(own.uncertainty, got.uncertainty))
     both = (
         f"{got.slope:+.3f} ± {got.uncertainty:.3f} meV/atom/ps, its student's {own.slope:+.3f} ± {own.uncertainty:.3f}"
     )
-    words = Words(
+    sentences = Sentences(
         holds=f"Over {picoseconds:g} ps at {TEMPERATURE:g} K without a thermostat the total energy drifts by {both}.",
         student=f"Without a thermostat {{subject}} does not keep its energy: it drifts by {both}. The student's "
         "surface jumps or has cusps on the way.",
         engine=f"Without a thermostat {{subject}} keeps its energy with the student and not with the engine: {both}. "
         "Long simulations heat up or cool down.",
     )
-    error = error if np.isfinite(error) else 0.0
-    lost = abs(got.slope - own.slope) if np.isfinite(own.slope) else 0.0  # what has no limits cannot lose them
-    case = Case(name, abs(own.slope), abs(got.slope), lost, error, 2 * own.uncertainty if error else 0.0)
-    measure = Measure("energy drift", "dynamics", "meV/atom/ps", DRIFT_LIMIT, DRIFT_LIMIT, words, statistical=True)
-    return [measure.finding([case])], drifts
+    lost = abs(got.slope - own.slope) if np.isfinite(own.slope) else 0.0  # a student that diverged has nothing to lose
+    case = Case(name, abs(own.slope), abs(got.slope), lost, error, 0.0 if diverged else 2 * own.uncertainty)
+    judged = Property("energy drift", "dynamics", "meV/atom/ps", DRIFT_LIMIT, DRIFT_LIMIT, sentences, statistical=True)
+    return [judged.finding([case])], drifts
 
 
-def total_energies(atoms: Atoms, calculator: Any, picoseconds: float) -> tuple[np.ndarray, np.ndarray]:
-    """Times in ps and total energies in meV an atom, less the first; what diverges ends in NaN."""
+def total_energies(
+    atoms: Atoms, calculator: Any, picoseconds: float
+) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
+    """Run dynamics by velocity Verlet without a thermostat, and keep the total energy.
+
+    Args:
+        atoms: the start with its velocities; moved in place.
+        calculator: an ASE calculator.
+        picoseconds: length of the trajectory.
+
+    Returns:
+        Times in ps [points], and total energies in meV an atom [points], less the first; a trajectory that diverges
+        ends in NaN.
+    """
     atoms.calc = calculator
     dynamics = VelocityVerlet(atoms, TIMESTEP * units.fs)
     steps = max(EVERY, round(1e3 * picoseconds / TIMESTEP))
@@ -131,12 +106,18 @@ def total_energies(atoms: Atoms, calculator: Any, picoseconds: float) -> tuple[n
     return np.arange(len(values)) * EVERY * TIMESTEP / 1e3, values
 
 
-def relaxation(audited: Audited, engine: Any, student: Any, tell: Progress = lambda _: None) -> list[Finding]:
-    """Perturbed molecules relaxed with the engine and with the student, which should end in the same minima.
+def relaxation(audited: Audited, engine: Any, student: Any, tell: Tell = silent) -> list[Finding]:
+    """Relax perturbed molecules with the engine and with the student, which should end in the same minima.
 
-    Where a minimum is flat, geometries that settled are not yet at its bottom. So both are relaxed further, tightly,
-    with the student: from one basin they reach one bottom, and the engine's stopped no higher above it than the
-    student's.
+    In a flat minimum a relaxation stops before the bottom. So both geometries are relaxed further, tightly, with the
+    student: they reach one bottom if they were in one basin, and then the engine's geometry should have stopped no
+    higher above it than the student's.
+
+    Args:
+        audited: its perturbed molecules are the starts.
+        engine: an ASE calculator.
+        student: an ASE calculator of the student in float64.
+        tell: called with a line about each step as it begins.
     """
     cases, apart, highest = [], 0.0, 0.0
     force = max(FMAX, 3 * audited.typical.force_error)
@@ -158,20 +139,20 @@ def relaxation(audited: Audited, engine: Any, student: Any, tell: Progress = lam
         cases.append(Case.of(name, 0.0, height - (stopped - bottom), flat + 2 * allowed))
         apart = max(apart, superposed_rmsd(ours[0].positions, ours[1].positions))
         highest = max(highest, height)
-    words = Words(
+    sentences = Sentences(
         holds=f"Relaxed with the engine to {1e3 * force:g} meV/Å, molecules end in the student's minima: {apart:.4f} Å "
-        f"(RMSD) from their bottoms and {show(1e3 * highest)} meV/atom above them.",
+        f"(RMSD) from their bottoms and {format_number(1e3 * highest)} meV/atom above them.",
         student=f"{{subject}} does not settle to {1e3 * TIGHT:g} meV/Å in {MOST_STEPS} steps, with the student itself: "
         "its forces jump near the minimum.",
         engine="Relaxed from one start, {subject} ends elsewhere with the engine than with its student, "
         "{lost} apart on the student's surface (infinite: with the engine it does not settle at all).",
     )
-    measure = Measure("relaxation", "dynamics", "meV/atom", RELAXATION_LIMIT, audited.limits.energy, words)
-    return [measure.finding(cases)]
+    ceiling = audited.limits.energy
+    return [Property("relaxation", "dynamics", "meV/atom", RELAXATION_LIMIT, ceiling, sentences).finding(cases)]
 
 
 def _descended(start: Atoms, calculator: Any, student: Any, force: float) -> tuple[Atoms, Atoms] | None:
-    """Where a calculator stops, and the bottom that the student finds from there; None where either never settles."""
+    """The geometry where a calculator stops, and the student's minimum from there; None if either never settles."""
     stopped = start.copy()
     if not _relaxed(stopped, calculator, force):
         return None
@@ -179,8 +160,13 @@ def _descended(start: Atoms, calculator: Any, student: Any, force: float) -> tup
     return (stopped, bottom) if _relaxed(bottom, student, TIGHT) else None
 
 
-def superposed_rmsd(one: np.ndarray, other: np.ndarray) -> float:
-    """RMSD in Å of two geometries [atoms, 3] laid over each other (Kabsch 1976, doi:10.1107/S0567739476001873)."""
+def superposed_rmsd(one: Float[np.ndarray, "atoms 3"], other: Float[np.ndarray, "atoms 3"]) -> float:
+    """RMSD in Å of two geometries laid over each other (Kabsch 1976, doi:10.1107/S0567739476001873).
+
+    Args:
+        one: positions, Å [atoms, 3].
+        other: positions of the same atoms in the same order.
+    """
     one, other = one - one.mean(0), other - other.mean(0)
     u, _, vt = np.linalg.svd(one.T @ other)
     flip = np.diag([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
@@ -188,7 +174,7 @@ def superposed_rmsd(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _relaxed(atoms: Atoms, calculator: Any, fmax: float) -> bool:
-    """Relax in place; whether it settled."""
+    """Relax in place, and return whether the relaxation settled."""
     atoms.calc = calculator
     try:
         return bool(BFGS(atoms, logfile=None).run(fmax=fmax, steps=MOST_STEPS))
@@ -201,16 +187,3 @@ def _relaxed(atoms: Atoms, calculator: Any, fmax: float) -> bool:
 def _liveliness(atoms: Atoms) -> int:
     """Molecules with soft torsions and hydrogen show most in dynamics; rings of many atoms cost most."""
     return len(atoms) if len(atoms) <= 10 else -len(atoms)
-
-
-def _correlation_length(values: np.ndarray) -> float:
-    """How many neighbouring points say the same: 1 + 2 Σ of the autocorrelation until it first vanishes."""
-    size = len(values)
-    spectrum = np.fft.rfft(values, 2 * size)
-    correlation = np.fft.irfft(spectrum * spectrum.conj())[:size]
-    if correlation[0] <= 0:
-        return 1.0
-    correlation /= correlation[0]
-    negative = np.flatnonzero(correlation <= 0)
-    end = int(negative[0]) if len(negative) else size
-    return float(1 + 2 * correlation[1:end].sum())

@@ -1,4 +1,4 @@
-"""Whether an answer depends on anything but the structure: on the run, the batch, or what lies far away."""
+"""Reproducibility: results must not depend on the run, on the batch, or on molecules that are far away."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,40 +8,45 @@ from ase import Atoms
 
 from painn_deploy.calibration.physics.resolution import Evaluate
 from painn_deploy.calibration.physics.subjects import Audited
-from painn_deploy.calibration.physics.symmetry import ENERGY_LIMIT, FORCE_LIMIT, SIGMAS, graver
-from painn_deploy.calibration.physics.verdicts import Case, Finding, Measure, Words
+from painn_deploy.calibration.physics.symmetry import ENERGY_LIMIT, FORCE_LIMIT, SIGMAS, worse_of
+from painn_deploy.calibration.physics.verdicts import Case, Finding, Property, Sentences
 
 __all__ = ["batch_and_single", "equal_to_the_bit", "size_consistency"]
 
 
 def equal_to_the_bit(audited: Audited, again: Evaluate | None = None) -> list[Finding]:
-    """Two runs of the same structures; a second time with the bundle opened anew, where `again` does that."""
+    """Evaluate the same structures twice, and count the numbers that differ in any bit.
+
+    Args:
+        audited: engine and student.
+        again: the same engine opened anew, for a third evaluation; None for none.
+    """
     structures = [*audited.subjects.shaken, *audited.subjects.crystals, *audited.subjects.symmetric]
     first = audited.engine(structures)
     runs = [audited.engine(structures)] + ([] if again is None else [again(structures)])
     differing = max(_differing(first, run) for run in runs)
     own = _differing(audited.student(structures), audited.student(structures))
     cases = [Case("all subjects", float(own), float(differing), float(max(0, differing - own)), 0.0)]
-    words = Words(
+    sentences = Sentences(
         holds="Two runs of the same structures agree in every bit.",
         student="Two runs of the student itself differ in {student}.",
         engine="Two runs of the same structures differ in {lost} (of energies, forces and stresses): results cannot be "
         "reproduced, and a restarted simulation goes another way.",
     )
-    return [Measure("two runs", "reproducibility", "numbers", 0.0, 0.0, words).finding(cases)]
+    return [Property("two runs", "reproducibility", "numbers", 0.0, 0.0, sentences).finding(cases)]
 
 
 def batch_and_single(audited: Audited) -> list[Finding]:
-    """Structures evaluated together, and one by one."""
+    """Evaluate structures together, and one by one."""
     subjects = audited.subjects
     structures = [*subjects.shaken, *subjects.crystals, *subjects.molecules]
     together = [evaluate(structures) for evaluate in (audited.engine, audited.student)]
     alone = [[evaluate([a])[0] for a in structures] for evaluate in (audited.engine, audited.student)]
-    return [_held(audited, "batch and single", structures, together, alone, _words("is evaluated in a batch"))]
+    return [_compared(audited, "batch and single", structures, together, alone, _sentences("is evaluated in a batch"))]
 
 
 def size_consistency(audited: Audited) -> list[Finding]:
-    """A molecule with another far away, which must not feel it."""
+    """Put another molecule far away from each: neither energies nor forces may change."""
     subjects = audited.subjects.shaken
     other = subjects[0]
     pairs = []
@@ -60,18 +65,18 @@ def size_consistency(audited: Audited) -> list[Finding]:
             ]
         )
         alone.append(lone[:-1])
-    return [_held(audited, "size consistency", subjects, together, alone, _words("has a neighbour far away"))]
+    return [_compared(audited, "size consistency", subjects, together, alone, _sentences("has a neighbour far away"))]
 
 
-def _held(
+def _compared(
     audited: Audited,
     name: str,
     structures: Sequence[Atoms],
     changed: Sequence[Sequence[dict[str, Any]]],
     plain: Sequence[Sequence[dict[str, Any]]],
-    words: Words,
+    sentences: Sentences,
 ) -> Finding:
-    """Differences of energies per atom and of forces, engine first and student second; the worse of the two."""
+    """Compare energies per atom and forces, engine first and student second; find for the worse of the two."""
     energies, forces = [], []
     for index, atoms in enumerate(structures):
         allowed = audited.resolution.at(atoms.info["name"])
@@ -82,16 +87,16 @@ def _held(
         noise = SIGMAS * 2 * allowed.energy_noise / len(atoms) ** 0.5
         energies.append(Case.of(atoms.info["name"], s, e, noise))
         forces.append(Case.of(atoms.info["name"], g, f, SIGMAS * 2**0.5 * allowed.force_noise))
-    return graver(
-        Measure(name, "reproducibility", "meV/atom", ENERGY_LIMIT, audited.limits.energy, words),
+    return worse_of(
+        Property(name, "reproducibility", "meV/atom", ENERGY_LIMIT, audited.limits.energy, sentences),
         energies,
-        Measure(name, "reproducibility", "meV/Å", FORCE_LIMIT, audited.limits.forces, words),
+        Property(name, "reproducibility", "meV/Å", FORCE_LIMIT, audited.limits.forces, sentences),
         forces,
     )
 
 
-def _words(how: str) -> Words:
-    return Words(
+def _sentences(how: str) -> Sentences:
+    return Sentences(
         holds=f"It makes no difference whether a structure {how}: at most {{engine}}.",
         student=f"{{subject}} changes by {{student}} when it {how}, in the student as in the engine.",
         engine=f"{{subject}} changes by {{lost}} when it {how}; with its student it does not.",
@@ -99,7 +104,7 @@ def _words(how: str) -> Words:
 
 
 def _differing(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> int:
-    """Numbers that are not the same to the last bit."""
+    """How many numbers are not the same to the last bit."""
     count = 0
     for a, b in zip(one, other, strict=True):
         for key in a.keys() | b.keys():

@@ -1,9 +1,9 @@
-"""What an engine's precision lets one see: its rounding noise and its scatter, measured before anything is judged.
+"""The resolution of an engine's precision: rounding noise and scatter, measured before any property is judged.
 
-Noise is what is left of energies and forces along a short straight path after the student's and a cubic are taken off:
-rounding jumps from point to point, while physics and systematic errors are smooth. Scatter is how much the error of one
-molecule changes from geometry to geometry, whichever way the molecule is turned. Neither is taken at face value: what
-float32 costs the student itself in PyTorch, scaled by the precision's unit roundoff, bounds what rounding may excuse.
+Noise is the remainder of energies and forces along a short straight path after the student's values and a cubic are
+subtracted: rounding jumps from point to point, while physics and systematic errors are smooth. Scatter is the variation
+of one molecule's error from geometry to geometry, each turned another way. Neither is taken at face value: the errors
+of the student itself in PyTorch and float32, scaled by the precision's unit roundoff, bound what rounding may excuse.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from jaxtyping import Float
 
-from painn_deploy.calibration.accuracy.errors import Limits
+from painn_deploy.calibration.accuracy.errors import Tolerances
 from painn_deploy.calibration.accuracy.parity import BLUR_FACTOR
-from painn_deploy.calibration.physics.verdicts import Case, Finding, Measure, Words
+from painn_deploy.calibration.physics.verdicts import Case, Finding, Property, Sentences
 
 __all__ = [
     "Evaluate",
@@ -29,32 +30,33 @@ __all__ = [
 ]
 
 Evaluate = Callable[[Sequence[Atoms]], list[dict[str, Any]]]
-"""Structures to results, as `PaiNNCalculator.calculate_batch`."""
+"""A function of structures that returns their results, as `PaiNNCalculator.calculate_batch` does."""
 
 SPAN, POINTS = 0.02, 13
-"""Å, half the path's length for the atom that moves most; and points on it."""
+"""Å, half the path's length of the atom that moves most; and how many points the path has."""
 
 COPIES, SIGMA = 6, 0.1
-"""Geometries of each structure that scatter is taken over, and their perturbation in Å."""
+"""How many geometries of each structure scatter is measured on, and their perturbation in Å."""
 
 HALF_ROUNDOFF = 2.0**13
 """Unit roundoff of float16 over that of float32."""
 
 NOISE_LIMIT = 1e-5
-"""eV for each √atom, and below FORCE_NOISE_LIMIT in eV/Å: a surface that is this smooth is smooth to any simulation."""
+"""eV for each √atom: a surface with less noise is smooth to any simulation."""
 
 FORCE_NOISE_LIMIT = 1e-4
+"""eV/Å, of a component, likewise."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Noise and scatter.
+    """Noise and scatter of one structure.
 
     Attributes:
-        energy_noise: eV for each √atom; a structure's energy carries this times √atoms.
+        energy_noise: eV for each √atom; times √atoms it is the noise of the structure's energy.
         force_noise: eV/Å, of a component.
-        energy_error: eV an atom, standard deviation of the error over geometries of one molecule.
-        force_error: eV/Å, RMS over components.
+        energy_error: eV an atom, standard deviation of the error over geometries.
+        force_error: eV/Å, root mean square error over components and geometries.
     """
 
     energy_noise: float
@@ -64,17 +66,17 @@ class Figures:
 
 
 FLOOR = Figures(1e-7, 1e-6, 1e-7, 1e-6)
-"""Below these float32 itself is not resolved, however lucky a student's figures are."""
+"""float32 is not resolved below these figures, even if a student's own are smaller by chance."""
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """Of an engine, structure by structure: forces of 100 eV/Å are rounded more coarsely than small ones.
+    """The resolution of an engine on each structure: forces of 100 eV/Å are rounded more coarsely than small ones.
 
     Attributes:
         measured: the engine's figures against the student in float64, by the structure's name.
-        single: the student's own in PyTorch and float32.
-        permitted: the most that the precision explains.
+        single: the student's own figures in PyTorch and float32, likewise.
+        permitted: the largest figures that the precision explains.
     """
 
     measured: Mapping[str, Figures]
@@ -82,11 +84,11 @@ class Resolution:
     permitted: Mapping[str, Figures]
 
     def at(self, name: str) -> Figures:
-        """What a property of a structure is judged with: the smaller of measured and permitted."""
+        """The figures that a property of a structure is judged with: the smaller of measured and permitted."""
         return _map(min, self.measured[name], self.permitted[name])
 
     def worst(self, names: Sequence[str]) -> Figures:
-        """The largest of those of some structures, for what has no path of its own."""
+        """The largest figures of some structures, to judge a structure that was not measured."""
         return _map(max, *(self.at(name) for name in names))
 
     def as_dict(self) -> dict[str, Any]:
@@ -101,17 +103,17 @@ def measure_resolution(
     structures: Sequence[Atoms],
     *,
     precision: str,
-    limits: Limits,
+    limits: Tolerances,
 ) -> Resolution:
     """Measure noise and scatter of an engine, and bound what they may excuse.
 
     Args:
-        engine: what is audited.
-        student: in float64.
-        single: the student in float32.
+        engine: evaluates with the engine.
+        student: evaluates with the student in float64.
+        single: evaluates with the student in float32.
         structures: to measure on; `info["name"]` names each.
-        precision: `fp32`, `fp16` or `int8`.
-        limits: accepted errors, which no rounding may exceed.
+        precision: of the engine, `fp32`, `fp16` or `int8`.
+        limits: accepted errors; rounding may excuse none that is larger.
     """
     scale = {"fp32": BLUR_FACTOR, "fp16": HALF_ROUNDOFF, "int8": float("inf")}[precision]
     caps = Figures(limits.energy, limits.forces, limits.energy, limits.forces)
@@ -127,14 +129,19 @@ def measure_resolution(
     return Resolution(measured, own, permitted)
 
 
-def noise_findings(resolution: Resolution, limits: Limits) -> list[Finding]:
-    """Whether the engine's surface is as smooth as its precision can be."""
+def noise_findings(resolution: Resolution, limits: Tolerances) -> list[Finding]:
+    """Judge whether the engine's energies and forces are as smooth as its precision can be.
+
+    Args:
+        resolution: of the engine.
+        limits: accepted errors.
+    """
     found = []
     for quantity, key, unit, limit, ceiling in (
         ("energies", "energy_noise", "meV", NOISE_LIMIT, limits.energy),
         ("forces", "force_noise", "meV/Å", FORCE_NOISE_LIMIT, limits.forces),
     ):
-        words = Words(
+        sentences = Sentences(
             holds=f"From point to point along a path of {2 * SPAN:g} Å, {quantity} jitter by {{lost}} at most: smooth.",
             student="",
             engine=f"From point to point along a path of {2 * SPAN:g} Å, {quantity} of {{subject}} jitter by {{lost}}, "
@@ -144,20 +151,30 @@ def noise_findings(resolution: Resolution, limits: Limits) -> list[Finding]:
         cases = []
         for name, figures in resolution.measured.items():
             cases.append(Case.of(name, 0.0, getattr(figures, key), getattr(resolution.permitted[name], key)))
-        found.append(Measure(f"smooth {quantity}", "consistency", unit, limit, ceiling, words).finding(cases))
+        found.append(Property(f"smooth {quantity}", "consistency", unit, limit, ceiling, sentences).finding(cases))
     return found
 
 
-def random_rotations(count: int, seed: int) -> np.ndarray:
-    """Rotation matrices [count, 3, 3], uniform over all orientations."""
+def random_rotations(count: int, seed: int) -> Float[np.ndarray, "count 3 3"]:
+    """Draw rotation matrices, uniformly over all orientations.
+
+    Args:
+        count: how many.
+        seed: of the draw.
+    """
     matrices, upper = np.linalg.qr(np.random.default_rng(seed).normal(size=(count, 3, 3)))
     matrices = matrices * np.sign(np.diagonal(upper, axis1=1, axis2=2))[:, None, :]
     matrices[:, :, 0] *= np.linalg.det(matrices)[:, None]
     return np.asarray(matrices)
 
 
-def turned(atoms: Atoms, rotation: np.ndarray) -> Atoms:
-    """A copy with positions and cell turned by a matrix [3, 3] about the origin."""
+def turned(atoms: Atoms, rotation: Float[np.ndarray, "3 3"]) -> Atoms:
+    """A copy of a structure with positions and cell turned about the origin.
+
+    Args:
+        atoms: the structure.
+        rotation: matrix [3, 3].
+    """
     made = atoms.copy()
     made.set_cell(np.asarray(atoms.cell) @ rotation.T)
     made.positions = atoms.positions @ rotation.T
@@ -185,7 +202,7 @@ def _copies(atoms: Atoms, seed: int) -> list[Atoms]:
 
 
 def _figures(results: Sequence[Any], wanted: Sequence[Any], atoms: int) -> Figures:
-    """Of results on a path, followed by those on copies."""
+    """Noise from the results on a path, which come first, and scatter from those on copies."""
     energies = np.array([a["energy"] - b["energy"] for a, b in zip(results, wanted, strict=True)])
     forces = np.array([np.ravel(a["forces"]) - np.ravel(b["forces"]) for a, b in zip(results, wanted, strict=True)])
     return Figures(
@@ -196,8 +213,8 @@ def _figures(results: Sequence[Any], wanted: Sequence[Any], atoms: int) -> Figur
     )
 
 
-def jitter(values: np.ndarray) -> float:
-    """RMS of values [points, series], evenly spaced, about cubics."""
+def jitter(values: Float[np.ndarray, "points series"]) -> float:
+    """Root mean square of evenly spaced series about their cubics."""
     steps = np.linspace(-1, 1, len(values))
     basis = np.polynomial.polynomial.polyvander(steps, 3)
     fitted, *_ = np.linalg.lstsq(basis, values, rcond=None)

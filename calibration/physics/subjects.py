@@ -1,4 +1,4 @@
-"""What a physics audit looks at: an engine, its student in two precisions, and a few structures of their elements."""
+"""The subjects of a physics audit: an engine, its student in two precisions, and a few structures of their elements."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from ase import Atoms
 from ase.build import molecule
 from ase.data import covalent_radii
 
-from painn_deploy.calibration.accuracy.errors import Limits
+from painn_deploy.calibration.accuracy.errors import Tolerances
 from painn_deploy.calibration.physics.resolution import Evaluate, Figures, Resolution
 from painn_deploy.calibration.structures import default_structures
 from painn_deploy.calibration.validation_set import molecules_of
@@ -20,7 +20,7 @@ SYMMETRIC = ("CO2", "CH4", "C2H2", "CF4", "SiH4", "CS2", "BF3", "N2", "H2")
 """Molecules in which symmetry makes every vector on some atom vanish."""
 
 MOST_ELEMENTS, UNVERIFIED_ELEMENTS = 6, 4
-"""Whose pairs are tried at the cutoff: of a student that says what it was trained on, and of one that does not."""
+"""How many elements are tried at the cutoff: of a student that lists its elements, and of one that does not."""
 
 COMMON = (1, 6, 7, 8, 9, 16, 17, 15, 14)
 
@@ -30,10 +30,10 @@ class Subjects:
     """Structures to audit on; `info["name"]` names each.
 
     Attributes:
-        molecules: at their equilibrium.
-        shaken: the same, perturbed by 0.1 Å; where elements make no molecule, a chain of them.
-        crystals: periodic, perturbed by 0.1 Å; small.
-        symmetric: perfectly symmetric molecules and crystals.
+        molecules: at their equilibrium; a bent trimer if no known molecule has these elements.
+        shaken: the same molecules, perturbed by 0.1 Å.
+        crystals: small and periodic, perturbed by 0.1 Å.
+        symmetric: perfectly symmetric molecules.
         elements: atomic numbers whose pairs are tried at the cutoff.
     """
 
@@ -46,17 +46,17 @@ class Subjects:
 
 @dataclass(frozen=True)
 class Audited:
-    """Everything that a property is measured with.
+    """An engine that is audited, and all that its properties are measured with.
 
     Attributes:
-        engine: what is audited.
-        student: in float64.
-        single: the student in PyTorch and float32: what float32 itself does.
+        engine: evaluates structures with the engine.
+        student: evaluates them with the student in float64.
+        single: evaluates them with the student in PyTorch and float32.
         cutoff: Å.
-        precision: `fp32`, `fp16` or `int8`.
+        precision: of the engine, `fp32`, `fp16` or `int8`.
         limits: errors that the user accepts.
-        subjects: structures.
-        resolution: what the engine's precision lets one see.
+        subjects: the structures.
+        resolution: of the engine's precision.
     """
 
     engine: Evaluate
@@ -64,23 +64,23 @@ class Audited:
     single: Evaluate
     cutoff: float
     precision: str
-    limits: Limits
+    limits: Tolerances
     subjects: Subjects
     resolution: Resolution
 
     @property
     def typical(self) -> Figures:
-        """The worst resolution of the molecules."""
+        """The worst resolution on the perturbed molecules."""
         return self.resolution.worst([atoms.info["name"] for atoms in self.subjects.shaken])
 
 
 def choose_subjects(species: Sequence[int], *, verified: bool = True, periodic: bool = True) -> Subjects:
-    """Structures of the elements that a student knows.
+    """Choose structures of the elements that a student knows.
 
     Args:
-        species: atomic numbers.
-        verified: whether the student was trained on all of them; else a few common ones stand for them.
-        periodic: whether there are crystals among them.
+        species: atomic numbers that the student knows.
+        verified: whether the student was trained on all of them; if not, a few common ones stand for them.
+        periodic: whether crystals are chosen too.
     """
     ranked = [z for z in COMMON if z in species] + [z for z in sorted(species) if z not in COMMON]
     elements = ranked[: MOST_ELEMENTS if verified else UNVERIFIED_ELEMENTS]
@@ -102,7 +102,7 @@ def choose_subjects(species: Sequence[int], *, verified: bool = True, periodic: 
 
 
 def _trimer(species: Sequence[int]) -> Atoms:
-    """A bent molecule of elements that no molecule of the set is made of, bonds at the sum of covalent radii."""
+    """A bent molecule of the first and the last element, with bonds as long as the sum of covalent radii."""
     numbers = [species[0], species[-1], species[-1]]
     bonds = covalent_radii[numbers[0]] + covalent_radii[numbers[1:]]
     made = Atoms(numbers, [[0, 0, 0], [bonds[0], 0, 0], [-0.3 * bonds[1], 0.95 * bonds[1], 0]])
@@ -111,7 +111,7 @@ def _trimer(species: Sequence[int]) -> Atoms:
 
 
 def _lowered(atoms: Atoms, rng: np.random.Generator) -> Atoms:
-    """A crystal of one atom is symmetric however it is shaken, and a cell of four is not."""
+    """A crystal of one atom, which stays symmetric however it is shaken, as a perturbed cell of four atoms."""
     if len(atoms) > 1:
         return atoms
     larger = atoms.repeat((2, 2, 1))

@@ -1,6 +1,6 @@
-"""What must not change an energy: turning, moving or renumbering a structure, or choosing another cell for a crystal.
+"""Symmetries: turning, moving or renumbering a structure, or choosing another cell, must not change its energy.
 
-And what follows from it: forces that turn with the structure, pull its centre nowhere and do not spin it.
+It follows that forces turn with the structure, that their sum is zero, and that their torques add up to zero.
 """
 
 from collections.abc import Sequence
@@ -10,22 +10,41 @@ from ase import Atoms
 
 from painn_deploy.calibration.physics.resolution import random_rotations, turned
 from painn_deploy.calibration.physics.subjects import Audited
-from painn_deploy.calibration.physics.verdicts import Case, Finding, Measure, Verdict, Words, length, rms, show
+from painn_deploy.calibration.physics.verdicts import (
+    Case,
+    Finding,
+    Property,
+    Sentences,
+    Verdict,
+    format_number,
+    length,
+    rms,
+)
 
-__all__ = ["graver", "lattice_shift", "listed", "net_force", "permutation", "rotation", "same", "torque", "translation"]
+__all__ = [
+    "judge_change",
+    "lattice_shift",
+    "listed",
+    "net_force",
+    "permutation",
+    "rotation",
+    "torque",
+    "translation",
+    "worse_of",
+]
 
 ORIENTATIONS = 50
 SIGMAS = 6.0
-"""Standard deviations that noise is allowed; the largest of ten thousand normal numbers is below."""
+"""Standard deviations that noise is allowed: the largest of ten thousand normal numbers stays below."""
 
 ROTATION_LIMIT = 1e-4
-"""eV, spread of a molecule's energy over all orientations."""
+"""eV, largest minus smallest energy of a molecule over all orientations."""
 
 ENERGY_LIMIT = 1e-5
-"""eV an atom, by which an energy may change under what should not change it; rounding in float32 stays below."""
+"""eV an atom, largest change of an energy that should not change; rounding in float32 stays below."""
 
 FORCE_LIMIT = 5e-4
-"""eV/Å, likewise for a component of a force."""
+"""eV/Å, largest change of a force component that should not change."""
 
 NET_FORCE_LIMIT = 1e-4
 """eV/Å, length of the sum of all forces, for each √atom."""
@@ -35,7 +54,7 @@ TORQUE_LIMIT = 1e-3
 
 
 def rotation(audited: Audited) -> list[Finding]:
-    """Energies of turned molecules, and their forces turned back."""
+    """Compare energies of turned molecules, and their forces turned back."""
     rotations = random_rotations(ORIENTATIONS, 1)
     energies, forces = [], []
     for atoms in audited.subjects.molecules:
@@ -49,32 +68,29 @@ def rotation(audited: Audited) -> list[Finding]:
         spread = min(noise, audited.limits.energy * len(atoms))
         energies.append(Case.of(name, s, e, spread, _spread))
         forces.append(Case.of(name, g, f, 2 * allowed.force_error, _deviation))
-    energy_words = Words(
+    energy_sentences = Sentences(
         holds=f"Turned {ORIENTATIONS} ways, no molecule changes its energy by more than {{engine}}.",
         student=f"Turning {{subject}} {ORIENTATIONS} ways changes its energy by {{student}}, in the student as in the "
         "engine: it knows x from z, so results depend on how a molecule lies in space. Only another student mends it.",
         engine="The engine changes the energy of {subject} by {lost} when it is turned, and its student does not: "
         "results depend on how a molecule lies in space.",
     )
-    force_words = Words(
+    force_sentences = Sentences(
         holds="Forces turn with the molecule, to {engine} (RMS).",
         student="Forces on {subject} do not turn with it: they differ by {student} (RMS) from one orientation to the "
         "next, in the student as in the engine.",
         engine="Forces on {subject} do not turn with it: the engine adds {lost} (RMS) to what its student does.",
     )
-    found = Measure("rotation, energy", "symmetry", "meV", ROTATION_LIMIT, np.inf, energy_words).finding(energies)
+    found = Property("rotation, energy", "symmetry", "meV", ROTATION_LIMIT, np.inf, energy_sentences).finding(energies)
     if found.verdict == "student: broken":
-        found = found.told(f"{found.sentence} In meV: {listed(energies)}.")
-    return [
-        found,
-        Measure("rotation, forces", "symmetry", "meV/Å", FORCE_LIMIT, audited.limits.forces, force_words).finding(
-            forces
-        ),
-    ]
+        found = found.with_sentence(f"{found.sentence} In meV: {listed(energies)}.")
+    ceiling = audited.limits.forces
+    turning = Property("rotation, forces", "symmetry", "meV/Å", FORCE_LIMIT, ceiling, force_sentences).finding(forces)
+    return [found, turning]
 
 
 def translation(audited: Audited) -> list[Finding]:
-    """Every subject moved as a whole, by tens of Å."""
+    """Move every structure as a whole, by tens of Å."""
     rng = np.random.default_rng(1)
     before, after = [], []
     for atoms in (*audited.subjects.shaken, *audited.subjects.crystals):
@@ -83,11 +99,11 @@ def translation(audited: Audited) -> list[Finding]:
             moved.positions += rng.uniform(-50, 50, 3)
             before.append(atoms)
             after.append(moved)
-    return [same(audited, "translation", "the whole structure is moved", before, after)]
+    return [judge_change(audited, "translation", "the whole structure is moved", before, after)]
 
 
 def permutation(audited: Audited) -> list[Finding]:
-    """Every subject with its atoms in another order."""
+    """List the atoms of every structure in another order."""
     rng, before, after, orders = np.random.default_rng(2), [], [], []
     for atoms in (*audited.subjects.shaken, *audited.subjects.crystals):
         for _ in range(3):
@@ -95,11 +111,11 @@ def permutation(audited: Audited) -> list[Finding]:
             before.append(atoms)
             after.append(atoms[order])
             orders.append(order)
-    return [same(audited, "permutation", "atoms are listed in another order", before, after, orders)]
+    return [judge_change(audited, "permutation", "atoms are listed in another order", before, after, orders)]
 
 
 def lattice_shift(audited: Audited) -> list[Finding]:
-    """Crystals with their atoms in other cells, and told as supercells."""
+    """Put the atoms of crystals into other cells, and write crystals as supercells."""
     rng, before, after, orders = np.random.default_rng(3), [], [], []
     for atoms in audited.subjects.crystals:
         shifted, wrapped = atoms.copy(), atoms.copy()
@@ -112,10 +128,10 @@ def lattice_shift(audited: Audited) -> list[Finding]:
     if not before:
         return []
     how = "atoms are written in other cells, or a crystal as a supercell"
-    return [same(audited, "lattice shift", how, before, after, orders)]
+    return [judge_change(audited, "lattice shift", how, before, after, orders)]
 
 
-def same(
+def judge_change(
     audited: Audited,
     name: str,
     how: str,
@@ -123,15 +139,15 @@ def same(
     after: Sequence[Atoms],
     orders: Sequence[np.ndarray] | None = None,
 ) -> Finding:
-    """Hold energies per atom and forces of `after` against those of `before`; the worse of the two is told.
+    """Compare energies per atom and forces of structures that should have the same; find for the worse of the two.
 
     Args:
         audited: engine and student.
         name: of the property.
-        how: what was done, to end the sentence "... changes when ...".
+        how: the end of the sentence "... changes when ...".
         before: structures.
-        after: the same, written otherwise.
-        orders: for each structure, the atom of `before` that each atom of `after` is.
+        after: the same structures after the change.
+        orders: of each structure, the index in `before` of each atom in `after`; by default the atoms keep their order.
     """
     results = [(evaluate(before), evaluate(after)) for evaluate in (audited.engine, audited.student)]
     energies, forces = [], []
@@ -143,34 +159,35 @@ def same(
         noise = SIGMAS * 2**0.5 * allowed.energy_noise / len(one) ** 0.5
         energies.append(Case.of(one.info["name"], s, e, noise))
         forces.append(Case.of(one.info["name"], g, f, SIGMAS * 2**0.5 * allowed.force_noise))
-    return graver(
-        Measure(name, "symmetry", "meV/atom", ENERGY_LIMIT, audited.limits.energy, _same_words("energy", how)),
+    return worse_of(
+        Property(name, "symmetry", "meV/atom", ENERGY_LIMIT, audited.limits.energy, _change_sentences("energy", how)),
         energies,
-        Measure(name, "symmetry", "meV/Å", FORCE_LIMIT, audited.limits.forces, _same_words("force", how)),
+        Property(name, "symmetry", "meV/Å", FORCE_LIMIT, audited.limits.forces, _change_sentences("force", how)),
         forces,
     )
 
 
 def net_force(audited: Audited) -> list[Finding]:
-    """The sum of all forces, zero in any precision that adds them in float32: every force has its counter-force."""
+    """Add up all forces: the sum is zero in any precision that adds in float32, since forces come in pairs."""
     structures = [*audited.subjects.shaken, *audited.subjects.crystals]
     got, want, single = (f(structures) for f in (audited.engine, audited.student, audited.single))
     cases = []
     for atoms, e, s, f in zip(structures, got, want, single, strict=True):
         engine, student, own = (np.asarray(r["forces"]).sum(0) / len(atoms) ** 0.5 for r in (e, s, f))
         cases.append(Case.of(atoms.info["name"], student, engine, 10 * length(own - student), length))
-    words = Words(
+    sentences = Sentences(
         holds="Forces add up to nothing, to {engine} for each √atom: no structure pushes itself through space.",
         student="The forces on {subject} add up to {student} for each √atom, in the student as in the engine: it "
         "pushes itself through space.",
         engine="The forces on {subject} add up to {lost} for each √atom: the engine pushes it through space, and its "
         "student does not. Momentum is not conserved.",
     )
-    return [Measure("net force", "symmetry", "meV/Å", NET_FORCE_LIMIT, audited.limits.forces, words).finding(cases)]
+    ceiling = audited.limits.forces
+    return [Property("net force", "symmetry", "meV/Å", NET_FORCE_LIMIT, ceiling, sentences).finding(cases)]
 
 
 def torque(audited: Audited) -> list[Finding]:
-    """The sum of all torques on a molecule, zero where its energy does not depend on orientation."""
+    """Add up all torques on a molecule: the sum is zero if its energy does not depend on its orientation."""
     cases = []
     got, want = (f(audited.subjects.shaken) for f in (audited.engine, audited.student))
     for atoms, e, s in zip(audited.subjects.shaken, got, want, strict=True):
@@ -179,19 +196,26 @@ def torque(audited: Audited) -> list[Finding]:
         error = audited.resolution.at(atoms.info["name"]).force_error
         lever = float(np.sqrt(np.square(arms).sum()))
         cases.append(Case.of(atoms.info["name"], student, engine, 4 * error * lever, length))
-    words = Words(
+    sentences = Sentences(
         holds="Forces spin no molecule: the largest torque is {engine}.",
         student="The forces on {subject} spin it with a torque of {student}, in the student as in the engine: the "
         "other face of an energy that depends on orientation. Angular momentum is not conserved.",
         engine="The engine spins {subject} with a torque of {lost} that its student does not have.",
     )
-    return [Measure("torque", "symmetry", "meV", TORQUE_LIMIT, np.inf, words).finding(cases)]
+    return [Property("torque", "symmetry", "meV", TORQUE_LIMIT, np.inf, sentences).finding(cases)]
 
 
-def graver(measure: Measure, cases: Sequence[Case], other: Measure, others: Sequence[Case]) -> Finding:
-    """The finding with the worse verdict of two; where they are equal, that which is nearer its limit."""
+def worse_of(one: Property, cases: Sequence[Case], other: Property, others: Sequence[Case]) -> Finding:
+    """The finding with the worse verdict of two; if their verdicts are the same, the one nearer its limit.
+
+    Args:
+        one: a property.
+        cases: of it.
+        other: another property of the same name, such as of forces beside energies.
+        others: cases of the other.
+    """
     order = list(Verdict)
-    found = [measure.finding(cases), other.finding(others)]
+    found = [one.finding(cases), other.finding(others)]
     return max(
         found,
         key=lambda f: (
@@ -203,14 +227,14 @@ def graver(measure: Measure, cases: Sequence[Case], other: Measure, others: Sequ
 
 
 def listed(cases: Sequence[Case]) -> str:
-    """The student's own figures in meV, largest first."""
+    """The student's own figures in meV, the ten largest first, as text."""
     worst = sorted(cases, key=lambda case: -case.student)[:10]
-    return ", ".join(f"{case.subject} {show(1e3 * case.student)}" for case in worst)
+    return ", ".join(f"{case.subject} {format_number(1e3 * case.student)}" for case in worst)
 
 
-def _same_words(what: str, how: str) -> Words:
+def _change_sentences(what: str, how: str) -> Sentences:
     which = {"energy": "The energy of {subject}", "force": "A force on {subject}"}[what]
-    return Words(
+    return Sentences(
         holds=f"No {what} changes by more than {{engine}} when {how}.",
         student=f"{which} changes by {{student}} when {how}, in the student as in the engine.",
         engine=f"{which} changes by {{lost}} when {how}, and with its student it does not: neighbours are missed, or "

@@ -1,4 +1,4 @@
-"""What an audit says of one property: its figures, its limit, a verdict, and a sentence.
+"""A property of physics, judged: its figures on each structure, its limit, a verdict, and a sentence about it.
 
 A property is measured as numbers that are zero where it holds: the change of an energy under rotation, a net force. The
 same numbers are taken from the student in float64 and from the engine, on the same geometries. Their size for the
@@ -15,11 +15,23 @@ from typing import Any
 import numpy as np
 from ase.units import GPa
 
-__all__ = ["Case", "Finding", "Measure", "Verdict", "Words", "judge", "largest", "length", "rms", "say", "show"]
+__all__ = [
+    "Case",
+    "Finding",
+    "Property",
+    "Sentences",
+    "Verdict",
+    "format_number",
+    "format_quantity",
+    "judge",
+    "largest",
+    "length",
+    "rms",
+]
 
 
 class Verdict(StrEnum):
-    """On one property."""
+    """The verdict on one property."""
 
     HOLDS = "holds"
     WITHIN = "within precision"
@@ -35,20 +47,20 @@ SCALES = {
     "meV/atom/ps": 1.0,
     "numbers": 1.0,
 }
-"""From eV, eV/Å and eV/Å³ to the units that findings are told in; drifts come as meV/atom/ps, counts as they are."""
+"""Factors from eV, eV/Å and eV/Å³ to the units of findings; drifts are in meV/atom/ps already, and counts have none."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A property on one structure.
+    """The defects of student and engine in one property on one structure, in eV, eV/Å or eV/Å³.
 
     Attributes:
-        subject: which structure, pair or path.
-        student: size of the student's own defect.
-        engine: size of the engine's.
-        lost: size of the difference of the two, as vectors; what the engine is answerable for.
+        subject: name of the structure, pair or path.
+        student: size of the student's defect.
+        engine: size of the engine's defect.
+        lost: size of the difference of the two, as vectors: the engine is answerable for it.
         allowance: how much of `lost` the precision explains here.
-        student_allowance: by how much the student's figure is uncertain.
+        student_allowance: uncertainty of the student's defect.
     """
 
     subject: str
@@ -67,20 +79,30 @@ class Case:
         allowance: float,
         size: Callable[[np.ndarray], float] | None = None,
     ) -> "Case":
-        """From the numbers that would be zero; `size` makes one of them, the largest where it is not given."""
+        """Make a case from the numbers that are zero where the property holds.
+
+        Args:
+            subject: name of the structure, pair or path.
+            student: the student's numbers, an array of any shape; eV, eV/Å or eV/Å³.
+            engine: the engine's, in the same shape and unit.
+            allowance: how much of their difference the precision explains, in the same unit.
+            size: one number for an array of them; `largest` by default.
+        """
         one, other = np.atleast_1d(np.asarray(student, float)), np.atleast_1d(np.asarray(engine, float))
         size = size or largest
         return cls(subject, size(one), size(other), size(other - one), float(allowance))
 
 
 @dataclass(frozen=True)
-class Words:
-    """What to say. `{subject}`, `{student}`, `{engine}`, `{lost}` and `{limit}` are filled in, with units.
+class Sentences:
+    """The sentences of a property, with places for `{subject}` and for figures with their unit.
+
+    These figures are `{student}`, `{engine}`, `{lost}`, `{limit}` and `{allowance}`.
 
     Attributes:
-        holds: where engine and student hold.
-        student: where the student is broken, and the engine follows it.
-        engine: where the engine lost it.
+        holds: the sentence if engine and student have the property.
+        student: the sentence if the student lacks it, and the engine follows the student.
+        engine: the sentence if the student has it and the engine lost it.
     """
 
     holds: str
@@ -89,18 +111,18 @@ class Words:
 
 
 @dataclass(frozen=True)
-class Measure:
-    """How a property is judged.
+class Property:
+    """A property, and how its cases are judged.
 
     Attributes:
         name: of the property.
         family: `symmetry`, `consistency`, `dynamics` or `reproducibility`.
-        unit: one of `SCALES`.
-        limit: below which it holds, in eV, eV/Å or eV/Å³.
-        ceiling: above which no precision is an excuse; infinity where any that was measured is.
-        words: what to say.
-        statistical: whether a figure within the limit may be so by chance, as a fitted slope is, so that it proves
-            nothing where its uncertainty hides a defect past the ceiling.
+        unit: of the finding, one of `SCALES`.
+        limit: largest defect with which the property holds, in eV, eV/Å or eV/Å³.
+        ceiling: largest defect that rounding can excuse, in the same unit; infinite if all measured rounding excuses.
+        sentences: about the verdict.
+        statistical: whether a figure may be within the limit by chance, as a fitted slope may. Then it proves nothing
+            if its uncertainty could hide a defect above the ceiling.
     """
 
     name: str
@@ -108,13 +130,13 @@ class Measure:
     unit: str
     limit: float
     ceiling: float
-    words: Words
+    sentences: Sentences
     statistical: bool = False
 
     def finding(self, cases: Sequence[Case]) -> "Finding":
-        """The verdict on the worst of the cases, each judged by its own allowance.
+        """Judge each case by its own allowance, and report the worst.
 
-        What cannot be resolved on one structure is judged by the others; only where all cannot is there no verdict.
+        A case that the precision cannot resolve is left to the others; only if none can be is there no verdict.
         """
         owns = [
             Verdict.HOLDS if c.student <= self.limit + c.student_allowance else Verdict.BROKEN for c in cases
@@ -126,11 +148,11 @@ class Measure:
         resolved = [verdict for verdict in verdicts if verdict != Verdict.UNRESOLVED]
         gravest = max(resolved or verdicts, key=list(Verdict).index)
         engine = _worst([case for case, verdict in zip(cases, verdicts, strict=True) if verdict == gravest], "lost")
-        told = student if own == Verdict.BROKEN and gravest != Verdict.BROKEN else engine
+        worst = student if own == Verdict.BROKEN and gravest != Verdict.BROKEN else engine
         found = Finding(
             name=self.name,
             family=self.family,
-            subject=told.subject,
+            subject=worst.subject,
             student=self._in_unit(student.student),
             engine=self._in_unit(_worst(judged, "engine").engine),
             lost=self._in_unit(engine.lost),
@@ -141,24 +163,24 @@ class Measure:
             engine_verdict=gravest,
             sentence="",
         )
-        return found.told(self._say(told, own, gravest))
+        return found.with_sentence(self._sentence(worst, own, gravest))
 
-    def _say(self, case: Case, own: Verdict, engine: Verdict) -> str:
+    def _sentence(self, case: Case, own: Verdict, engine: Verdict) -> str:
         values = {
-            name: say(self._in_unit(getattr(case, name)), self.unit)
+            name: format_quantity(self._in_unit(getattr(case, name)), self.unit)
             for name in ("student", "engine", "lost", "allowance")
         }
-        values |= {"subject": case.subject, "limit": say(self._in_unit(self.limit), self.unit)}
+        values |= {"subject": case.subject, "limit": format_quantity(self._in_unit(self.limit), self.unit)}
         if engine == Verdict.BROKEN:
-            return self.words.engine.format(**values)
+            return self.sentences.engine.format(**values)
         if own == Verdict.BROKEN:
-            return self.words.student.format(**values)
+            return self.sentences.student.format(**values)
         if engine == Verdict.UNRESOLVED:
             return (
                 f"No verdict: on {case.subject} the engine differs from its student by {values['lost']}, and its "
                 f"rounding alone may be {values['allowance']}."
             )
-        sentence = self.words.holds.format(**values)
+        sentence = self.sentences.holds.format(**values)
         if engine == Verdict.WITHIN:
             sentence += f" More than the student's, and explained by this precision's rounding ({values['allowance']})."
         return sentence
@@ -169,21 +191,21 @@ class Measure:
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of an audit.
+    """The finding on one property: one line of an audit.
 
     Attributes:
         name: of the property.
         family: `symmetry`, `consistency`, `dynamics` or `reproducibility`.
-        subject: where it is worst.
-        student: the largest defect of the student in float64.
-        engine: the largest of the engine.
-        lost: the largest difference of the two, for which the engine is answerable.
-        limit: below which the property holds.
-        allowance: up to which the engine's measured rounding explains `lost`.
-        unit: of these five.
+        subject: name of the worst structure, pair or path.
+        student: largest defect of the student in float64.
+        engine: largest defect of the engine.
+        lost: largest difference of the two, for which the engine is answerable.
+        limit: largest defect with which the property holds.
+        allowance: largest `lost` that the engine's measured rounding explains.
+        unit: of these five figures.
         student_verdict: `holds` or `broken`.
-        engine_verdict: of what the engine lost.
-        sentence: in words.
+        engine_verdict: the verdict on `lost`.
+        sentence: about both verdicts.
     """
 
     name: str
@@ -201,30 +223,30 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """One for the line: what the engine lost goes before what the student never had."""
+        """One verdict for both: a loss of the engine goes before a defect of the student."""
         if self.engine_verdict != Verdict.BROKEN and self.student_verdict == Verdict.BROKEN:
             return "student: broken"
         return str(self.engine_verdict)
 
-    def told(self, sentence: str) -> "Finding":
-        """The same with another sentence."""
+    def with_sentence(self, sentence: str) -> "Finding":
+        """A copy with another sentence."""
         return Finding(**{**self.__dict__, "sentence": sentence})
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON types; what is not finite becomes None."""
+        """Plain JSON types; a figure that is not finite becomes None."""
         values = {key: str(value) if isinstance(value, Verdict) else value for key, value in asdict(self).items()}
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         return values | {"verdict": self.verdict}
 
 
 def judge(lost: float, allowance: float, limit: float, ceiling: float, *, statistical: bool = False) -> Verdict:
-    """The verdict on what an engine adds to its student; NaN is broken.
+    """The verdict on the defect that an engine adds to its student's; NaN is broken. All four figures have one unit.
 
     Args:
-        lost: its size.
-        allowance: up to which the engine's measured rounding explains it.
-        limit: below which a property holds.
-        ceiling: above which a property cannot be said to be kept, whatever explains it.
+        lost: size of the added defect.
+        allowance: largest defect that the engine's measured rounding explains.
+        limit: largest defect with which the property holds.
+        ceiling: largest defect that rounding can excuse.
         statistical: whether `lost` may be small by chance.
     """
     if lost <= limit:
@@ -235,22 +257,22 @@ def judge(lost: float, allowance: float, limit: float, ceiling: float, *, statis
 
 
 def largest(values: np.ndarray) -> float:
-    """Of all numbers, without sign; NaN where one is."""
+    """The largest absolute value of an array of any shape; NaN if one is NaN."""
     return float(np.abs(values).max())
 
 
 def rms(values: np.ndarray) -> float:
-    """Root of the mean square of all numbers."""
+    """The root mean square of an array of any shape."""
     return float(np.sqrt(np.square(values).mean()))
 
 
 def length(vector: np.ndarray) -> float:
-    """Of a vector."""
+    """The Euclidean length of a vector."""
     return float(np.linalg.norm(vector))
 
 
-def show(value: float) -> str:
-    """Three digits, with an exponent only where it is worth one."""
+def format_number(value: float) -> str:
+    """A number with three digits, and with an exponent only if it is very small or very large."""
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else "infinite"
     if value == 0:
@@ -261,11 +283,16 @@ def show(value: float) -> str:
     return f"{value:.3g}" if size < 1000 else f"{value:.0f}"
 
 
-def say(value: float, unit: str) -> str:
-    """A figure with its unit, in eV where there are thousands of meV."""
+def format_quantity(value: float, unit: str) -> str:
+    """A number with its unit; thousands of meV become eV.
+
+    Args:
+        value: in the unit.
+        unit: one of `SCALES`.
+    """
     if unit.startswith("meV") and 1000 <= abs(value) < math.inf:
-        return f"{show(value / 1000)} {unit.removeprefix('m')}"
-    return f"{show(value)} {unit}"
+        return f"{format_number(value / 1000)} {unit.removeprefix('m')}"
+    return f"{format_number(value)} {unit}"
 
 
 def _worst(cases: Sequence[Case], key: str) -> Case:

@@ -1,4 +1,4 @@
-"""Pictures of a validation as SVG: forces against the student's, error distributions, dynamics, sensitivity."""
+"""Charts of a validation as SVG: forces against the student's, error distributions, dynamics, sensitivity."""
 
 import base64
 import functools
@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from painn_deploy.calibration.physics.motion import Drift
+from painn_deploy.calibration.physics.drift import Drift
 
 __all__ = ["Errors", "as_data_uri", "distributions", "drift_curves", "parity", "sensitivity_bars"]
 
@@ -30,10 +30,11 @@ MOST_BARS = 40
 Draw = TypeVar("Draw", bound=Callable[..., str])
 
 Errors = Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
-"""By group: the student's force components, and the engine's less those, in eV/Å; energy errors in eV an atom."""
+"""By group of structures three arrays: force components of the student (eV/Å) [components], their errors (eV/Å)
+[components], and errors of energies (eV an atom) [structures]."""
 
 
-def styled(draw: Draw) -> Draw:
+def _styled(draw: Draw) -> Draw:
     """Draw in our style, and leave the user's own settings alone."""
 
     @functools.wraps(draw)
@@ -46,9 +47,9 @@ def styled(draw: Draw) -> Draw:
     return cast(Draw, drawn)
 
 
-@styled
+@_styled
 def parity(errors: Errors) -> str:
-    """Forces of the engine against its student's, and the errors against their size."""
+    """Draw the engine's forces against its student's, and the errors against the size of the force."""
     figure, (left, right) = _figure(2)
     for colour, (name, (wanted, error, _)) in zip(_colours(errors), errors.items(), strict=True):
         options = {"markersize": 2, "alpha": 0.5, "rasterized": True, "color": colour}
@@ -69,9 +70,9 @@ def parity(errors: Errors) -> str:
     return _svg(figure)
 
 
-@styled
+@_styled
 def distributions(errors: Errors) -> str:
-    """How often an error is how large."""
+    """Draw histograms of force and energy errors."""
     figure, (left, right) = _figure(2)
     forces = {name: np.maximum(1e3 * np.abs(error), 1e-7) for name, (_, error, _) in errors.items()}
     energies = {name: 1e3 * energy for name, (_, _, energy) in errors.items()}
@@ -91,9 +92,9 @@ def distributions(errors: Errors) -> str:
     return _svg(figure)
 
 
-@styled
+@_styled
 def drift_curves(drifts: Mapping[str, Drift]) -> str:
-    """Total energy without a thermostat, of the engine and of its student."""
+    """Draw the total energy without a thermostat, of the engine and of its student."""
     figure, (axes,) = _figure(1)
     for name, colour, width in (("student", "#c8553d", 2.5), ("engine", "#4363a8", 1.0)):
         drift = drifts[name]
@@ -106,9 +107,9 @@ def drift_curves(drifts: Mapping[str, Drift]) -> str:
     return _svg(figure)
 
 
-@styled
+@_styled
 def sensitivity_bars(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Force error that each GEMM costs in INT8, largest first, coloured by the precision that it was given.
+    """Draw the force error of each GEMM in INT8, largest first, coloured by the precision that it was given.
 
     Args:
         rows: of `gemm` (name), `force_rmse` (meV/Å), `precision` and `multiply_adds`.
@@ -133,7 +134,7 @@ def sensitivity_bars(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def as_data_uri(svg: str) -> str:
-    """A picture of one of the functions above as an image's address that holds the picture itself."""
+    """The address of an HTML image that holds a picture of one of the functions above."""
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 

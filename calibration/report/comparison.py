@@ -1,4 +1,4 @@
-"""Two validations of one student's engines side by side, and what got worse from one to the other."""
+"""Comparison of two validations of one student's engines: every figure side by side, and whether it got worse."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from painn_deploy.calibration.physics.verdicts import Finding, Verdict
 __all__ = ["Change", "by_group", "compare_accuracies", "compare_findings"]
 
 WORSE = 1.1
-"""By which factor an error must grow to be called worse, where it also grows by more than the figure's noise below."""
+"""An error is called worse if it grows by more than this factor, and by more than the figure's noise below."""
 
 FIGURES: Sequence[tuple[str, str, str, float, float]] = (
     ("energy_mae", "energy MAE", "meV/atom", 1e3, 1e-3),
@@ -20,7 +20,7 @@ FIGURES: Sequence[tuple[str, str, str, float, float]] = (
     ("force_max", "force max", "meV/Å", 1e3, 1e-1),
     ("stress_mae", "stress MAE", "GPa", 1 / GPa, 1e-4),
 )
-"""Attribute, name, unit, scale, and how much of it in that unit is nothing to talk about."""
+"""Attribute of `Accuracy`, name, unit, factor to that unit, and the change in it that counts as noise."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Change:
 
     Attributes:
         name: of the figure.
-        before: of the engine that is compared to.
-        after: of the engine that is validated.
-        unit: of both; empty where they are words.
+        before: its value for the engine that is compared to.
+        after: its value for the engine that is validated.
+        unit: of both; empty if they are words.
         worse: whether it got worse.
     """
 
@@ -47,12 +47,12 @@ class Change:
 
 
 def compare_accuracies(before: Accuracy, after: Accuracy, where: str = "") -> list[Change]:
-    """Every figure of two accuracies.
+    """Compare every figure that two accuracies have.
 
     Args:
         before: of the engine that is compared to.
         after: of the engine that is validated.
-        where: group of structures, put behind the name.
+        where: group of structures, put behind the figures' names.
     """
     changes = []
     for key, name, unit, scale, noise in FIGURES:
@@ -66,7 +66,12 @@ def compare_accuracies(before: Accuracy, after: Accuracy, where: str = "") -> li
 
 
 def compare_findings(before: Sequence[Finding], after: Sequence[Finding]) -> list[Change]:
-    """Properties whose verdict is not the same."""
+    """Compare findings: a change for each property whose verdict is not the same.
+
+    Args:
+        before: of the engine that is compared to.
+        after: of the engine that is validated.
+    """
     order, old = list(Verdict), {finding.name: finding for finding in before}
     changes = []
     for finding in after:
@@ -78,7 +83,12 @@ def compare_findings(before: Sequence[Finding], after: Sequence[Finding]) -> lis
 
 
 def by_group(before: Mapping[str, Accuracy], after: Mapping[str, Accuracy]) -> list[Change]:
-    """Figures of the groups that both have."""
+    """Compare every figure of the groups that both have.
+
+    Args:
+        before: accuracies by group, of the engine that is compared to.
+        after: the same of the engine that is validated.
+    """
     return [
         change for name in after if name in before for change in compare_accuracies(before[name], after[name], name)
     ]

@@ -15,7 +15,7 @@ from ase.units import GPa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from painn_deploy.calibration.accuracy.errors import Accuracy
-from painn_deploy.calibration.physics.verdicts import say
+from painn_deploy.calibration.physics.verdicts import format_quantity
 from painn_deploy.calibration.report.charts import (
     Errors,
     as_data_uri,
@@ -106,7 +106,7 @@ def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters |= {"figure": _figure, "with_unit": say}
+    environment.filters |= {"figure": _figure, "with_unit": format_quantity}
     environment.globals |= {"GPa": GPa, "verdict_classes": VERDICT_CLASSES}
     return environment.get_template("report.html.j2")
 

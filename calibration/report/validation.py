@@ -1,9 +1,9 @@
-"""Hold bundles against the student that they were made from: in float64, in float32, and by the laws of physics."""
+"""Validation: bundles compared with the student that they were made from, in float64 and float32, and audited."""
 
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from ase import Atoms
 
 from painn_deploy.calibration.accuracy.breakdown import Breakdown, break_down
-from painn_deploy.calibration.accuracy.errors import UNITS, Accuracy, Limits, compare
+from painn_deploy.calibration.accuracy.errors import ERROR_UNITS, Accuracy, Tolerances, compare
 from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.physics.audit import Audit, References, audit
 from painn_deploy.calibration.report.comparison import Change, by_group, compare_accuracies, compare_findings
@@ -25,29 +25,38 @@ from painn_deploy.export.checkpoint import Checkpoint, load_student, resolve_che
 from painn_deploy.export.errors import CheckpointError, OutputError
 from painn_deploy.export.files import prepare_output, to_json, write_output
 from painn_deploy.export.manifest import MANIFEST, VALIDATION
+from painn_deploy.export.progress import Tell, silent
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.matrix import local_graphs
 
-__all__ = ["Options", "Validation", "changes", "check_output", "open_bundles", "validate", "write_validations"]
+__all__ = [
+    "Options",
+    "Samples",
+    "Validation",
+    "changes",
+    "check_output",
+    "open_bundles",
+    "validate",
+    "write_validations",
+]
 
 Results = Sequence[Mapping[str, Any]]
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to validate.
+    """Options of a validation.
 
     Attributes:
-        structures: a file that ASE reads; the default validation set otherwise.
-        limits: past which a bundle fails; the seed project's by default.
+        structures: a file that ASE reads; None for the default validation set.
+        limits: errors above which a bundle fails; the seed project's by default.
         device: to run the engines on.
-        physics: whether to audit physics too.
-        picoseconds: of dynamics in the audit; 0 for none.
+        physics: whether physics is audited too.
+        picoseconds: length of the dynamics in the audit; 0 for none.
     """
 
     structures: Path | None = None
-    limits: Limits = field(default_factory=Limits)
+    limits: Tolerances = field(default_factory=Tolerances)
     device: str = "auto"
     physics: bool = True
     picoseconds: float = 1.0
@@ -55,12 +64,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Samples:
-    """What was computed, for pictures and tables.
+    """Structures with all results on them, for pictures and tables.
 
     Attributes:
         structures: the validation set.
-        results: the engine's.
-        wanted: the student's, in float64.
+        results: of the engine on each structure.
+        wanted: of the student in float64 on each structure.
     """
 
     structures: Sequence[Atoms]
@@ -70,29 +79,29 @@ class Samples:
 
 @dataclass(frozen=True)
 class Validation:
-    """One bundle's errors, and what of them is past a limit.
+    """One bundle's errors, and its failures against the tolerances.
 
     Attributes:
         bundle: path.
         checkpoint: name of the student's file.
-        engine: what ran.
-        measured_on: which structures.
-        limits: that were applied.
+        engine: the session that ran.
+        measured_on: name of the structures.
+        limits: tolerances that the errors were compared with.
         accuracy: errors against the student in float64.
-        float32: errors of the student itself in PyTorch and float32, against float64: what float32 costs.
-        added: errors of the engine against the student in float32: what the engine adds.
+        float32: errors of the student itself in PyTorch and float32 against float64: the cost of float32.
+        added: errors of the engine against the student in float32: the engine's own share.
         breakdown: errors against float64 by group, element, size of the force, and structure.
-        single: errors of structures evaluated one by one against the same in a batch.
-        audit: of its physics; None where it was not asked for.
-        sensitivity: of each GEMM, where the bundle's own validation.json holds it.
-        samples: what was computed.
+        single: errors of structures evaluated one by one against the same structures in a batch.
+        audit: of its physics; None if it was not audited.
+        sensitivity: of each GEMM, if the bundle's own validation.json holds it.
+        samples: structures with all results on them.
     """
 
     bundle: Path
     checkpoint: str
     engine: EngineInfo
     measured_on: str
-    limits: Limits
+    limits: Tolerances
     accuracy: Accuracy
     float32: Accuracy
     added: Accuracy
@@ -104,7 +113,7 @@ class Validation:
 
     @property
     def failures(self) -> list[str]:
-        """In words, what fails the bundle: an error past its limit, over all or in a group, or a property lost."""
+        """One message a reason to fail: an error above its tolerance, over all or in a group, or a lost property."""
         found = [f"past its limit: {failure}" for failure in self.accuracy.failures(self.limits)]
         for name, group in self.breakdown.groups.items():
             if len(self.breakdown.groups) > 1:  # stress is that of the few periodic ones anyway
@@ -115,7 +124,7 @@ class Validation:
 
     @property
     def student_failures(self) -> list[str]:
-        """In words, the properties that the student never had."""
+        """One message for each property that the student never had."""
         lacks = [] if self.audit is None else self.audit.student_lacks
         return [f"{finding.name}: {finding.sentence}" for finding in lacks]
 
@@ -126,7 +135,7 @@ class Validation:
             "checkpoint": self.checkpoint,
             "engine": dict(self.engine),
             "measured_on": self.measured_on,
-            "units": dict(UNITS),
+            "units": dict(ERROR_UNITS),
             "limits": vars(self.limits),
             "failures": self.failures,
             "student_failures": self.student_failures,
@@ -141,14 +150,14 @@ class Validation:
 
 
 def validate(
-    bundles: Sequence[Path], reference: str | Path, options: Options | None = None, *, tell: Tell = lambda _: None
+    bundles: Sequence[Path], reference: str | Path, options: Options | None = None, *, tell: Tell = silent
 ) -> list[Validation]:
     """Measure each bundle's errors against the student, and audit its physics.
 
     Args:
         bundles: folders NAME.engine.
         reference: the checkpoint that they were made from.
-        options: how.
+        options: of the validation.
         tell: called with a line about each step as it begins.
 
     Raises:
@@ -219,7 +228,14 @@ def _validations(
 
 
 def open_bundles(bundles: Sequence[Path], reference: str | Path) -> tuple[list[Bundle], Checkpoint]:
-    """Read bundles, and hold the reference against what they were made from.
+    """Read bundles, and check that they were made from the reference.
+
+    Args:
+        bundles: folders NAME.engine.
+        reference: the checkpoint that they should be made from.
+
+    Returns:
+        The bundles, and the checkpoint.
 
     Raises:
         BundleError: one is damaged.
@@ -238,7 +254,12 @@ def open_bundles(bundles: Sequence[Path], reference: str | Path) -> tuple[list[B
 
 
 def changes(before: Validation, after: Validation) -> list[Change]:
-    """Every figure of two engines side by side, and the properties whose verdict is another."""
+    """Compare every figure of two engines, and the verdicts on every property.
+
+    Args:
+        before: of the engine that is compared to.
+        after: of the engine that is validated.
+    """
     found = compare_accuracies(before.accuracy, after.accuracy)
     found += by_group(before.breakdown.groups, after.breakdown.groups)
     if before.audit is not None and after.audit is not None:
@@ -247,7 +268,7 @@ def changes(before: Validation, after: Validation) -> list[Change]:
 
 
 def check_output(folder: Path) -> Path:
-    """Make the folder of a report and prove that it can be written, before any long work; never in a bundle.
+    """Make the folder of a report, which is in no bundle, and prove that it can be written, before any long work.
 
     Raises:
         OutputError: it is a bundle or inside one, or cannot be written.
@@ -280,14 +301,14 @@ def write_validations(validations: Sequence[Validation], folder: Path, baseline:
 
 
 def _anew(path: Path, device: str, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
-    """Results of a bundle that is opened for them alone, with as many threads: they also decide the size of a batch."""
+    """Results of a bundle opened anew, with one thread as before: the number of threads decides the size of a batch."""
     with PaiNNCalculator(path, device=device, threads=1) as calculator:
         return calculator.calculate_batch(structures)
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """PyTorch on one thread: structures are small, and on a busy machine threads wait for each other at every step."""
+    """Run PyTorch on one thread: structures are small, and the threads of a busy machine wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -297,7 +318,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _some(structures: Sequence[Atoms]) -> list[int]:
-    """Up to eight structures of each group, spread over it."""
+    """Indices of up to eight structures of each group, spread over it."""
     groups: dict[str, list[int]] = {}
     for index, atoms in enumerate(structures):
         groups.setdefault(group_of(atoms), []).append(index)
@@ -307,7 +328,7 @@ def _some(structures: Sequence[Atoms]) -> list[int]:
 
 
 def _sensitivity(bundle: Bundle) -> Sequence[Mapping[str, Any]]:
-    """What each GEMM costs in force error when it is quantised, as export measured it."""
+    """Force errors of each GEMM quantised alone, as export measured them."""
     if VALIDATION not in bundle.manifest.files:
         return []
     rows = json.loads(bundle.file(VALIDATION)).get("sensitivity") or []

@@ -28,7 +28,7 @@ __all__ = ["PaiNN"]
 
 
 ALIGNED = 8
-FLAT = 1e18
+FLAT_WIDTH = 1e18
 """Width of a Gaussian that is 1, with a slope of 0, at every distance."""
 
 
@@ -47,7 +47,7 @@ class GaussianBasis(nn.Module):
         """The basis, and ones up to `columns`."""
         flat = columns - len(self.offsets)
         offsets = torch.cat([self.offsets, self.offsets.new_zeros(flat)])
-        widths = torch.cat([self.widths, self.widths.new_full((flat,), FLAT)])
+        widths = torch.cat([self.widths, self.widths.new_full((flat,), FLAT_WIDTH)])
         scaled = (distances.unsqueeze(-1) - offsets) / widths
         return torch.exp(-0.5 * (scaled * scaled))
 

@@ -2,22 +2,21 @@
 
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from ase import Atoms
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from painn_deploy.calibration.accuracy.reference import TorchCalculator, reference_results
-from painn_deploy.calibration.report.validation import Options, Validation, validate
-from painn_deploy.calibration.structures import aspirin, default_structures
+from painn_deploy.calibration.accuracy.reference import TorchCalculator
+from painn_deploy.calibration.report.validation import Options, Samples, Validation, validate
+from painn_deploy.calibration.structures import aspirin
 from painn_deploy.engines.gpu.driver import gpu_of
 from painn_deploy.export import load_student
 from painn_deploy.export.files import prepare_output, to_json
@@ -133,12 +132,9 @@ def run_demo(output: Path, *, picoseconds: float = 2.0, tell: Tell = lambda *_, 
     prepare_output(output)
     (bundle,) = export_engines(STUDENT, output, overwrite=True, tell=tell)
     (verdict,) = validate([bundle], STUDENT, Options(physics=False), tell=tell)
-    student = load_student(STUDENT)
     with PaiNNCalculator(bundle) as calculator:
-        tell("comparing forces")
-        parity = _parity(calculator, default_structures(student.species))
         tell("timing the engine against PyTorch eager with autograd")
-        eager = TorchCalculator(student)
+        eager = TorchCalculator(load_student(STUDENT))
         candidates = {"engine": calculator, "PyTorch eager, autograd": eager}
         milliseconds = timing.milliseconds(candidates, [aspirin()], calls=CALLS, blocks=BLOCKS)
         atoms = aspirin()
@@ -156,7 +152,7 @@ def run_demo(output: Path, *, picoseconds: float = 2.0, tell: Tell = lambda *_, 
     files = tuple(output / name for name in ("demo.png", "demo.md", "demo.json"))
     demo = Demo(verdict, record, milliseconds, (bundle, *files))
     tell("drawing")
-    _plot(parity, record, files[0])
+    _plot(verdict.samples, record, files[0])
     files[1].write_text(_markdown(demo), encoding="utf-8")
     files[2].write_bytes(to_json(_facts(demo)))
     return demo
@@ -171,19 +167,13 @@ def machine(devices: Iterable[str] = ()) -> str:
     return ", ".join([names[0] if names else platform.machine(), f"{os.cpu_count()} cores", *gpus])
 
 
-def _parity(calculator: PaiNNCalculator, structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
-    reference = reference_results(load_student(STUDENT, dtype=torch.float64), structures)
-    got = calculator.calculate_batch(structures)
-    return tuple(np.concatenate([r["forces"].ravel() for r in results]) for results in (reference, got))  # type: ignore[return-value]
-
-
-def _plot(parity: tuple[np.ndarray, np.ndarray], record: Record, path: Path) -> None:
+def _plot(samples: Samples, record: Record, path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    reference, got = parity
+    reference, got = (np.concatenate([r["forces"].ravel() for r in s]) for s in (samples.wanted, samples.results))
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     left.plot(reference, got - reference, ".", markersize=3, alpha=0.5)
     left.set(

@@ -22,6 +22,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from painn_deploy.calibration.physics.drift import Drift
 from painn_deploy.export.errors import OutputError, StructureError
 from painn_deploy.runtime import PaiNNCalculator
 
@@ -79,10 +80,7 @@ class Record:
     @property
     def drift(self) -> float:
         """meV/atom/ps, slope of a straight line fitted to the total energy; NaN with fewer than three rows."""
-        if len(self.rows) < 3:
-            return float("nan")
-        slope = np.polyfit(self.column("time_fs") / 1e3, self.column("total_eV"), 1)[0]
-        return float(1e3 * slope / self.atoms)
+        return Drift.of(self.column("time_fs") / 1e3, 1e3 * self.column("total_eV") / self.atoms).slope
 
     @property
     def fluctuation(self) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ase import Atoms
 
-from painn_deploy.calibration.accuracy.errors import UNITS, Accuracy, Limits, compare
+from painn_deploy.calibration.accuracy.errors import ERROR_UNITS, Accuracy, Limits, compare
 from painn_deploy.calibration.accuracy.parity import check_parity
 from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.structures import default_structures, trusted_species, within_reach
@@ -115,7 +115,7 @@ class Examiner(Closing):
                 parity = check_parity(calculator.run_graph, self._exported)
                 results = calculator.calculate_batch(self._tests.structures)
         accuracy = compare(self._tests.structures, results, self._tests.wanted)
-        return Examined({"units": dict(UNITS), "parity": parity, **accuracy.as_dict()})
+        return Examined({"units": dict(ERROR_UNITS), "parity": parity, **accuracy.as_dict()})
 
     def _lossy(self, bundle: Bundle, graph: TypedGraph, *, runs: bool) -> Examined:
         """Errors of an FP16 or INT8 engine.
@@ -126,7 +126,7 @@ class Examiner(Closing):
         structures, wanted, exact, left_out = self._reachable()
         report = dict(graph.report)
         found: dict[str, Any] = {} if runs else _not_executed(bundle.manifest.engine)
-        found |= {"units": dict(UNITS), "left_out_for_large_forces": left_out}
+        found |= {"units": dict(ERROR_UNITS), "left_out_for_large_forces": left_out}
         found |= {"sensitivity": report.pop("sensitivity")} if "sensitivity" in report else {}
         found["typed"] = report
         worst: list[Accuracy] = []

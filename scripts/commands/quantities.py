@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import typer
 from ase.units import GPa
 
-from painn_deploy.calibration.accuracy.errors import Limits
+from painn_deploy.calibration.accuracy.errors import Tolerances
 from painn_deploy.scripts.commands.typed_graphs import INT8_LIMITS
 
 __all__ = ["energy_limit", "force_limit", "lossy_limits", "stress_limit"]
@@ -51,7 +51,7 @@ def stress_limit(text: str) -> float:
     return _parse(text, _STRESS, "0.1GPa")
 
 
-def lossy_limits(energy: str | None, forces: str | None) -> Limits | None:
+def lossy_limits(energy: str | None, forces: str | None) -> Tolerances | None:
     """Read the limits of errors that lower precisions may cost.
 
     Args:
@@ -63,7 +63,7 @@ def lossy_limits(energy: str | None, forces: str | None) -> Limits | None:
     """
     if energy is None and forces is None:
         return None
-    return Limits(
+    return Tolerances(
         energy_limit(energy) if energy else INT8_LIMITS.energy, force_limit(forces) if forces else INT8_LIMITS.forces
     )
 

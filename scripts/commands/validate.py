@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from painn_deploy.calibration.accuracy.errors import Accuracy, Limits
-from painn_deploy.calibration.physics.verdicts import Finding, Verdict, show
+from painn_deploy.calibration.physics.verdicts import Finding, Verdict, format_number
 from painn_deploy.calibration.report.comparison import Change
 from painn_deploy.calibration.report.validation import (
     Options,
@@ -174,7 +174,7 @@ def audit_table(findings: Sequence[Finding], title: str) -> Table:
         if finding.family != family:
             made.add_section()
             family = finding.family
-        figures = [show(x) for x in (finding.student, finding.engine, finding.limit)]
+        figures = [format_number(x) for x in (finding.student, finding.engine, finding.limit)]
         made.add_row(finding.name, *figures, finding.unit, coloured(finding))
     return made
 

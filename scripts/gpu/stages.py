@@ -14,9 +14,10 @@ import torch
 from ase.md.velocitydistribution import thermalize_momenta
 from rich.console import Console
 
-from painn_deploy.calibration.accuracy.errors import Limits, compare
+from painn_deploy.calibration.accuracy.errors import Tolerances, compare
 from painn_deploy.calibration.accuracy.reference import reference_results
-from painn_deploy.calibration.physics.motion import DRIFT_LIMIT, Drift, total_energies
+from painn_deploy.calibration.physics.drift import Drift
+from painn_deploy.calibration.physics.motion import DRIFT_LIMIT, total_energies
 from painn_deploy.calibration.structures import aspirin, default_structures, trusted_species
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.gpu.cuda import compute_capability
@@ -42,7 +43,11 @@ from painn_deploy.scripts.profiling.roofline import measured_peaks
 __all__ = ["Job"]
 
 ANY = float("inf")
-LIMITS = {"fp32": Limits(0.1e-3, 1e-3), "fp16": Limits(0.3e-3, 1.5e-3, ANY), "int8": Limits(3e-3, 25e-3, ANY)}
+LIMITS = {
+    "fp32": Tolerances(0.1e-3, 1e-3),
+    "fp16": Tolerances(0.3e-3, 1.5e-3, ANY),
+    "int8": Tolerances(3e-3, 25e-3, ANY),
+}
 """Of errors against float64, over the structures of `default_structures` of up to 64 atoms; as in an export, what lower
 precisions make of a stress is told and not limited."""
 

@@ -22,7 +22,7 @@ from rich.table import Table
 from painn_deploy.calibration.accuracy.errors import describe
 from painn_deploy.calibration.accuracy.reference import batched_results
 from painn_deploy.calibration.physics.consistency import finite_differences
-from painn_deploy.calibration.physics.verdicts import largest, show
+from painn_deploy.calibration.physics.verdicts import format_number, largest
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.model.force_head import autograd_forces, explicit_forces, tensors
 from painn_deploy.export.model.student import Student
@@ -141,9 +141,9 @@ def main(
         wrong = [row for row in rows if not row.exact]
         for row in wrong:
             console.print(
-                f"[red]not the gradient[/] on {escape(row.structure)}: explicit head {show(row.head64)}, finite "
-                f"differences {show(row.differences)} eV/Å off autograd. Where the differences alone are off, the "
-                "student has a cusp or a jump there.",
+                f"[red]not the gradient[/] on {escape(row.structure)}: explicit head {format_number(row.head64)}, "
+                f"finite differences {format_number(row.differences)} eV/Å off autograd. Where the differences alone "
+                "are off, the student has a cusp or a jump there.",
                 soft_wrap=True,
             )
         if not wrong:

@@ -20,13 +20,13 @@ from ase.vibrations.data import VibrationsData
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
+from painn_deploy.calibration.physics.drift import Drift
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts.commands.md import Plan, simulate
 
-__all__ = ["butane", "conservation", "conserved", "fitted_drift", "frequencies", "relaxed", "water_box", "water_dimer"]
+__all__ = ["butane", "conservation", "conserved", "frequencies", "relaxed", "water_box", "water_dimer"]
 
 ANGLES = tuple(map(float, range(0, 181, 15)))
-BLOCKS = 10
 WATERS = 64
 DENSITY = 0.997  # g/cm³, liquid water at 298 K
 
@@ -161,20 +161,6 @@ def _longest_bond(box: Atoms) -> float:
     return max(float(box.get_distances(i, [i + 1, i + 2], mic=True).max()) for i in range(0, len(box), 3))
 
 
-def fitted_drift(
-    picoseconds: Float[np.ndarray, " rows"], energies: Float[np.ndarray, " rows"], blocks: int = BLOCKS
-) -> tuple[float, float]:
-    """Slope and its standard error of a straight line through the means of ten equal blocks of a total energy.
-
-    Neighbouring rows know of each other, and their scatter would promise too small an error; blocks of picoseconds do
-    not. The error is the usual one of a least-squares slope, from the scatter of the means about the line.
-    """
-    times = np.array([part.mean() for part in np.array_split(picoseconds, blocks)])
-    means = np.array([part.mean() for part in np.array_split(energies, blocks)])
-    (slope, _), covariance = np.polyfit(times, means, 1, cov=True)
-    return float(slope), float(np.sqrt(covariance[0, 0]))
-
-
 def conserved(bundle: Path, name: str, atoms: Atoms, picoseconds: float) -> dict[str, Any]:
     """NVE at 0.5 fs after Langevin dynamics at 300 K: drift with standard error (meV/atom/ps), and the energies."""
     with PaiNNCalculator(bundle, threads=1) as calculator:
@@ -183,13 +169,13 @@ def conserved(bundle: Path, name: str, atoms: Atoms, picoseconds: float) -> dict
         record = simulate(atoms, Plan(steps=round(2e3 * picoseconds), timestep=0.5, every=20))
     times = record.column("time_fs") / 1e3
     total = 1e3 * record.column("total_eV") / len(atoms)
-    drift, error = fitted_drift(times, total)
+    drift = Drift.of_blocks(times, total)
     kept = slice(None, None, max(1, len(total) // 400))
     return {
         "name": name,
         "atoms": len(atoms),
-        "drift": drift,
-        "error": error,
+        "drift": drift.slope,
+        "error": drift.uncertainty,
         "fluctuation": record.fluctuation,
         "temperature": float(record.column("temperature_K").mean()),
         "times": times[kept].tolist(),
