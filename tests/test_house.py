@@ -30,7 +30,10 @@ SHELVES = {
     "engines": ("", "gpu", "onnxruntime", "inductor", "tensorrt"),
     "runtime": ("", "screening"),
     "calibration": ("", "accuracy", "int8", "physics", "report"),
-    "scripts": ("commands", "distillation", "benchmarks", "profiling", "studies", "examples", "kit", "gpu", ""),
+    "scripts": (
+        *("commands", "distillation", "benchmarks/contenders", "profiling", "benchmarks", "studies", "examples"),
+        *("kit", "gpu", ""),
+    ),
 }
 
 
@@ -76,6 +79,20 @@ def test_imports_point_to_the_left() -> None:
         for path in modules(room):
             wrong = {name for name in imports(path) if name.split(".")[1] not in ROOMS[: index + 1]}
             assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_scripts_import_from_the_shelves_before_them() -> None:
+    shelves = SHELVES["scripts"]
+
+    def shelf(name: str) -> int:
+        parts = name.split(".")[2:]
+        folders = ["/".join(parts[:length]) for length in range(len(parts), -1, -1)]
+        return shelves.index(next(folder for folder in folders if folder in shelves))
+
+    for path in modules("scripts"):
+        own = shelf(dotted(path))
+        wrong = {name for name in imports(path) if name.split(".")[1] == "scripts" and shelf(name) > own}
+        assert not wrong - {"painn_deploy.scripts"}, f"{path.relative_to(ROOT)} imports {wrong}"
 
 
 def test_folders_and_modules_stay_short() -> None:

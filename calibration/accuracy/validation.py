@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,13 +24,13 @@ from painn_deploy.export.bundle import Bundle, read_bundle
 from painn_deploy.export.checkpoint import Checkpoint, load_student, resolve_checkpoint
 from painn_deploy.export.errors import CheckpointError, OutputError
 from painn_deploy.export.manifest import MANIFEST, VALIDATION, prepare_output, to_json
+from painn_deploy.export.progress import Tell
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.matrix import local_graphs
 
 __all__ = ["Options", "Validation", "changes", "check_output", "open_bundles", "validate", "write_validations"]
 
 Results = Sequence[Mapping[str, Any]]
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)

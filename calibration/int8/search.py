@@ -23,6 +23,7 @@ from painn_deploy.engines.onnxruntime.backend import open_graph
 from painn_deploy.export.errors import DatasetError, PrecisionError
 from painn_deploy.export.graph.int8 import BY_ROW, OperandScale, candidates, to_int8
 from painn_deploy.export.graph.products import Product, weight_products
+from painn_deploy.export.progress import Tell
 from painn_deploy.runtime.matrix import graph_inputs
 
 __all__ = ["LEAST_STRUCTURES", "Int8Search", "Quantisation", "Sensitivity"]
@@ -35,8 +36,6 @@ MOST_STRUCTURES = 64
 
 MARGIN = 0.7
 """Share of the limits that a search uses up: what holds on its structures shall hold on others."""
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from painn_deploy.calibration.physics.resolution import Evaluate, Resolution, me
 from painn_deploy.calibration.physics.subjects import Audited, Subjects, choose_subjects
 from painn_deploy.calibration.physics.verdicts import Finding, Verdict
 from painn_deploy.export.model.student import Student
+from painn_deploy.export.progress import Tell
 
 __all__ = ["PROPERTIES", "Audit", "References", "audit", "prepare"]
 
@@ -115,7 +116,7 @@ def audit(
     limits: Limits | None = None,
     again: Evaluate | None = None,
     picoseconds: float = 1.0,
-    tell: Callable[[str], None] = lambda _: None,
+    tell: Tell = lambda _: None,
 ) -> Audit:
     """Audit an engine.
 

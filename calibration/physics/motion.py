@@ -1,6 +1,5 @@
 """What a simulation makes of an engine: whether its energy drifts, and whether it finds the student's minima."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from ase.optimize import BFGS
 from painn_deploy.calibration.physics.subjects import Audited
 from painn_deploy.calibration.physics.verdicts import Case, Finding, Measure, Words, show
 from painn_deploy.export.errors import EngineError, StructureError
+from painn_deploy.export.progress import Tell
 
 __all__ = ["Drift", "energy_drift", "relaxation", "total_energies"]
 
@@ -27,8 +27,6 @@ RELAXATION_LIMIT = 1e-4
 
 FMAX, TIGHT, MOST_STEPS = 0.01, 0.002, 250
 """eV/Å, of the engine's relaxation and of the student's; and steps."""
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Drift:
 
 
 def energy_drift(
-    audited: Audited, engine: Any, student: Any, *, picoseconds: float, tell: Progress = lambda _: None
+    audited: Audited, engine: Any, student: Any, *, picoseconds: float, tell: Tell = lambda _: None
 ) -> tuple[list[Finding], dict[str, Drift]]:
     """Dynamics without a thermostat at 300 K, of the engine and of the student, from one start.
 
@@ -131,7 +129,7 @@ def total_energies(atoms: Atoms, calculator: Any, picoseconds: float) -> tuple[n
     return np.arange(len(values)) * EVERY * TIMESTEP / 1e3, values
 
 
-def relaxation(audited: Audited, engine: Any, student: Any, tell: Progress = lambda _: None) -> list[Finding]:
+def relaxation(audited: Audited, engine: Any, student: Any, tell: Tell = lambda _: None) -> list[Finding]:
     """Perturbed molecules relaxed with the engine and with the student, which should end in the same minima.
 
     Where a minimum is flat, geometries that settled are not yet at its bottom. So both are relaxed further, tightly,

@@ -11,7 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from painn_deploy.export.model.painn import PaiNN
-from painn_deploy.scripts.benchmarks.eager import EagerModel, Edges
+from painn_deploy.scripts.benchmarks.contenders.eager import EagerModel, Edges
 from painn_deploy.scripts.profiling.purposes import MESSAGES, RADIAL, READOUT, UPDATES
 
 __all__ = ["BACKWARD", "Clock", "eager_parts", "eager_trace"]
