@@ -24,12 +24,14 @@ from painn_deploy.scripts.benchmarks.contenders.contender import EAGER
 from painn_deploy.scripts.benchmarks.footprint import costs
 from painn_deploy.scripts.benchmarks.inference import bench_bundles, benchmark
 from painn_deploy.scripts.benchmarks.performance_tables import page
-from painn_deploy.scripts.benchmarks.results import read, report
+from painn_deploy.scripts.benchmarks.results import read, report, sections
+from painn_deploy.scripts.commands.outputs import MARKS, markdown, write_between_marks
 from painn_deploy.scripts.profiling import roofline
 from painn_deploy.scripts.profiling.costs import Cost
 from painn_deploy.scripts.profiling.roofline import Peaks, Roof, measured_peaks, roof
 
 from . import students
+from .conftest import ROOT
 from .test_cli import run
 
 
@@ -237,6 +239,41 @@ def test_the_document_s_tables_are_written_between_its_marks(found: Path, tmp_pa
     document.write_text("no marks")
     with pytest.raises(PaiNNDeployError, match="to write between"):
         page([found], document)
+
+
+def test_a_document_is_written_again_as_it_was(found: Path, tmp_path: Path) -> None:
+    document = tmp_path / "performance.md"
+    page([found, found], document)
+    first = document.read_text()
+    page([found, found], document)
+    assert document.read_text() == first
+    assert first.count("## distiller\n") == 2
+
+
+WRITTEN = ["docs/performance.md", "docs/precision.md", *(f"export/students/{s}.md" for s in ("small", "base", "large"))]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_the_documents_figures_are_as_the_one_writer_spells_them(name: str, tmp_path: Path) -> None:
+    """What stands between the marks comes back to the byte, and every table of it from its cells."""
+    text, document = (ROOT / name).read_text(encoding="utf-8"), tmp_path / "document.md"
+    document.write_text(text, encoding="utf-8")
+    inside = text.split(MARKS[0])[1].split(MARKS[1])[0].strip("\n")
+    write_between_marks(document, inside)
+    assert document.read_text(encoding="utf-8") == text
+    tables = [block for block in inside.split("\n\n") if block.startswith("|")]
+    assert tables
+    for block in tables:
+        heads, _, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in block.splitlines())
+        assert markdown(heads, rows) == block
+
+
+def test_the_document_has_the_sections_that_are_written(found: Path) -> None:
+    document = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    captions = [section.caption for section in sections(read(found))]
+    assert len(captions) == 7
+    for caption in captions[:5]:  # the last two name a batch and a machine's peaks
+        assert caption in document
 
 
 def test_bundles_are_timed_beside_the_student_that_they_were_made_of_and_no_other(found: Path, tmp_path: Path) -> None:

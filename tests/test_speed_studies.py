@@ -35,6 +35,7 @@ CONDITIONS = {"machine", "python", "versions", "torch_threads", "busy_cores", "e
 
 
 def quick(script: str, *arguments: object) -> str:
+    """Where no checkpoint is named, `student:base` is measured."""
     done = run(script, *arguments, "--quick", "--threads", 1)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -46,8 +47,8 @@ def read(path: Path) -> Any:
     return values
 
 
-def test_profile_force_computation(painn: Path, tmp_path: Path) -> None:
-    printed = quick("profile_force_computation", painn, "-o", tmp_path)
+def test_profile_force_computation(tmp_path: Path) -> None:
+    printed = quick("profile_force_computation", "-o", tmp_path)
     assert "whole call" in printed
     values = read(tmp_path / "profile.json")
     for part in ("neighbour search", "radial part", "messages", "updates", "read-out"):
@@ -64,8 +65,8 @@ def test_profile_force_computation(painn: Path, tmp_path: Path) -> None:
             assert {"messages", "backward"} <= {event.get("name") for event in events}
 
 
-def test_benchmark_force_optimizations(painn: Path, tmp_path: Path) -> None:
-    quick("benchmark_force_optimizations", painn, "-o", tmp_path / "out.json")
+def test_benchmark_force_optimizations(tmp_path: Path) -> None:
+    quick("benchmark_force_optimizations", "-o", tmp_path / "out.json")
     rows = read(tmp_path / "out.json")["rows"]
     assert [row["batch"] for row in rows] == [1, 4]
     for row in rows:
@@ -104,8 +105,8 @@ def test_forces_that_are_no_numbers_agree_with_nothing() -> None:
         check_agreement({"a": right, "b": right, "c": np.full((2, 3), np.nan)}, "a", "x")
 
 
-def test_benchmark_analytical_forces(painn: Path, tmp_path: Path) -> None:
-    assert "are the gradient" in quick("benchmark_analytical_forces", painn, "-o", tmp_path / "out.json")
+def test_benchmark_analytical_forces(tmp_path: Path) -> None:
+    assert "are the gradient" in quick("benchmark_analytical_forces", "-o", tmp_path / "out.json")
     rows = {row["structure"]: row for row in read(tmp_path / "out.json")["rows"]}
     assert {"single atom", "two atoms 50 Å apart", "two atoms 0.7 Å apart", "ethanol, O-H of 0.7 Å"} < rows.keys()
     for row in rows.values():
@@ -149,8 +150,8 @@ def test_cases_are_what_they_are_called() -> None:
     assert extremes((1, 8), quick=False)[-1].name == "water"
 
 
-def test_benchmark_batched_forces_druglike(painn: Path, tmp_path: Path) -> None:
-    quick("benchmark_batched_forces_druglike", painn, "--processor-time", "-o", tmp_path / "out.json")
+def test_benchmark_batched_forces_druglike(tmp_path: Path) -> None:
+    quick("benchmark_batched_forces_druglike", "--processor-time", "-o", tmp_path / "out.json")
     values = read(tmp_path / "out.json")
     assert values["unit"] == "ms of processor time"
     assert list(values["molecules"]) == list(DRUGS[:4])

@@ -199,7 +199,7 @@ def plot(found: Mapping[str, Any], folder: Path) -> None:
         "throughput": (f"{several} in a batch", "structures a second"),
     }
     for kind, (below, beside) in labels.items():
-        with drawn(folder / f"{kind}.png", (6.5, 4)) as axes:
+        with drawn(folder / f"{kind}.png", (6.5, 4.0)) as axes:
             for name, (x, y) in curves[kind].items():
                 axes.plot(x, y, marker="o", markersize=4, label=name)
             axes.set(xscale="log", yscale="log", xlabel=below, ylabel=beside)

@@ -157,7 +157,7 @@ def _parity(calculator: PaiNNCalculator, structures: Sequence[Atoms]) -> tuple[n
 
 def _plot(parity: tuple[np.ndarray, np.ndarray], record: Record, path: Path) -> None:
     reference, got = parity
-    with drawn(path, (10, 4), columns=2) as (left, right):
+    with drawn(path, (10.0, 4.0), columns=2) as (left, right):
         left.plot(reference, got - reference, ".", markersize=3, alpha=0.5)
         left.set(
             xlabel="force, student in float64 (eV/Å)",

@@ -26,7 +26,7 @@ def made_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     """
     table = Table(title=escape(title))
     for index, column in enumerate(columns):
-        table.add_column(escape(column), justify="right" if index else "left", no_wrap=not index, overflow="fold")
+        table.add_column(escape(column), justify="right" if index else "left", overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     return table

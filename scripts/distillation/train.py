@@ -65,7 +65,7 @@ def plot_curves(log: Path, output: Path) -> None:
     with log.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     keys = {"force_mae_meV_per_A": "force MAE (meV/Å)", "energy_mae_meV_per_atom": "energy MAE (meV/atom)"}
-    with drawn(output, (9, 3.2), columns=2) as axes:
+    with drawn(output, (9.0, 3.2), columns=2) as axes:
         for ax, (key, label) in zip(axes, keys.items(), strict=True):
             ax.plot([int(r["step"]) for r in rows], [float(r[key]) for r in rows], marker=".")
             ax.set(xlabel="step", ylabel=label, yscale="log", title="validation molecules, never trained on")

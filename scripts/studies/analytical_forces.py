@@ -46,12 +46,12 @@ STEPS = (1e-4, 1e-5, 1e-6)
 """Å: beside a cusp only the shorter ones stay on its one side."""
 
 COLUMNS = {
-    "force": "largest force",
-    "head64": "head, float64",
-    "head32": "head, float32",
-    "float32": "float32 itself",
-    "differences": "finite diff.",
-    "candidate": "compared to",
+    "force": "largest\nforce",
+    "head64": "head\nfloat64",
+    "head32": "head\nfloat32",
+    "float32": "float32\nitself",
+    "differences": "finite\ndiff.",
+    "candidate": "compared\nto",
 }
 
 
@@ -128,10 +128,10 @@ def main(
     chosen, named = choose(structures, double)
     with open_candidate(compare_to, checkpoint, device) as candidate:
         rows = study(double, single, chosen, candidate)
-        lines = [(row.structure, str(row.atoms), *_cells([row])) for row in rows] if verbose else []
-        lines.append(("largest of all", "", *_cells(rows)))
+        lines = [[row.structure, *_cells([row])] for row in rows] if verbose else []
+        lines.append(["largest of all", *_cells(rows)])
         title = f"{checkpoint}: forces on {len(rows)} structures (eV/Å, largest error)"
-        console.print(made_table(title, ["structure", "atoms", *COLUMNS.values()], lines))
+        console.print(made_table(title, ["structure", *COLUMNS.values()], lines))
         console.print(f"structures: {escape(named)}", soft_wrap=True)
         console.print(f"compared to: {escape(candidate.name)}", soft_wrap=True)
         if not candidate.same_student:

@@ -108,7 +108,7 @@ def picture(results: Mapping[str, Any], path: Path) -> None:
         results: of the studies, by name.
         path: of the picture.
     """
-    with drawn(path, (9, 6.4), 2, 2) as ((torsion, dimer), (energy, water)):
+    with drawn(path, (9.0, 6.4), 2, 2) as ((torsion, dimer), (energy, water)):
         for profile, label, style in zip(results["butane"], ("student", "teacher"), ("o", "-"), strict=True):
             torsion.plot(*zip(*profile, strict=True), style, label=label)
         torsion.set(xlabel="C-C-C-C angle of butane (°)", ylabel="energy (meV)")

@@ -96,7 +96,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     colours = {bits: f"C{i}" for i, bits in enumerate(dict.fromkeys(row["precision"] for row in rows))}
     shapes = {count: "ovs^D"[i % 5] for i, count in enumerate(sorted({row["interactions"] for row in rows}))}
     points: dict[str, list[tuple[float, float]]] = {}
-    with drawn(path, (6, 4.2)) as axes:
+    with drawn(path, (6.0, 4.2)) as axes:
         for row in rows:
             at, shape = (row["milliseconds"], row["force"]), shapes[row["interactions"]]
             axes.plot(*at, shape, color=colours[row["precision"]], ms=8)
