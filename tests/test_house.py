@@ -82,7 +82,7 @@ def test_imports_point_to_the_left() -> None:
 
 
 def test_scripts_import_from_the_shelves_before_them() -> None:
-    shelves = SHELVES["scripts"]
+    shelves, doors = SHELVES["scripts"], {"painn_deploy.scripts", "painn_deploy.scripts.cli"}
 
     def shelf(name: str) -> int:
         parts = name.split(".")[2:]
@@ -92,7 +92,7 @@ def test_scripts_import_from_the_shelves_before_them() -> None:
     for path in modules("scripts"):
         own = shelf(dotted(path))
         wrong = {name for name in imports(path) if name.split(".")[1] == "scripts" and shelf(name) > own}
-        assert not wrong - {"painn_deploy.scripts"}, f"{path.relative_to(ROOT)} imports {wrong}"
+        assert not wrong - doors, f"{path.relative_to(ROOT)} imports {wrong}"
 
 
 def test_folders_and_modules_stay_short() -> None:

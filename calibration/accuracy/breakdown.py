@@ -146,7 +146,13 @@ def break_down(
 def per_structure(
     structures: Sequence[Atoms], results: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]
 ) -> list[StructureErrors]:
-    """Errors of every structure; arguments as of `break_down`."""
+    """Errors of every structure.
+
+    Args:
+        structures: see `break_down`, as for the others.
+        results: of the engine.
+        reference: what is right.
+    """
     rows = []
     for atoms, got, want in zip(structures, results, reference, strict=True):
         forces, wanted = np.asarray(got["forces"]), np.asarray(want["forces"])

@@ -72,7 +72,12 @@ class Case:
 
     @classmethod
     def of(cls, name: str, *given: Atoms) -> "Case":
-        """A case of a few structures."""
+        """A case of a few structures.
+
+        Args:
+            name: of the case.
+            given: its structures.
+        """
         return cls(name, given)
 
     @property
@@ -86,12 +91,22 @@ class Case:
 
 
 def known(cases: Sequence[Case], species: Sequence[int]) -> list[Case]:
-    """Those cases whose elements are all among the species (atomic numbers)."""
+    """Those cases whose elements a student knows.
+
+    Args:
+        cases: to choose from.
+        species: atomic numbers.
+    """
     return [case for case in cases if {int(z) for atoms in case.given for z in atoms.numbers} <= set(species)]
 
 
 def copies(atoms: Atoms, counts: Sequence[int]) -> list[Case]:
-    """A structure in batches of as many copies as each of the counts says."""
+    """Batches of copies of a structure.
+
+    Args:
+        atoms: the structure.
+        counts: of copies, for each batch.
+    """
     return [Case(f"{count} x {atoms.symbols}", (atoms,) * count) for count in counts]
 
 

@@ -49,7 +49,12 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="JSON file t
 
 
 def chosen_pace(*, quick: bool, processor: bool, threads: int | None) -> Pace:
-    """What the command line asks for.
+    """The pace that the command line asks for.
+
+    Args:
+        quick: few calls.
+        processor: take processor time.
+        threads: that were asked for.
 
     Raises:
         BadParameter: processor time of several threads, which is no time that anybody waits for.

@@ -32,8 +32,6 @@ from painn_deploy.scripts.benchmarks.run import batch_row
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.commands.outputs import made_table
 
-__all__ = ["main"]
-
 BATCHES = (1, 2, 4, 8, 16)
 EAGER_ONE_BY_ONE = "eager, one by one"
 

@@ -36,8 +36,6 @@ from painn_deploy.scripts.studies.shared import (
     open_candidate,
 )
 
-__all__ = ["main"]
-
 Results = Sequence[Mapping[str, Any]]
 
 
