@@ -32,12 +32,8 @@ SHELVES: dict[str, tuple[str | tuple[str, ...], ...]] = {
     "runtime": ("", "screening"),
     "calibration": ("", "accuracy", "int8", "physics", "report"),
     "scripts": (
-        ("commands", "distillation", "benchmarks", "profiling", "studies"),
-        "examples",
-        "kit",
-        "gpu",
-        "",
-        "profiling/walk",
+        *("commands", "distillation", "benchmarks/contenders", "profiling", "benchmarks", "studies", "examples"),
+        *("kit", "gpu", "", "profiling/walk"),
     ),
 }
 PLACES = {

@@ -21,6 +21,7 @@ from painn_deploy.calibration.structures import (
     choose_structures,
     trusted_species,
 )
+from painn_deploy.calibration.timing import milliseconds
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing
 from painn_deploy.engines.cache import build_cached
@@ -32,12 +33,12 @@ from painn_deploy.export.files import to_json
 from painn_deploy.export.graph.onnx_graph import export_onnx
 from painn_deploy.export.manifest import MODEL, VALIDATION, Manifest
 from painn_deploy.export.model.student import Student
+from painn_deploy.export.progress import Tell
 from painn_deploy.export.versions import installed
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.grouping import group, padding_waste
 from painn_deploy.runtime.matrix import local_graphs
-from painn_deploy.scripts.benchmarks.timing import milliseconds
-from painn_deploy.scripts.commands.measuring import GATE, Examiner, Tell, TrialSet
+from painn_deploy.scripts.commands.measuring import GATE, Examiner, TrialSet
 from painn_deploy.scripts.commands.typed_graphs import INT8_LIMITS, TypedGraph, TypedGraphs
 
 __all__ = ["Bundler", "Made"]

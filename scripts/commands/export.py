@@ -12,8 +12,9 @@ from painn_deploy.export.checkpoint import find_checkpoint
 from painn_deploy.export.errors import ExportError
 from painn_deploy.export.files import prepare_output
 from painn_deploy.export.manifest import PRECISIONS, SUFFIX, check_free
+from painn_deploy.export.progress import Tell
 from painn_deploy.scripts.commands.bundler import Bundler
-from painn_deploy.scripts.commands.measuring import GATE, Tell
+from painn_deploy.scripts.commands.measuring import GATE
 from painn_deploy.scripts.commands.typed_graphs import AUTO
 
 __all__ = ["export_engines"]

@@ -1,7 +1,7 @@
 """How far the engines of one student are from it, measured before a bundle is written, and held to limits."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ase import Atoms
@@ -15,10 +15,11 @@ from painn_deploy.engines.backend import Closing
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.manifest import MODEL
 from painn_deploy.export.model.student import Student
+from painn_deploy.export.progress import Tell
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts.commands.typed_graphs import INT8_LIMITS, TypedGraph
 
-__all__ = ["GATE", "Examined", "Examiner", "Tell", "TrialSet"]
+__all__ = ["GATE", "Examined", "Examiner", "TrialSet"]
 
 GATE = "onnxruntime"
 """Engine that the graph itself is compared with the student in, on the CPU, whatever else is built of the graph."""
@@ -26,7 +27,6 @@ GATE = "onnxruntime"
 SIMULATED = "every half tensor of the graph rounded to half, in ONNX Runtime on the CPU: no engine loses more"
 
 Results = Sequence[Mapping[str, Any]]
-Tell = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
