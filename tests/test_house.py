@@ -33,7 +33,7 @@ SHELVES: dict[str, tuple[str | tuple[str, ...], ...]] = {
     "calibration": ("", "accuracy", "int8", "physics", "report"),
     "scripts": (
         *("commands", "distillation", "benchmarks/contenders", "profiling", "benchmarks", "studies", "examples"),
-        *("kit", "gpu", "", "profiling/walk"),
+        *("kit", "gpu", ("", "profiling/walk")),
     ),
 }
 PLACES = {
