@@ -9,7 +9,6 @@ import onnx
 from ase import Atoms
 from ase.data import chemical_symbols
 
-from painn_deploy.calibration.int8 import BY_ROW, OperandScale, candidates, to_int8
 from painn_deploy.calibration.ranges import (
     METHODS,
     OperandStatistics,
@@ -22,6 +21,7 @@ from painn_deploy.calibration.structures import LARGEST_FORCE, within_reach
 from painn_deploy.calibration.yardstick import Errors, Yardstick
 from painn_deploy.engines.onnxruntime import open_graph
 from painn_deploy.export.errors import DatasetError, PrecisionError
+from painn_deploy.export.int8 import BY_ROW, OperandScale, candidates, to_int8
 from painn_deploy.export.products import Product, weight_products
 from painn_deploy.runtime.neighbours import graph_inputs
 
@@ -251,9 +251,9 @@ def _largest(ordered: Sequence[Sensitivity], errors: Measure, within: _Within) -
 
 def _shares(model: onnx.ModelProto, scales: Mapping[str, OperandScale], sizes: tuple[int, int]) -> dict[str, float]:
     """Shares of all multiply-adds with weights, the read-out's and the basis's included, that are INT8."""
-    shares = {}
+    every, shares = weight_products(model), {}
     for direction in ("forward", "backward"):
-        products = [p for p in weight_products(model) if p.is_forward == (direction == "forward")]
+        products = [p for p in every if p.is_forward == (direction == "forward")]
         total = sum(p.multiply_adds(*sizes) for p in products)
         shares[direction] = sum(p.multiply_adds(*sizes) for p in products if p.name in scales) / total
     return shares

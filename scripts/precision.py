@@ -8,9 +8,10 @@ import onnx
 from ase import Atoms
 
 from painn_deploy.calibration.accuracy import Limits
-from painn_deploy.calibration.int8 import to_int8
 from painn_deploy.calibration.search import Int8Search, Quantisation
+from painn_deploy.export.graph_edit import EditableGraph
 from painn_deploy.export.half import half_tensors, rounded, to_half
+from painn_deploy.export.int8 import to_int8
 from painn_deploy.export.lowering import sums_for_batched_products
 from painn_deploy.export.onnx_graph import check_contract
 from painn_deploy.export.products import weight_products
@@ -88,9 +89,10 @@ class TypedGraphs:
             DatasetError: there are too few structures to calibrate INT8 on.
         """
         fuses = engine in FUSING
-        exact = self._model
+        graph = EditableGraph(self._model)
         if fuses or engine in COMPILING:
-            exact = sums_for_batched_products(exact, of_products=not fuses)
+            sums_for_batched_products(graph, of_products=not fuses)
+        exact = graph.model()
         if precision == "fp32":
             return TypedGraph(exact.SerializeToString())
         if precision == "fp16":
@@ -113,10 +115,11 @@ class TypedGraphs:
     def _narrowed(
         self, model: onnx.ModelProto, report: Mapping[str, Any], correction: Mapping[int, float] | None = None
     ) -> TypedGraph:
-        half = half_tensors(model)
+        graph = EditableGraph(model)
+        half = half_tensors(graph)
         report = {**report, "half_tensors": len(half.computed | half.stored)}
-        simulated = rounded(model).SerializeToString()
-        return TypedGraph(_checked(to_half(model)), simulated, correction or {}, report)
+        simulated = rounded(graph).SerializeToString()
+        return TypedGraph(_checked(to_half(graph)), simulated, correction or {}, report)
 
     def _quantised(self, share: float) -> tuple[Quantisation, str]:
         if self._search is None:

@@ -18,7 +18,6 @@ import typer
 from ase import Atoms
 from rich.console import Console
 
-from painn_deploy.calibration.int8 import BY_ROW, OperandScale, candidates, to_int8
 from painn_deploy.calibration.ranges import METHODS, measure_operands, operand_scale
 from painn_deploy.calibration.search import Int8Search
 from painn_deploy.calibration.structures import (
@@ -32,6 +31,7 @@ from painn_deploy.engines.onnxruntime import open_graph
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import DatasetError, PrecisionError
 from painn_deploy.export.half import rounded
+from painn_deploy.export.int8 import BY_ROW, OperandScale, candidates, to_int8
 from painn_deploy.export.manifest import prepare_output, to_json
 from painn_deploy.export.onnx_graph import export_onnx
 from painn_deploy.runtime.neighbours import graph_inputs

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from painn_deploy.calibration.int8 import BY_ROW, candidates, to_int8
 from painn_deploy.export.half import rounded
+from painn_deploy.export.int8 import BY_ROW, candidates, to_int8
 from painn_deploy.scripts.precision_study import MARKS, Measure, Row, table, unseen_molecules
 
 from . import students

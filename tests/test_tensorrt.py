@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import tensorrt_rtx
 
-from painn_deploy.calibration.int8 import BY_ROW, candidates, to_int8
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.engines.plan import read_plan
@@ -19,7 +18,9 @@ from painn_deploy.engines.profiles import DEFAULT_PROFILE, Profile, plan_profile
 from painn_deploy.engines.tensorrt_builder import Messages, build_plan
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError, ShapeError
+from painn_deploy.export.graph_edit import EditableGraph
 from painn_deploy.export.half import to_half
+from painn_deploy.export.int8 import BY_ROW, candidates, to_int8
 from painn_deploy.export.lowering import sums_for_batched_products
 from painn_deploy.export.manifest import manifest_digest, read_bundle
 from painn_deploy.export.onnx_graph import export_onnx
@@ -76,7 +77,9 @@ def test_plans_of_real_students_hold_what_they_must_and_few_kernels(
 ) -> None:
     student = load_student(references / f"{name}.safetensors")
     exact = export_onnx(student.with_radial_table(rank, 1024) if rank else student, {})
-    model = sums_for_batched_products(exact)
+    graph = EditableGraph(exact)
+    sums_for_batched_products(graph)
+    model = graph.model()
     if precision == "int8":
         model = to_int8(model, {product.name: BY_ROW for product in candidates(model)})
     if precision != "fp32":
