@@ -80,18 +80,23 @@ class Form:
         """Whether the graph takes `PAIR_INPUTS` as well."""
         return "paired" in self.words
 
-    def lowered(self, graph: "onnx.ModelProto") -> "onnx.ModelProto":
+    def lowered(self, model: "onnx.ModelProto") -> "onnx.ModelProto":
         """The graph in this form; what is given is not changed."""
+        from painn_deploy.export.graph.edit import EditableGraph
         from painn_deploy.export.graph.lowering import (
             filters_once_a_pair,
             products_side_by_side,
             sums_for_batched_products,
         )
 
+        graph = EditableGraph(model)
         if {"sums", "products"}.intersection(self.words):
-            graph = sums_for_batched_products(graph, of_products="sums" not in self.words, mixing=True)
-        graph = filters_once_a_pair(graph) if self.paired else graph
-        return products_side_by_side(graph) if "side" in self.words else graph
+            sums_for_batched_products(graph, of_products="sums" not in self.words, mixing=True)
+        if self.paired:
+            filters_once_a_pair(graph)
+        if "side" in self.words:
+            products_side_by_side(graph)
+        return graph.model()
 
     def settings(self, kind: str) -> dict[str, Any]:
         """Of torch's compiler.

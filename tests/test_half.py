@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from painn_deploy.calibration.int8.ranges import _with_outputs
+from painn_deploy.calibration.int8.ranges import open_tensors
 from painn_deploy.calibration.int8.yardstick import Yardstick
 from painn_deploy.calibration.structures import default_structures, trusted_species, within_reach
 from painn_deploy.engines.onnxruntime.backend import open_graph
@@ -73,9 +73,9 @@ def test_the_simulation_rounds_every_half_tensor(model: onnx.ModelProto) -> None
     simulated = rounded(model)
     half = half_tensors(model)
     names = sorted(half.computed | half.stored)
-    run = open_graph(_with_outputs(simulated, names), names)
+    run = open_tensors(simulated, names)
     changed = 0
-    exact = open_graph(_with_outputs(model, names), names)
+    exact = open_tensors(model, names)
     inputs = graph_inputs([students.water()], 4.0)
     for name, values, before in zip(names, run(inputs), exact(inputs), strict=True):
         assert values.dtype == np.float32

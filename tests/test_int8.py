@@ -14,9 +14,10 @@ from painn_deploy.calibration.int8.yardstick import Yardstick, _least_absolute
 from painn_deploy.calibration.structures import calibration_structures
 from painn_deploy.engines.onnxruntime.backend import open_graph
 from painn_deploy.export import load_student
-from painn_deploy.export.errors import DatasetError, PrecisionError
+from painn_deploy.export.errors import DatasetError, ExportError, PrecisionError
+from painn_deploy.export.graph.edit import EditableGraph
 from painn_deploy.export.graph.half import to_half
-from painn_deploy.export.graph.int8 import BY_ROW, LEAST_SIZE, OperandScale, candidates, to_int8
+from painn_deploy.export.graph.int8 import BY_ROW, LEAST_SIZE, OperandScale, _scaled, candidates, to_int8
 from painn_deploy.export.graph.onnx_graph import check_contract, export_onnx
 from painn_deploy.export.graph.products import weight_products
 from painn_deploy.runtime.matrix import graph_inputs
@@ -74,6 +75,12 @@ def test_weights_have_a_scale_a_column_and_nothing_else_changes(model: onnx.Mode
     assert not any(p.is_int8 for p in readout)
 
 
+def test_products_that_are_not_there_are_refused_and_none_changes_nothing(model: onnx.ModelProto) -> None:
+    with pytest.raises(ExportError, match=r"has no product filters\.9\.weight/forward"):
+        to_int8(model, {"filters.9.weight/forward": BY_ROW})
+    assert to_int8(model, {}) == model
+
+
 def test_a_row_is_never_clipped(model: onnx.ModelProto) -> None:
     """Operands a million times larger or smaller lose no more than others: no range was assumed."""
     product = candidates(model)[0]
@@ -111,15 +118,13 @@ def test_each_way_of_scaling_runs_and_is_near(model: onnx.ModelProto, structures
 
 
 def test_balancing_is_exact_without_rounding(model: onnx.ModelProto, structures: list) -> None:
-    from painn_deploy.export.graph.int8 import _prepared
-
     product = candidates(model)[0]
     balance = np.exp(np.random.default_rng(0).normal(size=product.contracted))
-    prepared = _prepared(model, {product.name: OperandScale("max, balanced", 1.0, balance)})
+    prepared = EditableGraph(model)
+    assert _scaled(prepared, {product.name: OperandScale("max, balanced", 1.0, balance)})
     inputs = graph_inputs(structures[:3], CUTOFF)
-    for got, want in zip(
-        open_graph(prepared.SerializeToString())(inputs), open_graph(model.SerializeToString())(inputs), strict=True
-    ):
+    run = open_graph(prepared.model().SerializeToString())
+    for got, want in zip(run(inputs), open_graph(model.SerializeToString())(inputs), strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * max(1, np.abs(want).max()))
 
 

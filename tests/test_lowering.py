@@ -1,5 +1,6 @@
 """Other forms of a graph give the same values."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from painn_deploy.engines.inductor.pairs import pair_inputs
 from painn_deploy.engines.onnxruntime.backend import load_graph, open_graph
 from painn_deploy.export import load_student
 from painn_deploy.export.fields import OUTPUTS, GraphInputs, GraphOutputs
+from painn_deploy.export.graph.edit import EditableGraph
 from painn_deploy.export.graph.lowering import filters_once_a_pair, products_side_by_side, sums_for_batched_products
 from painn_deploy.export.graph.onnx_graph import check_contract, export_onnx
 from painn_deploy.export.graph.products import weight_products
@@ -20,10 +22,20 @@ from painn_deploy.runtime.matrix import graph_inputs
 from . import students
 
 
+def rewritten(rewrite: Callable[..., bool], model: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
+    """A model after a rewrite that changes it once, and finds nothing more to change."""
+    graph = EditableGraph(model)
+    assert rewrite(graph, **options)
+    once = graph.model()
+    assert not rewrite(graph, **options)
+    assert graph.model() == once
+    return once
+
+
 def test_sums_for_batched_products_give_the_same(checkpoint: Path) -> None:
     model = export_onnx(load_student(checkpoint), {})
     before = model.SerializeToString()
-    lowered = sums_for_batched_products(model)
+    lowered = rewritten(sums_for_batched_products, model)
     assert model.SerializeToString() == before
     check_contract(lowered)
     products = {n.name for n in lowered.graph.node if n.op_type == "MatMul"}
@@ -39,7 +51,8 @@ def test_sums_for_batched_products_give_the_same(checkpoint: Path) -> None:
 
 def test_sums_can_take_the_place_of_every_product_but_those_with_weights(checkpoint: Path) -> None:
     model = export_onnx(load_student(checkpoint), {})
-    lowered = sums_for_batched_products(sums_for_batched_products(model, of_products=True), mixing=True)
+    some = rewritten(sums_for_batched_products, model, of_products=True)
+    lowered = rewritten(sums_for_batched_products, some, mixing=True)
     products = {n.name for n in lowered.graph.node if n.op_type == "MatMul"}
     assert products == {p.name for p in weight_products(model)}
     run = open_graph(lowered.SerializeToString())
@@ -52,13 +65,13 @@ def test_filters_once_a_pair_give_the_same(checkpoint: Path, table: bool, side_b
     student = load_student(checkpoint)
     model = export_onnx(student.with_radial_table(24, 512) if table else student, {})
     before = model.SerializeToString()
-    paired = filters_once_a_pair(model)
+    paired = rewritten(filters_once_a_pair, model)
     assert model.SerializeToString() == before
     rows = _rows_of_products(paired)
     assert {shape[0] for shape in rows} == {"atoms", "pairs"}  # none is computed slot by slot
     assert sum(shape[0] == "pairs" for shape in rows) == sum("slots" in p.rows for p in weight_products(model))
     if side_by_side:
-        separate, paired = paired, products_side_by_side(paired)
+        separate, paired = paired, rewritten(products_side_by_side, paired)
         assert len(_rows_of_products(paired)) < len(rows) == len(_rows_of_products(separate))
     session = load_graph(paired.SerializeToString(), "cpu", 1)
 
@@ -97,9 +110,10 @@ def test_a_sum_over_slots_is_no_function_of_a_slot() -> None:
             atomic_energies = MatMul(summed, w)
         }
     """)
-    assert [n.op_type for n in filters_once_a_pair(model).graph.node if n.op_type == "ReduceSum"] == ["ReduceSum"]
+    paired = rewritten(filters_once_a_pair, model)
+    assert [n.op_type for n in paired.graph.node if n.op_type == "ReduceSum"] == ["ReduceSum"]
     inputs = graph_inputs([students.water()], 4.0)
-    one, other = (load_graph(m.SerializeToString(), "cpu", 1) for m in (model, filters_once_a_pair(model)))
+    one, other = (load_graph(m.SerializeToString(), "cpu", 1) for m in (model, paired))
     arrays = {"displacements": inputs.displacements, "mask": inputs.mask}
     (wanted,) = one.run(None, arrays)
     (got,) = other.run(None, arrays | pair_inputs(inputs.reverse)._asdict())

@@ -18,6 +18,7 @@ from painn_deploy.engines.tensorrt.builder import Messages, build_plan
 from painn_deploy.engines.tensorrt.plan import read_plan
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError, ShapeError
+from painn_deploy.export.graph.edit import EditableGraph
 from painn_deploy.export.graph.half import to_half
 from painn_deploy.export.graph.int8 import BY_ROW, candidates, to_int8
 from painn_deploy.export.graph.lowering import sums_for_batched_products
@@ -76,7 +77,9 @@ def test_plans_of_real_students_hold_what_they_must_and_few_kernels(
 ) -> None:
     student = load_student(references / f"{name}.safetensors")
     exact = export_onnx(student.with_radial_table(rank, 1024) if rank else student, {})
-    model = sums_for_batched_products(exact)
+    graph = EditableGraph(exact)
+    sums_for_batched_products(graph)
+    model = graph.model()
     if precision == "int8":
         model = to_int8(model, {product.name: BY_ROW for product in candidates(model)})
     if precision != "fp32":
@@ -156,7 +159,7 @@ def test_a_plan_cannot_run_here_and_says_why(plan_bundle: Path, tmp_path: Path) 
 def test_a_plan_of_another_version_or_gpu_is_refused(
     plan_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from painn_deploy.engines.tensorrt import backend as tensorrt
+    from painn_deploy.engines.tensorrt.backend import backend as tensorrt
 
     monkeypatch.setattr(tensorrt, "gpus", lambda: ("cuda:0", "cuda:1"))
     monkeypatch.setattr(tensorrt, "compute_capability", lambda index: ("86", "90")[index])

@@ -1,18 +1,18 @@
 """One range for all rows of an operand, found on structures by maximum, percentile, entropy or squared error."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
 from jaxtyping import Float
-from onnx import numpy_helper
 
 from painn_deploy.engines.onnxruntime.backend import open_graph
 from painn_deploy.export.fields import GraphInputs
+from painn_deploy.export.graph.edit import EditableGraph
 from painn_deploy.export.graph.int8 import OperandScale
 from painn_deploy.export.graph.products import Product
 
-__all__ = ["METHODS", "OperandStatistics", "measure_operands", "operand_scale", "structure_maxima"]
+__all__ = ["METHODS", "OperandStatistics", "measure_operands", "open_tensors", "operand_scale", "structure_maxima"]
 
 METHODS = ("max", "percentile", "entropy", "mse")
 """How one range for all rows of an operand is found: the largest value; the value that one in ten thousand exceeds; the
@@ -70,7 +70,7 @@ def structure_maxima(
         graphs: of one structure each.
     """
     operands = list(dict.fromkeys(product.operand for product in products))
-    run = open_graph(_with_outputs(model, operands), operands)
+    run = open_tensors(model, operands)
     rows = []
     for graph in graphs:
         largest = dict(zip(operands, (float(np.abs(values).max()) for values in run(graph)), strict=True))
@@ -88,10 +88,10 @@ def measure_operands(
         products: of the model.
         graphs: of the calibration structures; each is run twice.
     """
-    weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    statistics = {p.name: OperandStatistics(p, weights[p.weight]) for p in products}
+    weights = EditableGraph(model)
+    statistics = {p.name: OperandStatistics(p, weights.array(p.weight)) for p in products}
     operands = list(dict.fromkeys(product.operand for product in products))
-    run = open_graph(_with_outputs(model, operands), operands)
+    run = open_tensors(model, operands)
     for graph in graphs:
         values = dict(zip(operands, run(graph), strict=True))
         for entry in statistics.values():
@@ -145,11 +145,13 @@ def _entropy(histogram: np.ndarray, most: float) -> float:
     return float(max(-float(low), float(high)))
 
 
-def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    have = {value.name for value in copy.graph.output}
-    copy.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in have
-    )
-    return bytes(copy.SerializeToString())
+def open_tensors(model: onnx.ModelProto, names: Sequence[str]) -> Callable[[GraphInputs], list[np.ndarray]]:
+    """Ready to run on one CPU core: gives tensors of float32 from inside a graph.
+
+    Args:
+        model: it is not changed.
+        names: of the tensors.
+    """
+    graph = EditableGraph(model)
+    graph.outputs += [name for name in names if name not in graph.outputs]
+    return open_graph(graph.model().SerializeToString(), names)

@@ -250,9 +250,9 @@ def _largest(ordered: Sequence[Sensitivity], errors: Measure, within: _Within) -
 
 def _shares(model: onnx.ModelProto, scales: Mapping[str, OperandScale], sizes: tuple[int, int]) -> dict[str, float]:
     """Shares of all multiply-adds with weights, the read-out's and the basis's included, that are INT8."""
-    shares = {}
+    every, shares = weight_products(model), {}
     for direction in ("forward", "backward"):
-        products = [p for p in weight_products(model) if p.is_forward == (direction == "forward")]
+        products = [p for p in every if p.is_forward == (direction == "forward")]
         total = sum(p.multiply_adds(*sizes) for p in products)
         shares[direction] = sum(p.multiply_adds(*sizes) for p in products if p.name in scales) / total
     return shares

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from jaxtyping import Float
-from onnx import helper, numpy_helper
+from onnx import helper
 
-from painn_deploy.export.errors import EngineUnavailableError
-from painn_deploy.export.graph.products import Product, behind_weights, weight_products
+from painn_deploy.export.errors import EngineUnavailableError, ExportError
+from painn_deploy.export.graph.edit import EditableGraph, Model, renamed
+from painn_deploy.export.graph.products import RESULT, Product, behind_weights, weight_products
 
 __all__ = ["BY_ROW", "LEAST_SIZE", "OperandScale", "candidates", "to_int8"]
 
@@ -50,7 +51,7 @@ class OperandScale:
 BY_ROW = OperandScale("row")
 
 
-def candidates(model: onnx.ModelProto) -> list[Product]:
+def candidates(model: Model) -> list[Product]:
     """The products that INT8 may be used for: forward and backward, without the read-out and the radial basis.
 
     The radial basis is geometry: what it loses no later layer can mend, and its products are short.
@@ -58,17 +59,18 @@ def candidates(model: onnx.ModelProto) -> list[Product]:
     Args:
         model: in FP32.
     """
-    learnt = behind_weights(model)
+    graph = EditableGraph.of(model)
+    learnt = behind_weights(graph)
     return [
         product
-        for product in weight_products(model)
+        for product in weight_products(graph)
         if not product.is_readout
         and product.operand in learnt
         and min(product.contracted, product.columns) >= LEAST_SIZE
     ]
 
 
-def to_int8(model: onnx.ModelProto, scales: Mapping[str, OperandScale]) -> onnx.ModelProto:
+def to_int8(model: Model, scales: Mapping[str, OperandScale]) -> onnx.ModelProto:
     """Quantise products.
 
     Args:
@@ -76,6 +78,7 @@ def to_int8(model: onnx.ModelProto, scales: Mapping[str, OperandScale]) -> onnx.
         scales: of the operands, by the products' names; products that are not named stay as they are.
 
     Raises:
+        ExportError: the graph has no product of one of these names.
         EngineUnavailableError: onnxruntime, whose quantization package does the work, is not installed.
     """
     try:
@@ -86,18 +89,23 @@ def to_int8(model: onnx.ModelProto, scales: Mapping[str, OperandScale]) -> onnx.
         raise EngineUnavailableError(
             'INT8 needs onnxruntime for its quantization package: pip install "painn-deploy[cpu,export]".'
         ) from error
-    prepared = _prepared(model, scales)
+    graph = EditableGraph(model)
+    if unknown := sorted(scales.keys() - {node.name for node in graph.nodes}):
+        raise ExportError(f"The graph has no product {', '.join(unknown)}: scales are of one student's graph.")
+    if not scales:  # the package would take every product
+        return graph.model()
+    _scaled(graph, scales)
     # an operand that several products read has one scale: the widest that one of them asks for
     widest: dict[str, float] = {}
-    for product in weight_products(prepared):
-        if product.name in scales:
-            most = scales[product.name].most
-            widest[product.operand] = max(widest.get(product.operand, 0.0), 1.0 if most is None else most)
+    for node in graph.nodes:
+        if scale := scales.get(node.name):
+            most = 1.0 if scale.most is None else scale.most
+            widest[node.input[0]] = max(widest.get(node.input[0], 0.0), most)
     limits = {name: TensorData(lowest=np.float32(-most), highest=np.float32(most)) for name, most in widest.items()}
     logging.getLogger().addFilter(_quiet)
     try:
         quantiser = QDQQuantizer(
-            prepared,
+            graph.model(),
             per_channel=True,
             reduce_range=False,
             weight_qType=QuantType.QInt8,
@@ -121,54 +129,47 @@ def to_int8(model: onnx.ModelProto, scales: Mapping[str, OperandScale]) -> onnx.
     return quantised
 
 
-def _prepared(model: onnx.ModelProto, scales: Mapping[str, OperandScale]) -> onnx.ModelProto:
-    """A copy whose chosen products read operands that are balanced, or divided by the largest value of each row."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    constants = {t.name: t for t in copy.graph.initializer}
+def _scaled(graph: EditableGraph, scales: Mapping[str, OperandScale]) -> bool:
+    """Let chosen products read operands that are balanced, or divided by the largest value of each row; whether any do.
 
-    def constant(name: str, value: np.ndarray) -> str:
-        constants[name] = numpy_helper.from_array(value, name)
-        return name
+    Requires products that are not INT8 yet. Ensures the same values up to rounding.
+    """
 
-    nodes: list[onnx.NodeProto] = []
-    for node in copy.graph.node:
+    def scaled(node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
         scale = scales.get(node.name)
         if scale is None:
-            nodes.append(node)
-        elif scale.most is None:
-            axis, floor = constant("row_axis", np.array([-1])), constant("row_floor", np.array(1e-30, np.float32))
-            nodes += _by_row(node, axis, floor)
-        else:
-            if scale.balance is not None:
-                weight = numpy_helper.to_array(constants[node.input[1]]) * scale.balance[:, None]
-                balance = constant(f"{node.name}/balance", (1 / scale.balance).astype(np.float32))
-                balanced = f"{node.name}/balanced"
-                nodes.append(helper.make_node("Mul", [node.input[0], balance], [balanced], name=balanced))
-                node.input[:] = [balanced, constant(f"{node.name}/weight", weight.astype(np.float32))]
-            nodes.append(node)
-    ordered = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    read = {name for node in ordered for name in node.input}
-    del copy.graph.node[:], copy.graph.initializer[:]
-    copy.graph.node.extend(ordered)
-    copy.graph.initializer.extend(tensor for name, tensor in constants.items() if name in read)
-    return copy
+            return None
+        if scale.most is None:
+            return _by_row(graph, node)
+        if scale.balance is None:
+            return None
+        balance = graph.constant(f"{node.name}/balance", (1 / scale.balance).astype(np.float32))
+        weight = (graph.array(node.input[1]) * scale.balance[:, None]).astype(np.float32)
+        balanced = f"{node.name}/balanced"
+        return [
+            helper.make_node("Mul", [node.input[0], balance], [balanced], name=balanced),
+            renamed(node, [balanced, graph.constant(f"{node.name}/weight", weight)]),
+        ]
+
+    changed = graph.rewrite(scaled)
+    graph.prune()  # a weight whose balanced copy is read in its place
+    return changed
 
 
-def _by_row(product: onnx.NodeProto, axis: str, floor: str) -> list[onnx.NodeProto]:
+def _by_row(graph: EditableGraph, product: onnx.NodeProto) -> list[onnx.NodeProto]:
     """r = max |x| over a row, never zero; x/r goes in, and r times what comes out."""
-    name, operand, result = product.name, product.input[0], product.output[0]
-    absolute, largest, row, scaled = (f"{name}/{part}" for part in ("absolute", "largest", "row", "scaled"))
-    inner = onnx.NodeProto()
-    inner.CopyFrom(product)
-    inner.input[0], inner.output[0] = scaled, f"{name}/unscaled"
+    axis = graph.constant("row_axis", np.array([-1]))
+    floor = graph.constant("row_floor", np.array(1e-30, np.float32))
+    name, (operand, weight), result = product.name, product.input, product.output[0]
+    parts = ("absolute", "largest", "row", "scaled", "unscaled")
+    absolute, largest, row, scaled, unscaled = (f"{name}/{part}" for part in parts)
     return [
         helper.make_node("Abs", [operand], [absolute], name=absolute),
         helper.make_node("ReduceMax", [absolute, axis], [largest], name=largest, keepdims=1),
         helper.make_node("Max", [largest, floor], [row], name=row),
         helper.make_node("Div", [operand, row], [scaled], name=scaled),
-        inner,
-        helper.make_node("Mul", [inner.output[0], row], [result], name=f"{name}/result"),
+        renamed(product, [scaled, weight], [unscaled]),
+        helper.make_node("Mul", [unscaled, row], [result], name=f"{name}{RESULT}"),
     ]
 
 

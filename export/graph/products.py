@@ -1,14 +1,15 @@
 """The matrix products of a graph with the student's weights: what lower precisions are about, each with its name."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import onnx
+from painn_deploy.export.graph.edit import EditableGraph, Model
 
-__all__ = ["Product", "ancestors", "behind_weights", "weight_products"]
+__all__ = ["RESULT", "Product", "behind_weights", "weight_products"]
 
 READOUT = "readout."
 RESULT = "/result"
+"""Behind a product's name: the node that gives its result where the product itself is scaled."""
 
 
 @dataclass(frozen=True)
@@ -53,58 +54,40 @@ class Product:
         return count
 
 
-def weight_products(model: onnx.ModelProto) -> Sequence[Product]:
+def weight_products(model: Model) -> Sequence[Product]:
     """Products with the student's weights, in the graph's order.
 
     Args:
-        model: a graph made by `painn_deploy.export.graph.onnx_graph.export_onnx`, quantised or not.
+        model: a graph made by `painn_deploy.export.onnx_graph.export_onnx`, quantised or not.
+
+    Raises:
+        ExportError: ONNX infers no shapes for the graph.
     """
-    weights = {t.name: tuple(t.dims) for t in model.graph.initializer}
-    widened = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
-    results = {n.name: n.output[0] for n in model.graph.node if n.name.endswith(RESULT)}
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    shapes = {
-        value.name: tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim)
-        for value in (*inferred.value_info, *inferred.output)
-    }
+    graph = EditableGraph.of(model)
+    widened = {n.output[0]: n.input[0] for n in graph.nodes if n.op_type == "DequantizeLinear"}
+    results = {n.name: n.output[0] for n in graph.nodes if n.name.endswith(RESULT)}
     found = []
-    for node in model.graph.node:
+    for node in graph.nodes:
         if node.op_type == "MatMul" and "/" in node.name:
             operand, weight = node.input
             weight = widened.get(weight, weight)
-            is_int8, rows = weight != node.input[1], shapes[node.output[0]][:-1]
+            is_int8, rows = weight != node.input[1], graph.types[node.output[0]].shape[:-1]
             output = results.get(f"{node.name}{RESULT}", node.output[0])
-            contracted, columns = weights[weight]
+            contracted, columns = graph.constants[weight].dims
             found.append(Product(node.name, operand, weight, output, contracted, columns, rows, is_int8))
     return found
 
 
-def behind_weights(model: onnx.ModelProto) -> set[str]:
+def behind_weights(model: Model) -> set[str]:
     """Names of the tensors that depend on a weight, the embedding's included; the others are pure geometry.
 
     Args:
         model: a graph made by `painn_deploy.export.graph.onnx_graph.export_onnx`.
     """
-    tables = {t.name for t in model.graph.initializer}
-    products = {p.output for p in weight_products(model)}
-    behind: set[str] = set()
-    for node in model.graph.node:
-        looked_up = node.op_type == "Gather" and node.input[0] in tables
-        if looked_up or node.output[0] in products or any(name in behind for name in node.input):
+    graph = EditableGraph.of(model)
+    behind = {product.output for product in weight_products(graph)}
+    for node in graph.nodes:
+        looked_up = node.op_type == "Gather" and node.input[0] in graph.constants
+        if looked_up or behind.intersection(node.input):
             behind.update(node.output)
     return behind
-
-
-def ancestors(model: onnx.ModelProto, names: Collection[str], known: Collection[str] = ()) -> set[str]:
-    """Tensors that these depend on, themselves included.
-
-    Args:
-        model: its nodes are in the order in which they run.
-        names: of tensors.
-        known: tensors that are given, and whose own ancestors do not count.
-    """
-    found = set(names)
-    for node in reversed(model.graph.node):
-        if any(name in found and name not in known for name in node.output):
-            found.update(node.input)
-    return found

@@ -7,8 +7,9 @@ from typing import Any
 import onnx
 from ase import Atoms
 
-from painn_deploy.calibration.accuracy.errors import Limits
+from painn_deploy.calibration.accuracy.errors import Tolerances
 from painn_deploy.calibration.int8.search import Int8Search, Quantisation
+from painn_deploy.export.graph.edit import EditableGraph
 from painn_deploy.export.graph.half import half_tensors, rounded, to_half
 from painn_deploy.export.graph.int8 import to_int8
 from painn_deploy.export.graph.lowering import sums_for_batched_products
@@ -20,7 +21,7 @@ __all__ = ["AUTO", "INT8_LIMITS", "TypedGraph", "TypedGraphs"]
 
 AUTO = "auto"
 
-INT8_LIMITS = Limits(energy=3e-3, forces=20e-3)
+INT8_LIMITS = Tolerances(energy=3e-3, forces=20e-3)
 """What INT8 may cost against FP32 where the user says nothing."""
 
 FUSING = ("tensorrt", "tensorrt-rtx")
@@ -65,7 +66,7 @@ class TypedGraphs:
         model: onnx.ModelProto,
         cutoff: float,
         calibration: Callable[[], tuple[Sequence[Atoms], str]],
-        limits: Limits = INT8_LIMITS,
+        limits: Tolerances = INT8_LIMITS,
         tell: Tell = lambda _: None,
     ) -> None:
         self._model, self._cutoff, self._limits, self._tell = model, cutoff, limits, tell
@@ -86,9 +87,10 @@ class TypedGraphs:
             DatasetError: there are too few structures to calibrate INT8 on.
         """
         fuses = engine in FUSING
-        exact = self._model
+        graph = EditableGraph(self._model)
         if fuses or engine in COMPILING:
-            exact = sums_for_batched_products(exact, of_products=not fuses)
+            sums_for_batched_products(graph, of_products=not fuses)
+        exact = graph.model()
         if precision == "fp32":
             return TypedGraph(exact.SerializeToString())
         if precision == "fp16":
@@ -111,10 +113,11 @@ class TypedGraphs:
     def _narrowed(
         self, model: onnx.ModelProto, report: Mapping[str, Any], correction: Mapping[int, float] | None = None
     ) -> TypedGraph:
-        half = half_tensors(model)
+        graph = EditableGraph(model)
+        half = half_tensors(graph)
         report = {**report, "half_tensors": len(half.computed | half.stored)}
-        simulated = rounded(model).SerializeToString()
-        return TypedGraph(_checked(to_half(model)), simulated, correction or {}, report)
+        simulated = rounded(graph).SerializeToString()
+        return TypedGraph(_checked(to_half(graph)), simulated, correction or {}, report)
 
     def _quantised(self, share: float) -> tuple[Quantisation, str]:
         if self._search is None:

@@ -10,7 +10,7 @@ from onnx import helper
 
 from painn_deploy.export.errors import ExportError
 from painn_deploy.export.fields import OUTPUTS
-from painn_deploy.export.graph.products import ancestors
+from painn_deploy.export.graph.edit import EditableGraph, tensor_types
 
 __all__ = ["Cost", "count", "energy_only", "sized"]
 
@@ -137,25 +137,12 @@ def sized(model: onnx.ModelProto, atoms: int, slots: int, pairs: int = 0) -> Ten
     Raises:
         ExportError: shape inference does not find one.
     """
-    model = onnx.ModelProto.FromString(model.SerializeToString())
-    numbers = {"atoms": atoms, "slots": slots, "pairs": pairs}
-    for value in (*model.graph.input, *model.graph.output):
-        for axis in value.type.tensor_type.shape.dim:
-            if axis.dim_param:
-                axis.dim_value = numbers[axis.dim_param]
-    del model.graph.value_info[:]
-    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
-    shapes: dict[str, Shape] = {t.name: tuple(t.dims) for t in graph.initializer}
-    widths = {t.name: _width(t.data_type) for t in graph.initializer}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        axes = value.type.tensor_type.shape.dim
-        if all(axis.HasField("dim_value") for axis in axes):
-            shapes[value.name] = tuple(axis.dim_value for axis in axes)
-            widths[value.name] = _width(value.type.tensor_type.elem_type)
-    unknown = [name for node in graph.node for name in node.output if name not in shapes]
+    types = tensor_types(model, {"atoms": atoms, "slots": slots, "pairs": pairs})
+    shapes = {name: tuple(n for n in tensor.shape if isinstance(n, int)) for name, tensor in types.items()}
+    unknown = [name for name, shape in shapes.items() if len(shape) < len(types[name].shape)]
     if unknown:
         raise ExportError(f"ONNX finds no shape for {', '.join(unknown[:5])} at {atoms} atoms x {slots} slots.")
-    return Tensors(shapes, widths)
+    return Tensors(shapes, {name: _width(tensor.element) for name, tensor in types.items()})
 
 
 def _width(kind: int) -> int:
@@ -188,11 +175,7 @@ def _peak(model: onnx.ModelProto, tensors: Tensors) -> int:
 
 def energy_only(model: onnx.ModelProto) -> onnx.ModelProto:
     """The part of a graph that its atomic energies depend on, with the same inputs."""
-    kept = ancestors(model, {OUTPUTS[0].name})
-    nodes = [node for node in model.graph.node if any(name in kept for name in node.output)]
-    constants = [tensor for tensor in model.graph.initializer if tensor.name in kept]
-    outputs = [value for value in model.graph.output if value.name == OUTPUTS[0].name]
-    graph = helper.make_graph(nodes, model.graph.name, list(model.graph.input), outputs, constants)
-    made = helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
-    made.metadata_props.extend(model.metadata_props)
-    return made
+    graph = EditableGraph(model)
+    graph.outputs = [OUTPUTS[0].name]
+    graph.prune()
+    return graph.model()

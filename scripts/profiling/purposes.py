@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import onnx
 
 from painn_deploy.export.fields import OUTPUTS
-from painn_deploy.export.graph.products import ancestors
+from painn_deploy.export.graph.edit import EditableGraph
 from painn_deploy.scripts.profiling.costs import sized
 
 __all__ = ["PURPOSES", "purposes"]
@@ -37,13 +37,13 @@ def purposes(model: onnx.ModelProto) -> Mapping[str, str]:
             whose tensors keep their names.
     """
     shapes = sized(model, 7, MARK).shapes
-    constants = {tensor.name for tensor in model.graph.initializer}
-    forward = ancestors(model, {OUTPUTS[0].name})
+    graph = EditableGraph(model)
+    forward = graph.ancestors([OUTPUTS[0].name])
     elements = {"atomic_numbers"}  # and what depends on them
     found: dict[str, str] = {}
     order: dict[str, int] = {}
-    for node in model.graph.node:
-        inputs = [name for name in node.input if name and name not in constants]
+    for node in graph.nodes:
+        inputs = [name for name in node.input if name and name not in graph.constants]
         wide = any(size and size % MARK == 0 for name in (*inputs, *node.output) for size in shapes[name])
         geometric = not elements.intersection(inputs) and wide
         if not geometric:

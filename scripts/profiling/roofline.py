@@ -19,6 +19,7 @@ from ase import Atoms
 
 from painn_deploy.engines.inductor.pairs import pair_inputs
 from painn_deploy.export.errors import PaiNNDeployError
+from painn_deploy.export.graph.edit import EditableGraph
 from painn_deploy.export.graph.lowering import filters_once_a_pair
 from painn_deploy.export.manifest import MODEL, read_bundle
 from painn_deploy.runtime.matrix import graph_inputs
@@ -171,14 +172,15 @@ def rooflines(
     peaks = measured_peaks(device, precisions)
     rows = []
     for name, bundle in opened.items():
-        graph = onnx.load_from_string(bundle.file(MODEL))
+        graph = EditableGraph(onnx.load_from_string(bundle.file(MODEL)))
         if bundle.manifest.engine == "inductor" and device == "cpu":
-            graph = filters_once_a_pair(graph)
+            filters_once_a_pair(graph)
+        model = graph.model()
         timed = {r["batch"]: r["engine"] for r in throughput if r["candidate"] == name and r["engine"]}
         for batch in sorted({min(timed), max(timed)}):
             inputs = graph_inputs([one] * batch, bundle.manifest.cutoff)
             atoms, slots = inputs.mask.shape
-            cost = count(graph, atoms, slots, len(pair_inputs(inputs.reverse).pairs))
+            cost = count(model, atoms, slots, len(pair_inputs(inputs.reverse).pairs))
             least = roof(cost, peaks, bundle.manifest.precision)
             spent = timed[batch]["milliseconds"]
             rows.append(
