@@ -164,13 +164,32 @@ class BuiltEngine:
     tf32: bool = False
 
 
-@runtime_checkable
+@runtime_checkable  # by beartype, in the tests
 class Backend(Protocol):
-    """One way to run a graph; a module each, found by name in `painn_deploy.engines`."""
+    """One way to run a graph; a module each, found by name in `painn_deploy.engines`.
+
+    A backend inherits this class. What has a body here holds for most engines, and is overridden by the others.
+
+    Attributes:
+        name: as users and manifests write it.
+        extra: of painn-deploy, that installs the library.
+        precisions: that it builds engines in.
+    """
 
     name: str
     extra: str
     precisions: tuple[str, ...]
+
+    def honours_tf32(self, device: str) -> bool:
+        """Whether the FP32 products of an engine can round their operands to ten bits, on a GPU, where a user asks.
+
+        Args:
+            device: that the engine is built for, as in `BuildOptions`.
+
+        Raises:
+            EngineUnavailableError: the library is not installed, and the answer depends on what is here.
+        """
+        return False
 
     def bound_to(self, options: BuildOptions) -> str:
         """What an engine that is built here depends on beside graph, version and options, such as this machine's GPU.

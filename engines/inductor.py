@@ -15,7 +15,7 @@ from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
 from painn_deploy.engines.arena import Arena
-from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing, EngineInfo
+from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine, Closing, EngineInfo
 from painn_deploy.engines.contract import check_inputs, padded
 from painn_deploy.engines.driver import check_driver, driver
 from painn_deploy.engines.forms import CPU_FORMS, Plan, plans_for
@@ -73,7 +73,7 @@ def give_back_memory() -> None:
         trim(0)
 
 
-class InductorBackend:
+class InductorBackend(Backend):
     """AOTInductor on a CPU or a GPU."""
 
     name = "inductor"
@@ -93,6 +93,10 @@ class InductorBackend:
             )
         return chosen
 
+    def honours_tf32(self, device: str) -> bool:
+        """See `Backend.honours_tf32`: where an engine is compiled for a GPU."""
+        return (self._device(device) if device == "auto" else device).partition(":")[0] == "cuda"
+
     def version(self) -> str:
         """See `Backend.version`: torch's, without the name of its build."""
         return str(_torch().__version__).split("+")[0]
@@ -110,7 +114,7 @@ class InductorBackend:
         plans = plans_for(kind, options.form)
         if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
             raise EngineUnavailableError("The engine inductor needs a C++ compiler: install g++, or set CXX to yours.")
-        tf32 = options.tf32 and kind == "cuda"
+        tf32 = options.tf32 and self.honours_tf32(device)
         asked = {name: Asked(str(plan.form), device, tf32) for name, plan in plans.items()}
         for number, one in enumerate(asked.values(), 1):
             tell(f"inductor: compiling {one.form} for {_kind(torch, device)}, {number} of {len(plans)}")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from painn_deploy.engines.arena import Arena
-from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing, EngineInfo
+from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine, Closing, EngineInfo
 from painn_deploy.engines.contract import check_inputs
 from painn_deploy.engines.gpu_session import GpuSession
 from painn_deploy.engines.onnxruntime_gpu import OrtExecutor
@@ -25,7 +25,7 @@ SMALL = 192
 """Atoms x slots up to which one thread is faster than two on the CPUs that we measured."""
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(Backend):
     """ONNX Runtime on the CPU or through CUDA."""
 
     name = "onnxruntime"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from painn_deploy.engines.backend import BuildOptions, BuiltEngine, EngineInfo
+from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine, EngineInfo
 from painn_deploy.engines.cuda import compute_capability, gpus
 from painn_deploy.engines.profiles import Profile
 from painn_deploy.engines.tensorrt_builder import build_plan
@@ -21,11 +21,9 @@ PLAN = "model.plan"
 OLDEST = (10, 13)
 
 
-class PlanBackend:
+class PlanBackend(Backend):
     """What TensorRT and TensorRT-RTX share as backends; each has its library, and its way to build."""
 
-    name: str
-    extra: str
     precisions = ("fp32", "fp16", "int8")
 
     def library(self) -> Any:
@@ -40,6 +38,10 @@ class PlanBackend:
             raise EngineUnavailableError(
                 f'The engine {self.name} is not installed: pip install "painn-deploy[{self.extra}]".'
             ) from error
+
+    def honours_tf32(self, device: str) -> bool:
+        """See `Backend.honours_tf32`: a plan is always for a GPU."""
+        return True
 
     def version(self) -> str:
         """See `Backend.version`."""

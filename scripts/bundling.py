@@ -87,7 +87,7 @@ class Bundler:
         compute_capabilities: of GPUs.
         limits: what lower precisions may cost.
         device: that engines are built for which are bound to a kind of device.
-        tf32: for FP32 products on a GPU.
+        tf32: for FP32 products on a GPU; of engines that honour it.
         form: of the graph, for `inductor`.
         table_error: eV/Å, the most that a radial table may cost a force component; None for no table.
         tell: called with a line about each step.
@@ -166,8 +166,6 @@ class Bundler:
             tf32=built.tf32,
             radial_table=None if self._table is None else self._table.as_dict(),
         )
-        if self._options.tf32 and not built.tf32:
-            self._tell(f"{engine} was built without TF32, which it does not have here: its products are FP32")
         self._tell(f"measuring {engine} in {precision}")
         validation: dict[str, Any] = {"reference": REFERENCE, "measured_on": self._named, "graph_parity": self._parity}
         if built.profiles and self._sizes:

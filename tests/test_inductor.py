@@ -11,7 +11,7 @@ import torch
 from ase.build import molecule
 
 from painn_deploy.calibration.parity import check_parity
-from painn_deploy.engines import get_backend
+from painn_deploy.engines import get_backend, inductor
 from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.engines.forms import CPU_FORMS
 from painn_deploy.engines.inductor import TUNED, InductorBackend
@@ -19,7 +19,13 @@ from painn_deploy.engines.inductor_compile import SEVERAL, Asked, compiling
 from painn_deploy.engines.inductor_gpu import torch_in_words
 from painn_deploy.engines.onnx_torch import OnnxModule
 from painn_deploy.export import load_student
-from painn_deploy.export.errors import BundleError, DeviceMemoryError, EngineError, EngineUnavailableError
+from painn_deploy.export.errors import (
+    BundleError,
+    DeviceMemoryError,
+    EngineError,
+    EngineUnavailableError,
+    ExportError,
+)
 from painn_deploy.export.force_head import tensors
 from painn_deploy.export.manifest import manifest_digest, read_bundle
 from painn_deploy.export.onnx_graph import export_onnx
@@ -162,8 +168,7 @@ def test_a_machine_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_a_form_that_is_asked_for_is_compiled_and_runs(painn: Path, tmp_path: Path) -> None:
-    """One that a GPU may be given; and TF32, which is a GPU's, is neither done nor claimed here."""
-    told: list[str] = []
+    """One that a GPU may be given."""
     (path,) = export_engines(
         painn,
         tmp_path,
@@ -171,18 +176,41 @@ def test_a_form_that_is_asked_for_is_compiled_and_runs(painn: Path, tmp_path: Pa
         structures=[students.water()],
         device="cpu",
         form="sums+side+unchecked@30,8",
-        tf32=True,
-        tell=told.append,
     )
-    manifest = read_bundle(path).manifest
-    assert not manifest.tf32
-    assert any("built without TF32" in line for line in told)
     packages = json.loads((path / "packages.json").read_text())
     assert [of["form"] for of in packages.values()] == ["sums+side+unchecked@30,8"]
     # filters and slopes of one layer side by side: of 16 features, three times and twice
     assert packages["large.pt2"]["elements_a_slot"] == 5 * 16
     with PaiNNCalculator(path) as calculator:
         check_parity(calculator.run_graph, load_student(painn, dtype=torch.float64))
+
+
+def test_tf32_is_a_gpu_s(
+    compiled: Path, bundle: Path, painn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where an engine has none, the export ends before any work; where it has, it is asked of torch and recorded."""
+    assert not read_bundle(compiled).manifest.tf32
+    assert not read_bundle(bundle).manifest.tf32
+    for engines, device, message in (
+        (["inductor"], "cpu", "The engine inductor has no TF32 on cpu"),
+        (["inductor"], "auto", "The engine inductor has no TF32:"),
+        (["onnxruntime"], "auto", "The engine onnxruntime has no TF32:"),
+        (["tensorrt-rtx", "onnxruntime"], "cuda", "The engine onnxruntime has no TF32 on cuda"),
+    ):
+        told: list[str] = []
+        with pytest.raises(ExportError, match=f"{message}.*NVIDIA GPU these have it: tensorrt, tensorrt-rtx, inductor"):
+            export_engines(painn, tmp_path / "out", engines=engines, device=device, tf32=True, tell=told.append)
+        assert not told
+        assert not (tmp_path / "out").exists()
+    asked: list[Asked] = []
+    monkeypatch.setattr(InductorBackend, "devices", lambda _: ("cuda:0", "cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(inductor, "compiled_form", lambda model, one: asked.append(one) or (b"package", 1.0))
+    for tf32, device, done in ((True, "auto", True), (True, "cpu", False), (False, "cuda", False)):
+        built = InductorBackend().build(b"", BuildOptions(device=device, tf32=tf32))
+        assert (built.tf32, {one.tf32 for one in asked}) == (done, {done})
+        asked.clear()
 
 
 def test_bundles_from_before_forms_were_written_down_still_open(compiled: Path, tmp_path: Path) -> None:
