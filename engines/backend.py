@@ -3,16 +3,21 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, TypedDict, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64, Int32, UInt8
 
 from painn_deploy.engines.profiles import DEFAULT_PROFILE, Profile
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
-from painn_deploy.export.manifest import Bundle
+from painn_deploy.export.manifest import MODEL, Bundle
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = [
+    "CPU_BATCH_SLOTS",
+    "GPU_BATCH_SLOTS",
     "Backend",
     "BuildOptions",
     "BuiltEngine",
@@ -22,6 +27,14 @@ __all__ = [
     "ResidentGraph",
     "Session",
 ]
+
+CPU_BATCH_SLOTS = 2_048
+"""Atoms x slots of one matrix on a CPU. One [atoms, slots, 128] tensor then takes 1 MB, so that what one node of the
+graph writes is in the cache when the next one reads it; a matrix eight times as large took a fifth longer a structure
+on two cores, and eight times the memory."""
+
+GPU_BATCH_SLOTS = 131_072
+"""The same on a GPU, which wants far more at once; some 2 GB at 128 features."""
 
 
 class EngineInfo(TypedDict):
@@ -164,7 +177,7 @@ class BuiltEngine:
     tf32: bool = False
 
 
-@runtime_checkable  # by beartype, in the tests
+@runtime_checkable
 class Backend(Protocol):
     """One way to run a graph; a module each, found by name in `painn_deploy.engines`.
 
@@ -173,12 +186,46 @@ class Backend(Protocol):
     Attributes:
         name: as users and manifests write it.
         extra: of painn-deploy, that installs the library.
+        packages: distributions that take part, and the extra of painn-deploy that installs each.
         precisions: that it builds engines in.
+        rest_precision: of what is not INT8 in an INT8 graph, `fp16` where that is fast, else `fp32`.
     """
 
     name: str
     extra: str
+    packages: Mapping[str, str]
     precisions: tuple[str, ...]
+    rest_precision: str = "fp32"
+
+    def lower(self, model: "onnx.ModelProto") -> "onnx.ModelProto":
+        """The graph as the engine likes it best: the same values up to the order of sums, and the same contract.
+
+        It is lowered before its tensors are typed as FP16 or INT8, and a bundle holds the result.
+
+        Args:
+            model: in FP32; it is not changed.
+        """
+        return model
+
+    def executed_graph(self, bundle: Bundle, atoms: int, slots: int) -> "onnx.ModelProto":
+        """The graph that a bundle's engine evaluates, which may take `PAIR_INPUTS` as well.
+
+        Args:
+            bundle: one that this backend built.
+            atoms: of the matrix; an engine may hold several graphs.
+            slots: of the matrix.
+        """
+        import onnx
+
+        return onnx.load_from_string(bundle.file(MODEL))
+
+    def batch_slots(self, device: str) -> int:
+        """Atoms x slots of one matrix of a batch, where nothing was measured.
+
+        Args:
+            device: that a session runs on, such as `cpu` or `cuda:0`.
+        """
+        return CPU_BATCH_SLOTS if device == "cpu" else GPU_BATCH_SLOTS
 
     def honours_tf32(self, device: str) -> bool:
         """Whether the FP32 products of an engine can round their operands to ten bits, on a GPU, where a user asks.

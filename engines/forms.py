@@ -18,16 +18,16 @@ A form is written as words joined by `+`, with sizes to tune for behind an `@`: 
 Every form gives the same energies and forces, up to the order of sums.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from painn_deploy.export.errors import EngineError
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["CPU_FORMS", "GPU_FORMS", "WORDS", "Form", "Plan", "plans_for"]
+__all__ = ["CPU_FORMS", "GPU_FORMS", "WORDS", "Form", "Package", "Plan", "plans_for", "serving"]
 
 WORDS = ("plain", "sums", "products", "paired", "side", "frozen", "inline", "tuned", "descent", "unchecked")
 
@@ -139,6 +139,29 @@ class Plan:
             EngineError: the form is none.
         """
         return cls(Form.parse(values["form"]), values["most_atoms"], values["most_cells"])
+
+
+@runtime_checkable
+class Package(Protocol):
+    """Anything that stands for one package of an engine."""
+
+    @property
+    def plan(self) -> Plan:
+        """The package's own."""
+
+
+P = TypeVar("P", bound=Package)
+
+
+def serving(packages: Sequence[P], atoms: int, slots: int) -> P:
+    """The package that runs a matrix.
+
+    Args:
+        packages: the one for the smallest matrices first; the last runs whatever none before it serves.
+        atoms: rows.
+        slots: columns.
+    """
+    return next((package for package in packages if package.plan.serves(atoms, slots)), packages[-1])
 
 
 CPU_FORMS = {

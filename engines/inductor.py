@@ -10,15 +10,16 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext, suppress
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from painn_deploy.engines.arena import Arena
 from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine, Closing, EngineInfo
 from painn_deploy.engines.contract import check_inputs, padded
 from painn_deploy.engines.driver import check_driver, driver
-from painn_deploy.engines.forms import CPU_FORMS, Plan, plans_for
+from painn_deploy.engines.forms import CPU_FORMS, Plan, plans_for, serving
 from painn_deploy.engines.gpu_session import GpuSession
 from painn_deploy.engines.inductor_compile import SEVERAL, Asked, compiled_form, compiling
 from painn_deploy.engines.inductor_gpu import LEAST, LoadedPackage, TorchExecutor, torch_in_words
@@ -28,10 +29,17 @@ from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailab
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Bundle
 
+if TYPE_CHECKING:
+    import onnx
+
 __all__ = ["BACKEND", "InductorBackend", "InductorSession", "give_back_memory", "keep_freed_memory"]
 
 PACKAGES = "packages.json"
 """File of a bundle that says which package is in which form, and for which sizes."""
+
+CPU_BATCH_SLOTS = 4_096
+"""See `painn_deploy.engines.backend`: compiled code writes fewer tensors, and is up to a seventh faster with this than
+with half of it."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 TUNED = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
@@ -78,7 +86,17 @@ class InductorBackend(Backend):
 
     name = "inductor"
     extra = "export"
+    packages = MappingProxyType({"torch": "export"})
     precisions = ("fp32", "fp16")
+
+    def executed_graph(self, bundle: Bundle, atoms: int, slots: int) -> "onnx.ModelProto":
+        """See `Backend.executed_graph`: the form of the package that serves the size."""
+        form = serving(_packages(bundle), atoms, slots).plan.form
+        return form.lowered(super().executed_graph(bundle, atoms, slots))
+
+    def batch_slots(self, device: str) -> int:
+        """See `Backend.batch_slots`."""
+        return CPU_BATCH_SLOTS if device == "cpu" else super().batch_slots(device)
 
     def bound_to(self, options: BuildOptions) -> str:
         """See `Backend.bound_to`."""
@@ -182,14 +200,31 @@ def _why_no_gpu(device: str) -> str:
     return f" {reason}" if (reason := driver().reason) else ""
 
 
-def _packages(bundle: Bundle) -> list[tuple[Plan, float, bytes]]:
-    """Form and sizes, elements of the widest tensor for each slot, and contents of each package, the smallest first."""
-    if PACKAGES in bundle.manifest.files:
-        facts = json.loads(bundle.file(PACKAGES))
-        return [(Plan.from_mapping(of), float(of["elements_a_slot"]), bundle.file(n)) for n, of in facts.items()]
-    return [
-        (plan, 0.0, bundle.file(name)) for name, plan in CPU_FORMS.items()
-    ]  # bundles from before there was the file
+class StoredPackage(NamedTuple):
+    """A package of a bundle.
+
+    Attributes:
+        plan: form and sizes that it is for.
+        elements: of its widest tensor, for each slot.
+        contents: what torch loads.
+    """
+
+    plan: Plan
+    elements: float
+    contents: bytes
+
+
+def _packages(bundle: Bundle) -> list[StoredPackage]:
+    """The one for the smallest matrices first."""
+    if PACKAGES not in bundle.manifest.files:  # the bundle is from before there was the file
+        return [StoredPackage(plan, 0.0, bundle.file(name)) for name, plan in CPU_FORMS.items()]
+    facts = json.loads(bundle.file(PACKAGES)).items()
+    return [StoredPackage(Plan.from_mapping(of), float(of["elements_a_slot"]), bundle.file(n)) for n, of in facts]
+
+
+def _loaded(torch: Any, packages: Sequence[StoredPackage], index: int) -> list[LoadedPackage]:
+    """Packages on a GPU, or on the CPU for -1."""
+    return [LoadedPackage(one.plan, one.elements, _load(torch, one.contents, index)) for one in packages]
 
 
 def _load(torch: Any, contents: bytes, index: int) -> Any:
@@ -209,12 +244,12 @@ def _load(torch: Any, contents: bytes, index: int) -> Any:
 
 
 def _gpu_session(
-    torch: Any, packages: list[tuple[Plan, float, bytes]], info: EngineInfo, species: tuple[int, ...], *, tf32: bool
+    torch: Any, packages: Sequence[StoredPackage], info: EngineInfo, species: tuple[int, ...], *, tf32: bool
 ) -> GpuSession:
     """A session on a GPU."""
     device = info["device"]
     index = int(device.partition(":")[2])
-    loaded = [LoadedPackage(plan, elements, _load(torch, contents, index)) for plan, elements, contents in packages]
+    loaded = _loaded(torch, packages, index)
 
     def make(stream: int, _: Arena) -> TorchExecutor:
         return TorchExecutor(torch, loaded, device, stream, tf32=tf32)
@@ -231,18 +266,18 @@ class InductorSession(Closing):
     """A loaded engine on a CPU.
 
     Args:
-        packages: form and sizes, elements of the widest tensor for each slot, and contents of each, the smallest first.
+        packages: the one for the smallest matrices first.
         threads: of torch; None leaves them as they are.
         info: what the session says of itself.
     """
 
-    def __init__(self, packages: list[tuple[Plan, float, bytes]], threads: int | None, info: EngineInfo) -> None:
+    def __init__(self, packages: Sequence[StoredPackage], threads: int | None, info: EngineInfo) -> None:
         self._torch = _torch()
         if threads is not None:
             self._torch.set_num_threads(threads)
         keep_freed_memory()
         self._info = info
-        self._packages = [(plan, _load(self._torch, contents, -1)) for plan, _, contents in packages]
+        self._packages = _loaded(self._torch, packages, -1)
 
     @property
     def info(self) -> EngineInfo:
@@ -270,11 +305,11 @@ class InductorSession(Closing):
         check_inputs(inputs)
         atoms, slots = inputs.mask.shape
         graph = padded(inputs, max(atoms, LEAST), max(slots, LEAST))
-        plan, package = next((p for p in self._packages if p[0].serves(atoms, slots)), self._packages[-1])
-        arrays = (*graph, *pair_inputs(graph.reverse, LEAST)) if plan.form.paired else graph
+        package = serving(self._packages, atoms, slots)
+        arrays = (*graph, *pair_inputs(graph.reverse, LEAST)) if package.plan.form.paired else graph
         failed = f"The compiled graph failed on {atoms} atoms x {slots} slots"
         with torch_in_words(self._torch, failed), matmul_precision(self._torch):
-            outputs = package(*(self._torch.from_numpy(array) for array in arrays))
+            outputs = package.run(*(self._torch.from_numpy(array) for array in arrays))
         return GraphOutputs(*(output.numpy()[:atoms] for output in outputs))
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from painn_deploy.engines.cuda import in_words
-from painn_deploy.engines.forms import Plan
+from painn_deploy.engines.forms import Plan, serving
 from painn_deploy.engines.gpu_executor import Recorded
 from painn_deploy.engines.matmul_precision import matmul_precision
 from painn_deploy.engines.pairs import pair_inputs
@@ -87,12 +87,9 @@ class TorchExecutor:
         self._bound: dict[tuple[Any, ...], tuple[LoadedPackage, list[Any], list[Any]]] = {}
         self._now: tuple[LoadedPackage, list[Any], list[Any]] | None = None
 
-    def _package(self, atoms: int, slots: int) -> LoadedPackage:
-        return next((p for p in self._packages if p.plan.serves(atoms, slots)), self._packages[-1])
-
     def check(self, atoms: int, slots: int) -> None:
         """See `Executor.check`."""
-        check_elements(atoms, slots, self._package(atoms, slots).elements, "inductor")
+        check_elements(atoms, slots, serving(self._packages, atoms, slots).elements, "inductor")
 
     def lengths(self, atoms: int, slots: int) -> Mapping[str, int]:
         """See `Executor.lengths`: as many pairs as a matrix can hold, so that their number does not change a size."""
@@ -108,7 +105,7 @@ class TorchExecutor:
     def bind(self, atoms: int, slots: int, addresses: Mapping[str, int]) -> None:
         """See `Executor.bind`."""
         lengths = {"atoms": atoms, "slots": slots, **self.lengths(atoms, slots)}
-        package = self._package(atoms, slots)
+        package = serving(self._packages, atoms, slots)
         taken = (*INPUTS, *(PAIR_INPUTS if package.plan.form.paired else ()))
         key = (atoms, slots, *(addresses[field.name] for field in (*taken, *OUTPUTS)))
         if key not in self._bound:

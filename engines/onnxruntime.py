@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ class OnnxRuntimeBackend(Backend):
 
     name = "onnxruntime"
     extra = "cpu"
+    packages = MappingProxyType({"onnxruntime": "cpu"})
     precisions = ("fp32", "fp16", "int8")
 
     def bound_to(self, options: BuildOptions) -> str:

@@ -4,7 +4,8 @@ import importlib
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine, EngineInfo
 from painn_deploy.engines.cuda import compute_capability, gpus
@@ -14,6 +15,9 @@ from painn_deploy.engines.tensorrt_session import TensorRTSession
 from painn_deploy.export.cache import cache_folder
 from painn_deploy.export.errors import BundleError, EngineUnavailableError
 from painn_deploy.export.manifest import Bundle
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["BACKEND", "PLAN", "PlanBackend", "TensorRTBackend", "open_plan"]
 
@@ -25,6 +29,13 @@ class PlanBackend(Backend):
     """What TensorRT and TensorRT-RTX share as backends; each has its library, and its way to build."""
 
     precisions = ("fp32", "fp16", "int8")
+    rest_precision = "fp16"
+
+    def lower(self, model: "onnx.ModelProto") -> "onnx.ModelProto":
+        """See `Backend.lower`: batched products as sums, since TensorRT fuses a sum with what is before it."""
+        from painn_deploy.export.lowering import sums_for_batched_products
+
+        return sums_for_batched_products(model)
 
     def library(self) -> Any:
         """The Python module.
@@ -62,6 +73,7 @@ class TensorRTBackend(PlanBackend):
 
     name = "tensorrt"
     extra = "tensorrt"
+    packages = MappingProxyType({"tensorrt": "tensorrt", "cuda-bindings": "tensorrt"})
 
     def bound_to(self, options: BuildOptions) -> str:
         """See `Backend.bound_to`: to the first GPU's kind."""

@@ -1,6 +1,7 @@
 """The `tensorrt-rtx` backend: plans for GeForce and RTX GPUs, built anywhere, without a GPU, in about a second."""
 
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 from painn_deploy.engines.backend import BuildOptions, BuiltEngine
@@ -19,6 +20,7 @@ class TensorRTRTXBackend(PlanBackend):
 
     name = "tensorrt-rtx"
     extra = "tensorrt-rtx"
+    packages = MappingProxyType({"tensorrt-rtx": "tensorrt-rtx", "cuda-bindings": "tensorrt-rtx"})
 
     def bound_to(self, options: BuildOptions) -> str:
         """See `Backend.bound_to`: to nothing but the options."""

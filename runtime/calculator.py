@@ -18,7 +18,7 @@ from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest, read_bundle
 from painn_deploy.runtime.limits import Limits
 from painn_deploy.runtime.neighbours import FLAT, LocalGraph, join
-from painn_deploy.runtime.packing import COMPILED_BUDGET, DEFAULT_BUDGET, GPU_BUDGET, pack
+from painn_deploy.runtime.packing import pack
 from painn_deploy.runtime.sizing import measured_batch_slots, remembered_batch_slots
 from painn_deploy.runtime.skin import WIDER, VerletList
 from painn_deploy.runtime.streaming import Outcome, Prepared, stream
@@ -68,12 +68,12 @@ class PaiNNCalculator(Closing, Calculator):
         opened = read_bundle(bundle)
         self.manifest: Manifest = opened.manifest
         self.neighbour_list = VerletList(self.manifest.cutoff, skin)
-        self._attach(get_backend(opened.manifest.engine).open(opened, device, threads))
+        backend = get_backend(self.manifest.engine)
+        self._attach(backend.open(opened, device, threads))
         self.threads = threads
         self._batch_slots: int | None = None
         on_cpu = self._session.info["device"] == "cpu"
-        cpu_budget = COMPILED_BUDGET if self.manifest.engine == "inductor" else DEFAULT_BUDGET
-        self._default_slots = cpu_budget if on_cpu else GPU_BUDGET
+        self._default_slots = backend.batch_slots(self._session.info["device"])
         self._limits = Limits(self.manifest.profiles, int(self.manifest.configuration.get("hidden_dim", 128)), on_cpu)
         self.timings = Timings()
         self._references = np.full(len(chemical_symbols) + 1, np.nan)

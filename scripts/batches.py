@@ -38,7 +38,6 @@ class Split:
         self.forces: Float32[np.ndarray, "all_atoms 3"] = data["forces"]
         self.energies: Float64[np.ndarray, " structures"] = data["energies"]
         self.offsets: Int64[np.ndarray, " structures_and_one"] = data["offsets"]
-        self.kinds: np.ndarray = data["kinds"]
         self.pairs: list[Pairs] = [find_pairs(self.atoms(i), cutoff)[0] for i in range(len(self))]
         self.slots = np.array([self._slots(i) for i in range(len(self))])
 

@@ -56,7 +56,7 @@ def frequencies(atoms: Atoms, step: float = 0.01) -> Float[np.ndarray, " modes"]
 
 
 def butane(
-    calculator: Calculator, angles: Iterable[float] = tuple(map(float, range(0, 181, 15)))
+    calculator: Calculator, angles: Iterable[float] = ANGLES
 ) -> list[tuple[float, float]]:
     """C-C-C-C angle (degrees) and energy (meV) above the lowest, everything else relaxed at each angle."""
     start = molecule("trans-butane")

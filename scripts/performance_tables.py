@@ -21,8 +21,6 @@ from painn_deploy.scripts.entry import run_command
 __all__ = ["beside_orb", "criteria", "page"]
 
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
-SMALL = 12
-"""Atoms of what counts as a small molecule here."""
 
 
 def page(

@@ -14,7 +14,7 @@ from painn_deploy.calibration.parity import check_parity
 from painn_deploy.engines import get_backend, inductor
 from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.engines.forms import CPU_FORMS
-from painn_deploy.engines.inductor import TUNED, InductorBackend
+from painn_deploy.engines.inductor import CPU_BATCH_SLOTS, TUNED, InductorBackend
 from painn_deploy.engines.inductor_compile import SEVERAL, Asked, compiling
 from painn_deploy.engines.inductor_gpu import torch_in_words
 from painn_deploy.engines.onnx_torch import OnnxModule
@@ -31,7 +31,6 @@ from painn_deploy.export.manifest import manifest_digest, read_bundle
 from painn_deploy.export.onnx_graph import export_onnx
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.neighbours import graph_inputs
-from painn_deploy.runtime.packing import COMPILED_BUDGET
 from painn_deploy.scripts import export_engines
 
 from . import students
@@ -81,7 +80,7 @@ def test_results_are_the_student_s_at_every_size(compiled: Path, painn: Path, bu
             once, again = (calculator.run_graph(graph_inputs([atoms], 4.0)) for _ in range(2))
             assert all(np.array_equal(a, b) for a, b in zip(once, again, strict=True))
             check_parity(calculator.run_graph, student, [[atoms]])
-        assert calculator.batch_slots == COMPILED_BUDGET
+        assert calculator.batch_slots == CPU_BATCH_SLOTS
         with pytest.raises(EngineUnavailableError, match="no CUDA graphs on a CPU"):
             calculator.session.graphs = True
         info = calculator.engine_info
