@@ -93,8 +93,8 @@ class Quantisation:
 class Int8Search:
     """Finds the products of a student that can be INT8 together within a tolerance.
 
-    Each product is tried alone, with a scale for each row of its operand. Errors are measured on the structures that are
-    left when the most extreme are set aside.
+    Each product is tried alone, with a scale for each row of its operand. The most extreme structures are set aside;
+    errors are measured on the others.
 
     Args:
         model: in FP32.

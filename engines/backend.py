@@ -1,9 +1,9 @@
-"""What a backend is: it builds engines from the graph, and opens sessions that run them."""
+"""The protocols of engines: a `Backend` builds engines of the graph and opens sessions, a `Session` runs one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, TypedDict, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64, Int32, UInt8
@@ -22,8 +22,11 @@ __all__ = [
     "BuildOptions",
     "BuiltEngine",
     "Closing",
+    "CudaGraphs",
+    "DeviceTime",
     "EngineInfo",
     "FollowingSession",
+    "OverlappingSession",
     "ResidentGraph",
     "Session",
 ]
@@ -38,7 +41,7 @@ GPU_BATCH_SLOTS = 131_072
 
 
 class EngineInfo(TypedDict):
-    """What runs, said by the session that runs it.
+    """The engine that runs, as its session reports it.
 
     Attributes:
         backend: name, as in the manifest.
@@ -59,7 +62,7 @@ T = TypeVar("T")
 
 
 class Closing:
-    """What has a `close` is closed at the end of a with block."""
+    """Mixin: a `with` block calls `close()` at its end."""
 
     def close(self) -> None:
         """Give back memory and threads; may be called twice."""
@@ -96,7 +99,7 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class ResidentGraph:
-    """What stays on the device while the neighbours stand.
+    """One structure without its positions: these arrays stay on the device while its neighbours stand.
 
     Attributes:
         atomic_numbers: Z.
@@ -139,14 +142,66 @@ class FollowingSession(Session, Protocol):
         """
 
 
+@runtime_checkable
+class OverlappingSession(Session, Protocol):
+    """A session that uploads one batch while it computes another."""
+
+    def run_many(self, batches: Iterable[GraphInputs]) -> Iterator[GraphOutputs]:
+        """One result for each batch, in order.
+
+        Raises:
+            ShapeError: as for `run`.
+            EngineError: as for `run`.
+        """
+
+
+class DeviceTime(NamedTuple):
+    """Milliseconds of one evaluation on a device.
+
+    Attributes:
+        launched: the engine alone, launched kernel by kernel, on inputs that are there.
+        replayed: a CUDA graph of it, the copies of inputs and results included; None where there is none.
+    """
+
+    launched: float
+    replayed: float | None
+
+
+@runtime_checkable
+class CudaGraphs(Session, Protocol):
+    """A session that can replay a size which comes again as a CUDA graph.
+
+    Attributes:
+        cuda_graphs: whether it does; may be changed between calls.
+    """
+
+    cuda_graphs: bool
+
+    @property
+    def refused_graphs(self) -> Mapping[tuple[Any, ...], str]:
+        """Why a size could not be recorded, by its kind, atoms and slots; such a size is launched kernel by kernel."""
+
+    def device_time(self, inputs: GraphInputs, calls: int = ...) -> DeviceTime:
+        """Time of one evaluation on the device, by CUDA events around many of them sent at once.
+
+        Args:
+            inputs: of one evaluation, repeated.
+            calls: how many.
+
+        Raises:
+            ShapeError: as for `run`.
+            EngineError: as for `run`.
+        """
+
+
 @dataclass(frozen=True)
 class BuildOptions:
-    """What an engine is built for; a backend that is bound to none of it ignores it.
+    """Sizes and devices that an engine is built for. A backend ignores those that its engines do not depend on.
 
     Attributes:
         compute_capabilities: of GPUs, such as `86`; empty for the backend's own choice.
         profile: ranges of atoms and slots.
-        device: that an engine is built for which is bound to a kind of device, `auto` for the first that is here.
+        device: `cpu`, `cuda` or `cuda:1`, where an engine is bound to one kind; `auto` for the first that is here.
         tf32: let FP32 products round their operands to ten bits, for speed; only where a user asks for it.
         form: of the graph that `inductor` compiles, see `painn_deploy.engines.forms`; empty for those of the device.
     """
@@ -160,18 +215,18 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """What a bundle holds for a backend beside model.onnx.
+    """An engine as its backend built it: what a bundle holds beside model.onnx.
 
     Attributes:
         files: contents by name.
-        compute_capability: what the engine is bound to, as its backend names it; empty where it is bound to nothing.
+        bound_to: kinds of device that the engine runs on, as its backend names them; empty where it runs anywhere.
         profiles: that the engine serves; empty where it serves any size.
         warnings: of the builder, in its words.
         tf32: whether its FP32 products round their operands to ten bits, as was asked for.
     """
 
     files: Mapping[str, bytes] = field(default_factory=dict)
-    compute_capability: tuple[str, ...] = ()
+    bound_to: tuple[str, ...] = ()
     profiles: tuple[Profile, ...] = ()
     warnings: tuple[str, ...] = ()
     tf32: bool = False
@@ -219,6 +274,14 @@ class Backend(Protocol):
 
         return onnx.load_from_string(bundle.file(MODEL))
 
+    def contents(self, bundle: Bundle) -> Mapping[str, str]:
+        """Facts about the files of a bundle's engine, in words, by their heading; none where it has no files.
+
+        Args:
+            bundle: one that this backend built.
+        """
+        return {}
+
     def batch_slots(self, device: str) -> int:
         """Atoms x slots of one matrix of a batch, where nothing was measured.
 
@@ -239,14 +302,17 @@ class Backend(Protocol):
         return False
 
     def bound_to(self, options: BuildOptions) -> str:
-        """What an engine that is built here depends on beside graph, version and options, such as this machine's GPU.
+        """The part of this machine that an engine depends on, such as the GPU's kind; empty for none. The cache uses it.
+
+        Args:
+            options: what the engine is built for.
 
         Raises:
             EngineUnavailableError: the library is not installed.
         """
 
     def version(self) -> str:
-        """Of the library.
+        """Version of the library.
 
         Raises:
             EngineUnavailableError: it is not installed; the message names the extra to install.
@@ -260,7 +326,12 @@ class Backend(Protocol):
         """
 
     def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = ...) -> BuiltEngine:
-        """Build an engine from model.onnx, telling of its progress line by line.
+        """Build an engine.
+
+        Args:
+            model: contents of model.onnx.
+            options: what it is built for.
+            tell: called with a line about each step.
 
         Raises:
             EngineError: the graph cannot be built.

@@ -32,7 +32,7 @@ __all__ = ["CPU_FORMS", "GPU_FORMS", "WORDS", "Form", "Package", "Plan", "plans_
 WORDS = ("plain", "sums", "products", "paired", "side", "frozen", "inline", "tuned", "descent", "unchecked")
 
 INLINE_THREADS = 2
-"""That an inline product is divided between. How many there are when it runs does not change its bits."""
+"""Threads that an inline product is compiled for; the number that it runs on does not change its bits."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Form:
 
     @classmethod
     def parse(cls, text: str) -> "Form":
-        """A form as it is written.
+        """A form from how it is written.
 
         Raises:
             EngineError: it holds a word or a size that is none.
@@ -81,7 +81,7 @@ class Form:
         return "paired" in self.words
 
     def lowered(self, graph: "onnx.ModelProto") -> "onnx.ModelProto":
-        """The graph in this form; what is given is not changed."""
+        """A copy of the graph in this form."""
         from painn_deploy.export.lowering import filters_once_a_pair, products_side_by_side, sums_for_batched_products
 
         if {"sums", "products"}.intersection(self.words):
@@ -90,7 +90,7 @@ class Form:
         return products_side_by_side(graph) if "side" in self.words else graph
 
     def settings(self, kind: str) -> dict[str, Any]:
-        """Of torch's compiler.
+        """Settings of torch's compiler.
 
         Args:
             kind: `cpu` or `cuda`.
@@ -122,18 +122,28 @@ class Plan:
     most_cells: int | None = None
 
     def serves(self, atoms: int, slots: int) -> bool:
-        """Whether it runs a matrix of this size, if no package before it does."""
+        """Whether it runs a matrix of this size, if no package before it does.
+
+        Args:
+            atoms: rows.
+            slots: columns.
+        """
         return (self.most_atoms is None or atoms <= self.most_atoms) and (
             self.most_cells is None or atoms * slots <= self.most_cells
         )
 
+    def __str__(self) -> str:
+        limits = [f"up to {self.most_atoms} atoms"] if self.most_atoms is not None else []
+        limits += [f"up to {self.most_cells} atoms x slots"] if self.most_cells is not None else []
+        return f"{self.form} for {' and '.join(limits) or 'all other sizes'}"
+
     def as_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """The plan in JSON types."""
         return {"form": str(self.form), "most_atoms": self.most_atoms, "most_cells": self.most_cells}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "Plan":
-        """From JSON.
+        """A plan from JSON types.
 
         Raises:
             EngineError: the form is none.
@@ -147,7 +157,7 @@ class Package(Protocol):
 
     @property
     def plan(self) -> Plan:
-        """The package's own."""
+        """Form of the graph, and the sizes that it is for."""
 
 
 P = TypeVar("P", bound=Package)

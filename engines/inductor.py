@@ -10,23 +10,25 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from painn_deploy.engines.arena import Arena
-from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine, Closing, EngineInfo
-from painn_deploy.engines.contract import check_inputs, padded
+from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine, EngineInfo
 from painn_deploy.engines.driver import check_driver, driver
 from painn_deploy.engines.forms import CPU_FORMS, Plan, plans_for, serving
 from painn_deploy.engines.gpu_session import GpuSession
+from painn_deploy.engines.host_session import HostSession
 from painn_deploy.engines.inductor_compile import SEVERAL, Asked, compiled_form, compiling
 from painn_deploy.engines.inductor_gpu import LEAST, LoadedPackage, TorchExecutor, torch_in_words
 from painn_deploy.engines.matmul_precision import matmul_precision
 from painn_deploy.engines.pairs import pair_inputs
-from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
-from painn_deploy.export.fields import GraphInputs, GraphOutputs
+from painn_deploy.export.errors import BundleError, EngineUnavailableError
+from painn_deploy.export.fields import GraphInputs
 from painn_deploy.export.manifest import Bundle
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def _torch() -> Any:
 
 
 def _kind(torch: Any, device: str) -> str:
-    """What machine code is bound to: `cpu:AVX512` by vector instructions, `cuda:90` by compute capability."""
+    """Kind of device that machine code is bound to: `cpu:AVX512` by vector instructions, `cuda:90` by capability."""
     if device == "cpu":
         return f"cpu:{torch.backends.cpu.get_cpu_capability()}"
     return "cuda:" + "".join(map(str, torch.cuda.get_device_capability(device)))
@@ -82,7 +84,10 @@ def give_back_memory() -> None:
 
 
 class InductorBackend(Backend):
-    """AOTInductor on a CPU or a GPU."""
+    """AOTInductor on a CPU or a GPU. Building takes about a minute.
+
+    `threads` of a session on a CPU hold for all of torch in the process, which knows no other way.
+    """
 
     name = "inductor"
     extra = "export"
@@ -90,9 +95,13 @@ class InductorBackend(Backend):
     precisions = ("fp32", "fp16")
 
     def executed_graph(self, bundle: Bundle, atoms: int, slots: int) -> "onnx.ModelProto":
-        """See `Backend.executed_graph`: the form of the package that serves the size."""
+        """See `Backend.executed_graph`."""
         form = serving(_packages(bundle), atoms, slots).plan.form
         return form.lowered(super().executed_graph(bundle, atoms, slots))
+
+    def contents(self, bundle: Bundle) -> Mapping[str, str]:
+        """See `Backend.contents`: forms of the graph, and the sizes that each is for."""
+        return {"forms": "; ".join(str(one.plan) for one in _packages(bundle))}
 
     def batch_slots(self, device: str) -> int:
         """See `Backend.batch_slots`."""
@@ -125,7 +134,7 @@ class InductorBackend(Backend):
         return (*(f"cuda:{index}" for index in range(torch.cuda.device_count())), "cpu")
 
     def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None) -> BuiltEngine:
-        """See `Backend.build`; takes about a minute."""
+        """See `Backend.build`."""
         torch = _torch()
         device = self._device(options.device)
         kind = device.partition(":")[0]
@@ -148,9 +157,9 @@ class InductorBackend(Backend):
         return BuiltEngine(files, (_kind(torch, device),), tf32=tf32)
 
     def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> "InductorSession | GpuSession":
-        """See `Backend.open`; `threads` holds for all of torch, which knows no other way."""
+        """See `Backend.open`."""
         torch, manifest = _torch(), bundle.manifest
-        bound = manifest.compute_capability[0]
+        bound = manifest.bound_to[0]
         kind = bound.partition(":")[0]
         if device == "auto" or (device, kind) == ("cuda", "cuda"):
             device = "cpu" if kind == "cpu" else "cuda:0"
@@ -186,7 +195,7 @@ BACKEND = InductorBackend()
 
 
 def _why_no_gpu(device: str) -> str:
-    """A sentence about why there is none, where one was asked for."""
+    """A sentence that says why a GPU that was asked for cannot be used; empty for a CPU."""
     if not device.startswith("cuda"):
         return ""
     torch = _torch()
@@ -215,7 +224,7 @@ class StoredPackage(NamedTuple):
 
 
 def _packages(bundle: Bundle) -> list[StoredPackage]:
-    """The one for the smallest matrices first."""
+    """Packages of a bundle, the one for the smallest matrices first."""
     if PACKAGES not in bundle.manifest.files:  # the bundle is from before there was the file
         return [StoredPackage(plan, 0.0, bundle.file(name)) for name, plan in CPU_FORMS.items()]
     facts = json.loads(bundle.file(PACKAGES)).items()
@@ -228,7 +237,7 @@ def _loaded(torch: Any, packages: Sequence[StoredPackage], index: int) -> list[L
 
 
 def _load(torch: Any, contents: bytes, index: int) -> Any:
-    """A package; on a GPU without a synchronisation of its own, which could not be recorded.
+    """Load a package; on a GPU without a synchronisation of its own, which could not be recorded.
 
     Args:
         torch: the library.
@@ -262,7 +271,7 @@ def _gpu_session(
     return GpuSession(make, index, info, species=species, release=release)
 
 
-class InductorSession(Closing):
+class InductorSession(HostSession):
     """A loaded engine on a CPU.
 
     Args:
@@ -272,47 +281,24 @@ class InductorSession(Closing):
     """
 
     def __init__(self, packages: Sequence[StoredPackage], threads: int | None, info: EngineInfo) -> None:
+        super().__init__(info, LEAST)
         self._torch = _torch()
         if threads is not None:
             self._torch.set_num_threads(threads)
         keep_freed_memory()
-        self._info = info
         self._packages = _loaded(self._torch, packages, -1)
 
-    @property
-    def info(self) -> EngineInfo:
-        """See `Session.info`."""
-        return self._info
-
-    @property
-    def graphs(self) -> bool:
-        """Whether sizes that come again are replayed as CUDA graphs: never on a CPU.
-
-        Raises:
-            EngineUnavailableError: set.
-        """
-        return False
-
-    @graphs.setter
-    def graphs(self, wanted: bool) -> None:
-        if wanted:
-            raise EngineUnavailableError("There are no CUDA graphs on a CPU.")
-
-    def run(self, inputs: GraphInputs) -> GraphOutputs:
-        """See `Session.run`."""
-        if not self._packages:
-            raise EngineError("This session is closed; open another one.")
-        check_inputs(inputs)
+    def _evaluate(self, inputs: GraphInputs) -> list[np.ndarray]:
         atoms, slots = inputs.mask.shape
-        graph = padded(inputs, max(atoms, LEAST), max(slots, LEAST))
         package = serving(self._packages, atoms, slots)
-        arrays = (*graph, *pair_inputs(graph.reverse, LEAST)) if package.plan.form.paired else graph
+        arrays = (*inputs, *pair_inputs(inputs.reverse, LEAST)) if package.plan.form.paired else inputs
         failed = f"The compiled graph failed on {atoms} atoms x {slots} slots"
         with torch_in_words(self._torch, failed), matmul_precision(self._torch):
             outputs = package.run(*(self._torch.from_numpy(array) for array in arrays))
-        return GraphOutputs(*(output.numpy()[:atoms] for output in outputs))
+        return [output.numpy() for output in outputs]
 
     def close(self) -> None:
         """See `Session.close`; the system gets back what was kept from call to call."""
+        super().close()
         self._packages = []
         give_back_memory()

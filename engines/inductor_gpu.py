@@ -20,10 +20,10 @@ from painn_deploy.export.fields import INPUTS, OUTPUTS, PAIR_INPUTS, Field, Grap
 __all__ = ["LEAST", "MOST_ELEMENTS", "LoadedPackage", "TorchExecutor", "check_elements"]
 
 LEAST = 2
-"""Atoms and slots: torch's compiler takes a size of one for a constant, so smaller graphs are padded."""
+"""Atoms and slots that a matrix has at least: torch's compiler takes a size of one for a constant."""
 
 MOST_ELEMENTS = 2**31 - 1
-"""Of one tensor: compiled kernels index with 32 bits."""
+"""Elements that a tensor has at most, since compiled kernels index with 32 bits."""
 
 MOST_BOUND = 64
 """Sizes whose tensors are kept."""
@@ -44,13 +44,13 @@ class LoadedPackage(NamedTuple):
 
 
 def check_elements(atoms: int, slots: int, elements: float, engine: str) -> None:
-    """Refuse a matrix of which an engine's kernels would index a tensor past 32 bits, and read what is not there.
+    """Refuse a matrix with a tensor that is larger than an engine's kernels can index with 32 bits.
 
     Args:
         atoms: rows.
         slots: columns.
         elements: of the widest tensor, for each slot.
-        engine: its name.
+        engine: name of its backend.
 
     Raises:
         ShapeError: it says how many atoms there may be.
@@ -92,8 +92,8 @@ class TorchExecutor:
         check_elements(atoms, slots, serving(self._packages, atoms, slots).elements, "inductor")
 
     def lengths(self, atoms: int, slots: int) -> Mapping[str, int]:
-        """See `Executor.lengths`: as many pairs as a matrix can hold, so that their number does not change a size."""
-        return {"pairs": max(LEAST, atoms * slots // 2 + 1)}
+        """See `Executor.lengths`."""
+        return {"pairs": max(LEAST, atoms * slots // 2 + 1)}  # all that a matrix can hold: their number changes no size
 
     def fill(self, inputs: GraphInputs, arrays: Mapping[str, np.ndarray]) -> None:
         """See `Executor.fill`."""

@@ -1,4 +1,4 @@
-"""Which slots are the two ends of a pair: what a graph needs to compute filters once a pair."""
+"""The two slots of each pair, which a graph needs that computes filters once a pair."""
 
 import numpy as np
 from jaxtyping import Int32

@@ -26,7 +26,10 @@ OLDEST = (10, 13)
 
 
 class PlanBackend(Backend):
-    """What TensorRT and TensorRT-RTX share as backends; each has its library, and its way to build."""
+    """TensorRT and TensorRT-RTX, which differ in their library and in how they build.
+
+    A GPU's work is not divided among threads of the CPU, so that sessions ignore `threads`.
+    """
 
     precisions = ("fp32", "fp16", "int8")
     rest_precision = "fp16"
@@ -64,12 +67,12 @@ class PlanBackend(Backend):
         return gpus()
 
     def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> TensorRTSession:
-        """See `Backend.open`; a GPU's work is not divided among `threads` of the CPU."""
+        """See `Backend.open`."""
         return open_plan(self.library(), self.name, bundle, device)
 
 
 class TensorRTBackend(PlanBackend):
-    """TensorRT on the GPU at hand."""
+    """TensorRT, for GPUs of the first one's kind."""
 
     name = "tensorrt"
     extra = "tensorrt"
@@ -91,7 +94,7 @@ class TensorRTBackend(PlanBackend):
         return library
 
     def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None) -> BuiltEngine:
-        """See `Backend.build`; for the first GPU, and for no other kind."""
+        """See `Backend.build`."""
         library = self.library()
         if not gpus():
             raise EngineUnavailableError(
@@ -121,6 +124,12 @@ BACKEND = TensorRTBackend()
 def open_plan(library: Any, name: str, bundle: Bundle, device: str) -> TensorRTSession:
     """Load a plan where version, GPU and compute capability are those that it was built for.
 
+    Args:
+        library: tensorrt or tensorrt_rtx.
+        name: of the backend.
+        bundle: that holds the plan.
+        device: `auto` or `cuda` for the first GPU, or one by name.
+
     Raises:
         EngineUnavailableError: there is no such GPU here.
         BundleError: the plan was built by another version, or for another GPU.
@@ -138,9 +147,9 @@ def open_plan(library: Any, name: str, bundle: Bundle, device: str) -> TensorRTS
             "Export it again here, or install that version."
         )
     index = int(chosen.partition(":")[2])
-    if (here := compute_capability(index)) not in manifest.compute_capability:
+    if (here := compute_capability(index)) not in manifest.bound_to:
         raise BundleError(
-            f"{bundle.path} was built for the compute capabilities {', '.join(manifest.compute_capability)}, and "
+            f"{bundle.path} was built for the compute capabilities {', '.join(manifest.bound_to)}, and "
             f"{chosen} is {here}. Export it again with --compute-capability {here}."
         )
     info = EngineInfo(

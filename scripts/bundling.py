@@ -161,7 +161,7 @@ class Bundler:
         files = {MODEL: graph.model, **built.files}
         manifest = dataclasses.replace(
             _manifest(self._source, self._student, engine, backend.version(), precision, graph),
-            compute_capability=built.compute_capability,
+            bound_to=built.bound_to,
             profiles=tuple(profile.as_dict() for profile in built.profiles),
             tf32=built.tf32,
             radial_table=None if self._table is None else self._table.as_dict(),

@@ -55,9 +55,7 @@ def frequencies(atoms: Atoms, step: float = 0.01) -> Float[np.ndarray, " modes"]
     return np.sort(np.real(data.get_frequencies()))[6:]
 
 
-def butane(
-    calculator: Calculator, angles: Iterable[float] = ANGLES
-) -> list[tuple[float, float]]:
+def butane(calculator: Calculator, angles: Iterable[float] = ANGLES) -> list[tuple[float, float]]:
     """C-C-C-C angle (degrees) and energy (meV) above the lowest, everything else relaxed at each angle."""
     start = molecule("trans-butane")
     carbons = [i for i, z in enumerate(start.numbers) if z == 6]

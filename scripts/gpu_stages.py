@@ -19,9 +19,9 @@ from painn_deploy.calibration.motion import DRIFT_LIMIT, Drift, total_energies
 from painn_deploy.calibration.reference import reference_results
 from painn_deploy.calibration.structures import aspirin, default_structures, trusted_species
 from painn_deploy.engines import get_backend
+from painn_deploy.engines.backend import CudaGraphs
 from painn_deploy.engines.cuda import compute_capability
 from painn_deploy.engines.driver import gpu_of
-from painn_deploy.engines.gpu_session import GpuSession
 from painn_deploy.engines.inductor_compile import SEVERAL
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import EngineUnavailableError
@@ -327,8 +327,8 @@ class Job:
                 peers: dict[str, PaiNNCalculator] = {}
                 for name, bundle in bundles.items():
                     calculator = stack.enter_context(PaiNNCalculator(bundle, device=self.device))
-                    if isinstance(calculator.session, GpuSession):
-                        calculator.session.graphs = True
+                    if isinstance(calculator.session, CudaGraphs):
+                        calculator.session.cuda_graphs = True
                         peers[f"{name}{REPLAYED}"] = calculator
                 found = time_bundles(
                     bundles,

@@ -81,8 +81,8 @@ def test_results_are_the_student_s_at_every_size(compiled: Path, painn: Path, bu
             assert all(np.array_equal(a, b) for a, b in zip(once, again, strict=True))
             check_parity(calculator.run_graph, student, [[atoms]])
         assert calculator.batch_slots == CPU_BATCH_SLOTS
-        with pytest.raises(EngineUnavailableError, match="no CUDA graphs on a CPU"):
-            calculator.session.graphs = True
+        with pytest.raises(EngineUnavailableError, match="no CUDA graphs on 'cpu'"):
+            calculator.session.cuda_graphs = True
         info = calculator.engine_info
     assert (info["backend"], info["device"], info["precision"]) == ("inductor", "cpu", "fp32")
     with pytest.raises(EngineError, match="closed"):

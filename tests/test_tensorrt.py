@@ -39,7 +39,7 @@ def plan_bundle(painn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_plan_is_built_without_a_gpu_and_says_that_it_was_not_executed(plan_bundle: Path) -> None:
     bundle = read_bundle(plan_bundle)
     assert plan_bundle.name == "painn-tensorrt-rtx-fp32.engine"
-    assert bundle.manifest.compute_capability == ("86", "89", "120")
+    assert bundle.manifest.bound_to == ("86", "89", "120")
     assert Profile.from_mapping(bundle.manifest.profiles[0]) == DEFAULT_PROFILE
     assert bundle.manifest.engine_version == tensorrt_rtx.__version__
     validation = json.loads(bundle.file("validation.json"))
@@ -96,7 +96,7 @@ def test_plans_of_real_students_hold_what_they_must_and_few_kernels(
 def test_real_students_build_for_every_series(checkpoint: Path, capability: str) -> None:
     model = export_onnx(load_student(checkpoint), {}).SerializeToString()
     built = get_backend("tensorrt-rtx").build(model, BuildOptions((capability,), Profile((1, 9, 512), (1, 8, 64))))
-    assert built.compute_capability == (capability,)
+    assert built.bound_to == (capability,)
     assert built.files["model.plan"]
 
 
@@ -232,5 +232,5 @@ def test_structures_given_at_export_set_the_profile(painn: Path, tmp_path: Path)
     large = students.zoo()["triclinic"].repeat((12, 12, 12))
     (path,) = export_engines(painn, tmp_path, engines=["tensorrt-rtx"], structures=[large], compute_capabilities=["86"])
     manifest = read_bundle(path).manifest
-    assert manifest.compute_capability == ("86",)
+    assert manifest.bound_to == ("86",)
     assert manifest.profiles[0]["atoms"][2] == max(4096, int(1.25 * len(large)))
