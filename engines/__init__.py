@@ -6,7 +6,8 @@ Adding a backend is adding its module, which holds a `BACKEND`, and its line in 
 from importlib import import_module
 from types import MappingProxyType
 
-from painn_deploy.engines.backend import Backend, EngineInfo, Session
+from painn_deploy.engines.backend import Backend
+from painn_deploy.engines.session import EngineInfo, Session
 from painn_deploy.export.errors import EngineUnavailableError
 
 __all__ = ["BACKENDS", "Backend", "EngineInfo", "Session", "get_backend"]

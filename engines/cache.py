@@ -16,7 +16,7 @@ __all__ = ["build_cached", "cache_key"]
 
 META = "engine.json"
 MADE = 4
-"""Version of our way of building, a part of the key; one more whenever a backend here builds the same graph differently."""
+"""Version of our way of building; one more whenever a backend here builds the same graph differently."""
 
 
 def cache_key(backend: Backend, model: bytes, options: BuildOptions) -> str:

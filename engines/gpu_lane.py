@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Float64
 
 from painn_deploy.engines.arena import Arena, Block, columns
-from painn_deploy.engines.backend import DeviceTime, ResidentGraph
 from painn_deploy.engines.contract import padded
 from painn_deploy.engines.cuda import call, compute_capability, nvtx_range
 from painn_deploy.engines.device_positions import DisplacementKernel
 from painn_deploy.engines.gpu_executor import Executor, Recorded
+from painn_deploy.engines.session import DeviceTime, ResidentGraph
 from painn_deploy.export.errors import EngineError, ShapeError
 from painn_deploy.export.fields import INPUTS, OUTPUTS, GraphInputs, GraphOutputs
 
@@ -32,7 +32,7 @@ MOST_REFUSED = 3
 MOST_SEEN = 1024
 
 _idle_streams: WeakKeyDictionary[Any, dict[int, list[Any]]] = WeakKeyDictionary()
-"""Streams without a lane, by CUDA runtime and GPU. They are used again: torch keeps a cuBLAS workspace for each that there ever was."""
+"""Streams without a lane, by CUDA runtime and GPU: used again, since torch keeps a cuBLAS workspace for each."""
 
 SLOT_STEP = 8
 """Slots are rounded up to a multiple of this, so that a step with one neighbour more replays the same CUDA graph."""

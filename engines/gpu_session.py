@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Float64
 
 from painn_deploy.engines.arena import Arena
-from painn_deploy.engines.backend import Closing, DeviceTime, EngineInfo, ResidentGraph
 from painn_deploy.engines.contract import check_indices, check_inputs
 from painn_deploy.engines.cuda import on_device, runtime
 from painn_deploy.engines.gpu_executor import Executor
 from painn_deploy.engines.gpu_lane import Lane
+from painn_deploy.engines.session import Closing, DeviceTime, EngineInfo, ResidentGraph
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from painn_deploy.engines.backend import Closing, EngineInfo
 from painn_deploy.engines.contract import check_inputs, padded
+from painn_deploy.engines.session import Closing, EngineInfo
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from painn_deploy.engines.arena import Arena
-from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine, EngineInfo
+from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine
 from painn_deploy.engines.driver import check_driver, driver
 from painn_deploy.engines.forms import CPU_FORMS, Plan, plans_for, serving
 from painn_deploy.engines.gpu_session import GpuSession
@@ -27,6 +27,7 @@ from painn_deploy.engines.inductor_compile import SEVERAL, Asked, compiled_form,
 from painn_deploy.engines.inductor_gpu import LEAST, LoadedPackage, TorchExecutor, torch_in_words
 from painn_deploy.engines.matmul_precision import matmul_precision
 from painn_deploy.engines.pairs import pair_inputs
+from painn_deploy.engines.session import EngineInfo
 from painn_deploy.export.errors import BundleError, EngineUnavailableError
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.export.manifest import Bundle
@@ -90,7 +91,6 @@ class InductorBackend(Backend):
     """
 
     name = "inductor"
-    extra = "export"
     packages = MappingProxyType({"torch": "export"})
     precisions = ("fp32", "fp16")
 

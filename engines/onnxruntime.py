@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from painn_deploy.engines.arena import Arena
-from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine, EngineInfo
+from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine
 from painn_deploy.engines.gpu_session import GpuSession
 from painn_deploy.engines.host_session import HostSession
 from painn_deploy.engines.onnxruntime_gpu import OrtExecutor
 from painn_deploy.engines.onnxruntime_library import PROVIDERS, devices, load_failure, prepared
 from painn_deploy.engines.onnxruntime_library import library as _library
+from painn_deploy.engines.session import EngineInfo
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
 from painn_deploy.export.fields import AS_WRITTEN, OUTPUTS, GraphInputs
 from painn_deploy.export.manifest import MODEL, Bundle
@@ -30,7 +31,6 @@ class OnnxRuntimeBackend(Backend):
     """ONNX Runtime on the CPU or through CUDA."""
 
     name = "onnxruntime"
-    extra = "cpu"
     packages = MappingProxyType({"onnxruntime": "cpu"})
     precisions = ("fp32", "fp16", "int8")
 

@@ -7,9 +7,10 @@ from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine, EngineInfo
+from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine
 from painn_deploy.engines.cuda import compute_capability, gpus
 from painn_deploy.engines.profiles import Profile
+from painn_deploy.engines.session import EngineInfo
 from painn_deploy.engines.tensorrt_builder import build_plan
 from painn_deploy.engines.tensorrt_session import TensorRTSession
 from painn_deploy.export.cache import cache_folder
@@ -50,7 +51,7 @@ class PlanBackend(Backend):
             return importlib.import_module(self.name.replace("-", "_"))
         except ImportError as error:
             raise EngineUnavailableError(
-                f'The engine {self.name} is not installed: pip install "painn-deploy[{self.extra}]".'
+                f'The engine {self.name} is not installed: pip install "painn-deploy[{self.packages[self.name]}]".'
             ) from error
 
     def honours_tf32(self, device: str) -> bool:
@@ -75,7 +76,6 @@ class TensorRTBackend(PlanBackend):
     """TensorRT, for GPUs of the first one's kind."""
 
     name = "tensorrt"
-    extra = "tensorrt"
     packages = MappingProxyType({"tensorrt": "tensorrt", "cuda-bindings": "tensorrt"})
 
     def bound_to(self, options: BuildOptions) -> str:

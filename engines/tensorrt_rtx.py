@@ -21,7 +21,6 @@ class TensorRTRTXBackend(PlanBackend):
     """TensorRT-RTX: ahead of time for named compute capabilities, finished on the GPU at first use."""
 
     name = "tensorrt-rtx"
-    extra = "tensorrt-rtx"
     packages = MappingProxyType({"tensorrt-rtx": "tensorrt-rtx", "cuda-bindings": "tensorrt-rtx"})
 
     def bound_to(self, options: BuildOptions) -> str:

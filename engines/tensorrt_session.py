@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from painn_deploy.engines.arena import Arena
-from painn_deploy.engines.backend import EngineInfo
 from painn_deploy.engines.cuda import on_device, runtime
 from painn_deploy.engines.gpu_executor import GraphOfCuda, Recorded
 from painn_deploy.engines.gpu_session import GpuSession
 from painn_deploy.engines.profiles import Profile
+from painn_deploy.engines.session import EngineInfo
 from painn_deploy.engines.tensorrt_builder import Messages
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import INPUTS, OUTPUTS, Field, GraphInputs

@@ -12,7 +12,7 @@ from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from painn_deploy.engines import EngineInfo, Session, get_backend
-from painn_deploy.engines.backend import Closing, FollowingSession
+from painn_deploy.engines.session import Closing, FollowingSession
 from painn_deploy.export.errors import EngineError, ShapeError, SpeciesError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest, read_bundle

@@ -20,7 +20,7 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Float64
 
-from painn_deploy.engines.backend import ResidentGraph
+from painn_deploy.engines.session import ResidentGraph
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.runtime.neighbours import (
     LocalGraph,

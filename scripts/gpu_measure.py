@@ -14,9 +14,9 @@ from ase.build import molecule
 from torch.profiler import ProfilerActivity, profile
 
 from painn_deploy.engines import Session
-from painn_deploy.engines.backend import CudaGraphs, FollowingSession
 from painn_deploy.engines.contract import padded
 from painn_deploy.engines.gpu_lane import SLOT_STEP
+from painn_deploy.engines.session import CudaGraphs, FollowingSession
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.student import Student

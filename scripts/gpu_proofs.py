@@ -12,8 +12,8 @@ import torch
 from ase.build import molecule
 
 from painn_deploy.engines import Session
-from painn_deploy.engines.backend import CudaGraphs, FollowingSession, OverlappingSession
 from painn_deploy.engines.cuda import call, on_device, runtime
+from painn_deploy.engines.session import CudaGraphs, FollowingSession, OverlappingSession
 from painn_deploy.export.errors import DeviceMemoryError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.runtime import PaiNNCalculator

@@ -19,10 +19,10 @@ from painn_deploy.calibration.motion import DRIFT_LIMIT, Drift, total_energies
 from painn_deploy.calibration.reference import reference_results
 from painn_deploy.calibration.structures import aspirin, default_structures, trusted_species
 from painn_deploy.engines import get_backend
-from painn_deploy.engines.backend import CudaGraphs
 from painn_deploy.engines.cuda import compute_capability
 from painn_deploy.engines.driver import gpu_of
 from painn_deploy.engines.inductor_compile import SEVERAL
+from painn_deploy.engines.session import CudaGraphs
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import EngineUnavailableError
 from painn_deploy.export.manifest import SUFFIX, to_json

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from painn_deploy.engines import Session, get_backend
 from painn_deploy.export.manifest import read_bundle
-from painn_deploy.export.versions import installed
+from painn_deploy.export.versions import installed, onnxruntimes
 from painn_deploy.scripts.demo import machine
 from painn_deploy.scripts.exporting import export_engines
 from painn_deploy.scripts.studies import write_result
@@ -157,8 +157,8 @@ def made_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 def finish(console: Console, values: dict[str, Any], threads: int | None, output: Path | None) -> None:
     """Print what a run's times depend on, and write it all where it is wanted."""
     found = conditions(threads)
-    engine, versions = found["engine_threads"], found["versions"]
-    runtimes = [f"{name} {version}" for name, version in versions.items() if name.startswith("onnxruntime")]
+    engine = found["engine_threads"]
+    runtimes = [f"{name} {version}" for name, version in onnxruntimes().items()]
     console.print(
         f"{found['machine']}; torch {torch.__version__} on {found['torch_threads']} threads, "
         f"{' and '.join(runtimes) or 'onnxruntime'} on {engine}{' threads' if threads else ''}",

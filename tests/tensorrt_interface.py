@@ -131,8 +131,9 @@ def main() -> None:
     import tensorrt_rtx
 
     from painn_deploy.engines import gpu_session, tensorrt_session
-    from painn_deploy.engines.backend import BuildOptions, EngineInfo
+    from painn_deploy.engines.backend import BuildOptions
     from painn_deploy.engines.profiles import Profile
+    from painn_deploy.engines.session import EngineInfo
     from painn_deploy.engines.tensorrt_builder import build_plan
     from painn_deploy.engines.tensorrt_session import TensorRTSession
     from tests.emulated_gpu import EmulatedCuda

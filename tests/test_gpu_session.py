@@ -15,7 +15,6 @@ from ase import Atoms
 
 from painn_deploy.engines import gpu_lane, gpu_session, tensorrt_session
 from painn_deploy.engines.arena import Arena
-from painn_deploy.engines.backend import EngineInfo, ResidentGraph
 from painn_deploy.engines.contract import check_indices, padded
 from painn_deploy.engines.device_positions import compile_kernel
 from painn_deploy.engines.forms import Form, Plan
@@ -26,6 +25,7 @@ from painn_deploy.engines.onnx_torch import OnnxModule
 from painn_deploy.engines.onnxruntime import open_graph
 from painn_deploy.engines.onnxruntime_gpu import OrtExecutor, ort_in_words
 from painn_deploy.engines.profiles import Profile
+from painn_deploy.engines.session import CudaGraphs, EngineInfo, ResidentGraph
 from painn_deploy.engines.tensorrt_session import TensorRTSession
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import DeviceMemoryError, EngineError, ShapeError
@@ -156,7 +156,8 @@ def test_the_time_on_the_device_is_that_of_the_engine_and_of_a_replay(opened: Op
     inputs = graph_inputs([students.water()], CUTOFF)
     with opened(engine, cuda_graphs=False) as session:
         assert session.device_time(inputs, 7) == (1.0, None)  # the emulated device takes 1 ms for all it is sent
-        session.cuda_graphs = True
+        assert isinstance(session, CudaGraphs)
+        session.graphs = True  # the former name
         launched, replayed = session.device_time(inputs, 7)
         assert (launched, replayed) == (1.0, 3.0 if engine == "onnxruntime" else 1.0)  # with its copies, or as a whole
         assert session.cuda_graphs

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from ase.build import molecule
@@ -16,8 +17,11 @@ from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.engines.forms import CPU_FORMS
 from painn_deploy.engines.inductor import CPU_BATCH_SLOTS, TUNED, InductorBackend
 from painn_deploy.engines.inductor_compile import SEVERAL, Asked, compiling
-from painn_deploy.engines.inductor_gpu import torch_in_words
+from painn_deploy.engines.inductor_gpu import LEAST, torch_in_words
 from painn_deploy.engines.onnx_torch import OnnxModule
+from painn_deploy.engines.onnxruntime import open_graph
+from painn_deploy.engines.pairs import pair_inputs
+from painn_deploy.engines.session import CudaGraphs
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import (
     BundleError,
@@ -27,7 +31,7 @@ from painn_deploy.export.errors import (
     ExportError,
 )
 from painn_deploy.export.force_head import tensors
-from painn_deploy.export.manifest import manifest_digest, read_bundle
+from painn_deploy.export.manifest import MODEL, manifest_digest, read_bundle
 from painn_deploy.export.onnx_graph import export_onnx
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.neighbours import graph_inputs
@@ -83,10 +87,31 @@ def test_results_are_the_student_s_at_every_size(compiled: Path, painn: Path, bu
         assert calculator.batch_slots == CPU_BATCH_SLOTS
         with pytest.raises(EngineUnavailableError, match="no CUDA graphs on 'cpu'"):
             calculator.session.cuda_graphs = True
+        assert not isinstance(calculator.session, CudaGraphs)
         info = calculator.engine_info
     assert (info["backend"], info["device"], info["precision"]) == ("inductor", "cpu", "fp32")
     with pytest.raises(EngineError, match="closed"):
         calculator.calculate_batch([students.water()])
+
+
+def test_the_graph_that_is_counted_is_the_one_that_runs(compiled: Path, bundle: Path) -> None:
+    """A bundle holds the graph itself, and torch is given it in the form of the package that serves a size."""
+    opened, other = read_bundle(compiled), read_bundle(bundle)
+    assert opened.file(MODEL) == other.file(MODEL)
+    held = onnx.load_from_string(opened.file(MODEL))
+    for waters, name in ((1, "small.pt2"), (40, "large.pt2")):
+        inputs = graph_inputs([students.water(seed) for seed in range(waters)], 4.0)
+        graph = get_backend("inductor").executed_graph(opened, *inputs.mask.shape)
+        assert graph == CPU_FORMS[name].form.lowered(held)
+        got = OnnxModule(graph)(*map(torch.from_numpy, (*inputs, *pair_inputs(inputs.reverse, LEAST))))
+        for one, want in zip(got, open_graph(opened.file(MODEL))(inputs), strict=True):
+            np.testing.assert_allclose(one.numpy(), want, rtol=0, atol=1e-5)
+    assert get_backend("onnxruntime").executed_graph(other, 3, 2) == held
+    assert get_backend("inductor").contents(opened) == {
+        "forms": "sums+paired+side+frozen+inline@72,8 for up to 32 atoms and up to 640 atoms x slots; "
+        "sums+paired+frozen@72,8 for all other sizes"
+    }
+    assert get_backend("onnxruntime").contents(other) == {}
 
 
 def test_results_are_the_same_on_both_sides_of_every_size(compiled: Path, bundle: Path) -> None:
@@ -124,6 +149,7 @@ def test_a_package_is_bound_to_its_torch_and_its_cpu(
 ) -> None:
     manifest = json.loads((compiled / "manifest.json").read_text())
     assert manifest["compute_capability"] == [f"cpu:{torch.backends.cpu.get_cpu_capability()}"]
+    assert read_bundle(compiled).manifest.bound_to == tuple(manifest["compute_capability"])
     with pytest.raises(EngineUnavailableError, match="compiled for cpu:.* and cannot run on"):
         PaiNNCalculator(compiled, device="cuda")
     for change, message in (

@@ -24,7 +24,7 @@ from painn_deploy.export.lowering import sums_for_batched_products
 from painn_deploy.export.manifest import manifest_digest, read_bundle
 from painn_deploy.export.onnx_graph import export_onnx
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.scripts import export_engines
+from painn_deploy.scripts import cli, export_engines
 
 from . import students
 from .tensorrt_interface import check_signature
@@ -46,6 +46,14 @@ def test_a_plan_is_built_without_a_gpu_and_says_that_it_was_not_executed(plan_bu
     assert "needs a GPU" in validation["not_executed"]
     assert "force_rmse" not in validation
     assert 0 < validation["graph_parity"]["forces"] < 2e-4  # symmetric CH4 of a random student blurs in float32
+
+
+def test_inspect_says_what_a_plan_is_bound_to_and_holds(plan_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    contents = read_plan(read_bundle(plan_bundle).file("model.plan"))
+    cli.inspect(plan_bundle)
+    said = " ".join(capsys.readouterr().out.split())
+    for words in ("bound to │ 86, 89, 120", f"{contents.launches} launches an evaluation", "Float"):
+        assert words in said
 
 
 def test_an_fp32_plan_holds_fp32_kernels_and_no_others(plan_bundle: Path) -> None:
