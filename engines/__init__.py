@@ -1,4 +1,4 @@
-"""From the graph to engines, one module a backend behind one small protocol.
+"""Engines of the graph: one module a backend, behind the protocol `painn_deploy.engines.backend.Backend`.
 
 Adding a backend is adding its module, which holds a `BACKEND`, and its line in `BACKENDS`.
 """
@@ -6,7 +6,8 @@ Adding a backend is adding its module, which holds a `BACKEND`, and its line in 
 from importlib import import_module
 from types import MappingProxyType
 
-from painn_deploy.engines.backend import Backend, EngineInfo, Session
+from painn_deploy.engines.backend import Backend
+from painn_deploy.engines.session import EngineInfo, Session
 from painn_deploy.export.errors import EngineUnavailableError
 
 __all__ = ["BACKENDS", "Backend", "EngineInfo", "Session", "get_backend"]
@@ -22,7 +23,7 @@ BACKENDS = MappingProxyType(
 
 
 def get_backend(name: str) -> Backend:
-    """A backend by name; its library is imported when it is first asked for something.
+    """A backend by name; its library is not imported yet.
 
     Raises:
         EngineUnavailableError: this version has no such backend.

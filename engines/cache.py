@@ -16,7 +16,7 @@ __all__ = ["build_cached", "cache_folder", "cache_key"]
 
 META = "engine.json"
 MADE = 4
-"""Which way of building made an entry; one more whenever a backend here builds the same graph differently."""
+"""Version of our way of building; one more whenever a backend here builds the same graph differently."""
 
 
 def cache_folder() -> Path:
@@ -30,6 +30,11 @@ def cache_key(backend: Backend, model: bytes, options: BuildOptions) -> str:
     """SHA-256 of graph, backend, its version, what it is bound to here, every option, and our way of building.
 
     The graph's types are its precision, so that this is in the key with it.
+
+    Args:
+        backend: that builds.
+        model: contents of model.onnx.
+        options: what the engine is built for.
     """
     parts = {
         "made": MADE,
@@ -45,10 +50,16 @@ def cache_key(backend: Backend, model: bytes, options: BuildOptions) -> str:
 def build_cached(
     backend: Backend, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None
 ) -> tuple[BuiltEngine, bool]:
-    """Build an engine, or take the one that was built of the very same.
+    """Build an engine, or take an earlier one of the same graph, backend and options.
 
     An entry is a folder that is renamed into place when it is whole, so that two builders at once cost time and
     nothing else. One that was damaged is built again.
+
+    Args:
+        backend: that builds.
+        model: contents of model.onnx.
+        options: what the engine is built for.
+        tell: called with a line about each step.
 
     Returns:
         The engine, and whether it was built before.
@@ -67,14 +78,14 @@ def build_cached(
 
 
 def _read(folder: Path) -> BuiltEngine | None:
-    """An entry whose files are those that were written; None for none."""
+    """An entry whose files are unchanged; None where there is none."""
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         files = {name: (folder / name).read_bytes() for name in meta["files"]}
         if any(hashlib.sha256(files[name]).hexdigest() != sha256 for name, sha256 in meta["files"].items()):
             return None
         profiles = tuple(Profile.from_mapping(profile) for profile in meta["profiles"])
-        return BuiltEngine(files, tuple(meta["compute_capability"]), profiles, tuple(meta["warnings"]), meta["tf32"])
+        return BuiltEngine(files, tuple(meta["bound_to"]), profiles, tuple(meta["warnings"]), meta["tf32"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -83,7 +94,7 @@ def _keep(folder: Path, built: BuiltEngine) -> None:
     """A cache that cannot be written is no reason to lose the engine."""
     meta = {
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in built.files.items()},
-        "compute_capability": list(built.compute_capability),
+        "bound_to": list(built.bound_to),
         "warnings": list(built.warnings),
         "tf32": built.tf32,
         "profiles": [profile.as_dict() for profile in built.profiles],

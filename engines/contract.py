@@ -1,7 +1,4 @@
-"""The engine's door: arrays are held against the graph contract before an engine reads them."""
-
-from collections.abc import Sequence
-from typing import Any
+"""Checks of an engine's inputs against the graph contract, and padding that keeps it."""
 
 import numpy as np
 from jaxtyping import Int32
@@ -9,13 +6,13 @@ from jaxtyping import Int32
 from painn_deploy.export.errors import ShapeError
 from painn_deploy.export.fields import INPUTS, GraphInputs
 
-__all__ = ["check_indices", "check_inputs", "check_tensors", "padded"]
+__all__ = ["check_indices", "check_inputs", "padded"]
 
 _DTYPES = tuple(np.dtype(field.dtype) for field in INPUTS)
 
 
 def check_inputs(inputs: GraphInputs) -> None:
-    """Refuse what an engine would read as something else.
+    """Refuse arrays that an engine would misread.
 
     An engine takes an address and believes the rest: a strided or a float64 array would give wrong forces, silently.
 
@@ -59,35 +56,6 @@ def check_indices(
         if array.view(np.uint32).max() >= bound:  # what is negative is large without its sign
             wrong = array[(array < 0) | (array >= bound)].flat[0]
             raise ShapeError(f"The input {name} holds {wrong}, and its values lie between 0 and {bound - 1}.")
-
-
-def check_tensors(inputs: Sequence[Any], device: str) -> None:
-    """The same for torch tensors.
-
-    Args:
-        inputs: in the contract's order.
-        device: that the engine is on, such as `cuda:0`.
-
-    Raises:
-        ShapeError: naming the tensor, what it is and what it must be.
-    """
-    if len(inputs) != len(INPUTS):
-        raise ShapeError(
-            f"An engine reads {len(INPUTS)} tensors, {', '.join(f.name for f in INPUTS)}; not {len(inputs)}."
-        )
-    mask = inputs[-1]
-    atoms, slots = mask.shape if mask.dim() == 2 else (-1, -1)
-    for tensor, field in zip(inputs, INPUTS, strict=True):
-        shape = field.sized(atoms=atoms, slots=slots)
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        if (dtype, tuple(tensor.shape), str(tensor.device)) != (field.dtype, shape, device) or (
-            not tensor.is_contiguous()
-        ):
-            layout = "" if tensor.is_contiguous() else ", not contiguous"
-            raise ShapeError(
-                f"The input {field.name} is {dtype} {tuple(tensor.shape)} on {tensor.device}{layout}; an engine reads "
-                f"a contiguous {field.dtype} tensor [{', '.join(map(str, field.shape))}] on {device}."
-            )
 
 
 def padded(inputs: GraphInputs, atoms: int, slots: int) -> GraphInputs:

@@ -18,21 +18,21 @@ A form is written as words joined by `+`, with sizes to tune for behind an `@`: 
 Every form gives the same energies and forces, up to the order of sums.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from painn_deploy.export.errors import EngineError
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["CPU_FORMS", "GPU_FORMS", "WORDS", "Form", "Plan", "plans_for"]
+__all__ = ["CPU_FORMS", "GPU_FORMS", "WORDS", "Form", "Package", "Plan", "plans_for", "serving"]
 
 WORDS = ("plain", "sums", "products", "paired", "side", "frozen", "inline", "tuned", "descent", "unchecked")
 
 INLINE_THREADS = 2
-"""That an inline product is divided between. How many there are when it runs does not change its bits."""
+"""Threads that an inline product is compiled for; the number that it runs on does not change its bits."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Form:
 
     @classmethod
     def parse(cls, text: str) -> "Form":
-        """A form as it is written.
+        """A form from how it is written.
 
         Raises:
             EngineError: it holds a word or a size that is none.
@@ -81,7 +81,7 @@ class Form:
         return "paired" in self.words
 
     def lowered(self, model: "onnx.ModelProto") -> "onnx.ModelProto":
-        """The graph in this form; what is given is not changed."""
+        """A copy of the graph in this form."""
         from painn_deploy.export.graph.edit import EditableGraph
         from painn_deploy.export.graph.lowering import (
             filters_once_a_pair,
@@ -99,7 +99,7 @@ class Form:
         return graph.model()
 
     def settings(self, kind: str) -> dict[str, Any]:
-        """Of torch's compiler.
+        """Settings of torch's compiler.
 
         Args:
             kind: `cpu` or `cuda`.
@@ -131,23 +131,56 @@ class Plan:
     most_cells: int | None = None
 
     def serves(self, atoms: int, slots: int) -> bool:
-        """Whether it runs a matrix of this size, if no package before it does."""
+        """Whether it runs a matrix of this size, if no package before it does.
+
+        Args:
+            atoms: rows.
+            slots: columns.
+        """
         return (self.most_atoms is None or atoms <= self.most_atoms) and (
             self.most_cells is None or atoms * slots <= self.most_cells
         )
 
+    def __str__(self) -> str:
+        limits = [f"up to {self.most_atoms} atoms"] if self.most_atoms is not None else []
+        limits += [f"up to {self.most_cells} atoms x slots"] if self.most_cells is not None else []
+        return f"{self.form} for {' and '.join(limits) or 'all other sizes'}"
+
     def as_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """The plan in JSON types."""
         return {"form": str(self.form), "most_atoms": self.most_atoms, "most_cells": self.most_cells}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "Plan":
-        """From JSON.
+        """A plan from JSON types.
 
         Raises:
             EngineError: the form is none.
         """
         return cls(Form.parse(values["form"]), values["most_atoms"], values["most_cells"])
+
+
+@runtime_checkable
+class Package(Protocol):
+    """Anything that stands for one package of an engine."""
+
+    @property
+    def plan(self) -> Plan:
+        """Form of the graph, and the sizes that it is for."""
+
+
+P = TypeVar("P", bound=Package)
+
+
+def serving(packages: Sequence[P], atoms: int, slots: int) -> P:
+    """The package that runs a matrix.
+
+    Args:
+        packages: the one for the smallest matrices first; the last runs whatever none before it serves.
+        atoms: rows.
+        slots: columns.
+    """
+    return next((package for package in packages if package.plan.serves(atoms, slots)), packages[-1])
 
 
 CPU_FORMS = {

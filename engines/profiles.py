@@ -47,6 +47,10 @@ class Profile:
     def check(self, atoms: int, slots: int) -> None:
         """Refuse a size outside the profile.
 
+        Args:
+            atoms: rows.
+            slots: columns.
+
         Raises:
             ShapeError: it says how to rebuild.
         """

@@ -35,6 +35,9 @@ SUFFIX = ".engine"
 PRECISIONS = ("fp32", "fp16", "int8")
 """Every precision that a bundle can be in, the most exact first."""
 
+KEYS = {"bound_to": "compute_capability"}
+"""Of the file, where they are not an attribute's name: to rename one would be a new format."""
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -51,7 +54,8 @@ class Manifest:
         engine: backend.
         engine_version: of the backend that built it.
         precision: `fp32`, `fp16` or `int8`.
-        compute_capability: of the GPUs that the plan was built for; empty where it is bound to none.
+        bound_to: kinds of device that the engine runs on, as its backend names them: compute capabilities of GPUs
+            (`86`, `cuda:90`), vector instructions of a CPU (`cpu:AVX512`); empty where it runs anywhere.
         radial_table: what replaced the radial network, and its measured force error; None where nothing did.
         profiles: ranges of atoms and slots that the engine was built for; empty where any is served.
         tf32: whether FP32 products may round their operands to ten bits; only where a user asked for it.
@@ -75,7 +79,7 @@ class Manifest:
     precision: str
     built_at: str
     built_with: Mapping[str, str]
-    compute_capability: tuple[str, ...] = ()
+    bound_to: tuple[str, ...] = ()
     radial_table: Mapping[str, Any] | None = None
     profiles: tuple[Mapping[str, Any], ...] = ()
     tf32: bool = False
@@ -83,6 +87,11 @@ class Manifest:
     files: Mapping[str, str] = field(default_factory=dict)
     manifest_sha256: str = ""
     format_version: int = FORMAT_VERSION
+
+    @property
+    def compute_capability(self) -> tuple[str, ...]:
+        """The former name of `bound_to`."""
+        return self.bound_to
 
     @classmethod
     def from_json(cls, text: str, source: str | Path) -> "Manifest":
@@ -109,19 +118,19 @@ class Manifest:
                 f"{source} is of format {version}, and this painn-deploy reads up to {FORMAT_VERSION}. "
                 "Upgrade painn-deploy, or export the bundle again with this one."
             )
-        known = {f.name for f in fields(cls)}
+        known = {f.name: KEYS.get(f.name, f.name) for f in fields(cls)}
         stored, values = values, {"tf32": False, **values}  # younger than the format
-        if missing := sorted(known - values.keys()):
+        if missing := sorted(set(known.values()) - values.keys()):
             raise BundleError(f"{source} lacks {', '.join(missing)}. Export the bundle again.")
         if values["manifest_sha256"] != manifest_digest(stored):
             raise BundleError(f"{source} was altered after export (its SHA-256 differs). Export the bundle again.")
-        frozen = {key: _frozen(values[key]) for key in known}
+        frozen = {name: _frozen(values[key]) for name, key in known.items()}
         _check(frozen, source)
         return cls(**frozen)
 
     def to_json(self) -> str:
         """The file's text."""
-        values = asdict(self)
+        values = {KEYS.get(name, name): value for name, value in asdict(self).items()}
         return json.dumps(values | {"manifest_sha256": manifest_digest(values)}, indent=1) + "\n"
 
 

@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 
 from painn_deploy.engines import EngineInfo, Session
-from painn_deploy.engines.backend import Closing, FollowingSession
+from painn_deploy.engines.session import Closing, FollowingSession
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs

@@ -10,12 +10,12 @@ from ase import Atoms
 from jaxtyping import Float64
 
 from painn_deploy.engines import EngineInfo, Session, get_backend
-from painn_deploy.engines.backend import Closing
+from painn_deploy.engines.session import Closing
 from painn_deploy.export.bundle import Bundle, read_bundle
 from painn_deploy.export.errors import EngineError, ShapeError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest
-from painn_deploy.runtime.grouping import COMPILED_BUDGET, DEFAULT_BUDGET, GPU_BUDGET, group
+from painn_deploy.runtime.grouping import group
 from painn_deploy.runtime.limits import SizeLimits
 from painn_deploy.runtime.matrix import LocalGraph, join
 from painn_deploy.runtime.results import checked_results
@@ -80,15 +80,15 @@ class Evaluator(Closing):
         self.source: Bundle | str = opened if opened.path is None else str(opened.path)
         self.manifest: Manifest = opened.manifest
         self.threads = threads
-        self.session: Session = get_backend(self.manifest.engine).open(opened, device, threads)
+        backend = get_backend(self.manifest.engine)
+        self.session: Session = backend.open(opened, device, threads)
         self.references = AtomicReferences(self.manifest.species, self.manifest.atomic_references)
         self.timings = Timings()
         on_cpu = self.engine_info["device"] == "cpu"
         self.limits = SizeLimits(
             self.manifest.profiles, int(self.manifest.configuration.get("hidden_dim", 128)), on_cpu
         )
-        cpu_budget = COMPILED_BUDGET if self.manifest.engine == "inductor" else DEFAULT_BUDGET
-        self._default_slots = cpu_budget if on_cpu else GPU_BUDGET
+        self._default_slots = backend.batch_slots(self.engine_info["device"])
         self._sizes = BatchSizes(self.engine_info, threads)
         self._batch_slots: int | None = None
 

@@ -2,22 +2,13 @@
 
 from collections.abc import Sequence
 
-__all__ = ["COMPILED_BUDGET", "DEFAULT_BUDGET", "GPU_BUDGET", "group", "padding_waste"]
+from painn_deploy.engines.backend import CPU_BATCH_SLOTS
 
-DEFAULT_BUDGET = 2_048
-"""Atoms x slots of one matrix on a CPU. One [atoms, slots, 128] tensor then takes 1 MB, so that what one node of the
-graph writes is in the cache when the next one reads it; a matrix eight times as large took a fifth longer a structure
-on two cores, and eight times the memory."""
-
-COMPILED_BUDGET = 4_096
-"""The same of `inductor`, which writes fewer of them: up to a seventh faster than with the above."""
-
-GPU_BUDGET = 131_072
-"""The same on a GPU, which wants far more at once; some 2 GB at 128 features."""
+__all__ = ["group", "padding_waste"]
 
 
 def group(
-    sizes: Sequence[tuple[int, int]], budget: int = DEFAULT_BUDGET, most_atoms: int | None = None
+    sizes: Sequence[tuple[int, int]], budget: int = CPU_BATCH_SLOTS, most_atoms: int | None = None
 ) -> list[list[int]]:
     """Divide structures into batches of at most `budget` atoms x slots, padding as little as a sorted order allows.
 

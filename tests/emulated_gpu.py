@@ -36,12 +36,12 @@ GOOD = Status()
 class EmulatedCuda:
     """The CUDA runtime's functions that we call, over host memory; `capacity` bytes of it, and two devices.
 
-    Each stream has a clock of what it was sent, and knows of another's clock only what it was made to wait for. `after`
+    Each stream has a clock of what it was sent, and knows of another's clock only what the host has waited for. `after`
     says whether a stream waits for what another one was sent.
     """
 
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815
-    cudaStreamNonBlocking, cudaEventDefault, cudaEventDisableTiming = 1, 0, 2  # noqa: N815
+    cudaStreamNonBlocking, cudaEventDefault = 1, 0  # noqa: N815
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)  # noqa: N815
 
     def __init__(self, capacity: int = 1 << 30) -> None:
@@ -72,7 +72,6 @@ class EmulatedCuda:
             "cudaEventRecord": self._record,
             "cudaEventSynchronize": lambda event: (GOOD,),
             "cudaEventElapsedTime": lambda start, end: (GOOD, self._elapsed(start, end)),
-            "cudaStreamWaitEvent": self._wait,
             "cudaMemcpyAsync": self._copy,
             "cudaStreamBeginCapture": self._begin,
             "cudaStreamEndCapture": self._end,
@@ -141,7 +140,7 @@ class EmulatedCuda:
         return max(self.streams[stream].get(other, 0), self.host.get(other, 0)) >= time
 
     def _event(self, flags: int) -> Any:
-        assert flags in (self.cudaEventDefault, self.cudaEventDisableTiming)
+        assert flags == self.cudaEventDefault
         self._next += 1
         self.events[self._next] = {}
         return GOOD, self._next
@@ -154,13 +153,6 @@ class EmulatedCuda:
         """A millisecond for everything that a stream was sent."""
         (sent,) = {sum(self.events[end].values()) - sum(self.events[start].values())}
         return float(sent)
-
-    def _wait(self, stream: int, event: int, flags: int) -> Any:
-        assert flags == 0
-        clock = self.streams[stream]
-        for other, time in self.events[event].items():
-            clock[other] = max(clock.get(other, 0), time)
-        return (GOOD,)
 
     def _synchronise(self, stream: int) -> Any:
         assert stream in self.streams

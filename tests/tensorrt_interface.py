@@ -130,10 +130,11 @@ def main() -> None:
     import tensorrt_bindings
     import tensorrt_rtx
 
-    from painn_deploy.engines.backend import BuildOptions, EngineInfo
+    from painn_deploy.engines.backend import BuildOptions
     from painn_deploy.engines.gpu import session as gpu_session
     from painn_deploy.engines.profiles import Profile
-    from painn_deploy.engines.tensorrt import session as tensorrt_session
+    from painn_deploy.engines.session import EngineInfo
+    from painn_deploy.engines.tensorrt.backend import session as tensorrt_session
     from painn_deploy.engines.tensorrt.builder import build_plan
     from painn_deploy.engines.tensorrt.session import TensorRTSession
     from tests.emulated_gpu import EmulatedCuda

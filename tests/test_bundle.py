@@ -62,6 +62,7 @@ def test_a_bundle_says_what_it_is(bundle: Path, painn: Path) -> None:
         assert key in manifest
     assert bundle.name == "painn-onnxruntime-fp32.engine"
     assert set(manifest["files"]) == {MODEL, VALIDATION} == {p.name for p in bundle.iterdir()} - {MANIFEST}
+    assert read.manifest.bound_to == read.manifest.compute_capability == ()
     assert read.manifest.cutoff == 4.0
     assert not read.manifest.species_verified
     errors = json.loads(read.file(VALIDATION))

@@ -6,8 +6,9 @@ from ase.build import molecule
 from hypothesis import given
 from hypothesis import strategies as st
 
+from painn_deploy.engines.backend import CPU_BATCH_SLOTS
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.grouping import DEFAULT_BUDGET, group, padding_waste
+from painn_deploy.runtime.grouping import group, padding_waste
 from painn_deploy.runtime.matrix import graph_inputs
 
 from . import students
@@ -43,7 +44,7 @@ def test_many_structures_are_many_batches_with_the_same_results(
         calculator.session.run = lambda inputs: (shapes.append(inputs.mask.shape), run(inputs))[1]  # type: ignore[method-assign]
         together = calculator.calculate_batch(structures)
         assert len(shapes) > 1
-        assert max(atoms * slots for atoms, slots in shapes) <= DEFAULT_BUDGET
+        assert max(atoms * slots for atoms, slots in shapes) <= CPU_BATCH_SLOTS
         assert len({slots for _, slots in shapes}) > 1
         again = calculator.calculate_batch(structures)
         for index in (0, 1, 57, 399):

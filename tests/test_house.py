@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from painn_deploy.engines import get_backend
+from painn_deploy.engines import BACKENDS, get_backend
 from painn_deploy.export.moved import MOVED
 
 from .conftest import ROOT
@@ -113,6 +113,66 @@ def test_folders_and_modules_stay_short() -> None:
     assert {folder: count for folder, count in counts.items() if count > MOST_MODULES} == {}
     lengths = {path: len(path.read_text().splitlines()) for room in ROOMS for path in modules(room)}
     assert {str(p.relative_to(ROOT)): n for p, n in lengths.items() if n > MOST_LINES} == {}
+
+
+def engine_decisions(tree: ast.Module) -> set[int]:
+    """Lines that compare with an engine's name, match it, or hold a table by it: themselves, or through a constant."""
+
+    def literal(node: ast.AST) -> bool:
+        return any(isinstance(part, ast.Constant) and part.value in BACKENDS for part in ast.walk(node))
+
+    def named(node: ast.AST) -> bool:
+        return literal(node) or any(isinstance(part, ast.Name) and part.id in constants for part in ast.walk(node))
+
+    constants: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and literal(node.value):
+            constants |= {name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    found = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Compare() | ast.MatchValue():
+                decides = named(node)
+            case ast.Dict(keys=[_, *_] as keys):
+                names = [key for key in keys if key is not None and literal(key)]
+                decides = len(names) > 1 or len(names) == len(keys)
+            case ast.Call(func=ast.Attribute(attr="startswith" | "endswith"), args=arguments):
+                decides = any(map(literal, arguments))
+            case _:
+                continue
+        found |= {node.lineno} if decides else set()
+    return found
+
+
+def test_nothing_outside_engines_is_decided_by_an_engine_s_name() -> None:
+    """Nor by a session's class: what engines differ in is asked of `Backend` and of the protocols of sessions."""
+    for room in ROOMS[ROOMS.index("engines") + 1 :]:
+        for path in modules(room):
+            tree, name = ast.parse(path.read_text()), path.relative_to(ROOT).as_posix()
+            plans = {"gpu", "kit"}.intersection(re.split("[_/.]", name))  # which engines are proved there, or carried
+            assert plans or not engine_decisions(tree), name
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("painn_deploy.engines."):
+                    classes = {alias.name for alias in node.names if alias.name.endswith("Session")}
+                    assert not classes or node.module == "painn_deploy.engines.session", f"{name} imports {classes}"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'slots = 4096 if engine == "inductor" else 2048',
+        'FUSING = ("tensorrt", "tensorrt-rtx")\n\ndef fuses(engine):\n    return engine in FUSING',
+        'PACKAGES = {"numpy": "", "onnxruntime": "cpu", "inductor": "export"}',
+        'budget = {"inductor": 4096}.get(engine, 2048)',
+        'match engine:\n    case "tensorrt" | "tensorrt-rtx":\n        pass',
+        'fuses = engine.startswith("tensorrt")',
+    ],
+)
+def test_a_decision_by_an_engine_s_name_is_seen(code: str) -> None:
+    assert engine_decisions(ast.parse(code))
+    for name in ("inductor", "tensorrt", "onnxruntime"):
+        code = code.replace(name, "another")
+    assert not engine_decisions(ast.parse(code))
 
 
 BARE = """

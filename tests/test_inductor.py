@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from ase.build import molecule
@@ -14,19 +15,26 @@ from painn_deploy.calibration.accuracy.parity import check_parity
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.engines.forms import CPU_FORMS
-from painn_deploy.engines.inductor import pairs
-from painn_deploy.engines.inductor.backend import TUNED, InductorBackend
+from painn_deploy.engines.inductor.backend import CPU_BATCH_SLOTS, TUNED, InductorBackend, pairs
+from painn_deploy.engines.inductor.backend import backend as inductor
 from painn_deploy.engines.inductor.compile import SEVERAL, Asked, compiling
-from painn_deploy.engines.inductor.gpu import torch_in_words
+from painn_deploy.engines.inductor.gpu import LEAST, torch_in_words
 from painn_deploy.engines.inductor.onnx_torch import OnnxModule
 from painn_deploy.engines.inductor.pairs import pair_inputs
+from painn_deploy.engines.onnxruntime.backend import open_graph
+from painn_deploy.engines.session import CudaGraphs
 from painn_deploy.export import load_student
-from painn_deploy.export.errors import BundleError, DeviceMemoryError, EngineError, EngineUnavailableError
+from painn_deploy.export.errors import (
+    BundleError,
+    DeviceMemoryError,
+    EngineError,
+    EngineUnavailableError,
+    ExportError,
+)
 from painn_deploy.export.graph.onnx_graph import export_onnx
-from painn_deploy.export.manifest import manifest_digest, read_bundle
+from painn_deploy.export.manifest import MODEL, manifest_digest, read_bundle
 from painn_deploy.export.model.force_head import tensors
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.grouping import COMPILED_BUDGET
 from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts import export_engines
 
@@ -77,13 +85,34 @@ def test_results_are_the_student_s_at_every_size(compiled: Path, painn: Path, bu
             once, again = (calculator.run_graph(graph_inputs([atoms], 4.0)) for _ in range(2))
             assert all(np.array_equal(a, b) for a, b in zip(once, again, strict=True))
             check_parity(calculator.run_graph, student, [[atoms]])
-        assert calculator.batch_slots == COMPILED_BUDGET
-        with pytest.raises(EngineUnavailableError, match="no CUDA graphs on a CPU"):
-            calculator.session.graphs = True
+        assert calculator.batch_slots == CPU_BATCH_SLOTS
+        with pytest.raises(EngineUnavailableError, match="no CUDA graphs on 'cpu'"):
+            calculator.session.cuda_graphs = True
+        assert not isinstance(calculator.session, CudaGraphs)
         info = calculator.engine_info
     assert (info["backend"], info["device"], info["precision"]) == ("inductor", "cpu", "fp32")
     with pytest.raises(EngineError, match="closed"):
         calculator.calculate_batch([students.water()])
+
+
+def test_the_graph_that_is_counted_is_the_one_that_runs(compiled: Path, bundle: Path) -> None:
+    """A bundle holds the graph itself, and torch is given it in the form of the package that serves a size."""
+    opened, other = read_bundle(compiled), read_bundle(bundle)
+    assert opened.file(MODEL) == other.file(MODEL)
+    held = onnx.load_from_string(opened.file(MODEL))
+    for waters, name in ((1, "small.pt2"), (40, "large.pt2")):
+        inputs = graph_inputs([students.water(seed) for seed in range(waters)], 4.0)
+        graph = get_backend("inductor").executed_graph(opened, *inputs.mask.shape)
+        assert graph == CPU_FORMS[name].form.lowered(held)
+        got = OnnxModule(graph)(*map(torch.from_numpy, (*inputs, *pair_inputs(inputs.reverse, LEAST))))
+        for one, want in zip(got, open_graph(opened.file(MODEL))(inputs), strict=True):
+            np.testing.assert_allclose(one.numpy(), want, rtol=0, atol=1e-5)
+    assert get_backend("onnxruntime").executed_graph(other, 3, 2) == held
+    assert get_backend("inductor").contents(opened) == {
+        "forms": "sums+paired+side+frozen+inline@72,8 for up to 32 atoms and up to 640 atoms x slots; "
+        "sums+paired+frozen@72,8 for all other sizes"
+    }
+    assert get_backend("onnxruntime").contents(other) == {}
 
 
 def test_results_are_the_same_on_both_sides_of_every_size(compiled: Path, bundle: Path) -> None:
@@ -121,6 +150,7 @@ def test_a_package_is_bound_to_its_torch_and_its_cpu(
 ) -> None:
     manifest = json.loads((compiled / "manifest.json").read_text())
     assert manifest["compute_capability"] == [f"cpu:{torch.backends.cpu.get_cpu_capability()}"]
+    assert read_bundle(compiled).manifest.bound_to == tuple(manifest["compute_capability"])
     with pytest.raises(EngineUnavailableError, match="compiled for cpu:.* and cannot run on"):
         PaiNNCalculator(compiled, device="cuda")
     for change, message in (
@@ -164,8 +194,7 @@ def test_a_machine_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_a_form_that_is_asked_for_is_compiled_and_runs(painn: Path, tmp_path: Path) -> None:
-    """One that a GPU may be given; and TF32, which is a GPU's, is neither done nor claimed here."""
-    told: list[str] = []
+    """One that a GPU may be given."""
     (path,) = export_engines(
         painn,
         tmp_path,
@@ -173,18 +202,41 @@ def test_a_form_that_is_asked_for_is_compiled_and_runs(painn: Path, tmp_path: Pa
         structures=[students.water()],
         device="cpu",
         form="sums+side+unchecked@30,8",
-        tf32=True,
-        tell=told.append,
     )
-    manifest = read_bundle(path).manifest
-    assert not manifest.tf32
-    assert any("built without TF32" in line for line in told)
     packages = json.loads((path / "packages.json").read_text())
     assert [of["form"] for of in packages.values()] == ["sums+side+unchecked@30,8"]
     # filters and slopes of one layer side by side: of 16 features, three times and twice
     assert packages["large.pt2"]["elements_a_slot"] == 5 * 16
     with PaiNNCalculator(path) as calculator:
         check_parity(calculator.run_graph, load_student(painn, dtype=torch.float64))
+
+
+def test_tf32_is_a_gpu_s(
+    compiled: Path, bundle: Path, painn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where an engine has none, the export ends before any work; where it has, it is asked of torch and recorded."""
+    assert not read_bundle(compiled).manifest.tf32
+    assert not read_bundle(bundle).manifest.tf32
+    for engines, device, message in (
+        (["inductor"], "cpu", "The engine inductor has no TF32 on cpu"),
+        (["inductor"], "auto", "The engine inductor has no TF32:"),
+        (["onnxruntime"], "auto", "The engine onnxruntime has no TF32:"),
+        (["tensorrt-rtx", "onnxruntime"], "cuda", "The engine onnxruntime has no TF32 on cuda"),
+    ):
+        told: list[str] = []
+        with pytest.raises(ExportError, match=f"{message}.*NVIDIA GPU these have it: tensorrt, tensorrt-rtx, inductor"):
+            export_engines(painn, tmp_path / "out", engines=engines, device=device, tf32=True, tell=told.append)
+        assert not told
+        assert not (tmp_path / "out").exists()
+    asked: list[Asked] = []
+    monkeypatch.setattr(InductorBackend, "devices", lambda _: ("cuda:0", "cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(inductor, "compiled_form", lambda model, one: asked.append(one) or (b"package", 1.0))
+    for tf32, device, done in ((True, "auto", True), (True, "cpu", False), (False, "cuda", False)):
+        built = InductorBackend().build(b"", BuildOptions(device=device, tf32=tf32))
+        assert (built.tf32, {one.tf32 for one in asked}) == (done, {done})
+        asked.clear()
 
 
 def test_bundles_from_before_forms_were_written_down_still_open(compiled: Path, tmp_path: Path) -> None:

@@ -3,14 +3,14 @@ from pathlib import Path
 
 import pytest
 
+from painn_deploy.engines.backend import CPU_BATCH_SLOTS
 from painn_deploy.runtime import PaiNNCalculator, sizing
-from painn_deploy.runtime.grouping import DEFAULT_BUDGET
 
 
 def test_measured_once_and_remembered(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAINN_DEPLOY_CACHE", str(tmp_path / "cache"))
     with PaiNNCalculator(bundle) as calculator:
-        assert calculator.batch_slots == DEFAULT_BUDGET
+        assert calculator.batch_slots == CPU_BATCH_SLOTS
         slots = calculator.tune_batches()
         assert calculator.batch_slots == slots
     (path,) = (tmp_path / "cache").iterdir()
@@ -20,11 +20,11 @@ def test_measured_once_and_remembered(bundle: Path, tmp_path: Path, monkeypatch:
     with PaiNNCalculator(bundle) as calculator:
         assert calculator.batch_slots == slots
     with PaiNNCalculator(bundle, threads=1) as other:
-        assert other.batch_slots == DEFAULT_BUDGET, "another engine, device or number of threads is measured anew"
+        assert other.batch_slots == CPU_BATCH_SLOTS, "another engine, device or number of threads is measured anew"
     for nonsense in ("", "[]", '{"batch_slots": "many"}', '{"batch_slots": -3}'):
         path.write_text(nonsense)
         with PaiNNCalculator(bundle) as calculator:
-            assert calculator.batch_slots == DEFAULT_BUDGET
+            assert calculator.batch_slots == CPU_BATCH_SLOTS
 
 
 def test_what_was_measured_on_one_gpu_is_not_believed_of_another(

@@ -25,7 +25,7 @@ from painn_deploy.export.graph.lowering import sums_for_batched_products
 from painn_deploy.export.graph.onnx_graph import export_onnx
 from painn_deploy.export.manifest import manifest_digest, read_bundle
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.scripts import export_engines
+from painn_deploy.scripts import cli, export_engines
 
 from . import students
 from .tensorrt_interface import check_signature
@@ -40,13 +40,21 @@ def plan_bundle(painn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_plan_is_built_without_a_gpu_and_says_that_it_was_not_executed(plan_bundle: Path) -> None:
     bundle = read_bundle(plan_bundle)
     assert plan_bundle.name == "painn-tensorrt-rtx-fp32.engine"
-    assert bundle.manifest.compute_capability == ("86", "89", "120")
+    assert bundle.manifest.bound_to == ("86", "89", "120")
     assert Profile.from_mapping(bundle.manifest.profiles[0]) == DEFAULT_PROFILE
     assert bundle.manifest.engine_version == tensorrt_rtx.__version__
     validation = json.loads(bundle.file("validation.json"))
     assert "needs a GPU" in validation["not_executed"]
     assert "force_rmse" not in validation
     assert 0 < validation["graph_parity"]["forces"] < 2e-4  # symmetric CH4 of a random student blurs in float32
+
+
+def test_inspect_says_what_a_plan_is_bound_to_and_holds(plan_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    contents = read_plan(read_bundle(plan_bundle).file("model.plan"))
+    cli.inspect(plan_bundle)
+    said = " ".join(capsys.readouterr().out.split())
+    for words in ("bound to │ 86, 89, 120", f"{contents.launches} launches an evaluation", "Float"):
+        assert words in said
 
 
 def test_an_fp32_plan_holds_fp32_kernels_and_no_others(plan_bundle: Path) -> None:
@@ -99,7 +107,7 @@ def test_plans_of_real_students_hold_what_they_must_and_few_kernels(
 def test_real_students_build_for_every_series(checkpoint: Path, capability: str) -> None:
     model = export_onnx(load_student(checkpoint), {}).SerializeToString()
     built = get_backend("tensorrt-rtx").build(model, BuildOptions((capability,), Profile((1, 9, 512), (1, 8, 64))))
-    assert built.compute_capability == (capability,)
+    assert built.bound_to == (capability,)
     assert built.files["model.plan"]
 
 
@@ -125,23 +133,12 @@ def test_unknown_gpus_are_refused_with_those_that_are_known(painn: Path) -> None
         export_engines_for(painn, "90")
 
 
-def test_tf32_is_recorded_where_it_is_done(painn: Path, tmp_path: Path) -> None:
-    told: list[str] = []
-    paths = export_engines(
-        painn,
-        tmp_path,
-        engines=["tensorrt-rtx", "onnxruntime"],
-        compute_capabilities=["86"],
-        tf32=True,
-        tell=told.append,
-    )
-    assert {path.name.split("-", 1)[1]: read_bundle(path).manifest.tf32 for path in paths} == {
-        "tensorrt-rtx-fp32.engine": True,
-        "onnxruntime-fp32.engine": False,
-    }
-    assert [line for line in told if "built without TF32" in line] == [
-        "onnxruntime was built without TF32, which it does not have here: its products are FP32"
-    ]
+def test_tf32_is_in_the_manifest_of_a_plan_that_was_built_with_it(
+    painn: Path, plan_bundle: Path, tmp_path: Path
+) -> None:
+    (path,) = export_engines(painn, tmp_path, engines=["tensorrt-rtx"], compute_capabilities=["86"], tf32=True)
+    assert read_bundle(path).manifest.tf32
+    assert not read_bundle(plan_bundle).manifest.tf32
 
 
 def test_a_plan_cannot_run_here_and_says_why(plan_bundle: Path, tmp_path: Path) -> None:
@@ -246,5 +243,5 @@ def test_structures_given_at_export_set_the_profile(painn: Path, tmp_path: Path)
     large = students.zoo()["triclinic"].repeat((12, 12, 12))
     (path,) = export_engines(painn, tmp_path, engines=["tensorrt-rtx"], structures=[large], compute_capabilities=["86"])
     manifest = read_bundle(path).manifest
-    assert manifest.compute_capability == ("86",)
+    assert manifest.bound_to == ("86",)
     assert manifest.profiles[0]["atoms"][2] == max(4096, int(1.25 * len(large)))

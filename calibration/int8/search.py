@@ -1,6 +1,6 @@
 """The search for products that can be INT8 together within a tolerance: each is measured alone, then all together."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +9,7 @@ import onnx
 from ase import Atoms
 from ase.data import chemical_symbols
 
-from painn_deploy.calibration.int8.ranges import (
-    METHODS,
-    OperandStatistics,
-    measure_operands,
-    operand_scale,
-    structure_maxima,
-)
+from painn_deploy.calibration.int8.ranges import structure_maxima
 from painn_deploy.calibration.int8.selection import farthest_points
 from painn_deploy.calibration.int8.yardstick import Errors, Yardstick
 from painn_deploy.calibration.structures import LARGEST_FORCE, within_reach
@@ -29,7 +23,7 @@ from painn_deploy.runtime.matrix import graph_inputs
 __all__ = ["LEAST_STRUCTURES", "Int8Search", "Quantisation", "Sensitivity"]
 
 LEAST_STRUCTURES = 16
-"""Half of them give ranges, the others the errors that products are chosen by."""
+"""Half of them, the most extreme, are set aside; products are chosen by the errors on the others."""
 
 MOST_STRUCTURES = 64
 """Of each half: more cost minutes and change little."""
@@ -43,16 +37,12 @@ class Sensitivity:
     """The errors of a graph in which one product alone is INT8.
 
     Attributes:
-        product: the product.
-        scale: the best of those tried.
-        errors: with that scale.
-        tried: force RMSE (eV/Å) with each scale, by the name of its method.
+        product: the product in INT8.
+        errors: against FP32.
     """
 
     product: Product
-    scale: OperandScale
     errors: Errors
-    tried: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -61,10 +51,10 @@ class Quantisation:
 
     Attributes:
         scales: of the products that are INT8, by name.
-        errors: of all of them together, after the correction, on structures that gave no range.
+        errors: of all of them together, after the correction.
         correction: eV for each atomic number, to be added to the atomic references: the constant part of the error.
         sensitivities: of every candidate, the least sensitive first.
-        calibrated_on: how many structures gave ranges, and how many gave errors.
+        calibrated_on: how many structures were set aside as the most extreme, and how many gave errors.
         sizes: mean atoms and slots of the structures, at which multiply-adds are counted.
         shares: INT8 share of all multiply-adds, by the names `forward` and `backward`.
     """
@@ -92,9 +82,7 @@ class Quantisation:
                     "force_rmse": 1e3 * entry.errors.force_rmse,
                     "energy_mae": 1e3 * entry.errors.energy_mae,
                     "precision": "int8" if entry.product.name in self.scales else "higher",
-                    "range": entry.scale.method,
                     "multiply_adds": entry.product.multiply_adds(*self.sizes),
-                    "tried": {name: 1e3 * error for name, error in entry.tried.items()},
                 }
                 for entry in self.sensitivities
             ],
@@ -104,15 +92,13 @@ class Quantisation:
 class Int8Search:
     """Finds the products of a student that can be INT8 together within a tolerance.
 
-    Each product is tried alone. With one range for all rows (`ranges` other than `row`), the range comes from
-    structures chosen to be as extreme, between them, as all, and errors from others; `best` tries every method, with
-    balanced channels or without, and keeps the best for each product.
+    Each product is tried alone, with a scale for each row of its operand. The most extreme structures are set aside;
+    errors are measured on the others.
 
     Args:
         model: in FP32.
         structures: like those that the engine is for; at least `LEAST_STRUCTURES`.
         cutoff: Å.
-        ranges: `row` for a scale for each row; one of `painn_deploy.calibration.int8.ranges.METHODS`, or `best`.
         tell: called with a line about each step.
 
     Attributes:
@@ -128,7 +114,6 @@ class Int8Search:
         structures: Sequence[Atoms],
         cutoff: float,
         *,
-        ranges: str = "row",
         tell: Tell = silent,
     ) -> None:
         self._model, self._tell = model, tell
@@ -144,17 +129,12 @@ class Int8Search:
         extreme = farthest_points(maxima, min(MOST_STRUCTURES, len(structures) // 2))
         rest = [index for index in range(len(structures)) if index not in set(extreme)]
         scored = [rest[i] for i in np.linspace(0, len(rest) - 1, min(MOST_STRUCTURES, len(rest))).astype(int)]
-        statistics: Mapping[str, OperandStatistics] = {}
-        if ranges != "row":
-            tell("measuring ranges")
-            statistics = measure_operands(model, products, [graphs[index] for index in extreme])
         self._yardstick = Yardstick(model, [structures[index] for index in scored], cutoff)
         self._counts = (len(extreme), len(scored))
         sensitivities = []
         for index, product in enumerate(products):
             tell(f"quantising {product.name} alone, {index + 1} of {len(products)}")
-            scales = _scales(statistics.get(product.name), ranges)
-            sensitivities.append(_best_scale(product, scales, self._errors))
+            sensitivities.append(Sensitivity(product, self._errors(_by_row([product]))))
         sizes = self._yardstick.mean_size
         self.sensitivities = sorted(
             sensitivities, key=lambda s: s.errors.force_rmse**2 / s.product.multiply_adds(*sizes)
@@ -184,7 +164,7 @@ class Int8Search:
                 f"and {1e3 * closest.errors.force_rmse:.2f} meV/Å, and a search uses {MARGIN:.0%} of the limits. Allow "
                 "more, or export in fp16."
             )
-        scales = {entry.product.name: entry.scale for entry in chosen}
+        scales = _by_row(entry.product for entry in chosen)
         errors, sizes = self._errors(scales), self._yardstick.mean_size
         shares = _shares(self._model, scales, sizes)
         return Quantisation(scales, errors, errors.correction, self.sensitivities, self._counts, sizes, shares)
@@ -219,17 +199,8 @@ class _Within:
 Measure = Callable[[Mapping[str, OperandScale]], Errors]
 
 
-def _scales(statistics: OperandStatistics | None, ranges: str) -> list[OperandScale]:
-    if statistics is None:
-        return [BY_ROW]
-    methods = METHODS if ranges == "best" else (ranges,)
-    return [operand_scale(statistics, method, balanced=balanced) for method in methods for balanced in (False, True)]
-
-
-def _best_scale(product: Product, scales: Sequence[OperandScale], errors: Measure) -> Sensitivity:
-    found = [(errors({product.name: scale}), scale) for scale in scales]
-    best, scale = min(found, key=lambda entry: entry[0].force_rmse)
-    return Sensitivity(product, scale, best, {tried.method: error.force_rmse for error, tried in found})
+def _by_row(products: Iterable[Product]) -> dict[str, OperandScale]:
+    return {product.name: BY_ROW for product in products}
 
 
 def _largest(ordered: Sequence[Sensitivity], errors: Measure, within: _Within) -> list[Sensitivity]:
@@ -237,13 +208,13 @@ def _largest(ordered: Sequence[Sensitivity], errors: Measure, within: _Within) -
     fits, too_many = 0, len(ordered) + 1
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
-        if within(errors({s.product.name: s.scale for s in ordered[:middle]})):
+        if within(errors(_by_row(s.product for s in ordered[:middle]))):
             fits = middle
         else:
             too_many = middle
     chosen = list(ordered[:fits])
     for candidate in sorted(ordered[fits:], key=lambda s: s.errors.force_rmse):
-        if within(candidate.errors) and within(errors({s.product.name: s.scale for s in [*chosen, candidate]})):
+        if within(candidate.errors) and within(errors(_by_row(s.product for s in [*chosen, candidate]))):
             chosen.append(candidate)
     return chosen
 

@@ -38,7 +38,7 @@ class Block:
     size: int
 
     def host_address(self, name: str) -> int:
-        """Of one array in pinned memory."""
+        """Address of one array in pinned memory."""
         return self.host + self.addresses[name] - self.device
 
 
@@ -60,7 +60,11 @@ class Arena:
         self.generation = 0
 
     def device(self, name: str, size: int) -> int:
-        """Address of at least `size` bytes on the device.
+        """Address of memory on the device.
+
+        Args:
+            name: that it is kept under.
+            size: bytes that it has at least.
 
         Raises:
             DeviceMemoryError: there is not so much; what was there under this name is gone.
@@ -68,7 +72,11 @@ class Arena:
         return self._reserve(self._device, self._cuda.cudaMalloc, self._cuda.cudaFree, name, size)
 
     def pinned(self, name: str, size: int) -> int:
-        """Address of at least `size` bytes of host memory, which the device copies from and to while the host goes on.
+        """Address of host memory which the device copies from and to while the host goes on.
+
+        Args:
+            name: that it is kept under.
+            size: bytes that it has at least.
 
         Raises:
             DeviceMemoryError: there is not so much; what was there under this name is gone.
@@ -77,6 +85,10 @@ class Arena:
 
     def block(self, name: str, columns: Sequence[Column]) -> Block:
         """A block of arrays; the same one as long as neither its arrays nor any address changed.
+
+        Args:
+            name: that its memory is kept under.
+            columns: the arrays.
 
         Raises:
             DeviceMemoryError: there is not enough memory.
@@ -128,7 +140,12 @@ MOST_SPARE = 256 * 2**20
 
 
 def columns(fields: Sequence[Field], **lengths: int) -> list[Column]:
-    """Fields of the graph contract as arrays of a block, with so many atoms, slots and pairs."""
+    """Fields of the graph contract as arrays of a block.
+
+    Args:
+        fields: of the contract.
+        **lengths: of their axes: `atoms`, `slots`, `pairs`.
+    """
     return [(field.name, field.sized(**lengths), field.dtype) for field in fields]
 
 

@@ -30,7 +30,14 @@ def runtime() -> Any:
 
 
 def call(function: Any, *arguments: Any) -> Any:
-    """Call CUDA; its first result says whether it worked.
+    """Call CUDA and check its first result, the status.
+
+    Args:
+        function: of cuda-bindings.
+        *arguments: of that function.
+
+    Returns:
+        What the function gives beside the status: nothing, one value, or a tuple.
 
     Raises:
         DeviceMemoryError: there is not enough memory.
@@ -46,7 +53,7 @@ def call(function: Any, *arguments: Any) -> Any:
 
 
 def no_room(said: str) -> DeviceMemoryError:
-    """The error of a GPU whose memory is full, given what a library said."""
+    """The error for a GPU whose memory is full, with a library's own message."""
     return DeviceMemoryError(
         f"The GPU has too little free memory: {said} Close what else runs on it, or give smaller batches: "
         "calculator.batch_slots = N."
@@ -55,7 +62,7 @@ def no_room(said: str) -> DeviceMemoryError:
 
 @contextmanager
 def in_words(what: str, is_full: Callable[[Exception], bool]) -> Iterator[None]:
-    """Errors of a library, which share no base class, as ours.
+    """A block in which errors of a library, which share no base class, are raised as ours.
 
     Args:
         what: says what failed.
@@ -84,7 +91,7 @@ def gpus() -> tuple[str, ...]:
 
 
 def compute_capability(index: int) -> str:
-    """Of a GPU, such as `86`."""
+    """Compute capability of a GPU, such as `86`."""
     cuda = runtime()
     attributes = cuda.cudaDeviceAttr
     major = call(cuda.cudaDeviceGetAttribute, attributes.cudaDevAttrComputeCapabilityMajor, index)
@@ -110,7 +117,12 @@ def nvtx_range(name: str) -> AbstractContextManager[Any]:
 
 @contextmanager
 def on_device(cuda: Any, index: int) -> Iterator[None]:
-    """Make a GPU the current one of this thread, and the one before it again afterwards, which the caller relies on."""
+    """Make a GPU the current one of this thread, and the one before it again afterwards, which the caller relies on.
+
+    Args:
+        cuda: the CUDA runtime.
+        index: of the GPU.
+    """
     before = int(call(cuda.cudaGetDevice))
     call(cuda.cudaSetDevice, index)  # also where it is the current one: a thread's first call makes its context current
     try:
@@ -125,6 +137,10 @@ def capture(cuda: Any, stream: Any) -> Iterator[list[Any]]:
     """Record what is sent to a stream instead of running it; the list then holds the executable graph.
 
     A capture that fails is ended, so that the stream can be used again.
+
+    Args:
+        cuda: the CUDA runtime.
+        stream: its handle.
     """
     made: list[Any] = []
     call(cuda.cudaStreamBeginCapture, stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)

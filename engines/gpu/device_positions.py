@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from painn_deploy.engines.backend import Closing
 from painn_deploy.engines.gpu.cuda import call
+from painn_deploy.engines.session import Closing
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
 
 __all__ = ["KERNEL", "KERNEL_NAME", "DisplacementKernel", "compile_kernel"]

@@ -10,7 +10,7 @@ from painn_deploy.export.errors import EngineUnavailableError
 __all__ = ["Driver", "check_driver", "driver", "gpu_name", "gpu_of"]
 
 LIBRARY = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
-"""What the driver installs; the CUDA toolkit has only a stub of it."""
+"""The driver's library, which the driver installs; the CUDA toolkit has only a stub of it."""
 
 NO_DEVICE = 100
 """CUDA_ERROR_NO_DEVICE."""
@@ -20,7 +20,7 @@ NAME_BYTES = 256
 
 @dataclass(frozen=True)
 class Driver:
-    """What the driver says of itself.
+    """GPUs and CUDA version, as the driver reports them.
 
     Attributes:
         found: whether there is one.
@@ -58,7 +58,7 @@ def driver(library: str | Path = LIBRARY) -> Driver:
 
 
 def check_driver(needs: tuple[int, int] | None, what: str, library: str | Path = LIBRARY) -> Driver:
-    """What the driver says of itself, where it has a GPU and serves the CUDA that a library was built for.
+    """The driver's report, where it has a GPU and serves the CUDA that a library was built for.
 
     A driver serves every library of its own major version of CUDA, and of the earlier ones.
 
@@ -82,7 +82,12 @@ def check_driver(needs: tuple[int, int] | None, what: str, library: str | Path =
 
 
 def gpu_name(index: int = 0, library: str | Path = LIBRARY) -> str | None:
-    """A GPU's own name, such as `NVIDIA H100 80GB HBM3`; None where the driver has no such GPU."""
+    """A GPU's own name, such as `NVIDIA H100 80GB HBM3`; None where the driver has no such GPU.
+
+    Args:
+        index: of the GPU.
+        library: the driver's.
+    """
     if not 0 <= index < driver(library).gpus:
         return None
     cuda, device, name = ctypes.CDLL(str(library)), ctypes.c_int(0), ctypes.create_string_buffer(NAME_BYTES)

@@ -1,26 +1,14 @@
-"""What an engine is to a lane of a GPU: bound to memory, launched on a stream, recorded."""
+"""The protocol of an engine on a GPU's lane: bound to memory, launched on a stream, recorded as a CUDA graph."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from painn_deploy.engines.gpu.cuda import call, capture
 from painn_deploy.export.fields import Field, GraphInputs
 
-__all__ = ["DeviceTime", "Executor", "GraphOfCuda", "Recorded"]
-
-
-class DeviceTime(NamedTuple):
-    """Milliseconds of one evaluation on a device.
-
-    Attributes:
-        launched: the engine alone, launched kernel by kernel, on inputs that are there.
-        replayed: a CUDA graph of it, the copies of inputs and results included; None where there is none.
-    """
-
-    launched: float
-    replayed: float | None
+__all__ = ["Executor", "GraphOfCuda", "Recorded"]
 
 
 @runtime_checkable
@@ -36,7 +24,7 @@ class Recorded(Protocol):
 
 @runtime_checkable
 class Executor(Protocol):
-    """What binds an engine to memory, launches it on a lane's stream, and records what is launched.
+    """An engine on one lane: it is bound to memory, launched on the lane's stream, and recorded.
 
     Attributes:
         fields: inputs that the engine reads beside those of the contract.
@@ -51,18 +39,42 @@ class Executor(Protocol):
     def check(self, atoms: int, slots: int) -> None:
         """Refuse a size that the engine does not serve.
 
+        Args:
+            atoms: rows.
+            slots: columns.
+
         Raises:
             ShapeError: it says what to do.
         """
 
     def lengths(self, atoms: int, slots: int) -> Mapping[str, int]:
-        """Lengths of the further axes of `fields` in a matrix of this size."""
+        """Lengths of the further axes of `fields`, by name.
+
+        Args:
+            atoms: rows of the matrix.
+            slots: columns.
+        """
 
     def fill(self, inputs: GraphInputs, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write the arrays of `fields` for these inputs."""
+        """Write the arrays of `fields`.
+
+        Args:
+            inputs: that they belong to.
+            arrays: in pinned memory, by name.
+        """
 
     def bind(self, atoms: int, slots: int, addresses: Mapping[str, int]) -> None:
-        """Take inputs and outputs, by their names in the contract, from and to these addresses from now on."""
+        """Read inputs from and write outputs to these addresses from now on.
+
+        Args:
+            atoms: rows of the matrix.
+            slots: columns.
+            addresses: on the device, by the names in the contract.
+
+        Raises:
+            EngineError: the library refuses a shape or an address.
+            DeviceMemoryError: there is no room for what the engine needs at this size.
+        """
 
     def execute(self) -> None:
         """Send one evaluation to the lane's stream."""

@@ -5,20 +5,19 @@ Every engine goes through the same lane. How an engine is bound to addresses, la
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from jaxtyping import Float64
 
-from painn_deploy.engines.backend import ResidentGraph
 from painn_deploy.engines.contract import padded
 from painn_deploy.engines.gpu.arena import Arena, Block, columns
 from painn_deploy.engines.gpu.cuda import call, compute_capability, nvtx_range
 from painn_deploy.engines.gpu.device_positions import DisplacementKernel
-from painn_deploy.engines.gpu.executor import DeviceTime, Executor, Recorded
+from painn_deploy.engines.gpu.executor import Executor, Recorded
+from painn_deploy.engines.session import DeviceTime, ResidentGraph
 from painn_deploy.export.errors import EngineError, ShapeError
 from painn_deploy.export.fields import INPUTS, OUTPUTS, GraphInputs, GraphOutputs
 
@@ -33,7 +32,7 @@ MOST_REFUSED = 3
 MOST_SEEN = 1024
 
 _idle_streams: WeakKeyDictionary[Any, dict[int, list[Any]]] = WeakKeyDictionary()
-"""By CUDA runtime and GPU. Streams are used again: torch keeps a cuBLAS workspace for each that there ever was."""
+"""Streams without a lane, by CUDA runtime and GPU: used again, since torch keeps a cuBLAS workspace for each."""
 
 SLOT_STEP = 8
 """Slots are rounded up to a multiple of this, so that a step with one neighbour more replays the same CUDA graph."""
@@ -48,20 +47,19 @@ class Lane:
         make: makes the engine's executor, given the stream's handle and the memory.
 
     Attributes:
-        use_graphs: whether a size that comes again is recorded and replayed.
+        cuda_graphs: whether a size that comes again is recorded and replayed.
         resident: the structure that the device holds; None after anything else was run.
         refused: why a size could not be recorded, by size.
     """
 
     def __init__(self, cuda: Any, index: int, make: Callable[[int, Arena], Executor]) -> None:
         self._cuda, self._index = cuda, index
-        self.use_graphs = False
+        self.cuda_graphs = False
         self.resident: ResidentGraph | None = None
         self.refused: dict[tuple[Any, ...], str] = {}
         self._arena = Arena(cuda)
         idle = _idle_streams.setdefault(cuda, {}).setdefault(index, [])
         self._stream: Any = idle.pop() if idle else call(cuda.cudaStreamCreateWithFlags, cuda.cudaStreamNonBlocking)
-        self._event: Any = call(cuda.cudaEventCreateWithFlags, cuda.cudaEventDisableTiming)
         self._recorded: OrderedDict[tuple[Any, ...], tuple[int, Recorded]] = OrderedDict()
         self._seen: set[tuple[Any, ...]] = set()
         self._kernel: DisplacementKernel | None = None
@@ -192,25 +190,29 @@ class Lane:
     def device_time(self, inputs: GraphInputs, calls: int) -> DeviceTime:
         """Milliseconds of one evaluation on the device, by CUDA events around many of them.
 
+        Args:
+            inputs: of one evaluation, repeated.
+            calls: how many.
+
         Raises:
             ShapeError: the engine does not serve this size.
             EngineError: it could not be launched.
         """
-        use_graphs, replayed = self.use_graphs, None
+        wanted, replayed = self.cuda_graphs, None
         try:
-            self.use_graphs = False
+            self.cuda_graphs = False
             self.submit(inputs)
             self.collect()
             launched = self._between_events(self.executor.execute, calls)
-            self.use_graphs = use_graphs
-            for _ in range(3 if use_graphs else 0):
+            self.cuda_graphs = wanted
+            for _ in range(3 if wanted else 0):
                 self.submit(inputs)
                 self.collect()
             key = ("graph", max(len(inputs.mask), self.executor.least), self._rounded(inputs.mask.shape[1]))
-            if use_graphs and key in self._recorded:
+            if wanted and key in self._recorded:
                 replayed = self._between_events(self._recorded[key][1].launch, calls)
         finally:
-            self.use_graphs = use_graphs
+            self.cuda_graphs = wanted
         return DeviceTime(launched, replayed)
 
     def _between_events(self, send: Callable[[], None], calls: int) -> float:
@@ -228,21 +230,6 @@ class Lane:
             for event in (start, end):
                 call(cuda.cudaEventDestroy, event)
 
-    @contextmanager
-    def elsewhere(self, stream: int) -> Iterator[None]:
-        """Launch the engine on another stream, after all that this lane was sent and before all that it will be."""
-        self._settle()
-        self._order(after=self._stream, stream=stream)
-        try:
-            yield
-        finally:
-            self._order(after=stream, stream=self._stream)
-
-    def _order(self, *, after: Any, stream: Any) -> None:
-        """Have a stream wait for what another one was sent until now."""
-        call(self._cuda.cudaEventRecord, self._event, after)
-        call(self._cuda.cudaStreamWaitEvent, stream, self._event, 0)
-
     def _settle(self) -> None:
         """Wait for what nobody collected: its buffers are about to be written."""
         if self._pending is not None:
@@ -258,7 +245,7 @@ class Lane:
         shapes just changed must run before it may be recorded, and whatever goes wrong in recording costs no result.
         """
         generation, recorded = self._recorded.get(key, (-1, None))
-        if self.use_graphs and recorded is not None and generation == self._arena.generation:
+        if self.cuda_graphs and recorded is not None and generation == self._arena.generation:
             self._recorded.move_to_end(key)
             recorded.launch()
             return
@@ -266,7 +253,7 @@ class Lane:
         executor.bind(*size, addresses)  # may let the arena grow
         send()
         again = (key, self._arena.generation)
-        if self.use_graphs and again in self._seen and key not in self.refused and len(self.refused) < MOST_REFUSED:
+        if self.cuda_graphs and again in self._seen and key not in self.refused and len(self.refused) < MOST_REFUSED:
             self._record(executor, key, send)
         if len(self._seen) >= MOST_SEEN:
             self._seen.clear()
@@ -298,7 +285,7 @@ class Lane:
 
     @property
     def executor(self) -> Executor:
-        """The engine's.
+        """Executor of the engine.
 
         Raises:
             EngineError: the lane is closed.
@@ -313,7 +300,7 @@ class Lane:
         return self._arena.block("inputs", columns((*INPUTS, *executor.fields), **lengths))
 
     def _fixed(self, atoms: int, slots: int) -> Block:
-        """What a step of dynamics needs beside the inputs."""
+        """Arrays that a step of dynamics reads beside the inputs."""
         fixed = (("shifts", (atoms, slots, 3), "float64"), ("stored", (atoms, slots), "uint8"))
         return self._arena.block("resident", (*fixed, ("positions", (atoms, 3), "float64")))
 
@@ -348,7 +335,6 @@ class Lane:
         self._executor = self._kernel = None
         self._arena.close()
         stream, self._stream = self._stream, None
-        call(self._cuda.cudaEventDestroy, self._event)
         if int(status) == 0:
             _idle_streams[self._cuda][self._index].append(stream)
         else:  # what went wrong on it may stay with it

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from painn_deploy.engines.backend import Closing, EngineInfo, ResidentGraph
 from painn_deploy.engines.contract import check_indices, check_inputs
 from painn_deploy.engines.gpu.arena import Arena
 from painn_deploy.engines.gpu.cuda import on_device, runtime
-from painn_deploy.engines.gpu.executor import DeviceTime, Executor
+from painn_deploy.engines.gpu.executor import Executor
 from painn_deploy.engines.gpu.lane import Lane
+from painn_deploy.engines.session import Closing, DeviceTime, EngineInfo, ResidentGraph
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 
@@ -23,8 +23,8 @@ __all__ = ["GpuSession"]
 class GpuSession(Closing):
     """An engine on one GPU. It belongs to one thread.
 
-    Inputs go up in one copy from pinned memory, results come down in one, and a call waits once. With `graphs`, a size
-    that came twice is replayed as a CUDA graph, copies included: a small molecule waits for launches more than for
+    Inputs go up in one copy from pinned memory, results come down in one, and a call waits once. With `cuda_graphs`, a
+    size that came twice is replayed as a CUDA graph, copies included: a small molecule waits for launches more than for
     arithmetic. A session that is dropped without `close` gives its memory back all the same.
 
     Args:
@@ -33,11 +33,11 @@ class GpuSession(Closing):
         info: what the session says of itself.
         species: atomic numbers that the engine has rows for; a larger one would be read from beyond its table.
         lanes: how many evaluations may be under way at once.
-        graphs: whether CUDA graphs are used.
+        cuda_graphs: whether a size that comes again is replayed as a CUDA graph.
         release: gives back what is shared by the lanes, after them.
 
     Attributes:
-        graphs: the same; may be changed between calls.
+        cuda_graphs: the same; may be changed between calls.
         slot_step: a matrix whose number of slots is a multiple of this is uploaded as it is.
 
     Raises:
@@ -53,10 +53,11 @@ class GpuSession(Closing):
         *,
         species: Iterable[int] = (),
         lanes: int = 1,
-        graphs: bool = False,
+        cuda_graphs: bool = False,
         release: Callable[[], None] = lambda: None,
     ) -> None:
-        self._cuda, self._index, self._info, self._make, self.graphs = runtime(), index, info, make, graphs
+        self._cuda, self._index, self._info, self._make = runtime(), index, info, make
+        self.cuda_graphs = cuda_graphs
         self._most_number = max(species, default=None)
         self._most_lanes = lanes
         self._lanes: list[Lane] = []
@@ -69,6 +70,15 @@ class GpuSession(Closing):
     def info(self) -> EngineInfo:
         """See `Session.info`."""
         return self._info
+
+    @property
+    def graphs(self) -> bool:
+        """The former name of `cuda_graphs`."""
+        return self.cuda_graphs
+
+    @graphs.setter
+    def graphs(self, wanted: bool) -> None:
+        self.cuda_graphs = wanted
 
     @property
     def refused_graphs(self) -> dict[tuple[Any, ...], str]:
@@ -125,7 +135,7 @@ class GpuSession(Closing):
             lane.follow(resident)
 
     def step(self, positions: Float64[np.ndarray, "atoms 3"]) -> GraphOutputs:
-        """Energies, forces and virials at new positions of the structure that `follow` was told of.
+        """Energies, forces and virials at new positions of the structure that was given to `follow`.
 
         Args:
             positions: Å, contiguous.
@@ -166,7 +176,7 @@ class GpuSession(Closing):
             while len(self._lanes) <= number:
                 self._lanes.append(Lane(self._cuda, self._index, self._make))
             lane = self._lanes[number]
-            lane.use_graphs = self.graphs
+            lane.cuda_graphs = self.cuda_graphs
             yield lane
 
     def close(self) -> None:
@@ -176,7 +186,7 @@ class GpuSession(Closing):
 
 
 def _give_back(cuda: Any, index: int, lanes: list[Lane], release: Callable[[], None]) -> None:
-    """Lanes before what they share: graphs, buffers and contexts before the engine."""
+    """Close lanes before what they share: graphs, buffers and contexts before the engine."""
     with on_device(cuda, index):
         while lanes:
             lanes.pop().close()
@@ -184,6 +194,6 @@ def _give_back(cuda: Any, index: int, lanes: list[Lane], release: Callable[[], N
 
 
 def _dropped(cuda: Any, index: int, lanes: list[Lane], release: Callable[[], None]) -> None:
-    """The same for a session that nobody closed; when the process ends, the driver may be gone before us."""
+    """Close what nobody closed; when the process ends, the driver may be gone before us."""
     with suppress(Exception):
         _give_back(cuda, index, lanes, release)

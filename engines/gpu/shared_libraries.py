@@ -41,6 +41,10 @@ def pip_folders(kind: str) -> tuple[Path, ...]:
 def load(name: str, folders: Iterable[Path]) -> str:
     """Load a library for the whole process: the one that is loaded, that the system finds, or that a folder holds.
 
+    Args:
+        name: of the file.
+        folders: to look in after the system's own.
+
     Returns:
         Why it cannot be loaded, in the loader's words; empty where it is loaded.
     """

@@ -1,4 +1,4 @@
-"""What compiling for a GPU needs beside a C++ compiler: CUDA's headers, and the driver's library to link with.
+"""CUDA's headers and the driver's library, which compiling for a GPU needs beside a C++ compiler.
 
 torch names the folders of an installed CUDA toolkit alone. Headers may come with pip instead, and a driver installs
 `libcuda.so.1` for programs that run, and often no `libcuda.so` for a linker.
@@ -31,7 +31,7 @@ PROGRAM = """
 #include <cuda_bf16.h>
 CUresult start() { return cuInit(0); }
 """
-"""What every package includes and links."""
+"""Headers and library that every package includes and links."""
 
 REMEDY = (
     "Install the CUDA toolkit and set CUDA_HOME to its folder, or `pip install nvidia-cuda-runtime nvidia-cuda-crt "

@@ -10,30 +10,39 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing, EngineInfo
-from painn_deploy.engines.contract import check_inputs, padded
-from painn_deploy.engines.forms import CPU_FORMS, Plan, plans_for
+from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine
+from painn_deploy.engines.forms import CPU_FORMS, Plan, plans_for, serving
 from painn_deploy.engines.gpu.arena import Arena
 from painn_deploy.engines.gpu.driver import check_driver, driver
 from painn_deploy.engines.gpu.session import GpuSession
+from painn_deploy.engines.host_session import HostSession
 from painn_deploy.engines.inductor.compile import SEVERAL, Asked, compiled_form, compiling
 from painn_deploy.engines.inductor.gpu import LEAST, LoadedPackage, TorchExecutor, torch_in_words
 from painn_deploy.engines.inductor.matmul_precision import matmul_precision
 from painn_deploy.engines.inductor.pairs import KnownPairs
+from painn_deploy.engines.session import EngineInfo
 from painn_deploy.export.bundle import Bundle
-from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
-from painn_deploy.export.fields import GraphInputs, GraphOutputs
+from painn_deploy.export.errors import BundleError, EngineUnavailableError
+from painn_deploy.export.fields import GraphInputs
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["BACKEND", "InductorBackend", "InductorSession", "give_back_memory", "keep_freed_memory"]
 
 PACKAGES = "packages.json"
 """File of a bundle that says which package is in which form, and for which sizes."""
+
+CPU_BATCH_SLOTS = 4_096
+"""See `painn_deploy.engines.backend`: compiled code writes fewer tensors, and is up to a seventh faster with this than
+with half of it."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 TUNED = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
@@ -48,7 +57,7 @@ def _torch() -> Any:
 
 
 def _kind(torch: Any, device: str) -> str:
-    """What machine code is bound to: `cpu:AVX512` by vector instructions, `cuda:90` by compute capability."""
+    """Kind of device that machine code is bound to: `cpu:AVX512` by vector instructions, `cuda:90` by capability."""
     if device == "cpu":
         return f"cpu:{torch.backends.cpu.get_cpu_capability()}"
     return "cuda:" + "".join(map(str, torch.cuda.get_device_capability(device)))
@@ -75,12 +84,28 @@ def give_back_memory() -> None:
         trim(0)
 
 
-class InductorBackend:
-    """AOTInductor on a CPU or a GPU."""
+class InductorBackend(Backend):
+    """AOTInductor on a CPU or a GPU. Building takes about a minute.
+
+    `threads` of a session on a CPU hold for all of torch in the process, which knows no other way.
+    """
 
     name = "inductor"
-    extra = "export"
+    packages = MappingProxyType({"torch": "export"})
     precisions = ("fp32", "fp16")
+
+    def executed_graph(self, bundle: Bundle, atoms: int, slots: int) -> "onnx.ModelProto":
+        """See `Backend.executed_graph`."""
+        form = serving(_packages(bundle), atoms, slots).plan.form
+        return form.lowered(super().executed_graph(bundle, atoms, slots))
+
+    def contents(self, bundle: Bundle) -> Mapping[str, str]:
+        """See `Backend.contents`: forms of the graph, and the sizes that each is for."""
+        return {"forms": "; ".join(str(one.plan) for one in _packages(bundle))}
+
+    def batch_slots(self, device: str) -> int:
+        """See `Backend.batch_slots`."""
+        return CPU_BATCH_SLOTS if device == "cpu" else super().batch_slots(device)
 
     def bound_to(self, options: BuildOptions) -> str:
         """See `Backend.bound_to`."""
@@ -95,6 +120,10 @@ class InductorBackend:
             )
         return chosen
 
+    def honours_tf32(self, device: str) -> bool:
+        """See `Backend.honours_tf32`: where an engine is compiled for a GPU."""
+        return (self._device(device) if device == "auto" else device).partition(":")[0] == "cuda"
+
     def version(self) -> str:
         """See `Backend.version`: torch's, without the name of its build."""
         return str(_torch().__version__).split("+")[0]
@@ -105,14 +134,14 @@ class InductorBackend:
         return (*(f"cuda:{index}" for index in range(torch.cuda.device_count())), "cpu")
 
     def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None) -> BuiltEngine:
-        """See `Backend.build`; takes about a minute."""
+        """See `Backend.build`."""
         torch = _torch()
         device = self._device(options.device)
         kind = device.partition(":")[0]
         plans = plans_for(kind, options.form)
         if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
             raise EngineUnavailableError("The engine inductor needs a C++ compiler: install g++, or set CXX to yours.")
-        tf32 = options.tf32 and kind == "cuda"
+        tf32 = options.tf32 and self.honours_tf32(device)
         asked = {name: Asked(str(plan.form), device, tf32) for name, plan in plans.items()}
         for number, one in enumerate(asked.values(), 1):
             tell(f"inductor: compiling {one.form} for {_kind(torch, device)}, {number} of {len(plans)}")
@@ -128,9 +157,9 @@ class InductorBackend:
         return BuiltEngine(files, (_kind(torch, device),), tf32=tf32)
 
     def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> "InductorSession | GpuSession":
-        """See `Backend.open`; `threads` holds for all of torch, which knows no other way."""
+        """See `Backend.open`."""
         torch, manifest = _torch(), bundle.manifest
-        bound = manifest.compute_capability[0]
+        bound = manifest.bound_to[0]
         kind = bound.partition(":")[0]
         if device == "auto" or (device, kind) == ("cuda", "cuda"):
             device = "cpu" if kind == "cpu" else "cuda:0"
@@ -165,7 +194,7 @@ BACKEND = InductorBackend()
 
 
 def _why_no_gpu(device: str) -> str:
-    """A sentence about why there is none, where one was asked for."""
+    """A sentence that says why a GPU that was asked for cannot be used; empty for a CPU."""
     if not device.startswith("cuda"):
         return ""
     torch = _torch()
@@ -179,18 +208,35 @@ def _why_no_gpu(device: str) -> str:
     return f" {reason}" if (reason := driver().reason) else ""
 
 
-def _packages(bundle: Bundle) -> list[tuple[Plan, float, bytes]]:
-    """Form and sizes, elements of the widest tensor for each slot, and contents of each package, the smallest first."""
-    if PACKAGES in bundle.manifest.files:
-        facts = json.loads(bundle.file(PACKAGES))
-        return [(Plan.from_mapping(of), float(of["elements_a_slot"]), bundle.file(n)) for n, of in facts.items()]
-    return [
-        (plan, 0.0, bundle.file(name)) for name, plan in CPU_FORMS.items()
-    ]  # bundles from before there was the file
+class StoredPackage(NamedTuple):
+    """A package of a bundle.
+
+    Attributes:
+        plan: form and sizes that it is for.
+        elements: of its widest tensor, for each slot.
+        contents: what torch loads.
+    """
+
+    plan: Plan
+    elements: float
+    contents: bytes
+
+
+def _packages(bundle: Bundle) -> list[StoredPackage]:
+    """Packages of a bundle, the one for the smallest matrices first."""
+    if PACKAGES not in bundle.manifest.files:  # the bundle is from before there was the file
+        return [StoredPackage(plan, 0.0, bundle.file(name)) for name, plan in CPU_FORMS.items()]
+    facts = json.loads(bundle.file(PACKAGES)).items()
+    return [StoredPackage(Plan.from_mapping(of), float(of["elements_a_slot"]), bundle.file(n)) for n, of in facts]
+
+
+def _loaded(torch: Any, packages: Sequence[StoredPackage], index: int) -> list[LoadedPackage]:
+    """Packages on a GPU, or on the CPU for -1."""
+    return [LoadedPackage(one.plan, one.elements, _load(torch, one.contents, index)) for one in packages]
 
 
 def _load(torch: Any, contents: bytes, index: int) -> Any:
-    """A package; on a GPU without a synchronisation of its own, which could not be recorded.
+    """Load a package; on a GPU without a synchronisation of its own, which could not be recorded.
 
     Args:
         torch: the library.
@@ -206,12 +252,12 @@ def _load(torch: Any, contents: bytes, index: int) -> Any:
 
 
 def _gpu_session(
-    torch: Any, packages: list[tuple[Plan, float, bytes]], info: EngineInfo, species: tuple[int, ...], *, tf32: bool
+    torch: Any, packages: Sequence[StoredPackage], info: EngineInfo, species: tuple[int, ...], *, tf32: bool
 ) -> GpuSession:
     """A session on a GPU."""
     device = info["device"]
     index = int(device.partition(":")[2])
-    loaded = [LoadedPackage(plan, elements, _load(torch, contents, index)) for plan, elements, contents in packages]
+    loaded = _loaded(torch, packages, index)
 
     def make(stream: int, _: Arena) -> TorchExecutor:
         return TorchExecutor(torch, loaded, device, stream, tf32=tf32)
@@ -224,56 +270,32 @@ def _gpu_session(
     return GpuSession(make, index, info, species=species, release=release)
 
 
-class InductorSession(Closing):
+class InductorSession(HostSession):
     """A loaded engine on a CPU.
 
     Args:
-        packages: form and sizes, elements of the widest tensor for each slot, and contents of each, the smallest first.
+        packages: the one for the smallest matrices first.
         threads: of torch; None leaves them as they are.
         info: what the session says of itself.
     """
 
-    def __init__(self, packages: list[tuple[Plan, float, bytes]], threads: int | None, info: EngineInfo) -> None:
+    def __init__(self, packages: Sequence[StoredPackage], threads: int | None, info: EngineInfo) -> None:
+        super().__init__(info, LEAST)
         self._torch = _torch()
         if threads is not None:
             self._torch.set_num_threads(threads)
         keep_freed_memory()
-        self._info = info
         self._pairs = KnownPairs()
-        self._packages = [(plan, _load(self._torch, contents, -1)) for plan, _, contents in packages]
+        self._packages = _loaded(self._torch, packages, -1)
 
-    @property
-    def info(self) -> EngineInfo:
-        """See `Session.info`."""
-        return self._info
-
-    @property
-    def graphs(self) -> bool:
-        """Whether sizes that come again are replayed as CUDA graphs: never on a CPU.
-
-        Raises:
-            EngineUnavailableError: set.
-        """
-        return False
-
-    @graphs.setter
-    def graphs(self, wanted: bool) -> None:
-        if wanted:
-            raise EngineUnavailableError("There are no CUDA graphs on a CPU.")
-
-    def run(self, inputs: GraphInputs) -> GraphOutputs:
-        """See `Session.run`."""
-        if not self._packages:
-            raise EngineError("This session is closed; open another one.")
-        check_inputs(inputs)
+    def _evaluate(self, inputs: GraphInputs) -> list[np.ndarray]:
         atoms, slots = inputs.mask.shape
-        graph = padded(inputs, max(atoms, LEAST), max(slots, LEAST))
-        plan, package = next((p for p in self._packages if p[0].serves(atoms, slots)), self._packages[-1])
-        arrays = (*graph, *self._pairs.of(graph.reverse, LEAST)) if plan.form.paired else graph
+        package = serving(self._packages, atoms, slots)
+        arrays = (*inputs, *self._pairs.of(inputs.reverse, LEAST)) if package.plan.form.paired else inputs
         failed = f"The compiled graph failed on {atoms} atoms x {slots} slots"
         with torch_in_words(self._torch, failed), matmul_precision(self._torch):
-            outputs = package(*(self._tensor(array) for array in arrays))
-        return GraphOutputs(*(output.numpy()[:atoms] for output in outputs))
+            outputs = package.run(*(self._tensor(array) for array in arrays))
+        return [output.numpy() for output in outputs]
 
     def _tensor(self, array: np.ndarray) -> Any:
         """An array as a tensor; one that is closed for writing is copied, as torch warns of such."""
@@ -281,5 +303,6 @@ class InductorSession(Closing):
 
     def close(self) -> None:
         """See `Session.close`; the system gets back what was kept from call to call."""
+        super().close()
         self._packages = []
         give_back_memory()

@@ -22,14 +22,14 @@ from painn_deploy.export.fields import FIELDS
 __all__ = ["SEVERAL", "Asked", "compiled_form", "compiling", "traced"]
 
 SEVERAL = 8
-"""Cores from which on packages are compiled side by side; one compilation keeps some four busy."""
+"""From so many cores on, packages are compiled side by side; one compilation keeps some four busy."""
 
 MODEL, ASKED, PACKAGE, FACTS = "model.onnx", "asked.json", "package.pt2", "facts.json"
-"""Files between this process and one beside it."""
+"""Files by which this process and one beside it speak."""
 
 
 class Asked(NamedTuple):
-    """What is to be compiled.
+    """A request to compile one form of a graph.
 
     Attributes:
         form: of the graph, as it is written.
@@ -47,7 +47,7 @@ def compiled_form(model: bytes, asked: Asked) -> tuple[bytes, float]:
 
     Args:
         model: model.onnx.
-        asked: what is to be compiled of it.
+        asked: form, device and precision.
 
     Raises:
         EngineError: torch cannot compile it.
@@ -65,11 +65,11 @@ def compiled_form(model: bytes, asked: Asked) -> tuple[bytes, float]:
 
 @contextmanager
 def compiling(model: bytes, asked: Asked) -> Iterator[Callable[[], tuple[bytes, float]]]:
-    """The same in a process of its own, which ends with this block; what is given waits for it.
+    """Compile in a process of its own, which ends with this block; the function that it gives waits for the result.
 
     Args:
         model: model.onnx.
-        asked: what is to be compiled of it.
+        asked: form, device and precision.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from painn_deploy.engines.forms import Plan
+from painn_deploy.engines.forms import Plan, serving
 from painn_deploy.engines.gpu.cuda import in_words
 from painn_deploy.engines.gpu.executor import Recorded
 from painn_deploy.engines.inductor.matmul_precision import matmul_precision
@@ -20,10 +20,10 @@ from painn_deploy.export.fields import INPUTS, OUTPUTS, PAIR_INPUTS, Field, Grap
 __all__ = ["LEAST", "MOST_ELEMENTS", "LoadedPackage", "TorchExecutor", "check_elements"]
 
 LEAST = 2
-"""Atoms and slots: torch's compiler takes a size of one for a constant, so smaller graphs are padded."""
+"""Atoms and slots that a matrix has at least: torch's compiler takes a size of one for a constant."""
 
 MOST_ELEMENTS = 2**31 - 1
-"""Of one tensor: compiled kernels index with 32 bits."""
+"""Elements that a tensor has at most, since compiled kernels index with 32 bits."""
 
 MOST_BOUND = 64
 """Sizes whose tensors are kept."""
@@ -44,13 +44,13 @@ class LoadedPackage(NamedTuple):
 
 
 def check_elements(atoms: int, slots: int, elements: float, engine: str) -> None:
-    """Refuse a matrix of which an engine's kernels would index a tensor past 32 bits, and read what is not there.
+    """Refuse a matrix with a tensor that is larger than an engine's kernels can index with 32 bits.
 
     Args:
         atoms: rows.
         slots: columns.
         elements: of the widest tensor, for each slot.
-        engine: its name.
+        engine: name of its backend.
 
     Raises:
         ShapeError: it says how many atoms there may be.
@@ -88,16 +88,13 @@ class TorchExecutor:
         self._bound: dict[tuple[Any, ...], tuple[LoadedPackage, list[Any], list[Any]]] = {}
         self._now: tuple[LoadedPackage, list[Any], list[Any]] | None = None
 
-    def _package(self, atoms: int, slots: int) -> LoadedPackage:
-        return next((p for p in self._packages if p.plan.serves(atoms, slots)), self._packages[-1])
-
     def check(self, atoms: int, slots: int) -> None:
         """See `Executor.check`."""
-        check_elements(atoms, slots, self._package(atoms, slots).elements, "inductor")
+        check_elements(atoms, slots, serving(self._packages, atoms, slots).elements, "inductor")
 
     def lengths(self, atoms: int, slots: int) -> Mapping[str, int]:
-        """See `Executor.lengths`: as many pairs as a matrix can hold, so that their number does not change a size."""
-        return {"pairs": max(LEAST, atoms * slots // 2 + 1)}
+        """See `Executor.lengths`."""
+        return {"pairs": max(LEAST, atoms * slots // 2 + 1)}  # all that a matrix can hold: their number changes no size
 
     def fill(self, inputs: GraphInputs, arrays: Mapping[str, np.ndarray]) -> None:
         """See `Executor.fill`."""
@@ -109,7 +106,7 @@ class TorchExecutor:
     def bind(self, atoms: int, slots: int, addresses: Mapping[str, int]) -> None:
         """See `Executor.bind`."""
         lengths = {"atoms": atoms, "slots": slots, **self.lengths(atoms, slots)}
-        package = self._package(atoms, slots)
+        package = serving(self._packages, atoms, slots)
         taken = (*INPUTS, *(PAIR_INPUTS if package.plan.form.paired else ()))
         key = (atoms, slots, *(addresses[field.name] for field in (*taken, *OUTPUTS)))
         if key not in self._bound:

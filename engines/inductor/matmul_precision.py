@@ -12,7 +12,7 @@ from typing import Any
 __all__ = ["matmul_precision"]
 
 NAMES = ("highest", "high", "medium")
-"""That the old interface has for the precision of all libraries."""
+"""Names that the old interface has for the precision of all libraries."""
 
 _turn = threading.Condition()
 _inside = 0
@@ -53,7 +53,7 @@ def matmul_precision(torch: Any, *, tf32: bool = False) -> Iterator[None]:
 
 
 def _read(torch: Any) -> dict[str, str]:
-    """What is set: by the old interface, which has one name for all, and by the new, which has one for each library."""
+    """Present settings: the old interface has one name for all libraries, the new one has one for each."""
     try:
         named = str(torch.get_float32_matmul_precision())
     except RuntimeError:  # set through the new interface, to what the old one has no name for

@@ -1,4 +1,4 @@
-"""An ONNX graph as a torch module: what lets torch's compiler build the very graph that every other backend runs.
+"""An ONNX graph as a torch module, so that torch's compiler builds the same graph that every other backend runs.
 
 Only the operators that our graphs hold are known; another one raises. Attributes and shapes are read once, so that
 tracing meets plain tensor code.

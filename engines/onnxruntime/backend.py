@@ -2,20 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing, EngineInfo
-from painn_deploy.engines.contract import check_inputs
+from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine
 from painn_deploy.engines.gpu.arena import Arena
 from painn_deploy.engines.gpu.session import GpuSession
+from painn_deploy.engines.host_session import HostSession
 from painn_deploy.engines.onnxruntime.gpu import OrtExecutor
 from painn_deploy.engines.onnxruntime.library import PROVIDERS, devices, load_failure, prepared
 from painn_deploy.engines.onnxruntime.library import library as _library
+from painn_deploy.engines.session import EngineInfo
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
-from painn_deploy.export.fields import AS_WRITTEN, OUTPUTS, GraphInputs, GraphOutputs
+from painn_deploy.export.fields import AS_WRITTEN, OUTPUTS, GraphInputs
 from painn_deploy.export.manifest import MODEL
 
 __all__ = ["BACKEND", "OnnxRuntimeBackend", "OnnxRuntimeSession", "load_graph", "open_graph"]
@@ -26,11 +28,11 @@ SMALL = 192
 """Atoms x slots up to which one thread is faster than two on the CPUs that we measured."""
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(Backend):
     """ONNX Runtime on the CPU or through CUDA."""
 
     name = "onnxruntime"
-    extra = "cpu"
+    packages = MappingProxyType({"onnxruntime": "cpu"})
     precisions = ("fp32", "fp16", "int8")
 
     def bound_to(self, options: BuildOptions) -> str:
@@ -50,8 +52,8 @@ class OnnxRuntimeBackend:
         return devices()
 
     def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None) -> BuiltEngine:
-        """See `Backend.build`: ONNX Runtime reads model.onnx itself, so that loading it is the whole proof."""
-        load_graph(model, "cpu", 1)
+        """See `Backend.build`."""
+        load_graph(model, "cpu", 1)  # ONNX Runtime reads model.onnx itself, so that loading it is the whole proof
         return BuiltEngine()
 
     def open(
@@ -76,7 +78,7 @@ BACKEND = OnnxRuntimeBackend()
 
 
 def open_graph(model: bytes, outputs: Sequence[str] = _OUTPUT_NAMES) -> Callable[[GraphInputs], list[np.ndarray]]:
-    """Any graph with the contract's inputs, on the CPU, for those who study graphs; engines are opened by a backend.
+    """A function that runs any graph with the contract's inputs on the CPU, for studies of graphs.
 
     Args:
         model: the graph.
@@ -160,7 +162,7 @@ def load_graph(
 
 
 def elements_a_slot(features: int, rank: int) -> float:
-    """Of the widest tensor of a graph as a bundle holds it, for each slot of the matrix.
+    """Elements of the widest tensor of a bundle's graph, for each slot of the matrix.
 
     Args:
         features: of the student's layers.
@@ -186,7 +188,7 @@ def _gpu_session(bundle: Bundle, info: EngineInfo) -> GpuSession:
     return GpuSession(make, index, info, species=manifest.species)
 
 
-class OnnxRuntimeSession(Closing):
+class OnnxRuntimeSession(HostSession):
     """A loaded ONNX Runtime engine on a CPU, or in its own TensorRT provider.
 
     On a CPU a small graph runs on one thread, since waking others takes longer than its work, and in memory planned for
@@ -201,49 +203,23 @@ class OnnxRuntimeSession(Closing):
     """
 
     def __init__(self, model: bytes, device: str, threads: int | None, info: EngineInfo) -> None:
-        self._info = info
-        self._checked: GraphInputs | None = None
+        super().__init__(info)
         if device == "cpu":
             self._small: Any = load_graph(model, device, 1 if threads is None else threads)
             self._large: Any = load_graph(model, device, threads, planned=False)
         else:
             self._small = self._large = load_graph(model, device, threads)
 
-    @property
-    def info(self) -> EngineInfo:
-        """See `Session.info`."""
-        return self._info
-
-    @property
-    def graphs(self) -> bool:
-        """Whether sizes that come again are replayed as CUDA graphs: never here.
-
-        Raises:
-            EngineUnavailableError: set.
-        """
-        return False
-
-    @graphs.setter
-    def graphs(self, wanted: bool) -> None:
-        if wanted:
-            raise EngineUnavailableError(f"There are no CUDA graphs on {self._info['device']!r}.")
-
-    def run(self, inputs: GraphInputs) -> GraphOutputs:
-        """See `Session.run`."""
+    def _evaluate(self, inputs: GraphInputs) -> list[np.ndarray]:
         session = self._small if inputs.mask.size <= SMALL else self._large
-        if session is None:
-            raise EngineError("This session is closed; open another one.")
-        if inputs is not self._checked:  # a step of dynamics writes into the arrays of the step before
-            check_inputs(inputs)
-            self._checked = inputs
         try:
             outputs = session.run(_OUTPUT_NAMES, inputs._asdict())
         except Exception as error:  # as above
-            raise EngineError(
-                f"onnxruntime failed on {inputs.mask.shape[0]} atoms x {inputs.mask.shape[1]} slots: {error}"
-            ) from error
-        return GraphOutputs(*(np.asarray(output) for output in outputs))
+            atoms, slots = inputs.mask.shape
+            raise EngineError(f"onnxruntime failed on {atoms} atoms x {slots} slots: {error}") from error
+        return [np.asarray(output) for output in outputs]
 
     def close(self) -> None:
         """See `Session.close`."""
-        self._small = self._large = self._checked = None
+        super().close()
+        self._small = self._large = None

@@ -27,7 +27,7 @@ MOST_NUMBERS = 64
 """CUDA graphs that one session records; the next ones are another session's, and the first is gone with its last."""
 
 FULL = ("Failed to allocate memory", "out of memory", "CUDA failure 2")
-"""What ONNX Runtime's messages hold where the GPU's memory is full."""
+"""Parts of ONNX Runtime's messages by which a full GPU is recognised."""
 
 
 class OrtExecutor:
@@ -109,7 +109,13 @@ class OrtExecutor:
 
     @contextmanager
     def replaying(self, session: Any, binding: Any, number: str) -> Iterator[None]:
-        """Run a recorded number of a session for this block."""
+        """Run a recorded number of a session for this block.
+
+        Args:
+            session: that recorded it.
+            binding: of its inputs and outputs.
+            number: of the CUDA graph; `UNRECORDED` launches kernel by kernel.
+        """
         self._replayed = session, binding, number
         try:
             yield

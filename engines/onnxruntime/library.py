@@ -61,7 +61,7 @@ def conflict() -> str:
 
 
 def devices() -> tuple[str, ...]:
-    """What it can run on here, the preferred one first; a GPU is there only with a driver that knows it.
+    """Devices that it can run on here, the preferred one first; a GPU is there only with a driver that knows it.
 
     Raises:
         EngineUnavailableError: it is not installed, or two of its packages are, in one folder.
@@ -106,7 +106,7 @@ def prepared(device: str) -> Any:
 
 
 def load_failure(kind: str) -> str:
-    """What the loader says of a provider's own library; empty where it loads.
+    """The loader's error for a provider's own library; empty where it loads.
 
     It is asked after a session has failed on it and never before: loaded before ONNX Runtime has introduced itself, the
     library would keep a null pointer in place of its host.

@@ -3,17 +3,22 @@
 import importlib
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-from painn_deploy.engines.backend import BuildOptions, BuiltEngine, EngineInfo
+from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine
 from painn_deploy.engines.cache import cache_folder
 from painn_deploy.engines.gpu.cuda import compute_capability, gpus
 from painn_deploy.engines.profiles import Profile
+from painn_deploy.engines.session import EngineInfo
 from painn_deploy.engines.tensorrt.builder import build_plan
 from painn_deploy.engines.tensorrt.session import TensorRTSession
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import BundleError, EngineUnavailableError
 from painn_deploy.export.files import write_whole
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["BACKEND", "PLAN", "PlanBackend", "TensorRTBackend", "open_plan"]
 
@@ -21,12 +26,23 @@ PLAN = "model.plan"
 OLDEST = (10, 13)
 
 
-class PlanBackend:
-    """What TensorRT and TensorRT-RTX share as backends; each has its library, and its way to build."""
+class PlanBackend(Backend):
+    """TensorRT and TensorRT-RTX, which differ in their library and in how they build.
 
-    name: str
-    extra: str
+    A GPU's work is not divided among threads of the CPU, so that sessions ignore `threads`.
+    """
+
     precisions = ("fp32", "fp16", "int8")
+    rest_precision = "fp16"
+
+    def lower(self, model: "onnx.ModelProto") -> "onnx.ModelProto":
+        """See `Backend.lower`: batched products as sums, since TensorRT fuses a sum with what is before it."""
+        from painn_deploy.export.graph.edit import EditableGraph
+        from painn_deploy.export.graph.lowering import sums_for_batched_products
+
+        graph = EditableGraph(model)
+        sums_for_batched_products(graph)
+        return graph.model()
 
     def library(self) -> Any:
         """The Python module.
@@ -38,8 +54,12 @@ class PlanBackend:
             return importlib.import_module(self.name.replace("-", "_"))
         except ImportError as error:
             raise EngineUnavailableError(
-                f'The engine {self.name} is not installed: pip install "painn-deploy[{self.extra}]".'
+                f'The engine {self.name} is not installed: pip install "painn-deploy[{self.packages[self.name]}]".'
             ) from error
+
+    def honours_tf32(self, device: str) -> bool:
+        """See `Backend.honours_tf32`: a plan is always for a GPU."""
+        return True
 
     def version(self) -> str:
         """See `Backend.version`."""
@@ -51,15 +71,15 @@ class PlanBackend:
         return gpus()
 
     def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> TensorRTSession:
-        """See `Backend.open`; a GPU's work is not divided among `threads` of the CPU."""
+        """See `Backend.open`."""
         return open_plan(self.library(), self.name, bundle, device)
 
 
 class TensorRTBackend(PlanBackend):
-    """TensorRT on the GPU at hand."""
+    """TensorRT, for GPUs of the first one's kind."""
 
     name = "tensorrt"
-    extra = "tensorrt"
+    packages = MappingProxyType({"tensorrt": "tensorrt", "cuda-bindings": "tensorrt"})
 
     def bound_to(self, options: BuildOptions) -> str:
         """See `Backend.bound_to`: to the first GPU's kind."""
@@ -77,7 +97,7 @@ class TensorRTBackend(PlanBackend):
         return library
 
     def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None) -> BuiltEngine:
-        """See `Backend.build`; for the first GPU, and for no other kind."""
+        """See `Backend.build`."""
         library = self.library()
         if not gpus():
             raise EngineUnavailableError(
@@ -105,6 +125,12 @@ BACKEND = TensorRTBackend()
 def open_plan(library: Any, name: str, bundle: Bundle, device: str) -> TensorRTSession:
     """Load a plan where version, GPU and compute capability are those that it was built for.
 
+    Args:
+        library: tensorrt or tensorrt_rtx.
+        name: of the backend.
+        bundle: that holds the plan.
+        device: `auto` or `cuda` for the first GPU, or one by name.
+
     Raises:
         EngineUnavailableError: there is no such GPU here.
         BundleError: the plan was built by another version, or for another GPU.
@@ -122,9 +148,9 @@ def open_plan(library: Any, name: str, bundle: Bundle, device: str) -> TensorRTS
             "Export it again here, or install that version."
         )
     index = int(chosen.partition(":")[2])
-    if (here := compute_capability(index)) not in manifest.compute_capability:
+    if (here := compute_capability(index)) not in manifest.bound_to:
         raise BundleError(
-            f"{bundle} was built for the compute capabilities {', '.join(manifest.compute_capability)}, and "
+            f"{bundle.path} was built for the compute capabilities {', '.join(manifest.bound_to)}, and "
             f"{chosen} is {here}. Export it again with --compute-capability {here}."
         )
     info = EngineInfo(

@@ -1,4 +1,4 @@
-"""What TensorRT and TensorRT-RTX share in building: one strongly typed network, one profile, errors in words."""
+"""Building plans of TensorRT and TensorRT-RTX: one strongly typed network, one profile, errors in words."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

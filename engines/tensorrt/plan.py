@@ -1,4 +1,4 @@
-"""What a TensorRT-RTX plan holds, read from the plan itself: kernels, their types and their fusions, without a GPU."""
+"""Contents of a TensorRT-RTX plan, read from the plan itself without a GPU: kernels, their types and fusions."""
 
 import re
 from collections import Counter

@@ -1,11 +1,14 @@
 """The `tensorrt-rtx` backend: plans for GeForce and RTX GPUs, built anywhere, without a GPU, in about a second."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from painn_deploy.engines.backend import BuildOptions, BuiltEngine
 from painn_deploy.engines.tensorrt.backend import PLAN, PlanBackend
 from painn_deploy.engines.tensorrt.builder import build_plan
+from painn_deploy.engines.tensorrt.plan import read_plan
+from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import EngineUnavailableError
 
 __all__ = ["BACKEND", "DEFAULT_CAPABILITIES", "TensorRTRTXBackend"]
@@ -18,11 +21,20 @@ class TensorRTRTXBackend(PlanBackend):
     """TensorRT-RTX: ahead of time for named compute capabilities, finished on the GPU at first use."""
 
     name = "tensorrt-rtx"
-    extra = "tensorrt-rtx"
+    packages = MappingProxyType({"tensorrt-rtx": "tensorrt-rtx", "cuda-bindings": "tensorrt-rtx"})
 
     def bound_to(self, options: BuildOptions) -> str:
         """See `Backend.bound_to`: to nothing but the options."""
         return ",".join(options.compute_capabilities or DEFAULT_CAPABILITIES)
+
+    def contents(self, bundle: Bundle) -> Mapping[str, str]:
+        """See `Backend.contents`: kernels and weights that the plan names."""
+        found = read_plan(bundle.file(PLAN))
+        weights = (f"{count} {kind}" for kind, count in sorted(found.constants.items()))
+        return {
+            "kernels": f"{found.launches} launches an evaluation; the plan names {found.count}",
+            "weights": ", ".join(weights),
+        }
 
     def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None) -> BuiltEngine:
         """See `Backend.build`."""

@@ -1,4 +1,4 @@
-"""What TensorRT and TensorRT-RTX share in running: an execution context as a lane's executor.
+"""Running plans of TensorRT and TensorRT-RTX: an execution context as a lane's executor.
 
 NOT YET EXECUTED ON A GPU BY US: `make test` proves what can be proved without one, `make gpu-check` the rest.
 """
@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from painn_deploy.engines.backend import EngineInfo
-from painn_deploy.engines.contract import check_tensors
 from painn_deploy.engines.gpu.arena import Arena
 from painn_deploy.engines.gpu.cuda import on_device, runtime
 from painn_deploy.engines.gpu.executor import GraphOfCuda, Recorded
 from painn_deploy.engines.gpu.session import GpuSession
 from painn_deploy.engines.profiles import Profile
+from painn_deploy.engines.session import EngineInfo
 from painn_deploy.engines.tensorrt.builder import Messages
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import INPUTS, OUTPUTS, Field, GraphInputs
@@ -71,12 +70,7 @@ class PlanExecutor:
         """See `Executor.fill`."""
 
     def bind(self, atoms: int, slots: int, addresses: Mapping[str, int]) -> None:
-        """See `Executor.bind`.
-
-        Raises:
-            EngineError: TensorRT refuses a shape or an address.
-            DeviceMemoryError: there is no room for the activations of this size.
-        """
+        """See `Executor.bind`."""
         context = self._context
         for field in INPUTS:
             shape = field.sized(atoms=atoms, slots=slots)
@@ -89,16 +83,12 @@ class PlanExecutor:
         context.set_device_memory(self._arena.device("activations", size), size)
 
     def execute(self) -> None:
-        """See `Executor.execute`."""
-        self.execute_on(self._stream)
-
-    def execute_on(self, stream: int) -> None:
-        """Send one evaluation to a stream.
+        """See `Executor.execute`.
 
         Raises:
             EngineError: TensorRT failed.
         """
-        if not self._context.execute_async_v3(stream):
+        if not self._context.execute_async_v3(self._stream):
             raise EngineError(f"{self._name} failed: {self._messages.told()}.")
 
     def record(self, send: Callable[[], None]) -> Recorded:
@@ -165,7 +155,7 @@ class TensorRTSession(GpuSession):
         index: of the GPU.
         profile: that the plan was built for.
         info: what the session says of itself.
-        graphs: whether CUDA graphs are used.
+        cuda_graphs: whether a size that comes again is replayed as a CUDA graph.
         species: atomic numbers that the engine has rows for.
         kept: file for the kernels that TensorRT-RTX compiles when a plan is opened.
 
@@ -181,7 +171,7 @@ class TensorRTSession(GpuSession):
         profile: Profile,
         info: EngineInfo,
         *,
-        graphs: bool = True,
+        cuda_graphs: bool = True,
         species: Sequence[int] = (),
         kept: Path | None = None,
     ) -> None:
@@ -203,55 +193,4 @@ class TensorRTSession(GpuSession):
             while loaded:  # the engine before its runtime
                 loaded.pop()
 
-        super().__init__(make, index, info, species=species, lanes=LANES, graphs=graphs, release=release)
-
-    def run_tensors(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
-        """Torch tensors on this GPU in, torch tensors out, without a copy; on torch's current stream.
-
-        Args:
-            inputs: in the graph contract's order, contiguous, of its dtypes; indices are not checked.
-
-        Raises:
-            ShapeError: naming the tensor that an engine would read as something else.
-            EngineError: the engine failed.
-        """
-        import torch
-
-        check_tensors(inputs, f"cuda:{self._index}")
-        atoms, slots = map(int, inputs[-1].shape)
-        with torch.cuda.device(self._index):
-            outputs = tuple(torch.empty(field.sized(atoms=atoms), device=inputs[-1].device) for field in OUTPUTS)
-            current: Any = torch.cuda.current_stream()
-            stream: Any = current
-            if current.cuda_stream == 0:  # TensorRT synchronises the device when it runs on the default stream
-                stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-                stream.wait_stream(current)
-            tensors = zip((*INPUTS, *OUTPUTS), (*inputs, *outputs), strict=True)
-            addresses = {field.name: int(tensor.data_ptr()) for field, tensor in tensors}
-            self.run_addresses(atoms, slots, addresses, stream.cuda_stream)
-            current.wait_stream(stream)
-            for tensor in (*inputs, *outputs):
-                tensor.record_stream(stream)
-        return outputs
-
-    def run_addresses(self, atoms: int, slots: int, addresses: Mapping[str, int], stream: int) -> None:
-        """Send one evaluation to a stream of the caller's, on device memory of the caller's.
-
-        The context is the one that `run` and `step` use, so that this waits for them and they for this, on the device.
-
-        Args:
-            atoms: rows.
-            slots: columns.
-            addresses: of inputs and outputs, by their names in the contract.
-            stream: its handle.
-
-        Raises:
-            ShapeError: the size lies outside the profile.
-            EngineError: the engine failed.
-        """
-        with self._on_lane(0) as lane:
-            executor: Any = lane.executor
-            executor.check(atoms, slots)
-            with lane.elsewhere(stream):
-                executor.bind(atoms, slots, addresses)
-                executor.execute_on(stream)
+        super().__init__(make, index, info, species=species, lanes=LANES, cuda_graphs=cuda_graphs, release=release)

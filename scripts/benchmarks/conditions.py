@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from painn_deploy.calibration.timing import Pace
-from painn_deploy.export.versions import installed
+from painn_deploy.export.versions import installed, onnxruntimes
 from painn_deploy.runtime.machine import machine
 from painn_deploy.scripts.commands.outputs import write_result
 
@@ -124,8 +124,8 @@ def finish(console: Console, values: Mapping[str, Any], threads: int | None, out
         output: JSON file; None for none.
     """
     found = conditions(threads)
-    engine, versions = found["engine_threads"], found["versions"]
-    runtimes = [f"{name} {version}" for name, version in versions.items() if name.startswith("onnxruntime")]
+    engine = found["engine_threads"]
+    runtimes = [f"{name} {version}" for name, version in onnxruntimes().items()]
     console.print(
         f"{found['machine']}; torch {torch.__version__} on {found['torch_threads']} threads, "
         f"{' and '.join(runtimes) or 'onnxruntime'} on {engine}{' threads' if threads else ''}",

@@ -74,7 +74,7 @@ class Bundler(Closing):
         compute_capabilities: of GPUs.
         limits: errors that lower precisions may cost.
         device: that engines are built for which are bound to a kind of device.
-        tf32: for FP32 products on a GPU.
+        tf32: for FP32 products on a GPU; of engines that honour it.
         form: of the graph, for `inductor`.
         table_error: eV/Å, the most that a radial table may cost a force component; None for no table.
         tell: called with a line about each step.
@@ -200,8 +200,6 @@ class Bundler(Closing):
             built, before = build_cached(get_backend(engine), graph.model, self._options, self._tell)
             manifest = self._manifest(engine, precision, graph, built)
             bundle = Bundle.in_memory(manifest, {MODEL: graph.model, **built.files})
-        if self._options.tf32 and not built.tf32:
-            self._tell(f"{engine} was built without TF32, which it does not have here: its products are FP32")
         facts: dict[str, Any] = {}
         if built.profiles and self._sizes:
             batches = group(self._sizes, most_atoms=self._options.profile.atoms[2])
@@ -231,7 +229,7 @@ class Bundler(Closing):
             precision=precision,
             built_at=datetime.now(UTC).isoformat(timespec="seconds"),
             built_with=installed(PACKAGES),
-            compute_capability=built.compute_capability,
+            bound_to=built.bound_to,
             radial_table=None if self._table is None else self._table.as_dict(),
             profiles=tuple(profile.as_dict() for profile in built.profiles),
             tf32=built.tf32,

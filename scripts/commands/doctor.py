@@ -13,16 +13,8 @@ from painn_deploy.export.versions import installed
 
 __all__ = ["engines_table", "packages_table"]
 
-PACKAGES = {
-    "painn-deploy": "",
-    "numpy": "",
-    "ase": "",
-    "vesin": "",
-    "onnxruntime": "cpu",
-    "tensorrt-rtx": "tensorrt-rtx",
-    "tensorrt": "tensorrt",
-    "cuda-bindings": "tensorrt-rtx",
-    "torch": "export",
+ALWAYS = {"painn-deploy": "", "numpy": "", "ase": "", "vesin": ""}
+TOOLS = {
     "onnx": "export",
     "safetensors": "export",
     "jinja2": "export",
@@ -30,6 +22,7 @@ PACKAGES = {
     "rdkit": "train",
     "tblite": "train",
 }
+"""Beside what engines need: packages, and the extra that installs each."""
 
 
 def engines_table() -> tuple[Table, int]:
@@ -57,7 +50,8 @@ def packages_table() -> Table:
     made = Table(title=f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
     for heading in ("package", "version"):
         made.add_column(heading)
-    for name, extra in PACKAGES.items():
+    of_engines = {name: extra for engine in BACKENDS for name, extra in get_backend(engine).packages.items()}
+    for name, extra in (ALWAYS | of_engines | TOOLS).items():
         for found, version in installed([name]).items():
             made.add_row(found, version)
         if not installed([name]):

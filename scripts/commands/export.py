@@ -7,7 +7,7 @@ from ase import Atoms
 
 from painn_deploy.calibration.accuracy.errors import Limits
 from painn_deploy.calibration.accuracy.tabling import LARGEST_ERROR
-from painn_deploy.engines import get_backend
+from painn_deploy.engines import BACKENDS, get_backend
 from painn_deploy.export.checkpoint import find_checkpoint
 from painn_deploy.export.errors import ExportError
 from painn_deploy.export.files import prepare_output
@@ -50,8 +50,7 @@ def export_engines(
         limits: what FP16 and INT8 may cost against FP32; by default 10 meV/atom and 50 meV/Å for FP16, 3 meV/atom and
             20 meV/Å for INT8, which is searched for within them.
         device: that an `inductor` engine is compiled for, `cpu` or `cuda`; by default the first that is here.
-        tf32: let the FP32 products of a GPU round their operands to ten bits; an engine that has no such products says
-            so, and its manifest holds what it was built with.
+        tf32: let FP32 products round their operands to ten bits; an engine that has no such products is refused.
         form: of the graph that `inductor` compiles, see `painn_deploy.engines.forms`; by default those of the device.
         radial_table: read what depends on one distance alone from a table, in place of the radial network.
         max_table_error: eV/Å, the most that this may change a force component, measured on `structures` in float64.
@@ -68,6 +67,8 @@ def export_engines(
     file, name = find_checkpoint(checkpoint)
     engines, precisions = list(dict.fromkeys(engines)), list(dict.fromkeys(precisions))
     _check_request(engines, precisions)
+    if tf32:
+        _check_tf32(engines, device)
 
     def target(engine: str, precision: str) -> Path:
         return Path(output) / f"{name}-{engine}-{precision}{SUFFIX}"
@@ -114,3 +115,15 @@ def _check_request(engines: Sequence[str], precisions: Sequence[str]) -> None:
                 raise ExportError(
                     f"The engine {engine} has no {precision}; it has {', '.join(get_backend(engine).precisions)}."
                 )
+
+
+def _check_tf32(engines: Sequence[str], device: str) -> None:
+    """Refuse TF32 for an engine that would compute in FP32 all the same."""
+    for engine in engines:
+        if not get_backend(engine).honours_tf32(device):
+            able = [name for name in BACKENDS if get_backend(name).honours_tf32("cuda")]
+            where = "" if device == "auto" else f" on {device}"
+            raise ExportError(
+                f"The engine {engine} has no TF32{where}: its products would be FP32 all the same. "
+                f"On an NVIDIA GPU these have it: {', '.join(able)}. Leave out --tf32, or choose among them."
+            )

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from painn_deploy.engines import BACKENDS, get_backend
 from painn_deploy.export.bundle import Bundle, read_bundle
 from painn_deploy.export.manifest import VALIDATION
 
@@ -36,7 +37,7 @@ def print_bundle(path: Path, out: Console) -> None:
     made.add_column()
     made.add_column(overflow="fold")
     made.add_row("engine", f"{m.engine} {m.engine_version}, {m.precision}")
-    made.add_row("compute capability", ", ".join(m.compute_capability) or "bound to no GPU")
+    made.add_row("bound to", ", ".join(m.bound_to) or "nothing: it runs on any machine")
     made.add_row("architecture", f"{m.architecture}: {json.dumps(dict(m.configuration))}")
     made.add_row("cutoff", f"{m.cutoff:g} Å")
     made.add_row("species", symbols if m.species_verified else f"{symbols} (unverified: the embedding's rows)")
@@ -45,6 +46,9 @@ def print_bundle(path: Path, out: Console) -> None:
     made.add_row("checkpoint", f"sha256 {m.checkpoint_sha256}")
     made.add_row("bundle", f"sha256 {bundle.sha256}, format {m.format_version}")
     made.add_row("built", f"{m.built_at} with " + ", ".join(f"{k} {v}" for k, v in m.built_with.items()))
+    if m.engine in BACKENDS:
+        for heading, words in get_backend(m.engine).contents(bundle).items():
+            made.add_row(heading, words)
     for name in m.files:
         made.add_row("file", f"{name}, {len(bundle.file(name)) / 1e6:.2f} MB, as written at export")
     out.print(made)

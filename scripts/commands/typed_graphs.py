@@ -9,10 +9,10 @@ from ase import Atoms
 
 from painn_deploy.calibration.accuracy.errors import Tolerances
 from painn_deploy.calibration.int8.search import Int8Search, Quantisation
+from painn_deploy.engines import get_backend
 from painn_deploy.export.graph.edit import EditableGraph
 from painn_deploy.export.graph.half import half_tensors, rounded, to_half
 from painn_deploy.export.graph.int8 import to_int8
-from painn_deploy.export.graph.lowering import sums_for_batched_products
 from painn_deploy.export.graph.onnx_graph import check_contract
 from painn_deploy.export.graph.products import weight_products
 from painn_deploy.export.progress import Tell
@@ -23,13 +23,6 @@ AUTO = "auto"
 
 INT8_LIMITS = Tolerances(energy=3e-3, forces=20e-3)
 """What INT8 may cost against FP32 where the user says nothing."""
-
-FUSING = ("tensorrt", "tensorrt-rtx")
-"""Engines that fuse elementwise work with sums, and run where FP16 is fast: their INT8 graphs are FP16-mixed where they
-are not INT8."""
-
-COMPILING = ("inductor",)
-"""Engines that fuse too, and call a library for products."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +79,8 @@ class TypedGraphs:
             PrecisionError: INT8 cannot be had within the limits.
             DatasetError: there are too few structures to calibrate INT8 on.
         """
-        fuses = engine in FUSING
-        graph = EditableGraph(self._model)
-        if fuses or engine in COMPILING:
-            sums_for_batched_products(graph, of_products=not fuses)
-        exact = graph.model()
+        backend = get_backend(engine)
+        exact = backend.lower(self._model)
         if precision == "fp32":
             return TypedGraph(exact.SerializeToString())
         if precision == "fp16":
@@ -98,15 +88,14 @@ class TypedGraphs:
         quantisation, name = self._quantised(share)
         model = to_int8(exact, quantisation.scales)
         products = weight_products(self._model)
-        rest = "fp16" if fuses else "fp32"
         report = {
             "calibrated_on_set": name,
             "int8_products": f"{len(quantisation.scales)} of {len(products)}",
-            "other_products": rest,
+            "other_products": backend.rest_precision,
             "share_of_limits": share,
             **quantisation.as_dict(),
         }
-        if rest == "fp16":
+        if backend.rest_precision == "fp16":
             return self._narrowed(model, report, quantisation.correction)
         return TypedGraph(_checked(model), None, quantisation.correction, report)
 

@@ -39,7 +39,6 @@ class Split:
         self.forces: Float32[np.ndarray, "all_atoms 3"] = data["forces"]
         self.energies: Float64[np.ndarray, " structures"] = data["energies"]
         self.offsets: Int64[np.ndarray, " structures_and_one"] = data["offsets"]
-        self.kinds: np.ndarray = data["kinds"]
         self.pairs: list[Pairs] = [find_pairs(self.atoms(i), cutoff).pairs for i in range(len(self))]
         self.slots = np.array([slots_for(pairs.counts()) for pairs in self.pairs])
 

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from painn_deploy.engines import Session
 from painn_deploy.engines.contract import padded
 from painn_deploy.engines.gpu.lane import SLOT_STEP
-from painn_deploy.engines.gpu.session import GpuSession
+from painn_deploy.engines.session import CudaGraphs, FollowingSession
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.model.student import Student
@@ -228,11 +228,11 @@ def engine_figures(
     shifts[list(manifest.species)] = np.array(manifest.atomic_references) - references
     for case in cases.values():
         _engine_figures(keep, session, case, shifts, clock)
-        if isinstance(session, GpuSession):
+        if isinstance(session, CudaGraphs):
             _gpu_figures(keep, session, case, shifts, manifest.cutoff, clock, calls)
     for case in cases.values():
         _whole_figures(keep, calculator, case, clock)
-    if isinstance(session, GpuSession):  # last: a profiler may leave a process slower than it was
+    if isinstance(session, CudaGraphs):  # last: a profiler may leave a process slower than it was
         for case in cases.values():
             _kernel_figures(keep, session, case)
 
@@ -248,19 +248,19 @@ def _engine_errors(session: Session, case: Case, shifts: np.ndarray) -> dict[str
 
 def _engine_figures(keep: Figures, session: Session, case: Case, shifts: np.ndarray, clock: Clock) -> None:
     """Of plain launches."""
-    if isinstance(session, GpuSession):
-        session.graphs = False
+    if isinstance(session, CudaGraphs):
+        session.cuda_graphs = False
     keep(f"{case.name}: errors", lambda: _engine_errors(session, case, shifts))
     keep(f"{case.name}: engine call", lambda: clock.host(lambda i: session.run(case.inputs[i % SETS])))
 
 
 def _gpu_figures(
-    keep: Figures, session: GpuSession, case: Case, shifts: np.ndarray, cutoff: float, clock: Clock, calls: int
+    keep: Figures, session: CudaGraphs, case: Case, shifts: np.ndarray, cutoff: float, clock: Clock, calls: int
 ) -> None:
     """Of the device, of CUDA graphs, and of steps that upload positions alone."""
     name, inputs = case.name, case.inputs
     keep(f"{name}: {LAUNCHED}", lambda: session.device_time(inputs[0], calls).launched)
-    session.graphs = True
+    session.cuda_graphs = True
 
     def replayed(measure: Callable[[], Any]) -> Callable[[], Any]:
         return lambda: _replayed(session, case, measure)
@@ -268,12 +268,12 @@ def _gpu_figures(
     keep(f"{name}: replayed errors", replayed(lambda: _engine_errors(session, case, shifts)))
     keep(f"{name}: replayed call", replayed(lambda: clock.host(lambda i: session.run(inputs[i % SETS]))))
     keep(f"{name}: {REPLAYED}", replayed(lambda: session.device_time(inputs[0], calls).replayed))
-    if len(case.structures[0]) == 1:
+    if len(case.structures[0]) == 1 and isinstance(session, FollowingSession):
         keep(f"{name}: step, positions alone", lambda: _steps(session, case, cutoff, clock))
-    session.graphs = False
+    session.cuda_graphs = False
 
 
-def _kernel_figures(keep: Figures, session: GpuSession, case: Case) -> None:
+def _kernel_figures(keep: Figures, session: CudaGraphs, case: Case) -> None:
     """How many kernels one evaluation launches, and which take longest."""
 
     def measure() -> dict[str, Any]:
@@ -303,7 +303,7 @@ def _whole_figures(keep: Figures, calculator: PaiNNCalculator, case: Case, clock
     )
 
 
-def _replayed(session: GpuSession, case: Case, measure: Callable[[], Any]) -> Any:
+def _replayed(session: CudaGraphs, case: Case, measure: Callable[[], Any]) -> Any:
     """What is measured once a case's size was recorded; no plain launch passes for a replay."""
     for _ in range(3):
         session.run(case.inputs[0])
@@ -325,7 +325,7 @@ def resident_of(atoms: Atoms, cutoff: float) -> Any:
     return resident
 
 
-def _steps(session: GpuSession, case: Case, cutoff: float, clock: Clock) -> Any:
+def _steps(session: FollowingSession, case: Case, cutoff: float, clock: Clock) -> Any:
     """A step of dynamics that uploads positions alone: its time, and what it differs by from a whole evaluation."""
     frames = [np.ascontiguousarray(one[0].positions) for one in case.structures]
     wanted = [session.run(inputs) for inputs in case.inputs]

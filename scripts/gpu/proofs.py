@@ -5,15 +5,15 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from ase.build import molecule
 
+from painn_deploy.engines import Session
 from painn_deploy.engines.gpu.cuda import call, on_device, runtime
-from painn_deploy.engines.gpu.session import GpuSession
-from painn_deploy.engines.tensorrt.session import TensorRTSession
+from painn_deploy.engines.session import CudaGraphs, FollowingSession, OverlappingSession
 from painn_deploy.export.errors import DeviceMemoryError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.runtime import PaiNNCalculator
@@ -21,7 +21,7 @@ from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts.gpu.measure import resident_of, same_bits
 from painn_deploy.scripts.gpu.record import Unavailable
 
-__all__ = ["PROOFS", "Subject", "farthest", "largest_difference", "proved"]
+__all__ = ["PROOFS", "Subject", "able", "farthest", "largest_difference", "proved"]
 
 GROWTH = 16 * 2**20
 """Bytes of memory that many calls may add: a library's caches fill, a leak does not stop."""
@@ -50,19 +50,13 @@ class Subject:
     def open(self, *, graphs: bool = False) -> PaiNNCalculator:
         """A calculator; with CUDA graphs if so said, and then on a GPU only."""
         calculator = PaiNNCalculator(self.bundle, device=self.device)
-        session: Any = calculator.session
-        if graphs and not isinstance(session, GpuSession):
+        session: Session = calculator.session
+        if isinstance(session, CudaGraphs):
+            session.cuda_graphs = graphs
+        elif graphs:
             calculator.close()
             raise Unavailable(f"There are no CUDA graphs on {self.device}.")
-        if isinstance(session, GpuSession):
-            session.graphs = graphs
         return calculator
-
-    def gpu_session(self, calculator: PaiNNCalculator) -> GpuSession:
-        """A calculator's session, where it is on a GPU."""
-        if not isinstance(calculator.session, GpuSession):
-            raise Unavailable(f"{type(calculator.session).__name__} is no session on a GPU.")
-        return calculator.session
 
     def batches(self, count: int, most: int = 3) -> list[GraphInputs]:
         """New positions of one ethanol, of two, and so on to the most.
@@ -92,6 +86,24 @@ class Subject:
         return int(total - free)
 
 
+S = TypeVar("S", bound=Session)
+
+
+def able(calculator: PaiNNCalculator, capability: type[S]) -> S:
+    """A calculator's session.
+
+    Args:
+        calculator: on the engine.
+        capability: that the session must have, such as `CudaGraphs`.
+
+    Raises:
+        Unavailable: it has not.
+    """
+    if not isinstance(calculator.session, capability):
+        raise Unavailable(f"{calculator.engine_info['backend']} is no {capability.__name__} here.")
+    return calculator.session
+
+
 def largest_difference(one: GraphOutputs, other: GraphOutputs) -> float:
     """Largest difference over all outputs (eV, eV/Å and eV); NaN and infinity where there is one.
 
@@ -119,7 +131,7 @@ def replays(subject: Subject) -> tuple[bool, Any]:
         want = [plain.run_graph(inputs) for inputs in batches]
         for _ in range(3):
             got = [replayed.run_graph(inputs) for inputs in batches]
-        refused = subject.gpu_session(replayed).refused_graphs
+        refused = able(replayed, CudaGraphs).refused_graphs
         worst = farthest(got, want)
         to_the_bit = all(map(same_bits, got, want))
     why = {str(key): reason for key, reason in refused.items()}
@@ -130,7 +142,7 @@ def lanes(subject: Subject) -> tuple[bool, Any]:
     """Batches that overlap give what each gives alone."""
     batches = subject.batches(9)
     with subject.open() as calculator:
-        session = subject.gpu_session(calculator)
+        session = able(calculator, OverlappingSession)
         want = [session.run(inputs) for inputs in batches]
         got = list(session.run_many(iter(batches)))
     worst = farthest(got, want)
@@ -143,7 +155,7 @@ def positions_alone(subject: Subject) -> tuple[bool, Any]:
     for graphs in (False, True):
         atoms = subject.atoms.copy()
         with subject.open(graphs=graphs) as calculator, subject.open() as other:
-            session = subject.gpu_session(calculator)
+            session = able(calculator, FollowingSession)
             session.follow(resident_of(atoms, subject.cutoff))
             for _ in range(6):
                 atoms.positions += subject.rng.normal(0, 0.02, atoms.positions.shape)
@@ -151,23 +163,6 @@ def positions_alone(subject: Subject) -> tuple[bool, Any]:
                 got = session.step(np.ascontiguousarray(atoms.positions))
                 differences.append(largest_difference(got, want))
     worst = float(np.max(differences))
-    return worst <= CLOSE, {"largest difference": worst}
-
-
-def tensors(subject: Subject) -> tuple[bool, Any]:
-    """Torch tensors in and out, in turn with runs of the session's own."""
-    batches = subject.batches(6)
-    with subject.open() as calculator:
-        session = calculator.session
-        if not isinstance(session, TensorRTSession):
-            raise Unavailable("This engine takes no torch tensors.")
-        want = [session.run(inputs) for inputs in batches]
-        got = []
-        for inputs in batches:
-            got.append(session.run_tensors([torch.from_numpy(array).to(subject.device) for array in inputs]))
-            session.run(batches[0])  # nothing waits in between
-        found = [GraphOutputs(*(tensor.cpu().numpy() for tensor in one)) for one in got]
-    worst = farthest(found, want)
     return worst <= CLOSE, {"largest difference": worst}
 
 
@@ -248,7 +243,7 @@ def full_memory(subject: Subject) -> tuple[bool, Any]:
     small, large = subject.batch(1), subject.batch(4096)
     with subject.open() as calculator:
         want = calculator.run_graph(small)
-        subject.gpu_session(calculator)
+        able(calculator, CudaGraphs)  # and so on a GPU
         device = torch.device(subject.device)
         taken, said = [], "nothing: it found room"
         with torch.cuda.device(device):
@@ -272,7 +267,6 @@ PROOFS: dict[str, Callable[[Subject], tuple[bool, Any]]] = {
     "CUDA graphs against plain launches": replays,
     "batches that overlap": lanes,
     "positions alone against whole evaluations": positions_alone,
-    "torch tensors in and out": tensors,
     "many calls": endurance,
     "closed, dropped and opened again": closing,
     "threads with a session each": threads,

@@ -22,8 +22,8 @@ from painn_deploy.calibration.structures import aspirin, default_structures, tru
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.gpu.cuda import compute_capability
 from painn_deploy.engines.gpu.driver import gpu_of
-from painn_deploy.engines.gpu.session import GpuSession
 from painn_deploy.engines.inductor.compile import SEVERAL
+from painn_deploy.engines.session import CudaGraphs
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import EngineUnavailableError
 from painn_deploy.export.files import to_json
@@ -340,8 +340,8 @@ class Job:
                 peers: list[Bundle] = []
                 for name, bundle in bundles.items():
                     calculator = stack.enter_context(PaiNNCalculator(bundle, device=self.device))
-                    if isinstance(calculator.session, GpuSession):
-                        calculator.session.graphs = True
+                    if isinstance(calculator.session, CudaGraphs):
+                        calculator.session.cuda_graphs = True
                         peers.append(Bundle(calculator, f"{name}{REPLAYED}"))
                 found = time_bundles(
                     bundles,

@@ -74,7 +74,7 @@ class Cost(Operations):
         bytes_written: read and written if each node reads its inputs from memory and writes its outputs there.
         bytes_least: weights and the graph's inputs read once, its outputs written once.
         peak_bytes: weights, and the most that activations take at any time when each is freed after its last reader.
-        weight_bytes: of all constants.
+        weight_bytes: of all constants that are read.
     """
 
     multiply_adds: int
@@ -120,7 +120,8 @@ def count(model: onnx.ModelProto, atoms: int, slots: int, pairs: int = 0) -> Cos
             moved += sum(tensors.bytes_of(name) for name in node.output)
             read = read[1:] if node.op_type == "Gather" else []
         moved += sum(tensors.bytes_of(name) for name in read)
-    weights = sum(tensors.bytes_of(t.name) for t in graph.initializer)
+    taken = {name for node in graph.node for name in node.input}
+    weights = sum(tensors.bytes_of(t.name) for t in graph.initializer if t.name in taken)
     ends = sum(tensors.bytes_of(v.name) for v in (*graph.input, *graph.output))
     return Cost(multiply_adds, elementwise, moved, weights + ends, weights + _peak(model, tensors), weights)
 

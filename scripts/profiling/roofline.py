@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 from ase import Atoms
 
+from painn_deploy.engines import get_backend
 from painn_deploy.engines.inductor.pairs import pair_inputs
 from painn_deploy.export.errors import PaiNNDeployError
-from painn_deploy.export.graph.edit import EditableGraph
-from painn_deploy.export.graph.lowering import filters_once_a_pair
-from painn_deploy.export.manifest import MODEL, read_bundle
+from painn_deploy.export.manifest import read_bundle
 from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts.profiling.costs import Cost, count
 
@@ -172,15 +170,13 @@ def rooflines(
     peaks = measured_peaks(device, precisions)
     rows = []
     for name, bundle in opened.items():
-        graph = EditableGraph(onnx.load_from_string(bundle.file(MODEL)))
-        if bundle.manifest.engine == "inductor" and device == "cpu":
-            filters_once_a_pair(graph)
-        model = graph.model()
+        backend = get_backend(bundle.manifest.engine)
         timed = {r["batch"]: r["engine"] for r in throughput if r["candidate"] == name and r["engine"]}
         for batch in sorted({min(timed), max(timed)}):
             inputs = graph_inputs([one] * batch, bundle.manifest.cutoff)
             atoms, slots = inputs.mask.shape
-            cost = count(model, atoms, slots, len(pair_inputs(inputs.reverse).pairs))
+            graph = backend.executed_graph(bundle, atoms, slots)
+            cost = count(graph, atoms, slots, len(pair_inputs(inputs.reverse).pairs))
             least = roof(cost, peaks, bundle.manifest.precision)
             spent = timed[batch]["milliseconds"]
             rows.append(

@@ -1,0 +1,67 @@
+"""A session whose library takes arrays of the host, the same for every engine."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from painn_deploy.engines.contract import check_inputs, padded
+from painn_deploy.engines.session import Closing, EngineInfo
+from painn_deploy.export.errors import EngineError, EngineUnavailableError
+from painn_deploy.export.fields import GraphInputs, GraphOutputs
+
+__all__ = ["HostSession"]
+
+
+class HostSession(Closing):
+    """An engine on a CPU, or on a device that its library copies to by itself. It belongs to one thread.
+
+    Args:
+        info: what the session says of itself.
+        least: atoms and slots that the engine takes at least; smaller matrices are padded.
+    """
+
+    def __init__(self, info: EngineInfo, least: int = 1) -> None:
+        self._info, self._least = info, least
+        self._checked: GraphInputs | None = None
+        self._closed = False
+
+    @property
+    def info(self) -> EngineInfo:
+        """See `Session.info`."""
+        return self._info
+
+    @property
+    def cuda_graphs(self) -> bool:
+        """Whether sizes that come again are replayed as CUDA graphs: never here.
+
+        Raises:
+            EngineUnavailableError: set.
+        """
+        return False
+
+    @cuda_graphs.setter
+    def cuda_graphs(self, wanted: bool) -> None:
+        if wanted:
+            raise EngineUnavailableError(f"There are no CUDA graphs on {self._info['device']!r}.")
+
+    graphs = cuda_graphs  # its former name
+
+    def run(self, inputs: GraphInputs) -> GraphOutputs:
+        """See `Session.run`."""
+        if self._closed:
+            raise EngineError("This session is closed; open another one.")
+        if inputs is not self._checked:  # a step of dynamics writes into the arrays of the step before
+            check_inputs(inputs)
+            self._checked = inputs
+        atoms, slots = inputs.mask.shape
+        outputs = self._evaluate(padded(inputs, max(atoms, self._least), max(slots, self._least)))
+        return GraphOutputs(*(output[:atoms] for output in outputs))
+
+    @abstractmethod
+    def _evaluate(self, inputs: GraphInputs) -> Sequence[np.ndarray]:
+        """Energies, forces and virials of inputs that keep the contract."""
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self._closed, self._checked = True, None

@@ -1,0 +1,176 @@
+"""The protocols of sessions: an opened engine, and what some of them can do beside `run`."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, TypedDict, TypeVar, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float64, Int32, UInt8
+
+from painn_deploy.export.fields import GraphInputs, GraphOutputs
+
+__all__ = [
+    "Closing",
+    "CudaGraphs",
+    "DeviceTime",
+    "EngineInfo",
+    "FollowingSession",
+    "OverlappingSession",
+    "ResidentGraph",
+    "Session",
+]
+
+
+class EngineInfo(TypedDict):
+    """The engine that runs, as its session reports it.
+
+    Attributes:
+        backend: name, as in the manifest.
+        version: of the backend here.
+        device: what the session runs on, such as `cpu` or `cuda:0`.
+        precision: of the engine, as in the manifest.
+        bundle_sha256: of the bundle's manifest.
+    """
+
+    backend: str
+    version: str
+    device: str
+    precision: str
+    bundle_sha256: str
+
+
+T = TypeVar("T")
+
+
+class Closing:
+    """Mixin: a `with` block calls `close()` at its end."""
+
+    def close(self) -> None:
+        """Give back memory and threads; may be called twice."""
+        raise TypeError(f"{type(self).__name__} does not say how it is closed.")
+
+    def __enter__(self: T) -> T:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@runtime_checkable
+class Session(Protocol):
+    """A loaded engine. It belongs to one thread at a time; open one for each."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """Backend, version, device, precision and bundle that run."""
+
+    def run(self, inputs: GraphInputs) -> GraphOutputs:
+        """Energies, forces and virials of one padded neighbour matrix.
+
+        Raises:
+            ShapeError: arrays that do not keep the graph contract, or lie outside every profile.
+            EngineError: the engine failed, or the session is closed.
+        """
+
+    def close(self) -> None:
+        """Give back memory and threads; may be called twice."""
+
+
+@dataclass(frozen=True)
+class ResidentGraph:
+    """One structure without its positions: these arrays stay on the device while its neighbours stand.
+
+    Attributes:
+        atomic_numbers: Z.
+        neighbours: as in the graph contract.
+        reverse: as in the graph contract.
+        shifts: S·cell of each slot, Å.
+        stored: 1 for a slot that holds a pair, within the cutoff or the skin.
+        cutoff: Å.
+    """
+
+    atomic_numbers: Int32[np.ndarray, " atoms"]
+    neighbours: Int32[np.ndarray, "atoms slots"]
+    reverse: Int32[np.ndarray, "atoms slots"]
+    shifts: Float64[np.ndarray, "atoms slots 3"]
+    stored: UInt8[np.ndarray, "atoms slots"]
+    cutoff: float
+
+
+@runtime_checkable
+class FollowingSession(Session, Protocol):
+    """A session whose device keeps a structure, so that a step of dynamics uploads positions alone."""
+
+    @property
+    def following(self) -> ResidentGraph | None:
+        """The structure that the device holds; None after anything else was run."""
+
+    def follow(self, resident: ResidentGraph) -> None:
+        """Upload what stays while the neighbours stand.
+
+        Raises:
+            ShapeError: it lies outside the profile.
+        """
+
+    def step(self, positions: Float64[np.ndarray, "atoms 3"]) -> GraphOutputs:
+        """Energies, forces and virials at new positions, Å.
+
+        Raises:
+            EngineError: nothing is followed, or the engine failed.
+            ShapeError: positions of another number of atoms.
+        """
+
+
+@runtime_checkable
+class OverlappingSession(Session, Protocol):
+    """A session that uploads one batch while it computes another."""
+
+    def run_many(self, batches: Iterable[GraphInputs]) -> Iterator[GraphOutputs]:
+        """One result for each batch, in order.
+
+        Raises:
+            ShapeError: as for `run`.
+            EngineError: as for `run`.
+        """
+
+
+class DeviceTime(NamedTuple):
+    """Milliseconds of one evaluation on a device.
+
+    Attributes:
+        launched: the engine alone, launched kernel by kernel, on inputs that are there.
+        replayed: a CUDA graph of it, the copies of inputs and results included; None where there is none.
+    """
+
+    launched: float
+    replayed: float | None
+
+
+@runtime_checkable
+class CudaGraphs(Session, Protocol):
+    """A session that can replay a size which comes again as a CUDA graph.
+
+    Attributes:
+        cuda_graphs: whether it does; may be changed between calls.
+    """
+
+    cuda_graphs: bool
+
+    @property
+    def refused_graphs(self) -> Mapping[tuple[Any, ...], str]:
+        """Why a size could not be recorded, by its kind, atoms and slots; such a size is launched kernel by kernel."""
+
+    def device_time(self, inputs: GraphInputs, calls: int = ...) -> DeviceTime:
+        """Time of one evaluation on the device, by CUDA events around many of them sent at once.
+
+        Args:
+            inputs: of one evaluation, repeated.
+            calls: how many.
+
+        Raises:
+            ShapeError: as for `run`.
+            EngineError: as for `run`.
+        """
