@@ -1,8 +1,9 @@
 """benchmark.json: read again, as tables for a screen or a document, and as plots."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from painn_deploy.scripts.commands.outputs import made_table
 
 __all__ = ["Section", "plot", "read", "report", "sections", "store"]
 
-Rows = Sequence[Mapping[str, Any]]
 PHASES = ("neighbours", "packing", "engine", "results")
 ROOF = ("million multiply-adds", "MB at least", "ms at least", "ms", "share")
 COSTS = {
@@ -188,29 +188,20 @@ def plot(found: Mapping[str, Any], folder: Path) -> None:
         found: a benchmark.
         folder: for latency.png and throughput.png.
     """
-    names = list(dict.fromkeys(row["candidate"] for row in found["latency"]))
     _, several = _named(found["throughput"][0]["structure"])
-    curves = {
-        "latency": {name: _curve(found["latency"], name, "atoms", "whole", "milliseconds") for name in names},
-        "throughput": {name: _curve(found["throughput"], name, "batch", "structures_per_second") for name in names},
+    figures: dict[str, tuple[str, str, str, Callable[[Any], float]]] = {
+        "latency": ("atoms", "atoms", "ms of a whole call", lambda row: row["whole"]["milliseconds"]),
+        "throughput": (
+            *("batch", f"{several} in a batch", "structures a second"),
+            lambda row: row["structures_per_second"],
+        ),
     }
-    labels = {
-        "latency": ("atoms", "ms of a whole call"),
-        "throughput": (f"{several} in a batch", "structures a second"),
-    }
-    for kind, (below, beside) in labels.items():
+    for kind, (key, below, beside, value) in figures.items():
+        rows = sorted(found[kind], key=itemgetter(key))
         with drawn(folder / f"{kind}.png", (6.5, 4.0)) as axes:
-            for name, (x, y) in curves[kind].items():
-                axes.plot(x, y, marker="o", markersize=4, label=name)
+            for name in dict.fromkeys(row["candidate"] for row in found[kind]):
+                points = [(row[key], value(row)) for row in rows if row["candidate"] == name]
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
             axes.set(xscale="log", yscale="log", xlabel=below, ylabel=beside)
             axes.set_title(f"{found['checkpoint']}, {found['conditions']['machine']}")
             axes.legend()
-
-
-def _curve(rows: Rows, candidate: str, axis: str, *keys: str) -> tuple[list[float], list[float]]:
-    """A contender's figures by the size of the case."""
-    chosen = sorted((row for row in rows if row["candidate"] == candidate), key=lambda row: float(row[axis]))
-    values: list[Any] = list(chosen)
-    for key in keys:
-        values = [value[key] for value in values]
-    return [row[axis] for row in chosen], values
