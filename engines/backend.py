@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float64, Int32, UInt8
 
 from painn_deploy.engines.profiles import DEFAULT_PROFILE, Profile
+from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
-from painn_deploy.export.manifest import Bundle
 
 __all__ = [
     "Backend",

@@ -1,28 +1,30 @@
 """From a file to a student: weights only, nothing in a checkpoint is ever executed."""
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from painn_deploy.export.errors import CheckpointError, ConfigurationError
 from painn_deploy.export.model.distiller import Distiller
 from painn_deploy.export.model.painn import PaiNN
 from painn_deploy.export.model.student import Configuration, Student
+from painn_deploy.export.model.weights import check_student, check_tensors
 
-__all__ = ["ARCHITECTURES", "Checkpoint", "load_student", "resolve_checkpoint"]
+__all__ = ["ARCHITECTURES", "Checkpoint", "find_checkpoint", "load_checkpoint", "load_student", "resolve_checkpoint"]
 
 ARCHITECTURES: Mapping[str, type[PaiNN] | type[Distiller]] = {"painn": PaiNN, "distiller": Distiller}
 SHIPPED = Path(__file__).parent / "students"
 STATE_KEYS = ("state_dict", "model_state_dict")
 CONFIGURATION_KEYS = ("configuration", "config")
-PREFIXES = ("model", "module", "_orig_mod", "net")
 LONGEST_NAME = 150
 
 
@@ -41,8 +43,11 @@ class Checkpoint:
     sha256: str
 
 
-def resolve_checkpoint(checkpoint: str | Path) -> Checkpoint:
-    """Find a checkpoint by path, or one that ships by its name, such as `student:base`.
+def find_checkpoint(checkpoint: str | Path) -> tuple[Path, str]:
+    """Find a checkpoint by path, or one that ships by its name, such as `student:base`; the file is not read.
+
+    Returns:
+        The file, and the name that its bundles bear.
 
     Raises:
         CheckpointError: there is no such file or student.
@@ -54,20 +59,28 @@ def resolve_checkpoint(checkpoint: str | Path) -> Checkpoint:
         if size not in shipped:
             listed = ", ".join(f"student:{name}" for name in shipped) or "none"
             raise CheckpointError(f"No student named {text!r} ships with this version; those that do: {listed}.")
-        path, name = SHIPPED / f"{size}.safetensors", f"student-{size}"
-    else:
-        path = Path(checkpoint)
-        name = path.stem
-        if path.suffix not in (".safetensors", ".pt"):
-            raise CheckpointError(
-                f"{path} is neither .safetensors nor .pt. Save the state dict with safetensors.torch.save_file, "
-                "with its configuration as JSON beside it."
-            )
-        if not path.is_file():
-            raise CheckpointError(f"There is no file {path}. Give a .safetensors or .pt file, or student:base.")
-    if len(name) > LONGEST_NAME:
-        raise CheckpointError(f"{name[:40]}... is too long a name to name bundles after; rename the file.")
-    return Checkpoint(path, name, hashlib.sha256(path.read_bytes()).hexdigest())
+        return SHIPPED / f"{size}.safetensors", f"student-{size}"
+    path = Path(checkpoint)
+    if path.suffix not in (".safetensors", ".pt"):
+        raise CheckpointError(
+            f"{path} is neither .safetensors nor .pt. Save the state dict with safetensors.torch.save_file, "
+            "with its configuration as JSON beside it."
+        )
+    if not path.is_file():
+        raise CheckpointError(f"There is no file {path}. Give a .safetensors or .pt file, or student:base.")
+    if len(path.stem) > LONGEST_NAME:
+        raise CheckpointError(f"{path.stem[:40]}... is too long a name to name bundles after; rename the file.")
+    return path, path.stem
+
+
+def resolve_checkpoint(checkpoint: str | Path) -> Checkpoint:
+    """Find a checkpoint as `find_checkpoint` does, and hash its file.
+
+    Raises:
+        CheckpointError: there is no such file or student, or it cannot be read.
+    """
+    path, name = find_checkpoint(checkpoint)
+    return Checkpoint(path, name, hashlib.sha256(_content(path)).hexdigest())
 
 
 def load_student(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Student:
@@ -86,71 +99,72 @@ def load_student(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Stu
         CheckpointError: the file is missing, corrupt, a pickle of more than tensors, or not of a known architecture.
         ConfigurationError: the configuration is missing, lacks a key, or does not fit the weights.
     """
+    return load_checkpoint(path, dtype=dtype)[0]
+
+
+def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Student, Checkpoint]:
+    """Load a student as `load_student` does, together with the hash of the very bytes that its weights came from.
+
+    Args:
+        path: see `load_student`.
+        dtype: see `load_student`.
+
+    Returns:
+        The student, and its checkpoint; the file is read once for both.
+
+    Raises:
+        CheckpointError: see `load_student`.
+        ConfigurationError: see `load_student`.
+    """
     if dtype not in (torch.float32, torch.float64):
         raise CheckpointError(f"Students are loaded in float32 or float64, not in {dtype}.")
-    checkpoint = resolve_checkpoint(path)
-    state, inside = _read(checkpoint.path)
-    configuration = _configuration(checkpoint.path, inside)
+    file, name = find_checkpoint(path)
+    content, source = _content(file), str(file)
+    state, inside = _tensors(content, file)
+    configuration = _configuration(file, inside)
     if configuration.architecture not in ARCHITECTURES:
         raise CheckpointError(
-            f"{checkpoint.path} is of the architecture {configuration.architecture!r}; "
+            f"{source} is of the architecture {configuration.architecture!r}; "
             f"this version deploys {', '.join(sorted(ARCHITECTURES))}."
         )
-    _check_tensors(state, checkpoint.path)
+    check_tensors(state, source)
     try:
-        student = ARCHITECTURES[configuration.architecture].from_state_dict(configuration, state, str(checkpoint.path))
+        student = ARCHITECTURES[configuration.architecture].from_state_dict(configuration, state, source)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, RuntimeError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
-            f"{checkpoint.path} does not hold the tensors of {configuration.architecture}: {error}."
+            f"{source} does not hold the tensors of {configuration.architecture}: {error}."
         ) from error
-    rows = student.embedding.num_embeddings
-    if rows < 2:
-        raise CheckpointError(f"{checkpoint.path}: the embedding has {rows} rows, and hydrogen needs row 1.")
-    if configuration.species and configuration.species[-1] >= rows:
-        raise ConfigurationError(
-            f"{checkpoint.path}: its configuration lists element {configuration.species[-1]}, "
-            f"but the embedding ends at {rows - 1}."
-        )
     student = student.to(dtype).eval().requires_grad_(False)
-    if not all(torch.isfinite(parameter).all() for parameter in student.parameters()):
-        raise CheckpointError(f"{checkpoint.path}: a weight is too large for {dtype}.")
-    return student
+    check_student(student, source)
+    return student, Checkpoint(file, name, hashlib.sha256(content).hexdigest())
 
 
-def _check_tensors(state: Mapping[str, Tensor], path: Path) -> None:
-    """Plain floating-point tensors, under the names that training codes give them."""
-    for key, value in state.items():
-        if not value.is_floating_point() or value.dtype.itemsize < 2 or value.layout != torch.strided or value.is_meta:
-            raise CheckpointError(f"{path}: {key} holds {value.dtype}, {value.layout}; not floating-point weights.")
-    first = next(iter(state), "").split(".")[0]
-    if first in PREFIXES and all(key.startswith(f"{first}.") for key in state):
-        raise CheckpointError(
-            f"{path}: every tensor's name begins with {first!r}, which a wrapper added. Save the state dict of the "
-            "model inside the wrapper, without that prefix."
-        )
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _tensors(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and whatever configuration the file itself holds."""
     if path.suffix == ".safetensors":
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                return {key: file.get_tensor(key) for key in file.keys()}, _from_metadata(metadata)  # noqa: SIM118
-        except ConfigurationError:
-            raise
-        except (SafetensorError, OSError, ValueError) as error:
+            tensors = safetensors.torch.load(content)
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        except (safetensors.SafetensorError, ValueError, KeyError) as error:
             raise CheckpointError(f"{path} is not a safetensors file, or is cut short: {error}.") from error
+        return tensors, _from_metadata(header.get("__metadata__", {}))
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        read = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler met; every one of them means the same to the user
         raise CheckpointError(
             f"{path} cannot be read as weights only ({type(error).__name__}): it is corrupt, or holds pickled "
             "objects, which could run code and are never opened. Save model.state_dict() instead."
         ) from error
-    return _unwrap(content, path)
+    return _unwrap(read, path)
 
 
 def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

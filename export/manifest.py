@@ -1,7 +1,6 @@
-"""The bundle: a folder NAME.engine with a manifest, the graph, the plan if any, and the errors measured at export.
+"""The manifest of a bundle: what the bundle says of itself, and the names of its files.
 
-A bundle is written whole or not at all, never changes afterwards, and is checked file by file before anything in it is
-used: a plan is code.
+`Bundle`, `read_bundle` and `write_bundle` are in `painn_deploy.export.bundle`; they answer here too.
 """
 
 import hashlib
@@ -10,14 +9,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from painn_deploy.export.errors import BundleError, OutputError
 from painn_deploy.export.fields import UNITS
-from painn_deploy.export.files import prepare_output, write_folder_whole
+
+if TYPE_CHECKING:
+    from painn_deploy.export.bundle import Bundle, read_bundle, write_bundle
 
 __all__ = [
     "FORMAT_VERSION",
+    "PRECISIONS",
     "Bundle",
     "Manifest",
     "manifest_digest",
@@ -31,6 +33,7 @@ MODEL = "model.onnx"
 VALIDATION = "validation.json"
 SUFFIX = ".engine"
 PRECISIONS = ("fp32", "fp16", "int8")
+"""Every precision that a bundle can be in, the most exact first."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,12 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     @classmethod
-    def from_json(cls, text: str, source: Path) -> "Manifest":
+    def from_json(cls, text: str, source: str | Path) -> "Manifest":
         """Read a manifest and check what its keys hold.
+
+        Args:
+            text: of the file.
+            source: the file, for messages.
 
         Raises:
             BundleError: it is not JSON, of a newer format, lacks a key, or holds a value that makes no sense.
@@ -128,7 +135,7 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _check(values: Mapping[str, Any], source: Path) -> None:
+def _check(values: Mapping[str, Any], source: str | Path) -> None:
     """Hold the values that a runtime computes with against what they can be."""
     cutoff, species, references = values["cutoff"], values["species"], values["atomic_references"]
     sound = {
@@ -150,95 +157,6 @@ def _check(values: Mapping[str, Any], source: Path) -> None:
         raise BundleError(f"{source} is in the units {values['units']}; this painn-deploy reads {dict(UNITS)}.")
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """A bundle whose files were found to be those that its manifest lists.
-
-    Attributes:
-        path: the folder.
-        manifest: what it says of itself.
-        sha256: of the manifest, and through it of every file.
-    """
-
-    path: Path
-    manifest: Manifest
-    sha256: str
-
-    def file(self, name: str) -> bytes:
-        """Bytes of a file, checked again as they are read: what is used is what was hashed.
-
-        Raises:
-            BundleError: the file is gone or was altered.
-        """
-        if name not in self.manifest.files:
-            raise BundleError(f"{self.path} lists no {name}. Export it again.")
-        return _read_checked(self.path, name, self.manifest.files[name])
-
-
-def read_bundle(path: str | Path) -> Bundle:
-    """Read and check a bundle.
-
-    Raises:
-        BundleError: there is none, its format is newer, or a file is missing, altered or foreign.
-    """
-    path = Path(path)
-    source = path / MANIFEST
-    try:
-        text = source.read_bytes()
-    except OSError as error:
-        raise BundleError(
-            f"{path} is not a bundle: it has no readable {MANIFEST}. "
-            "Make one with `painn-deploy export CHECKPOINT -o DIR`, and give the folder NAME.engine."
-        ) from error
-    try:
-        manifest = Manifest.from_json(text.decode("utf-8"), source)
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{source} is not text. Export the bundle again.") from error
-    foreign = sorted(str(p.relative_to(path)) for p in path.rglob("*") if not p.is_dir())
-    if foreign := [name for name in foreign if name != MANIFEST and name not in manifest.files]:
-        raise BundleError(f"{path} holds files that its manifest does not list: {', '.join(foreign)}. Remove them.")
-    for name, sha256 in manifest.files.items():
-        _read_checked(path, name, sha256)
-    return Bundle(path, manifest, hashlib.sha256(text).hexdigest())
-
-
-def _read_checked(path: Path, name: str, sha256: str) -> bytes:
-    if Path(name).name != name:
-        raise BundleError(f"{path} lists the file {name!r}, which is not inside it. Do not use this bundle.")
-    try:
-        content = (path / name).read_bytes()
-    except OSError as error:
-        raise BundleError(
-            f"{path} lacks {name}, which its manifest lists. Copy it whole, or export it again."
-        ) from error
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise BundleError(f"{path / name} was altered after export (its SHA-256 differs). Export the bundle again.")
-    return content
-
-
-def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, overwrite: bool = False) -> Bundle:
-    """Write a bundle whole or not at all.
-
-    Args:
-        path: the folder NAME.engine to make.
-        manifest: its `files` are filled in here.
-        files: contents by name.
-        overwrite: replace a bundle that is there.
-
-    Raises:
-        OutputError: it exists and is not to be replaced, is not a bundle, or the folder cannot be written.
-    """
-    check_free(path, overwrite=overwrite)
-    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
-    manifest = Manifest(**{**{f.name: getattr(manifest, f.name) for f in fields(manifest)}, "files": hashes})
-    prepare_output(path.parent)
-    try:
-        write_folder_whole(path, {**files, MANIFEST: manifest.to_json().encode()})
-    except OSError as error:
-        raise OutputError(f"Cannot write {path}: {error.strerror or error}. Nothing was left behind.") from error
-    return read_bundle(path)
-
-
 def check_free(path: Path, *, overwrite: bool) -> None:
     """Refuse to replace a bundle without leave, and anything that is not a bundle with or without.
 
@@ -251,3 +169,12 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{path} exists and is not a bundle; move it away.")
     if not overwrite:
         raise OutputError(f"{path} exists. Give --overwrite to replace it, or another folder with -o.")
+
+
+def __getattr__(name: str) -> Any:
+    """Names that users import from here; their module imports this one, and so it is imported when they are used."""
+    if name not in ("Bundle", "read_bundle", "write_bundle"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import painn_deploy.export.bundle as bundle
+
+    return getattr(bundle, name)

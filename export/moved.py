@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -72,8 +73,10 @@ MOVED = MappingProxyType(
         "export.radial_table": "export.model.radial_table",
         "export.student": "export.model.student",
         "export.translate": "export.graph.translate",
+        "runtime.packing": "runtime.grouping",
         "runtime.relaxation": "runtime.screening.relaxation",
         "runtime.sinks": "runtime.screening.sinks",
+        "runtime.skin": "runtime.verlet",
         "runtime.sources": "runtime.screening.sources",
         "runtime.workers": "runtime.screening.workers",
         "scripts.batches": "scripts.distillation.batches",
@@ -91,7 +94,7 @@ MOVED = MappingProxyType(
         "scripts.eager": "scripts.benchmarks.eager",
         "scripts.eager_profile": "scripts.profiling.of_eager",
         "scripts.entry": "scripts.commands.entry",
-        "scripts.export_errors": "scripts.commands.export_errors",
+        "scripts.export_errors": "scripts.commands.inspection",
         "scripts.exporting": "scripts.commands.export",
         "scripts.force_methods": "scripts.benchmarks.force_methods",
         "scripts.fused_sums": "scripts.distillation.fused_sums",
@@ -158,7 +161,8 @@ def names_of(old: str, new: str) -> Callable[[str], Any]:
     """
 
     def find(name: str) -> Any:
-        if name.startswith("__"):
+        # `from package import module` asks for the attribute first, and imports the module where there is none
+        if name.startswith("__") or find_spec(f"{old}.{name}") is not None:
             raise AttributeError(name)
         return getattr(_now(old, new), name)
 

@@ -153,5 +153,5 @@ def _numbers_of(lammps: Any, calculator: PaiNNCalculator, elements: Mapping[int,
             '{1: "C", 2: "H"}.'
         )
     numbers = np.array([0, *(atomic_numbers[elements[kind]] for kind in range(1, types + 1))])
-    calculator.references(numbers[1:])
+    calculator.evaluator.references(numbers[1:])
     return numbers

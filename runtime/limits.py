@@ -7,7 +7,7 @@ from typing import Any
 from painn_deploy.engines.profiles import Profile
 from painn_deploy.export.errors import ShapeError
 
-__all__ = ["Limits", "available_memory"]
+__all__ = ["SizeLimits", "available_memory"]
 
 BYTES = 120
 """Of memory for each slot and feature on a CPU; ONNX Runtime was measured to take 127 to 130 on crystals."""
@@ -16,7 +16,7 @@ UNCHECKED = 65_536
 """Atoms x slots that need under a gigabyte; asking the system for its memory would take longer than a small run."""
 
 
-class Limits:
+class SizeLimits:
     """Sizes that an engine takes; what is refused here would fail later with a worse message, or end the process.
 
     Args:
@@ -33,6 +33,10 @@ class Limits:
 
     def check(self, atoms: int, slots: int) -> None:
         """Refuse a structure that no batch can hold.
+
+        Args:
+            atoms: of the structure.
+            slots: neighbours of its busiest atom.
 
         Raises:
             ShapeError: it lies outside every profile, or needs more memory than there is.

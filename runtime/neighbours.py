@@ -1,8 +1,6 @@
-"""Neighbour search into the padded matrix of the graph contract.
+"""Neighbour search: every pair once, with its displacement.
 
-vesin finds each pair once; in a small molecule, where calling it would take longer, every pair is looked at. The other
-end of a pair is written down with the exact negative displacement and the same mask, so that an edge and its reverse
-can never disagree, whatever the rounding. Distances are compared with the cutoff in float64, here and nowhere else.
+vesin finds the pairs; in a small molecule, where calling it would take longer, every pair is looked at.
 """
 
 import functools
@@ -12,27 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import vesin
 from ase import Atoms
-from ase.geometry import complete_cell
-from jaxtyping import Bool, Float64, Int32, Int64
+from jaxtyping import Bool, Float64, Int64, Integer
 
 from painn_deploy.export.errors import StructureError
-from painn_deploy.export.fields import GraphInputs
+from painn_deploy.runtime.structures import periodic_cell, refuse_one_spot
 
-__all__ = [
-    "LocalGraph",
-    "Pairs",
-    "SlotLayout",
-    "check_structure",
-    "find_pairs",
-    "graph_inputs",
-    "join",
-    "local_graphs",
-    "periodic_cell",
-    "refuse_one_spot",
-]
-
-ONE_SPOT = 1e-3
-"""Å; atoms closer than this are one atom written twice, not chemistry."""
+__all__ = ["Displacements", "Pairs", "find_pairs", "slots_for"]
 
 NARROW = 20
 """Cutoffs; a molecule that is no longer needs no narrowing."""
@@ -45,9 +28,6 @@ MOST_CELLS = 2e4
 
 MOST_IMAGES = 3e6
 """Atoms times images of the cell within the cutoff, past which a search would take minutes and gigabytes."""
-
-FLAT = 1e-6
-"""Volume, area or length of the periodic vectors, over the product of their lengths, below which they are dependent."""
 
 
 @dataclass(frozen=True)
@@ -64,54 +44,113 @@ class Pairs:
     second: Int64[np.ndarray, " pairs"]
     shifts: Int64[np.ndarray, "pairs 3"] | None
 
-    def displacements(
-        self, positions: Float64[np.ndarray, "atoms 3"], cell: Float64[np.ndarray, "3 3"]
-    ) -> Float64[np.ndarray, "pairs 3"]:
-        """r_second + S·cell - r_first in Å."""
-        vectors: np.ndarray = positions[self.second] - positions[self.first]
-        if self.shifts is not None:
-            vectors += self.shifts @ cell
-        return vectors
-
     def only(self, chosen: Bool[np.ndarray, " pairs"]) -> "Pairs":
         """Some of the pairs."""
         shifts = None if self.shifts is None else self.shifts[chosen]
         return Pairs(self.first[chosen], self.second[chosen], shifts)
 
+    def counts(self, atoms: int = 1) -> Int64[np.ndarray, " atoms_with_neighbours"]:
+        """How many neighbours each atom has: of at least so many atoms, 0 for those past the last that has any."""
+        return np.bincount(np.concatenate([self.first, self.second]), minlength=atoms)
 
-def check_structure(atoms: Atoms) -> None:
-    """Refuse what no force field can answer for.
+    @classmethod
+    def joined(cls, parts: Sequence["Pairs"], atoms: Sequence[int]) -> "Pairs":
+        """Pairs of structures side by side, whose atoms are numbered on from one structure to the next.
 
-    Raises:
-        StructureError: no atoms, positions or cell not finite, or linearly dependent periodic cell vectors.
+        Args:
+            parts: pairs of each structure, at least one.
+            atoms: how many each structure has.
+        """
+        if len(parts) == 1:  # a step of dynamics: nothing is copied
+            return parts[0]
+        starts = np.cumsum([0, *atoms])[:-1]
+        first = np.concatenate([part.first + start for part, start in zip(parts, starts, strict=True)])
+        second = np.concatenate([part.second + start for part, start in zip(parts, starts, strict=True)])
+        if all(part.shifts is None for part in parts):
+            return cls(first, second, None)
+        shifts = [np.zeros((len(p.first), 3), np.int64) if p.shifts is None else p.shifts for p in parts]
+        return cls(first, second, np.concatenate(shifts))
+
+
+def slots_for(counts: Integer[np.ndarray, " atoms"], step: int = 1) -> int:
+    """Columns that a matrix needs for its busiest atom, at least 1.
+
+    Args:
+        counts: neighbours of each atom.
+        step: that the number of columns is a multiple of.
     """
-    if len(atoms) == 0:
-        raise StructureError("The structure has no atoms.")
-    finite = np.isfinite(atoms.positions)
-    if not finite.all():
-        index = int(np.argmin(finite.all(1)))
-        raise StructureError(
-            f"Atom {index} ({atoms.symbols[index]}) is at {atoms.positions[index]}: NaN or infinite positions. "
-            "A simulation that got here has diverged; look at the frames before, or use a shorter time step."
-        )
-    periodic = np.asarray(atoms.pbc)
-    if not periodic.any():
-        return
-    vectors = np.asarray(atoms.cell)[periodic]
-    if not np.isfinite(vectors).all():
-        raise StructureError(f"The cell holds NaN or infinity: {np.asarray(atoms.cell).tolist()}.")
-    lengths = np.linalg.norm(vectors, axis=1)
-    volume = np.sqrt(max(np.linalg.det(vectors @ vectors.T), 0.0))
-    if volume <= FLAT * lengths.prod():
-        axes = ", ".join(axis for axis, flag in zip("abc", periodic, strict=True) if flag)
-        raise StructureError(
-            f"The periodic cell vectors {axes} are linearly dependent: {vectors.tolist()}. "
-            "Set a cell, or switch pbc off in the directions that do not repeat."
-        )
+    return step * -(-int(counts.max(initial=1)) // step)
 
 
-def find_pairs(atoms: Atoms, cutoff: float) -> tuple[Pairs, Float64[np.ndarray, "pairs 3"]]:
-    """Every pair with d < cutoff, once, images of an atom itself among them; and their displacements in Å.
+class Displacements:
+    """From the first atom of each pair to the second, in arrays that are written again at every step.
+
+    The runtime forms displacements, and compares distances with the cutoff, here alone: in float64, for a search, a
+    Verlet list and many of them. A GPU that follows a structure does the same in a kernel
+    (`painn_deploy.engines.gpu.device_positions`), which a test compares with this.
+
+    Args:
+        pairs: of neighbours.
+        owners: structure that each pair belongs to, where there are several with cells of their own.
+
+    Attributes:
+        pairs: the same.
+        vectors: r_second + S·cell - r_first, Å.
+        distances: their lengths, Å.
+        cell: that they were formed with, Å.
+    """
+
+    def __init__(self, pairs: Pairs, owners: Int64[np.ndarray, " pairs"] | None = None) -> None:
+        count = len(pairs.first)
+        self.pairs, self._owners = pairs, owners
+        self.vectors: np.ndarray = np.empty((count, 3))
+        self.distances: np.ndarray = np.empty(count)
+        self.cell: np.ndarray = np.zeros((3, 3))
+        self._scratch: np.ndarray = np.empty((count, 3))
+        self._axes = self._scratch[:, 0], self._scratch[:, 1], self._scratch[:, 2]
+        self._edges: np.ndarray = np.empty(count, bool)
+        self._shifts: np.ndarray | None = None
+
+    def form(self, positions: Float64[np.ndarray, "atoms 3"], cell: Float64[np.ndarray, "*structures 3 3"]) -> None:
+        """Write `vectors` and `distances` for positions of now.
+
+        Args:
+            positions: Å.
+            cell: rows are cell vectors, Å; one cell, or one for each structure where pairs have owners.
+        """
+        pairs, vectors, scratch = self.pairs, self.vectors, self._scratch
+        self.cell = cell
+        np.take(positions, pairs.second, axis=0, out=vectors, mode="clip")  # other modes make a copy
+        np.take(positions, pairs.first, axis=0, out=scratch, mode="clip")
+        np.subtract(vectors, scratch, out=vectors)
+        if pairs.shifts is not None:
+            if self._shifts is None:
+                self._shifts = pairs.shifts.astype(np.float64)
+            if self._owners is None:
+                np.matmul(self._shifts, cell, out=scratch)
+            else:
+                np.einsum("ps,psc->pc", self._shifts, cell[self._owners], out=scratch)
+            np.add(vectors, scratch, out=vectors)
+        np.multiply(vectors, vectors, out=scratch)
+        x, y, z = self._axes
+        np.add(x, y, out=self.distances)  # in the kernel's order: a product of numpy's adds three squares in any
+        np.add(self.distances, z, out=self.distances)
+        np.sqrt(self.distances, out=self.distances)
+
+    def within(self, cutoff: float) -> Bool[np.ndarray, " pairs"]:
+        """Which pairs are closer than a cutoff, Å; the array is overwritten by the next call."""
+        np.less(self.distances, cutoff, out=self._edges)
+        return self._edges
+
+    def only(self, chosen: Bool[np.ndarray, " pairs"]) -> "Displacements":
+        """Those of some of the pairs."""
+        part = Displacements(self.pairs.only(chosen))
+        part.vectors, part.distances, part.cell = self.vectors[chosen], self.distances[chosen], self.cell
+        return part
+
+
+def find_pairs(atoms: Atoms, cutoff: float) -> Displacements:
+    """Every pair with d < cutoff, once, images of an atom itself among them.
 
     Args:
         atoms: a structure that `check_structure` let pass; any cell, any mix of periodic directions.
@@ -121,12 +160,11 @@ def find_pairs(atoms: Atoms, cutoff: float) -> tuple[Pairs, Float64[np.ndarray, 
         StructureError: two atoms are on one spot.
     """
     few, cell = len(atoms) <= FEW and not atoms.pbc.any(), periodic_cell(atoms)
-    pairs = _all_pairs(len(atoms)) if few else _candidates(atoms, cell, cutoff)
-    vectors = pairs.displacements(atoms.positions, cell)
-    squared = np.einsum("pc,pc->p", vectors, vectors)
-    refuse_one_spot(atoms, pairs, squared)
-    within = np.sqrt(squared) < cutoff
-    return (pairs, vectors) if within.all() else (pairs.only(within), vectors[within])
+    found = Displacements(_all_pairs(len(atoms)) if few else _candidates(atoms, cell, cutoff))
+    found.form(atoms.positions, cell)
+    refuse_one_spot(atoms.numbers, found.pairs.first, found.pairs.second, found.distances)
+    within = found.within(cutoff)
+    return found if within.all() else found.only(within)
 
 
 @functools.cache
@@ -149,15 +187,6 @@ def _candidates(atoms: Atoms, cell: Float64[np.ndarray, "3 3"], cutoff: float) -
         if moved is not None:
             images += moved[first] - moved[second]
     return Pairs(first, second, images)
-
-
-def periodic_cell(atoms: Atoms) -> Float64[np.ndarray, "3 3"]:
-    """The periodic cell vectors, and unit vectors across them where there are fewer than three; zero where none is."""
-    periodic = np.asarray(atoms.pbc)
-    if not periodic.any():
-        return np.zeros((3, 3))
-    cell = np.where(periodic[:, None], np.asarray(atoms.cell), 0.0)
-    return np.ascontiguousarray(complete_cell(cell), dtype=float)
 
 
 def _searchable(
@@ -207,196 +236,3 @@ def _widened(extents: Float64[np.ndarray, " axes"], reach: float) -> float:
     while np.prod(np.maximum(extents / reach, 1.0)) > MOST_CELLS:
         reach *= 1.3
     return reach
-
-
-def refuse_one_spot(atoms: Atoms, pairs: Pairs, squared: Float64[np.ndarray, " pairs"]) -> None:
-    """Raise StructureError where two atoms are on one spot; `squared` are the pairs' distances, squared, in Å²."""
-    if len(squared) == 0 or squared.min() >= ONE_SPOT**2:
-        return
-    worst = int(squared.argmin())
-    one, other = int(pairs.first[worst]), int(pairs.second[worst])
-    raise StructureError(
-        f"Atoms {one} ({atoms.symbols[one]}) and {other} ({atoms.symbols[other]}) are on one spot, "
-        f"{squared[worst] ** 0.5:.2e} Å apart; remove the one that was written twice."
-    )
-
-
-@dataclass(frozen=True)
-class SlotLayout:
-    """Where the two ends of each pair sit in the matrix.
-
-    Attributes:
-        atoms: number of rows.
-        slots: number of columns, at least 1.
-        forward: flat slot of each pair seen from its first atom.
-        backward: flat slot of each pair seen from its second atom.
-        neighbours: as in the graph contract.
-        reverse: as in the graph contract.
-    """
-
-    atoms: int
-    slots: int
-    forward: Int64[np.ndarray, " pairs"]
-    backward: Int64[np.ndarray, " pairs"]
-    neighbours: Int32[np.ndarray, "atoms slots"]
-    reverse: Int32[np.ndarray, "atoms slots"]
-
-    @classmethod
-    def of(
-        cls,
-        first: Int64[np.ndarray, " pairs"],
-        second: Int64[np.ndarray, " pairs"],
-        atoms: int,
-        slots: int = 1,
-        slot_step: int = 1,
-    ) -> "SlotLayout":
-        """Give each end of each pair a slot, in the order of the pairs; as many slots as the busiest atom needs.
-
-        Args:
-            first: index of one atom of each pair.
-            second: index of the other.
-            atoms: how many rows; may be more than there are atoms, the rest is padding.
-            slots: least number of columns.
-            slot_step: that the number of columns is a multiple of; the rest is padding.
-        """
-        ends = np.concatenate([first, second])
-        counts = np.bincount(ends, minlength=atoms)
-        slots = slot_step * -(-max(slots, int(counts.max(initial=1))) // slot_step)
-        order = np.argsort(ends, kind="stable")
-        starts = np.cumsum(counts) - counts
-        flat = np.empty(len(ends), np.int64)
-        sorted_ends = ends[order]
-        flat[order] = sorted_ends * slots + np.arange(len(ends)) - starts[sorted_ends]
-        forward, backward = flat[: len(first)], flat[len(first) :]
-        neighbours = np.repeat(np.arange(atoms, dtype=np.int32), slots)
-        neighbours[forward] = second
-        neighbours[backward] = first
-        reverse = np.arange(atoms * slots, dtype=np.int32)
-        reverse[forward] = backward
-        reverse[backward] = forward
-        return cls(atoms, slots, forward, backward, neighbours.reshape(atoms, slots), reverse.reshape(atoms, slots))
-
-    def scatter(
-        self,
-        vectors: Float64[np.ndarray, "pairs 3"],
-        edges: Bool[np.ndarray, " pairs"] | bool = True,
-        dtype: type[np.floating] = np.float32,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Displacements [atoms, slots, 3] and mask [atoms, slots] of the contract.
-
-        Args:
-            vectors: displacements of the pairs, Å; rounded to `dtype` here.
-            edges: which pairs are within the cutoff.
-            dtype: float32 for engines, float64 for references.
-        """
-        displacements = np.zeros((self.atoms, self.slots, 3), dtype)
-        mask = np.zeros((self.atoms, self.slots), dtype)
-        self.scatter_into(displacements, mask, vectors, edges)
-        return displacements, mask
-
-    def scatter_into(
-        self,
-        displacements: np.ndarray,
-        mask: np.ndarray,
-        vectors: Float64[np.ndarray, "pairs 3"],
-        edges: Bool[np.ndarray, " pairs"] | bool = True,
-    ) -> None:
-        """The same into arrays of this layout, whose padding is zero already."""
-        displacements, mask = displacements.reshape(-1, 3), mask.reshape(-1)  # views
-        rounded = vectors.astype(displacements.dtype)
-        displacements[self.forward] = rounded
-        displacements[self.backward] = -rounded
-        mask[self.forward] = edges
-        mask[self.backward] = edges
-
-
-@dataclass(frozen=True)
-class LocalGraph:
-    """One structure with its neighbours found, ready to be put beside others.
-
-    Attributes:
-        numbers: atomic numbers.
-        pairs: of neighbours, each once.
-        vectors: displacement of each pair, Å, float64.
-        slots: that the busiest atom needs, at least 1.
-    """
-
-    numbers: Int32[np.ndarray, " atoms"]
-    pairs: Pairs
-    vectors: Float64[np.ndarray, "pairs 3"]
-    slots: int
-
-    @classmethod
-    def of(cls, atoms: Atoms, cutoff: float) -> "LocalGraph":
-        """Check a structure and find its neighbours.
-
-        Raises:
-            StructureError: it is nothing that a force field can answer for.
-        """
-        check_structure(atoms)
-        return cls.found(atoms, cutoff)
-
-    @classmethod
-    def found(cls, atoms: Atoms, cutoff: float) -> "LocalGraph":
-        """The same for a structure that was checked."""
-        pairs, vectors = find_pairs(atoms, cutoff)
-        counts = np.bincount(np.concatenate([pairs.first, pairs.second]), minlength=1)
-        return cls(atoms.numbers.astype(np.int32), pairs, vectors, max(1, int(counts.max())))
-
-
-def local_graphs(structures: Sequence[Atoms], cutoff: float) -> list[LocalGraph]:
-    """Every structure with its neighbours.
-
-    Raises:
-        StructureError: one of them is nothing that a force field can answer for; the message says which.
-    """
-    graphs = []
-    for index, atoms in enumerate(structures):
-        try:
-            graphs.append(LocalGraph.of(atoms, cutoff))
-        except StructureError as error:
-            if len(structures) == 1:
-                raise
-            raise StructureError(f"Structure {index} ({atoms.symbols}): {error}") from error
-    return graphs
-
-
-def join(graphs: Sequence[LocalGraph], dtype: type[np.floating] = np.float32, slot_step: int = 1) -> GraphInputs:
-    """Structures side by side in one padded neighbour matrix, in their order.
-
-    Args:
-        graphs: at least one.
-        dtype: float32 for engines, float64 for references.
-        slot_step: that the number of columns is a multiple of.
-    """
-    if len(graphs) == 1:  # a step of dynamics: nothing is copied
-        (graph,) = graphs
-        numbers, first, second, vectors = graph.numbers, graph.pairs.first, graph.pairs.second, graph.vectors
-    else:
-        starts = np.cumsum([0, *(len(graph.numbers) for graph in graphs)])
-        first = np.concatenate([graph.pairs.first + start for graph, start in zip(graphs, starts, strict=False)])
-        second = np.concatenate([graph.pairs.second + start for graph, start in zip(graphs, starts, strict=False)])
-        vectors = np.concatenate([graph.vectors for graph in graphs])
-        numbers = np.concatenate([graph.numbers for graph in graphs])
-    layout = SlotLayout.of(first, second, len(numbers), slot_step=slot_step)
-    displacements, mask = layout.scatter(vectors, dtype=dtype)
-    return GraphInputs(numbers, displacements, layout.neighbours, layout.reverse, mask)
-
-
-def graph_inputs(
-    structures: Sequence[Atoms], cutoff: float, dtype: type[np.floating] = np.float32, slot_step: int = 1
-) -> GraphInputs:
-    """Structures side by side in one padded neighbour matrix, whatever its size; the calculator packs them first.
-
-    Args:
-        structures: at least one; molecules and crystals may be mixed.
-        cutoff: Å.
-        dtype: float32 for engines, float64 for references.
-        slot_step: that the number of columns is a multiple of; a session on a GPU names its own.
-
-    Raises:
-        StructureError: one of them is nothing that a force field can answer for; the message says which.
-    """
-    if not structures:
-        raise StructureError("No structures were given.")
-    return join(local_graphs(structures, cutoff), dtype, slot_step)

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase import Atoms
 
 from painn_deploy.engines import EngineInfo
-from painn_deploy.export.errors import EngineError, StructureError
-from painn_deploy.runtime.calculator import PaiNNCalculator, cell_volume
+from painn_deploy.export.errors import StructureError
+from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.replicas import ReplicaList
-from painn_deploy.runtime.skin import DEFAULT_SKIN
+from painn_deploy.runtime.results import cell_volume, not_finite
+from painn_deploy.runtime.verlet import DEFAULT_SKIN
 
 try:
     import torch_sim
@@ -43,7 +43,7 @@ class PaiNNModel(ModelInterface):
         state_device: of TorchSim's tensors; the CPU unless told otherwise.
 
     Attributes:
-        calculator: the engine; `calculator.timings` says where the time goes.
+        evaluator: the engine; `evaluator.timings` says where the time goes.
 
     Raises:
         BundleError, EngineUnavailableError: as for `PaiNNCalculator`.
@@ -60,17 +60,24 @@ class PaiNNModel(ModelInterface):
         state_device: str | torch.device = "cpu",
     ) -> None:
         super().__init__()
-        self.calculator = PaiNNCalculator(bundle, device=device, threads=threads, skin=skin)
+        if not 0 <= skin < float("inf"):
+            raise ValueError(f"skin = {skin!r} is not a length in Å; give 0 to search at every step.")
+        self.evaluator = Evaluator(bundle, device=device, threads=threads)
         self._device, self._dtype = torch.device(state_device), dtype
         self._compute_stress = self._compute_forces = True
         self._memory_scales_with = "n_atoms_x_density"
-        calculator = self.calculator
-        self.neighbours = ReplicaList(calculator.manifest.cutoff, skin, calculator.batch_slots, calculator.most_atoms)
+        cutoff, slots = self.evaluator.manifest.cutoff, self.evaluator.batch_slots
+        self.neighbours = ReplicaList(cutoff, skin, slots, self.evaluator.most_atoms)
+
+    @property
+    def calculator(self) -> Evaluator:
+        """`evaluator`, under the name that it had before."""
+        return self.evaluator
 
     @property
     def engine_info(self) -> EngineInfo:
         """What runs; see `PaiNNCalculator.engine_info`."""
-        return self.calculator.engine_info
+        return self.evaluator.engine_info
 
     def forward(self, state: Any, **_: Any) -> dict[str, torch.Tensor]:
         """Energy [systems], forces [atoms, 3] and stress [systems, 3, 3] of every system of a state.
@@ -84,7 +91,7 @@ class PaiNNModel(ModelInterface):
         """
         if isinstance(state, dict):
             state = torch_sim.SimState(**{"masses": torch.ones_like(state["positions"][:, 0]), **state})
-        timings = self.calculator.timings
+        timings = self.evaluator.timings
         with timings.phase("transfer"):
             numbers = _array(state.atomic_numbers).astype(np.int64)
             positions, cells = _array(state.positions).astype(np.float64), _array(state.row_vector_cell)
@@ -94,7 +101,7 @@ class PaiNNModel(ModelInterface):
         if (np.diff(owners) < 0).any() or (counts == 0).any():
             raise StructureError("A state must list its atoms system by system, and every system must have one.")
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        references = self.calculator.references(numbers)
+        references = self.evaluator.references(numbers)
         periodic = np.broadcast_to(np.asarray(_array(state.pbc), dtype=bool), (3,)).copy()
         with timings.phase("neighbours"):
             batches = self.neighbours.batches(numbers, positions, cells, periodic, starts)
@@ -102,7 +109,7 @@ class PaiNNModel(ModelInterface):
         virials = np.zeros((len(positions), 3, 3))
         for batch in batches:
             with timings.phase("engine"):
-                outputs = self.calculator.run_graph(batch.inputs)
+                outputs = self.evaluator.run(batch.inputs)
             energies[batch.rows] += outputs.atomic_energies
             forces[batch.rows], virials[batch.rows] = outputs.forces, outputs.virials
         timings.calculations += 1
@@ -116,11 +123,8 @@ class PaiNNModel(ModelInterface):
         finite = np.isfinite(energy) & np.isfinite(virial).all((1, 2))
         finite &= np.logical_and.reduceat(np.isfinite(forces).all(1), starts[:-1])
         if not finite.all():
-            raise EngineError(
-                f"The engine gave NaN or infinity for system {int(finite.argmin())}. Its geometry is too far from "
-                "anything the student has learnt, or overflows the engine's precision."
-            )
-        volumes = np.array([cell_volume(Atoms(cell=cell)) for cell in cells])[:, None, None]
+            raise not_finite(f"system {int(finite.argmin())}")
+        volumes = np.array([cell_volume(cell) for cell in cells])[:, None, None]
         symmetric = (virial + virial.transpose(0, 2, 1)) / 2
         stress = np.divide(symmetric, volumes, out=np.full_like(symmetric, np.nan), where=volumes > 0)
         results = {"energy": energy, "forces": forces, "stress": stress}

@@ -1,16 +1,12 @@
-"""The command `painn-deploy`. Each command reads its arguments, calls one function of a room, and prints."""
+"""The command `painn-deploy`: the arguments of each of its commands, whose work other modules of this room do."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from painn_deploy.export.errors import PaiNNDeployError
 from painn_deploy.export.versions import installed
@@ -42,15 +38,6 @@ Structures = Annotated[
     Path | None, typer.Option(help="Structures in any format that ASE reads; a default set otherwise.")
 ]
 Device = Annotated[str, typer.Option(help="auto, or what the engine names, such as cpu or cuda:0.")]
-
-
-@contextmanager
-def _steps(title: str) -> Iterator[Progress]:
-    """A line that says what is being done, with the time that it takes."""
-    columns = (TextColumn("{task.description}"), TextColumn("[dim]{task.elapsed:.0f} s[/]"))
-    with Progress(*columns, console=err, transient=True) as progress:
-        progress.add_task(title)
-        yield progress
 
 
 def _tell_version(asked: bool) -> None:
@@ -101,11 +88,13 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace bundles that are there.")] = False,
 ) -> None:
     """Make engines of a student, each in a bundle NAME-ENGINE-PRECISION.engine."""
+    from painn_deploy.export.bundle import read_bundle
     from painn_deploy.scripts import export_engines
-    from painn_deploy.scripts.commands.export_errors import print_errors
+    from painn_deploy.scripts.commands.inspection import print_errors
+    from painn_deploy.scripts.commands.progress import steps
     from painn_deploy.scripts.commands.quantities import force_limit, lossy_limits
 
-    with _steps("starting") as progress:
+    with steps(err) as tell:
         paths = export_engines(
             checkpoint,
             output,
@@ -119,11 +108,11 @@ def export(
             radial_table=radial_table,
             max_table_error=force_limit(max_table_error),
             overwrite=overwrite,
-            tell=lambda line: progress.update(progress.task_ids[0], description=escape(line)),
+            tell=tell,
         )
     for path in paths:
         out.print(f"wrote {escape(str(path))}", soft_wrap=True)
-        print_errors(path, out)
+        print_errors(read_bundle(path), out)
 
 
 @app.command()
@@ -146,35 +135,16 @@ def validate(
     device: Device = "auto",
 ) -> None:
     """Hold engines against their student and the laws of physics; exit status 1 where one is past a limit."""
-    from painn_deploy.calibration.accuracy.errors import Limits
-    from painn_deploy.calibration.report import validation as validating
+    from painn_deploy.calibration.accuracy.errors import Tolerances
+    from painn_deploy.calibration.report.validation import Options
     from painn_deploy.scripts.commands.quantities import energy_limit, force_limit, stress_limit
-    from painn_deploy.scripts.commands.validate import print_validations
+    from painn_deploy.scripts.commands.validate import run_validation
 
-    limits = Limits(energy_limit(max_energy_error), force_limit(max_force_error), stress_limit(max_stress_error))
-    if output is not None:
-        import matplotlib as mpl  # noqa: F401  what would be missing at the end is missed at the start
-
-        validating.check_output(output)
-    options = validating.Options(structures, limits, device, audit, picoseconds)
-    with _steps("starting") as progress:
-        validations = validating.validate(
-            [*bundles, *([] if compare_to is None else [compare_to])],
-            reference,
-            options,
-            tell=lambda line: progress.update(progress.task_ids[0], description=escape(line)),
-        )
-    baseline = None if compare_to is None else validations.pop()
-    failed = print_validations(out, validations, baseline, strict=strict)
-    if output is not None:
-        from painn_deploy.calibration.report.report import write_report
-
-        for path in (
-            validating.write_validations(validations, output, baseline),
-            write_report(validations, output, baseline),
-        ):
-            out.print(f"wrote {escape(str(path))}", soft_wrap=True)
-    if failed:
+    limits = Tolerances(energy_limit(max_energy_error), force_limit(max_force_error), stress_limit(max_stress_error))
+    chosen = Options(structures, limits, device, audit, picoseconds)
+    if run_validation(
+        bundles, reference, chosen, compare_to=compare_to, output=output, strict=strict, out=out, err=err
+    ):
         raise typer.Exit(1)
 
 
@@ -196,53 +166,10 @@ def md(
     device: Device = "auto",
 ) -> None:
     """Run molecular dynamics through ASE; frames and energies are on disk as they come."""
-    from painn_deploy.calibration.structures import read_structures
-    from painn_deploy.export.errors import OutputError, StructureError
-    from painn_deploy.runtime import PaiNNCalculator
-    from painn_deploy.scripts.commands.md import ENSEMBLES, Plan, simulate
+    from painn_deploy.scripts.commands.md import Plan, run_md
 
-    if ensemble not in ENSEMBLES:
-        raise typer.BadParameter(f"{ensemble!r} is none of {', '.join(ENSEMBLES)}.", param_hint="--ensemble")
-    if not (0 < timestep < 1e3 and 0 <= temperature < 1e6 and -1e9 < pressure < 1e9):
-        raise typer.BadParameter("Time step (fs), temperature (K) or pressure (bar) is no number that makes sense.")
-    if temperature == 0 and ensemble in ("bussi", "npt"):
-        raise typer.BadParameter(f"{ensemble} needs a temperature above 0 K.", param_hint="--temperature")
-    trajectory, log = output / "md.extxyz", output / "md.csv"
-    for path in (trajectory, log):
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path} exists. Give --overwrite to replace it, or another folder with -o.")
-        if path.exists() and path.samefile(structure):
-            raise OutputError(f"{path} is the structure to start from, and would be overwritten. Choose another -o.")
-    atoms = read_structures(structure)[-1]
-    if len(atoms) == 0:
-        raise StructureError(f"{structure} holds no atoms.")
     plan = Plan(ensemble, steps, timestep, temperature, pressure, every, seed)
-    with PaiNNCalculator(bundle, device=device) as calculator:
-        atoms.calc = calculator
-        info = calculator.engine_info
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"))
-        with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as progress:
-            task = progress.add_task(f"{ensemble}, {len(atoms)} atoms", total=steps)
-            record = simulate(
-                atoms, plan, trajectory=trajectory, log=log, progress=lambda n: progress.update(task, completed=n)
-            )
-    made = Table(
-        title=f"{atoms.get_chemical_formula()}, {ensemble}, {record.steps * timestep / 1e3:g} ps", show_header=False
-    )
-    made.add_row("engine", f"{info['backend']} {info['version']}, {info['device']}, {info['precision']}")
-    if record.steps:
-        made.add_row("speed", f"{1e3 * record.seconds / record.steps:.3f} ms/step")
-    made.add_row("temperature", f"{record.column('temperature_K').mean():.0f} K (mean)")
-    if ensemble == "nve":
-        made.add_row("drift", f"{record.drift:+.4f} meV/atom/ps (linear fit of the total energy)")
-        made.add_row("fluctuation", f"{record.fluctuation:.4f} meV/atom (standard deviation of the total energy)")
-    made.add_row("frames", escape(str(trajectory)))
-    out.print(made)
-    if record.interrupted:
-        err.print(
-            f"interrupted after {record.steps} of {steps} steps; every frame until then is in {escape(str(trajectory))}"
-        )
-        raise typer.Exit(130)
+    run_md(bundle, structure, output, plan, overwrite=overwrite, device=device, out=out, err=err)
 
 
 @app.command()
@@ -264,33 +191,23 @@ def screen(
     device: Device = "auto",
 ) -> None:
     """Compute every structure of a file, in order; goes on after a kill with --resume."""
-    from painn_deploy.runtime.screening import run as screening
-    from painn_deploy.runtime.screening.relaxation import Relaxation
-    from painn_deploy.scripts.commands.screen import display, report
+    from painn_deploy.scripts.commands.screen import run_screen
 
-    if workers is None and (address is not None or worker_memory is not None):
-        raise typer.BadParameter("--address and --worker-memory are about workers; give --workers N too.")
-    with display(err) as shown:
-        try:
-            summary = screening.screen(
-                bundle,
-                source,
-                output,
-                resume=resume,
-                overwrite=overwrite,
-                workers=workers,
-                address=address,
-                relaxation=Relaxation(fmax, steps) if relax else None,
-                chunk_rows=batch_size,
-                device=device,
-                memory=worker_memory,
-                progress=shown,
-                tell=shown.tell,
-            )
-        except KeyboardInterrupt:
-            err.print("interrupted; what was done is kept, go on with --resume")
-            raise typer.Exit(130) from None
-    report(summary, str(output), out, err)
+    run_screen(
+        bundle,
+        source,
+        output,
+        resume=resume,
+        overwrite=overwrite,
+        workers=workers,
+        address=address,
+        worker_memory=worker_memory,
+        relaxation=(fmax, steps) if relax else None,
+        batch_size=batch_size,
+        device=device,
+        out=out,
+        err=err,
+    )
 
 
 @app.command()
@@ -312,34 +229,9 @@ def bench(
 @app.command()
 def inspect(bundle: OneBundle) -> None:
     """Say what a bundle is, what it was made of, and its errors; every file is checked."""
-    import json
+    from painn_deploy.scripts.commands.inspection import print_bundle
 
-    from ase.data import chemical_symbols
-
-    from painn_deploy.export.manifest import VALIDATION, read_bundle
-    from painn_deploy.scripts.commands.export_errors import print_errors
-
-    opened = read_bundle(bundle)
-    m = opened.manifest
-    symbols = " ".join(chemical_symbols[z] for z in m.species[:24]) + (" ..." if len(m.species) > 24 else "")
-    made = Table(title=escape(opened.path.name), show_header=False)
-    made.add_column()
-    made.add_column(overflow="fold")
-    made.add_row("engine", f"{m.engine} {m.engine_version}, {m.precision}")
-    made.add_row("compute capability", ", ".join(m.compute_capability) or "bound to no GPU")
-    made.add_row("architecture", f"{m.architecture}: {json.dumps(dict(m.configuration))}")
-    made.add_row("cutoff", f"{m.cutoff:g} Å")
-    made.add_row("species", symbols if m.species_verified else f"{symbols} (unverified: the embedding's rows)")
-    made.add_row("profiles", "any atoms, any slots" if not m.profiles else json.dumps(list(m.profiles)))
-    made.add_row("radial table", "none" if m.radial_table is None else json.dumps(dict(m.radial_table)))
-    made.add_row("checkpoint", f"sha256 {m.checkpoint_sha256}")
-    made.add_row("bundle", f"sha256 {opened.sha256}, format {m.format_version}")
-    made.add_row("built", f"{m.built_at} with " + ", ".join(f"{k} {v}" for k, v in m.built_with.items()))
-    for name in m.files:
-        made.add_row("file", f"{name}, {len(opened.file(name)) / 1e6:.2f} MB, as written at export")
-    out.print(made)
-    if VALIDATION in m.files:
-        print_errors(opened.path, out)
+    print_bundle(bundle, out)
 
 
 @app.command()
@@ -361,19 +253,9 @@ def demo(
     picoseconds: Annotated[float, typer.Option(min=0.05, max=1e4, help="Of dynamics.")] = 2.0,
 ) -> None:
     """Export the student that ships, validate its engine, run dynamics, and leave a table and a picture."""
-    from painn_deploy.scripts.commands.demo import run_demo
+    from painn_deploy.scripts.commands.demo import print_demo
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as progress:
-        task = progress.add_task("starting", total=None)
-
-        def tell(line: str, done: int | None = None, total: int | None = None) -> None:
-            progress.update(task, description=escape(line), completed=done, total=total)
-
-        results = run_demo(output, picoseconds=picoseconds, tell=tell)
-    out.print(results.table())
-    for path in results.files:
-        out.print(f"wrote {escape(str(path))}", soft_wrap=True)
+    print_demo(output, picoseconds=picoseconds, out=out, err=err)
 
 
 def main() -> None:

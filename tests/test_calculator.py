@@ -28,7 +28,7 @@ from painn_deploy.export.errors import (
 )
 from painn_deploy.export.manifest import read_bundle
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts import export_engines
 
 from . import students

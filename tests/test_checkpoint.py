@@ -12,7 +12,7 @@ from painn_deploy.export import load_student
 from painn_deploy.export.checkpoint import resolve_checkpoint
 from painn_deploy.export.errors import CheckpointError, ConfigurationError
 from painn_deploy.export.model.force_head import autograd_forces, explicit_forces, tensors
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 
 from . import students
 from .conftest import REFERENCE_NAMES, reference_systems

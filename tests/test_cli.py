@@ -158,12 +158,12 @@ def test_bad_input_is_one_line_that_helps(
 def test_an_export_that_fails_leaves_no_bundle(painn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from painn_deploy.export.errors import ParityError
     from painn_deploy.scripts import export_engines
-    from painn_deploy.scripts.commands import bundler as bundling
+    from painn_deploy.scripts.commands import measuring
 
     def refuse(*_: object) -> None:
         raise ParityError("wrong forces")
 
-    monkeypatch.setattr(bundling, "check_parity", refuse)
+    monkeypatch.setattr(measuring, "check_parity", refuse)
     with pytest.raises(ParityError):
         export_engines(painn, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []

@@ -8,7 +8,7 @@ from painn_deploy.export import load_student
 from painn_deploy.export.model.aggregation import CLOSED_FORM, PLAIN
 from painn_deploy.export.model.explicit import EXPLICIT
 from painn_deploy.export.model.force_head import autograd_forces, explicit_forces, tensors
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 
 from . import students
 

@@ -17,7 +17,7 @@ from painn_deploy.export import load_student
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.graph.half import to_half
 from painn_deploy.export.graph.onnx_graph import export_onnx
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 
 from . import students
 

@@ -7,7 +7,7 @@ import torch
 from painn_deploy.export import load_student
 from painn_deploy.export.model.aggregation import CLOSED_FORM, PLAIN, Aggregation
 from painn_deploy.export.model.force_head import forces_of, tensors
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts.distillation.fused_sums import compiled_sums
 
 from . import students

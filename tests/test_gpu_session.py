@@ -14,7 +14,7 @@ import pytest
 import torch
 from ase import Atoms
 
-from painn_deploy.engines.backend import EngineInfo, ResidentGraph
+from painn_deploy.engines.backend import EngineInfo
 from painn_deploy.engines.contract import check_indices, check_tensors, padded
 from painn_deploy.engines.forms import Form, Plan
 from painn_deploy.engines.gpu import lane as gpu_lane
@@ -32,10 +32,11 @@ from painn_deploy.engines.tensorrt import session as tensorrt_session
 from painn_deploy.engines.tensorrt.session import TensorRTSession
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import DeviceMemoryError, EngineError, ShapeError
-from painn_deploy.export.fields import INPUTS, OUTPUTS, GraphInputs, GraphOutputs
+from painn_deploy.export.fields import INPUTS, OUTPUTS, GraphOutputs
 from painn_deploy.export.graph.onnx_graph import export_onnx
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.neighbours import SlotLayout, find_pairs, graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
+from painn_deploy.runtime.verlet import VerletList
 
 from . import emulated_gpu, students
 
@@ -357,7 +358,7 @@ def test_a_context_takes_memory_for_its_sizes_and_not_for_its_profile(opened: Op
 @every_engine
 def test_the_callers_current_gpu_stays_the_current_one(opened: Opened, engine: str) -> None:
     cuda = opened.cuda
-    graph, _ = resident(students.water(), 1.0)
+    graph = VerletList(CUTOFF, 1.0).resident(students.water(), None)
     with opened(engine, index=1) as session:
         assert cuda.device == 0
         session.run(graph_inputs([students.water()], CUTOFF))
@@ -425,18 +426,6 @@ def test_a_caller_s_stream_and_the_session_s_own_take_turns(opened: Opened, mode
     memory.close()
 
 
-def resident(atoms: Any, skin: float) -> tuple[ResidentGraph, SlotLayout]:
-    pairs, _ = find_pairs(atoms, CUTOFF + skin)
-    layout = SlotLayout.of(pairs.first, pairs.second, len(atoms))
-    frozen = atoms.copy()
-    frozen.positions[:] = 0.0
-    shifts, _ = layout.scatter(pairs.displacements(frozen.positions, np.asarray(atoms.cell)), dtype=np.float64)
-    stored = np.zeros((layout.atoms, layout.slots), np.uint8)
-    stored.reshape(-1)[layout.forward] = stored.reshape(-1)[layout.backward] = 1
-    numbers = atoms.numbers.astype(np.int32)
-    return ResidentGraph(numbers, layout.neighbours, layout.reverse, shifts, stored, CUTOFF), layout
-
-
 @every_engine
 @pytest.mark.parametrize("name", ["water", "triclinic", "slab", "single atom"])
 def test_positions_alone_give_what_the_whole_graph_gives(opened: Opened, model: bytes, engine: str, name: str) -> None:
@@ -445,15 +434,11 @@ def test_positions_alone_give_what_the_whole_graph_gives(opened: Opened, model: 
     with opened(engine) as session:
         with pytest.raises(EngineError, match="No structure is followed"):
             session.step(atoms.positions)
-        graph, _ = resident(atoms, 1.0)
+        graph = VerletList(CUTOFF, 1.0).resident(atoms, None)
         session.follow(graph)
         for _ in range(4):
             atoms.positions += rng.normal(0, 0.02, atoms.positions.shape)
-            pairs, vectors = find_pairs(atoms, CUTOFF)
-            own = SlotLayout.of(pairs.first, pairs.second, len(atoms))
-            displacements, mask = own.scatter(vectors)
-            want = run(GraphInputs(graph.atomic_numbers, displacements, own.neighbours, own.reverse, mask))
-            same(session.step(atoms.positions), want)
+            same(session.step(atoms.positions), run(graph_inputs([atoms], CUTOFF)))
         before = cuda.copies
         session.step(atoms.positions)
         if engine == "onnxruntime":
@@ -480,6 +465,36 @@ def test_the_kernel_masks_what_is_beyond_the_cutoff(tmp_path: Path) -> None:
         assert mask.tolist() == [[edge, 0.0], [edge, 0.0]]
         assert displacements[0, 0, 0] == np.float32(distance) == -displacements[1, 0, 0]
         assert not displacements[:, 1].any()
+
+
+@pytest.mark.parametrize("name", students.zoo())
+def test_the_kernel_forms_what_the_host_forms_to_the_bit(tmp_path: Path, name: str) -> None:
+    """Displacements, mask, and the last bit of every distance: with the cutoff there, host and kernel agree."""
+    run, atoms = emulated_gpu.host_kernel(tmp_path), students.zoo()[name]
+    verlet = VerletList(CUTOFF, 1.0)
+    graph = verlet.resident(atoms, None)
+    assert graph is not None
+    displacements, mask = np.empty((*graph.stored.shape, 3), np.float32), np.empty(graph.stored.shape, np.float32)
+
+    def kernel(cutoff: float) -> None:
+        arrays = [a.ctypes.data for a in (atoms.positions, graph.neighbours, graph.shifts, graph.stored)]
+        shape = graph.stored.shape
+        run(mask.size, *arrays, cutoff, *shape, displacements.ctypes.data, mask.ctypes.data)
+
+    for seed in range(3):
+        atoms.positions += np.random.default_rng(seed).normal(0, 0.05, atoms.positions.shape)
+        inputs = verlet.inputs(atoms)
+        assert verlet.searches == 1
+        kernel(CUTOFF)
+        np.testing.assert_array_equal(displacements, inputs.displacements)
+        np.testing.assert_array_equal(mask, inputs.mask)
+    standing = verlet._stored.standing
+    found, matrix = standing.found, standing.matrix
+    for pair, distance in enumerate(found.distances):
+        for cutoff in (distance, np.nextafter(distance, 9.0)):
+            kernel(cutoff)
+            ends = matrix.forward[pair], matrix.backward[pair]
+            assert [bool(mask.flat[end]) for end in ends] == [found.within(cutoff)[pair]] * 2 == [cutoff > distance] * 2
 
 
 @pytest.mark.parametrize("capability", ["75", "86", "89", "90", "120"])

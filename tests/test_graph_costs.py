@@ -11,7 +11,7 @@ from painn_deploy.export.errors import ExportError
 from painn_deploy.export.graph.lowering import filters_once_a_pair
 from painn_deploy.export.graph.onnx_graph import export_onnx
 from painn_deploy.export.graph.products import weight_products
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts.profiling.costs import count, energy_only, sized
 from painn_deploy.scripts.profiling.purposes import PURPOSES, SLOPES, purposes
 

@@ -16,7 +16,7 @@ from painn_deploy.export.errors import ExportError
 from painn_deploy.export.graph.half import half_tensors, rounded, to_half
 from painn_deploy.export.graph.onnx_graph import check_contract, export_onnx
 from painn_deploy.export.graph.products import weight_products
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 
 from . import students
 

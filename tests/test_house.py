@@ -31,7 +31,14 @@ SHELVES: dict[str, tuple[str | tuple[str, ...], ...]] = {
     "engines": ("", "gpu", "inductor", "onnxruntime", "tensorrt"),
     "runtime": ("", "screening"),
     "calibration": ("", "accuracy", "int8", "physics", "report"),
-    "scripts": (("commands", "distillation", "benchmarks", "profiling", "studies"), "examples", "kit", "gpu", ""),
+    "scripts": (
+        ("commands", "distillation", "benchmarks", "profiling", "studies"),
+        "examples",
+        "kit",
+        "gpu",
+        "",
+        "profiling/walk",
+    ),
 }
 PLACES = {
     room: {
@@ -152,7 +159,9 @@ NEED_TORCH = {  # what only building with torch imports; a model of TorchSim is 
 def test_running_an_engine_needs_no_torch_and_no_gpu_library() -> None:
     without_torch = [dotted(path) for room in ("engines", "runtime") for path in modules(room)]
     without_torch += ["painn_deploy.export.errors", "painn_deploy.export.fields", "painn_deploy.export.manifest"]
-    without_torch += ["painn_deploy.export", "painn_deploy.scripts.cli", "painn_deploy.scripts.commands.md"]
+    without_torch += ["painn_deploy.export", "painn_deploy.export.bundle", "painn_deploy.scripts.cli"]
+    commands = ("md", "inspection", "screen", "doctor")
+    without_torch += [f"painn_deploy.scripts.commands.{name}" for name in commands]
     names = [name for name in without_torch if name not in NEED_TORCH]
     done = run_bare("import importlib\n" + "\n".join(f"importlib.import_module({name!r})" for name in names))
     assert done.returncode == 0, done.stderr
@@ -190,6 +199,18 @@ def test_old_import_paths_answer() -> None:
     assert backend is get_backend("onnxruntime")
     with pytest.raises(ModuleNotFoundError, match=r"painn_deploy\.export\.nothing"):
         import_module("painn_deploy.export.nothing")
+
+
+@pytest.mark.parametrize("package", ["engines.tensorrt", "engines.inductor", "engines.onnxruntime"])
+def test_a_module_of_a_package_is_no_old_import_path(package: str) -> None:
+    """In a process of its own, where the module was not imported yet."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"from painn_deploy.{package} import backend"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_nothing_here_uses_an_old_import_path() -> None:
@@ -240,6 +261,27 @@ def test_the_constraints_pin_what_is_declared() -> None:
         assert name in pinned | {"painn-deploy", "onnxruntime-gpu", "tensorrt-cu13"}, (
             f"{name} is not pinned in constraints.txt"
         )
+
+
+# distributions whose modules are called otherwise
+NAMES = {"cuda": "cuda-bindings", "tensorrt": "tensorrt-cu13", "torch_sim": "torch-sim-atomistic"}
+PEERS = {
+    "schnetpack",
+    "torch_geometric",
+    "orb_models",
+}  # run in environments of their own, where they are compared with
+
+
+def test_every_import_is_declared() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+    groups = [PROJECT["project"]["dependencies"], *extras.values()]
+    declared = {re.split(r"[\[><=~ ]", requirement)[0].lower() for group in groups for requirement in group}
+    for path in (path for room in ROOMS for path in modules(room)):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for top in {name.partition(".")[0] for name in names} - {"painn_deploy"} - sys.stdlib_module_names - PEERS:
+                assert NAMES.get(top, top.replace("_", "-")).lower() in declared, f"{path.name} imports {top}"
 
 
 def python_blocks() -> list[str]:

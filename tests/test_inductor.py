@@ -14,18 +14,20 @@ from painn_deploy.calibration.accuracy.parity import check_parity
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.engines.forms import CPU_FORMS
+from painn_deploy.engines.inductor import pairs
 from painn_deploy.engines.inductor.backend import TUNED, InductorBackend
 from painn_deploy.engines.inductor.compile import SEVERAL, Asked, compiling
 from painn_deploy.engines.inductor.gpu import torch_in_words
 from painn_deploy.engines.inductor.onnx_torch import OnnxModule
+from painn_deploy.engines.inductor.pairs import pair_inputs
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import BundleError, DeviceMemoryError, EngineError, EngineUnavailableError
 from painn_deploy.export.graph.onnx_graph import export_onnx
 from painn_deploy.export.manifest import manifest_digest, read_bundle
 from painn_deploy.export.model.force_head import tensors
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.neighbours import graph_inputs
-from painn_deploy.runtime.packing import COMPILED_BUDGET
+from painn_deploy.runtime.grouping import COMPILED_BUDGET
+from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts import export_engines
 
 from . import students
@@ -227,7 +229,7 @@ def test_a_compiler_that_fails_says_so(painn: Path, monkeypatch: pytest.MonkeyPa
 FAULTS = """
 import resource, sys
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts.studies.card_studies import box_of_water
 with PaiNNCalculator(sys.argv[1]) as calculator:
     inputs = graph_inputs([box_of_water() * (2, 2, 1)], calculator.manifest.cutoff)
@@ -250,3 +252,28 @@ def test_a_large_structure_s_memory_is_kept_from_call_to_call(compiled: Path) ->
     tuned_by_the_user = faults(MALLOC_MMAP_THRESHOLD_="131072")  # glibc's own default, said aloud
     assert tuned_by_the_user > 2_000
     assert faults() < tuned_by_the_user / 4
+
+
+@pytest.mark.parametrize("name", ["ethanol", "triclinic", "single atom"])
+def test_pairs_are_looked_for_once_while_neighbours_stand(
+    compiled: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = []
+
+    def looking(reverse: np.ndarray, least: int) -> object:
+        looked.append(reverse.size)
+        return pair_inputs(reverse, least)
+
+    monkeypatch.setattr(pairs, "pair_inputs", looking)
+    atoms, rng = ZOO[name].copy(), np.random.default_rng(0)
+    with PaiNNCalculator(compiled, skin=0.5) as calculator, PaiNNCalculator(compiled, skin=0.0) as plain:
+        for _ in range(15):
+            atoms.positions += rng.normal(0, 0.03, atoms.positions.shape)
+            looked.clear()
+            before = calculator.neighbour_list.searches
+            forces = calculator.get_forces(atoms)
+            searched = calculator.neighbour_list.searches - before
+            # a single atom is padded to two, in arrays that are new at each step
+            assert len(looked) == (1 if name == "single atom" else searched)
+            np.testing.assert_allclose(forces, plain.get_forces(atoms), rtol=0, atol=2e-5)
+        assert 0 < calculator.neighbour_list.searches < 15

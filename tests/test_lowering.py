@@ -15,7 +15,7 @@ from painn_deploy.export.fields import OUTPUTS, GraphInputs, GraphOutputs
 from painn_deploy.export.graph.lowering import filters_once_a_pair, products_side_by_side, sums_for_batched_products
 from painn_deploy.export.graph.onnx_graph import check_contract, export_onnx
 from painn_deploy.export.graph.products import weight_products
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 
 from . import students
 

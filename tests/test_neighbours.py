@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from painn_deploy.export.errors import StructureError
 from painn_deploy.export.fields import GraphInputs
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
+from painn_deploy.runtime.neighbours import Pairs, find_pairs, slots_for
 
 from . import students
 
@@ -200,6 +201,36 @@ def test_gaps_are_narrowed_without_changing_an_edge(
 def test_cells_of_millions_of_images_are_refused(cell: list[float]) -> None:
     with pytest.raises(StructureError, match=r"of its images lie within 4 Å.*units"):
         graph_inputs([Atoms("H", cell=cell, pbc=True)], CUTOFF)
+
+
+def test_pairs_of_structures_side_by_side() -> None:
+    zoo = students.zoo()
+    for names in (["water", "single atom", "ethanol"], ["water", "triclinic", "far apart", "slab"], ["slab"]):
+        parts = [find_pairs(zoo[name], CUTOFF).pairs for name in names]
+        sizes = [len(zoo[name]) for name in names]
+        joined = Pairs.joined(parts, sizes)
+        starts = [sum(sizes[:index]) for index in range(len(sizes))]
+        first = [start + one for part, start in zip(parts, starts, strict=True) for one in part.first.tolist()]
+        second = [start + one for part, start in zip(parts, starts, strict=True) for one in part.second.tolist()]
+        shifts = [
+            shift
+            for part in parts
+            for shift in ([[0, 0, 0]] * len(part.first) if part.shifts is None else part.shifts.tolist())
+        ]
+        assert (joined.first.tolist(), joined.second.tolist()) == (first, second)
+        if all(part.shifts is None for part in parts):
+            assert joined.shifts is None
+        else:
+            assert joined.shifts.tolist() == shifts
+        assert joined.counts(sum(sizes)).tolist() == [first.count(a) + second.count(a) for a in range(sum(sizes))]
+        assert slots_for(joined.counts()) == max(slots_for(part.counts()) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("counts", "step", "slots"), [([0], 1, 1), ([], 8, 8), ([3, 5], 1, 5), ([8], 8, 8), ([9], 8, 16)]
+)
+def test_slots_for_the_busiest_atom(counts: list[int], step: int, slots: int) -> None:
+    assert slots_for(np.array(counts, int), step) == slots
 
 
 def test_no_structures() -> None:

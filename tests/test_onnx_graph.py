@@ -15,7 +15,7 @@ from painn_deploy.export import load_student
 from painn_deploy.export.errors import ExportError, ParityError
 from painn_deploy.export.fields import INPUTS, OUTPUTS, GraphInputs, GraphOutputs
 from painn_deploy.export.graph.onnx_graph import check_contract, export_onnx
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 
 from . import students
 

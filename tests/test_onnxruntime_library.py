@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from painn_deploy.engines.gpu.shared_libraries import needed, pip_folders
 from painn_deploy.engines.onnxruntime.backend import load_graph
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
-from painn_deploy.scripts.commands.bundler import GATE
+from painn_deploy.scripts.commands.measuring import GATE
 
 from .test_driver import made_driver, shared_library
 

@@ -17,7 +17,7 @@ from painn_deploy.export.model.force_head import autograd_forces, explicit_force
 from painn_deploy.export.model.radial_table import RadialTable
 from painn_deploy.export.model.student import Student
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts import export_engines
 
 from . import students

@@ -24,6 +24,7 @@ from ase.optimize import LBFGS
 
 from painn_deploy.export.errors import DatasetError, EngineError, OutputError
 from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.screening import run as screening
 from painn_deploy.runtime.screening.relaxation import Relaxation, relax
 from painn_deploy.runtime.screening.run import screen
@@ -342,7 +343,9 @@ def test_relaxed_structures_are_at_rest(bundle: Path, tmp_path: Path) -> None:
 def test_relaxation_takes_the_steps_that_ase_s_optimiser_takes(bundle: Path) -> None:
     made = [students.perturbed(molecule(name), 1, 0.02) for name in ("H2O", "CH3OH", "NH3")]
     with PaiNNCalculator(bundle) as calculator:
-        for (moved, outcome), atoms in zip(relax(calculator, made, Relaxation(1e-3, 5), 200), made, strict=True):
+        for (moved, outcome), atoms in zip(
+            relax(calculator.evaluator, made, Relaxation(1e-3, 5), 200), made, strict=True
+        ):
             assert moved is not None
             assert outcome.results is not None
             assert (outcome.results["relax_steps"], outcome.results["relax_converged"]) == (5, False)
@@ -369,7 +372,7 @@ def test_an_engine_that_fails_for_all_stops_the_run(
     def refuse(*_: object) -> None:
         raise EngineError("The GPU is gone.")
 
-    monkeypatch.setattr(PaiNNCalculator, "run_prepared", refuse)
+    monkeypatch.setattr(Evaluator, "run_prepared", refuse)
     with pytest.raises(EngineError, match="GPU is gone"):
         screen(bundle, write(tmp_path / "in.extxyz", structures(8)), tmp_path / "out.extxyz")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from painn_deploy.runtime import PaiNNCalculator, sizing
-from painn_deploy.runtime.packing import DEFAULT_BUDGET
+from painn_deploy.runtime.grouping import DEFAULT_BUDGET
 
 
 def test_measured_once_and_remembered(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,11 +34,12 @@ def test_what_was_measured_on_one_gpu_is_not_believed_of_another(
     monkeypatch.setattr(sizing, "SIZES", sizing.SIZES[:2])
     monkeypatch.setattr(sizing, "ROUNDS", 1)
     with PaiNNCalculator(bundle) as calculator:
+        sizes = sizing.BatchSizes(calculator.engine_info, None)
         for gpu in ("NVIDIA First", "NVIDIA Second", None):
             monkeypatch.setattr(sizing, "gpu_of", lambda device, gpu=gpu: gpu)
-            assert sizing.remembered_batch_slots(calculator) is None
-            slots = sizing.measured_batch_slots(calculator)
-            assert sizing.remembered_batch_slots(calculator) == slots
+            assert sizes.remembered() is None
+            slots = sizes.measured(calculator.run_graph, 8, calculator.manifest.cutoff, None)
+            assert sizes.remembered() == slots
     machines = [json.loads(path.read_text())["machine"] for path in tmp_path.iterdir()]
     assert sorted(machine.rpartition(" cores")[2] for machine in machines) == ["", ", NVIDIA First", ", NVIDIA Second"]
 

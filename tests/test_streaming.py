@@ -10,7 +10,7 @@ from ase.build import molecule
 from painn_deploy.export.errors import EngineError, ShapeError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.limits import Limits, available_memory
+from painn_deploy.runtime.limits import SizeLimits, available_memory
 from painn_deploy.runtime.streaming import stream
 
 from . import students
@@ -39,13 +39,13 @@ def calculator(bundle: Path) -> Iterator[PaiNNCalculator]:
 def test_order_is_kept_and_results_are_those_of_a_batch(calculator: PaiNNCalculator) -> None:
     structures = list(mixed(40))
     want = calculator.calculate_batch(structures)
-    outcomes = list(stream(calculator, iter(structures), 300))
+    outcomes = list(stream(calculator.evaluator, iter(structures), 300))
     assert [outcome.index for outcome in outcomes] == list(range(40))
     for outcome, result, atoms in zip(outcomes, want, structures, strict=True):
         assert outcome.results is not None
         np.testing.assert_allclose(outcome.results["forces"], result["forces"], rtol=0, atol=1e-5)
         assert abs(outcome.results["energy"] - result["energy"]) < 3e-6 * len(atoms)
-    again = list(stream(calculator, iter(structures), 300))
+    again = list(stream(calculator.evaluator, iter(structures), 300))
     for one, other in zip(outcomes, again, strict=True):
         assert one.results is not None
         assert other.results is not None
@@ -89,8 +89,8 @@ def test_memory_does_not_grow_with_the_input(calculator: PaiNNCalculator) -> Non
 
 
 def test_no_batch_is_larger_than_it_may_be(calculator: PaiNNCalculator) -> None:
-    sizes, run = [], calculator._session.run
-    calculator._session.run = lambda inputs: (sizes.append(inputs.mask.size), run(inputs))[1]  # type: ignore[method-assign]
+    sizes, run = [], calculator.session.run
+    calculator.session.run = lambda inputs: (sizes.append(inputs.mask.size), run(inputs))[1]  # type: ignore[method-assign]
     calculator.batch_slots = 700
     ethanol = molecule("CH3CH2OH")
     for count in (1, 4, 16, 64, 256):
@@ -114,22 +114,22 @@ class Refusing:
 
 
 def test_a_batch_that_fails_costs_the_culprit_alone(calculator: PaiNNCalculator) -> None:
-    session = calculator._session
-    calculator._session = Refusing(session, 7)  # type: ignore[assignment]
+    session = calculator.session
+    calculator.evaluator.session = Refusing(session, 7)  # type: ignore[assignment]
     structures = [molecule("NH3") if index == 3 else molecule("H2O") for index in range(8)]
     outcomes = list(calculator.stream(structures))
     assert [outcome.index for outcome in outcomes if outcome.results is None] == [3]
     assert "allocate" in outcomes[3].reason
-    calculator._session = Refusing(session, None)  # type: ignore[assignment]
+    calculator.evaluator.session = Refusing(session, None)  # type: ignore[assignment]
     with pytest.raises(EngineError, match="allocate"):
         list(calculator.stream(structures))
-    calculator._session = session
+    calculator.evaluator.session = session
 
 
 def test_a_structure_too_large_for_the_engine_is_told(bundle: Path) -> None:
     with PaiNNCalculator(bundle) as calculator:
         profile = {"atoms": [1, 8, 12], "slots": [1, 8, 16]}
-        calculator._limits = Limits([profile], 16, on_cpu=True)
+        calculator.evaluator.limits = SizeLimits([profile], 16, on_cpu=True)
         structures = [molecule("H2O"), molecule("CH3CH2OH"), molecule("C60"), molecule("H2O")]
         outcomes = list(calculator.stream(structures))
         assert [outcome.index for outcome in outcomes if outcome.results is None] == [2]
@@ -139,10 +139,10 @@ def test_a_structure_too_large_for_the_engine_is_told(bundle: Path) -> None:
 
 
 def test_a_structure_larger_than_memory_is_refused_before_it_is_tried() -> None:
-    limits = Limits([], 128, on_cpu=True)
+    limits = SizeLimits([], 128, on_cpu=True)
     assert available_memory() is None or available_memory() > 2**20  # type: ignore[operator]
     limits.check(20_000, 3)
     if available_memory() is not None:
         with pytest.raises(ShapeError, match="GiB are free"):
             limits.check(10**9, 60)
-    Limits([], 128, on_cpu=False).check(10**9, 60)
+    SizeLimits([], 128, on_cpu=False).check(10**9, 60)

@@ -187,7 +187,7 @@ def test_batches_hold_every_structure_once(data: Path) -> None:
 @pytest.mark.parametrize("size", sorted(path.stem for path in SHIPPED.glob("*.safetensors")))
 def test_the_shipped_students_are_small_and_invariant(size: str) -> None:
     from painn_deploy.export.model.force_head import tensors
-    from painn_deploy.runtime.neighbours import graph_inputs
+    from painn_deploy.runtime.matrix import graph_inputs
 
     path = resolve_checkpoint(f"student:{size}").path
     assert path.stat().st_size <= 2_000_000

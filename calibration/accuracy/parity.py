@@ -12,7 +12,7 @@ from painn_deploy.export.errors import ParityError
 from painn_deploy.export.fields import OUTPUTS, GraphInputs, GraphOutputs
 from painn_deploy.export.model.force_head import autograd_forces, tensors
 from painn_deploy.export.model.student import Student
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 
 __all__ = ["ENERGY_TOLERANCE", "FORCE_TOLERANCE", "check_parity", "parity_structures"]
 

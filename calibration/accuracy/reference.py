@@ -11,9 +11,9 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from painn_deploy.export.model.force_head import EnergyAndForces, autograd_forces, tensors
 from painn_deploy.export.model.student import Student
-from painn_deploy.runtime.calculator import cell_volume
-from painn_deploy.runtime.neighbours import join, local_graphs
-from painn_deploy.runtime.packing import pack
+from painn_deploy.runtime.grouping import group
+from painn_deploy.runtime.matrix import join, local_graphs
+from painn_deploy.runtime.results import cell_volume
 
 __all__ = ["TorchCalculator", "batched_results", "reference_results"]
 
@@ -79,7 +79,7 @@ def reference_results(student: Student, structures: Sequence[Atoms]) -> list[dic
     dtype = np.float64 if student.dtype == torch.float64 else np.float32
     graphs = local_graphs(structures, student.configuration.cutoff)
     results: list[dict[str, Any]] = [{}] * len(structures)
-    for batch in pack([(len(graph.numbers), graph.slots) for graph in graphs], BATCH):
+    for batch in group([graph.size for graph in graphs], BATCH):
         graph = tensors(join([graphs[index] for index in batch], dtype), student.dtype)
         outputs, start = autograd_forces(student, graph), 0
         for index in batch:
@@ -108,7 +108,7 @@ def _results(student: Student, atoms: Atoms, outputs: EnergyAndForces) -> dict[s
         "energies": energies,
         "forces": outputs.forces.double().numpy(),
     }
-    volume = cell_volume(atoms)
+    volume = cell_volume(atoms.cell.array)
     if volume > 0:
         virial = outputs.virials.double().sum(0).numpy()
         results["stress"] = full_3x3_to_voigt_6_stress((virial + virial.T) / (2 * volume))

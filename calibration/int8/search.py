@@ -24,7 +24,7 @@ from painn_deploy.export.errors import DatasetError, PrecisionError
 from painn_deploy.export.graph.int8 import BY_ROW, OperandScale, candidates, to_int8
 from painn_deploy.export.graph.products import Product, weight_products
 from painn_deploy.export.progress import Tell, silent
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 
 __all__ = ["LEAST_STRUCTURES", "Int8Search", "Quantisation", "Sensitivity"]
 
@@ -32,7 +32,7 @@ LEAST_STRUCTURES = 16
 """Half of them give ranges, the others the errors that products are chosen by."""
 
 MOST_STRUCTURES = 64
-"""Of each half: more cost minutes and change little."""
+"""Of each half; more would cost minutes and change little."""
 
 MARGIN = 0.7
 """Share of the tolerances that a search uses, so that its choice is within them on other structures too."""
@@ -209,7 +209,7 @@ class _Within:
     force: float
 
     def excess(self, errors: Errors) -> float:
-        """How many times the tolerance; 1 is just within."""
+        """The larger of both errors in units of its tolerance; up to 1 it is within."""
         return max(errors.energy_mae / self.energy, errors.force_rmse / self.force)
 
     def __call__(self, errors: Errors) -> bool:
@@ -233,7 +233,7 @@ def _best_scale(product: Product, scales: Sequence[OperandScale], errors: Measur
 
 
 def _largest(ordered: Sequence[Sensitivity], errors: Measure, within: _Within) -> list[Sensitivity]:
-    """The longest beginning of a list that is within the tolerance, and whatever else of it still fits."""
+    """The longest beginning of a list that is within the tolerance, and every later entry that still fits."""
     fits, too_many = 0, len(ordered) + 1
     while too_many - fits > 1:
         middle = (fits + too_many) // 2

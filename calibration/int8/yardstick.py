@@ -10,8 +10,8 @@ from jaxtyping import Float
 
 from painn_deploy.engines.onnxruntime.backend import open_graph
 from painn_deploy.export.fields import GraphInputs
-from painn_deploy.runtime.neighbours import join, local_graphs
-from painn_deploy.runtime.packing import pack
+from painn_deploy.runtime.grouping import group
+from painn_deploy.runtime.matrix import join, local_graphs
 
 __all__ = ["Errors", "Yardstick"]
 
@@ -46,8 +46,8 @@ class Yardstick:
 
     def __init__(self, model: onnx.ModelProto, structures: Sequence[Atoms], cutoff: float) -> None:
         graphs = local_graphs(structures, cutoff)
-        sizes = [(len(graph.numbers), graph.slots) for graph in graphs]
-        self._batches = [(batch, join([graphs[i] for i in batch])) for batch in pack(sizes)]
+        sizes = [graph.size for graph in graphs]
+        self._batches = [(batch, join([graphs[i] for i in batch])) for batch in group(sizes)]
         self._atoms = np.array([atoms for atoms, _ in sizes])
         self.species = sorted({int(z) for atoms in structures for z in atoms.numbers})
         self._composition = np.array([[(a.numbers == z).sum() for z in self.species] for a in structures], float)

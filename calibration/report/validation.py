@@ -20,13 +20,14 @@ from painn_deploy.calibration.physics.audit import Audit, References, audit
 from painn_deploy.calibration.report.comparison import Change, by_group, compare_accuracies, compare_findings
 from painn_deploy.calibration.validation_set import choose_validation_set, group_of
 from painn_deploy.engines import EngineInfo
+from painn_deploy.export.bundle import Bundle, read_bundle
 from painn_deploy.export.checkpoint import Checkpoint, load_student, resolve_checkpoint
 from painn_deploy.export.errors import CheckpointError, OutputError
 from painn_deploy.export.files import prepare_output, to_json, write_output
-from painn_deploy.export.manifest import MANIFEST, VALIDATION, Bundle, read_bundle
+from painn_deploy.export.manifest import MANIFEST, VALIDATION
 from painn_deploy.export.progress import Tell, silent
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.neighbours import local_graphs
+from painn_deploy.runtime.matrix import local_graphs
 
 __all__ = [
     "Options",
@@ -167,11 +168,16 @@ def validate(
     options = options or Options()
     opened, source = open_bundles(bundles, reference)
     with _one_thread():
-        return _validations(opened, source, reference, options, tell)
+        return _validations([Path(path) for path in bundles], opened, source, reference, options, tell)
 
 
 def _validations(
-    opened: Sequence[Bundle], source: Checkpoint, reference: str | Path, options: Options, tell: Tell
+    paths: Sequence[Path],
+    opened: Sequence[Bundle],
+    source: Checkpoint,
+    reference: str | Path,
+    options: Options,
+    tell: Tell,
 ) -> list[Validation]:
     student = load_student(reference, dtype=torch.float64)
     chosen, named = choose_validation_set(options.structures, student.species)
@@ -183,10 +189,10 @@ def _validations(
     periodic = any(atoms.pbc.any() for atoms in chosen)  # who brings molecules alone has no use for crystals
     references = References.of(student, periodic=periodic) if options.physics else None
     validations = []
-    for bundle in opened:
-        label = f"{bundle.path.name}: " if len(opened) > 1 else ""
+    for path, bundle in zip(paths, opened, strict=True):
+        label = f"{path.name}: " if len(opened) > 1 else ""
         tell(f"{label}{len(chosen)} structures with the engine")
-        with PaiNNCalculator(bundle.path, device=options.device, threads=1) as calculator:
+        with PaiNNCalculator(bundle, device=options.device, threads=1) as calculator:
             results = calculator.calculate_batch(chosen)
             some = _some(chosen)
             alone = [calculator.calculate_batch([chosen[index]])[0] for index in some]
@@ -197,13 +203,13 @@ def _validations(
                     references,
                     precision=bundle.manifest.precision,
                     limits=options.limits,
-                    again=lambda structures, path=bundle.path: _anew(path, options.device, structures),  # type: ignore[misc]
+                    again=lambda structures, path=path: _anew(path, options.device, structures),  # type: ignore[misc]
                     picoseconds=options.picoseconds,
                     tell=lambda line, label=label: tell(f"{label}{line}"),  # type: ignore[misc]
                 )
             validations.append(
                 Validation(
-                    bundle=bundle.path,
+                    bundle=path,
                     checkpoint=source.name,
                     engine=calculator.engine_info,
                     measured_on=named,
@@ -240,7 +246,7 @@ def open_bundles(bundles: Sequence[Path], reference: str | Path) -> tuple[list[B
     for bundle in opened:
         if bundle.manifest.checkpoint_sha256 != source.sha256:
             raise CheckpointError(
-                f"{bundle.path} was not made from {source.path} (its SHA-256 is "
+                f"{bundle} was not made from {source.path} (its SHA-256 is "
                 f"{bundle.manifest.checkpoint_sha256[:12]}..., the file's {source.sha256[:12]}...). "
                 "Give the checkpoint that it was made from, or export it again."
             )

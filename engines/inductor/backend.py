@@ -14,6 +14,8 @@ from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
+import numpy as np
+
 from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing, EngineInfo
 from painn_deploy.engines.contract import check_inputs, padded
 from painn_deploy.engines.forms import CPU_FORMS, Plan, plans_for
@@ -23,10 +25,10 @@ from painn_deploy.engines.gpu.session import GpuSession
 from painn_deploy.engines.inductor.compile import SEVERAL, Asked, compiled_form, compiling
 from painn_deploy.engines.inductor.gpu import LEAST, LoadedPackage, TorchExecutor, torch_in_words
 from painn_deploy.engines.inductor.matmul_precision import matmul_precision
-from painn_deploy.engines.inductor.pairs import pair_inputs
+from painn_deploy.engines.inductor.pairs import KnownPairs
+from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
-from painn_deploy.export.manifest import Bundle
 
 __all__ = ["BACKEND", "InductorBackend", "InductorSession", "give_back_memory", "keep_freed_memory"]
 
@@ -139,13 +141,12 @@ class InductorBackend:
             )
         if manifest.engine_version != self.version():
             raise BundleError(
-                f"{bundle.path} was compiled by torch {manifest.engine_version}, and this is torch {self.version()}. "
+                f"{bundle} was compiled by torch {manifest.engine_version}, and this is torch {self.version()}. "
                 "Export it again here, or install that version."
             )
         if bound != _kind(torch, device):
             raise BundleError(
-                f"{bundle.path} was compiled for {bound}, and this machine is {_kind(torch, device)}. "
-                "Export it again here."
+                f"{bundle} was compiled for {bound}, and this machine is {_kind(torch, device)}. Export it again here."
             )
         info = EngineInfo(
             backend=self.name,
@@ -238,6 +239,7 @@ class InductorSession(Closing):
             self._torch.set_num_threads(threads)
         keep_freed_memory()
         self._info = info
+        self._pairs = KnownPairs()
         self._packages = [(plan, _load(self._torch, contents, -1)) for plan, _, contents in packages]
 
     @property
@@ -267,11 +269,15 @@ class InductorSession(Closing):
         atoms, slots = inputs.mask.shape
         graph = padded(inputs, max(atoms, LEAST), max(slots, LEAST))
         plan, package = next((p for p in self._packages if p[0].serves(atoms, slots)), self._packages[-1])
-        arrays = (*graph, *pair_inputs(graph.reverse, LEAST)) if plan.form.paired else graph
+        arrays = (*graph, *self._pairs.of(graph.reverse, LEAST)) if plan.form.paired else graph
         failed = f"The compiled graph failed on {atoms} atoms x {slots} slots"
         with torch_in_words(self._torch, failed), matmul_precision(self._torch):
-            outputs = package(*(self._torch.from_numpy(array) for array in arrays))
+            outputs = package(*(self._tensor(array) for array in arrays))
         return GraphOutputs(*(output.numpy()[:atoms] for output in outputs))
+
+    def _tensor(self, array: np.ndarray) -> Any:
+        """An array as a tensor; one that is closed for writing is copied, as torch warns of such."""
+        return self._torch.from_numpy(array if array.flags.writeable else array.copy())
 
     def close(self) -> None:
         """See `Session.close`; the system gets back what was kept from call to call."""

@@ -13,7 +13,7 @@ from painn_deploy.engines.forms import Plan
 from painn_deploy.engines.gpu.cuda import in_words
 from painn_deploy.engines.gpu.executor import Recorded
 from painn_deploy.engines.inductor.matmul_precision import matmul_precision
-from painn_deploy.engines.inductor.pairs import pair_inputs
+from painn_deploy.engines.inductor.pairs import KnownPairs
 from painn_deploy.export.errors import EngineError, ShapeError
 from painn_deploy.export.fields import INPUTS, OUTPUTS, PAIR_INPUTS, Field, GraphInputs
 
@@ -84,6 +84,7 @@ class TorchExecutor:
         self.fields: tuple[Field, ...] = PAIR_INPUTS if any(p.plan.form.paired for p in packages) else ()
         self._stream = torch.cuda.ExternalStream(stream, device=device)
         self._pool = torch.cuda.graph_pool_handle()
+        self._pairs = KnownPairs()
         self._bound: dict[tuple[Any, ...], tuple[LoadedPackage, list[Any], list[Any]]] = {}
         self._now: tuple[LoadedPackage, list[Any], list[Any]] | None = None
 
@@ -101,7 +102,7 @@ class TorchExecutor:
     def fill(self, inputs: GraphInputs, arrays: Mapping[str, np.ndarray]) -> None:
         """See `Executor.fill`."""
         if self.fields:
-            pairs = pair_inputs(inputs.reverse, arrays["pairs"].size)
+            pairs = self._pairs.of(inputs.reverse, arrays["pairs"].size)
             for field, array in zip(PAIR_INPUTS, pairs, strict=True):
                 np.copyto(arrays[field.name], array)
 

@@ -13,9 +13,10 @@ from painn_deploy.engines.gpu.session import GpuSession
 from painn_deploy.engines.onnxruntime.gpu import OrtExecutor
 from painn_deploy.engines.onnxruntime.library import PROVIDERS, devices, load_failure, prepared
 from painn_deploy.engines.onnxruntime.library import library as _library
+from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
 from painn_deploy.export.fields import AS_WRITTEN, OUTPUTS, GraphInputs, GraphOutputs
-from painn_deploy.export.manifest import MODEL, Bundle
+from painn_deploy.export.manifest import MODEL
 
 __all__ = ["BACKEND", "OnnxRuntimeBackend", "OnnxRuntimeSession", "load_graph", "open_graph"]
 

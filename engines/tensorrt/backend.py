@@ -11,9 +11,9 @@ from painn_deploy.engines.gpu.cuda import compute_capability, gpus
 from painn_deploy.engines.profiles import Profile
 from painn_deploy.engines.tensorrt.builder import build_plan
 from painn_deploy.engines.tensorrt.session import TensorRTSession
+from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import BundleError, EngineUnavailableError
 from painn_deploy.export.files import write_whole
-from painn_deploy.export.manifest import Bundle
 
 __all__ = ["BACKEND", "PLAN", "PlanBackend", "TensorRTBackend", "open_plan"]
 
@@ -114,17 +114,17 @@ def open_plan(library: Any, name: str, bundle: Bundle, device: str) -> TensorRTS
     if chosen not in available:
         raise EngineUnavailableError(
             f"{name} runs on NVIDIA GPUs, and {'there is none here' if not available else f'here are {available}'}: "
-            f"{bundle.path.name} cannot run on {device!r}. On a CPU, use an onnxruntime bundle."
+            f"{bundle} cannot run on {device!r}. On a CPU, use an onnxruntime bundle."
         )
     if manifest.engine_version != library.__version__:
         raise BundleError(
-            f"{bundle.path} was built by {name} {manifest.engine_version}, and this is {library.__version__}. "
+            f"{bundle} was built by {name} {manifest.engine_version}, and this is {library.__version__}. "
             "Export it again here, or install that version."
         )
     index = int(chosen.partition(":")[2])
     if (here := compute_capability(index)) not in manifest.compute_capability:
         raise BundleError(
-            f"{bundle.path} was built for the compute capabilities {', '.join(manifest.compute_capability)}, and "
+            f"{bundle} was built for the compute capabilities {', '.join(manifest.compute_capability)}, and "
             f"{chosen} is {here}. Export it again with --compute-capability {here}."
         )
     info = EngineInfo(

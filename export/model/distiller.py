@@ -18,14 +18,12 @@ from painn_deploy.export.model.student import (
     Configuration,
     NeighbourGraph,
     Student,
-    check_num_rbf,
-    hidden_sizes,
     mlp,
     parts,
     read_out,
-    renamed_once,
     separate_parts,
 )
+from painn_deploy.export.model.weights import check_num_rbf, hidden_sizes, load_weights, renamed_once
 
 __all__ = ["Distiller"]
 
@@ -60,6 +58,12 @@ class Distiller(Student):
         self.readout = mlp([features, *hidden, 1])
 
     def forward(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> Float[Tensor, " atoms"]:
+        """Energy of each atom in eV, without its atomic reference.
+
+        Args:
+            graph: displacements (Å), neighbours and mask of [atoms, slots], and atomic numbers [atoms].
+            aggregation: how sums over neighbours are computed.
+        """
         distances, directions = aggregation.geometry(graph.displacements, graph.mask, DIRECTION_EPSILON)
         of_scalars, of_vectors, directed = self._filters(distances, directions, graph.mask, aggregation)
         scalars = self.embedding(graph.atomic_numbers)
@@ -132,6 +136,11 @@ class Distiller(Student):
     def from_state_dict(cls, configuration: Configuration, state: Mapping[str, Tensor], source: str) -> "Distiller":
         """Build from the seed's state dict; sizes are read from the weights and held against the configuration.
 
+        Args:
+            configuration: the checkpoint's hyperparameters.
+            state: weights by the seed project's names.
+            source: the checkpoint's name, for errors.
+
         Raises:
             CheckpointError: keys are missing or left over.
             ConfigurationError: the weights have other sizes than the configuration says.
@@ -149,7 +158,7 @@ class Distiller(Student):
                 f"{configuration.cutoff} Å."
             )
         student = cls(configuration, len(renamed.get("embedding.weight", torch.empty(0))), hidden_sizes(renamed))
-        student.load_weights(renamed, source)
+        load_weights(student, renamed, source)
         return student
 
 

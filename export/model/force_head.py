@@ -31,6 +31,10 @@ def explicit_forces(student: Student, graph: NeighbourGraph) -> EnergyAndForces:
 
     With g = dE/d(displacement) of each slot, the force on atom i is the sum over its slots of g minus that of the
     reverse slot, and its virial the sum of g ⊗ displacement.
+
+    Args:
+        student: its energy model.
+        graph: displacements (Å), neighbours and mask of [atoms, slots], and atomic numbers [atoms].
     """
     graph = graph._replace(displacements=graph.displacements.detach().requires_grad_())
     with torch.enable_grad():

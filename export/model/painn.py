@@ -18,13 +18,11 @@ from painn_deploy.export.model.student import (
     Configuration,
     NeighbourGraph,
     Student,
-    check_num_rbf,
-    hidden_sizes,
     mlp,
     parts,
     read_out,
-    renamed_once,
 )
+from painn_deploy.export.model.weights import check_num_rbf, hidden_sizes, load_weights, renamed_once
 
 __all__ = ["PaiNN"]
 
@@ -185,6 +183,11 @@ class PaiNN(Student):
     def from_state_dict(cls, configuration: Configuration, state: Mapping[str, Tensor], source: str) -> "PaiNN":
         """Build from SchNetPack's state dict; sizes are read from the weights and held against the configuration.
 
+        Args:
+            configuration: the checkpoint's hyperparameters.
+            state: weights by SchNetPack's names.
+            source: the checkpoint's name, for errors.
+
         Raises:
             CheckpointError: keys are missing or left over.
             ConfigurationError: the weights have other sizes than the configuration says.
@@ -223,7 +226,7 @@ class PaiNN(Student):
             readout=hidden_sizes(renamed),
             shared_filters=len(filters) == 3 * features and configuration.num_interactions > 1,
         )
-        student.load_weights(renamed, source)
+        load_weights(student, renamed, source)
         return student
 
 

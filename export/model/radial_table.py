@@ -93,7 +93,12 @@ class RadialTable(nn.Module):
         return self.weight.shape[1]
 
     def functions(self, widths: Sequence[int], mask: Float[Tensor, "atoms slots"]) -> list[FilterFunction]:
-        """The filters in runs of so many, each as a function of the distances."""
+        """The filters in runs of so many, each as a function of the distances.
+
+        Args:
+            widths: columns of each run.
+            mask: 1 for an edge, 0 for padding [atoms, slots].
+        """
 
         def filtered(weight: Tensor) -> FilterFunction:
             return lambda distances: self(distances, mask) @ weight
@@ -103,7 +108,12 @@ class RadialTable(nn.Module):
     def forward(
         self, distances: Float[Tensor, "atoms slots"], mask: Float[Tensor, "atoms slots"]
     ) -> Float[Tensor, "atoms slots rank"]:
-        """The basis, 0 where the mask is; its derivative by the distance is that of the spline."""
+        """The basis, 0 where the mask is; its derivative by the distance is that of the spline.
+
+        Args:
+            distances: Å [atoms, slots].
+            mask: 1 for an edge, 0 for padding [atoms, slots].
+        """
         place = distances.detach() * (1 / self.spacing)
         # a distance that rounds up to the cutoff belongs to the last interval; after it comes a row of zeros
         knot = place.to(torch.int32).clamp(0, len(self.rows) - 2)

@@ -3,7 +3,7 @@
 import copy
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, cast
 
@@ -12,7 +12,7 @@ from ase.data import atomic_numbers as numbers_of_symbols
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from painn_deploy.export.errors import CheckpointError, ConfigurationError
+from painn_deploy.export.errors import ConfigurationError
 from painn_deploy.export.model.aggregation import PLAIN, Aggregation
 from painn_deploy.export.model.radial_table import RadialTable
 
@@ -54,6 +54,10 @@ class Configuration:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str) -> "Configuration":
         """Read and check a configuration; keys that we do not know may change the model, so they raise.
+
+        Args:
+            values: the configuration as its JSON file holds it.
+            source: the checkpoint's name, for errors.
 
         Raises:
             ConfigurationError: a key is missing, unknown, or holds a value of the wrong kind.
@@ -165,7 +169,12 @@ class Student(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> Float[Tensor, " atoms"]:
-        """Energy of each atom in eV, without its atomic reference."""
+        """Energy of each atom in eV, without its atomic reference.
+
+        Args:
+            graph: displacements (Å), neighbours and mask of [atoms, slots], and atomic numbers [atoms].
+            aggregation: how sums over neighbours are computed.
+        """
 
     @abstractmethod
     def wanted_filters(self, distances: Float[Tensor, " distances"]) -> Float[Tensor, "distances filters"]:
@@ -185,47 +194,6 @@ class Student(nn.Module, ABC):
         table = RadialTable.of(exact.wanted_filters, self.configuration.cutoff, rank, intervals)
         student.radial_table = table.to(self.dtype)
         return student
-
-    def load_weights(self, weights: Mapping[str, Tensor], source: str) -> None:
-        """Copy weights under our names into the model, every one of them, and nothing else.
-
-        Raises:
-            CheckpointError: tensors are missing or left over, or hold NaN or infinity.
-            ConfigurationError: a tensor's shape is not what the configuration implies.
-        """
-        weights = dict(weights)
-        references = weights.pop("atomic_references", None)
-        wanted = self.state_dict()
-        if missing := sorted(wanted.keys() - weights.keys()):
-            raise CheckpointError(
-                f"{source} lacks tensors that {self.configuration.architecture} with "
-                f"{self.configuration.num_interactions} interactions has: {_some(missing)}."
-            )
-        if extra := sorted(weights.keys() - wanted.keys()):
-            raise CheckpointError(
-                f"{source} holds tensors that {self.configuration.architecture} with "
-                f"{self.configuration.num_interactions} interactions has no place for: {_some(extra)}. "
-                "They may change the model, so they are not ignored."
-            )
-        for key, value in weights.items():
-            if value.shape != wanted[key].shape:
-                raise ConfigurationError(
-                    f"{source}: {key} has the shape {tuple(value.shape)}, but its configuration implies "
-                    f"{tuple(wanted[key].shape)}; hidden_dim, num_rbf or num_interactions is not what was trained."
-                )
-            if not torch.isfinite(value).all():
-                raise CheckpointError(
-                    f"{source}: {key} holds NaN or infinity; the training diverged before it was saved."
-                )
-        if references is not None:
-            if references.shape != self.atomic_references.shape or not torch.isfinite(references).all():
-                raise CheckpointError(
-                    f"{source}: atomic_references must hold one finite energy in eV for each of the "
-                    f"{len(self.atomic_references)} rows of the embedding."
-                )
-            self.atomic_references = references.double()
-        self.double()  # weights are kept as exactly as they came, until the caller asks for less
-        self.load_state_dict(weights)
 
     @property
     def species(self) -> tuple[int, ...]:
@@ -278,37 +246,3 @@ def separate_parts(network: nn.Sequential, x: Tensor, wanted: tuple[int, ...], o
     last = cast(nn.Linear, network[-1])
     hidden = network[:-1](x)
     return [nn.functional.linear(hidden, last.weight.chunk(of)[i], last.bias.chunk(of)[i]) for i in wanted]
-
-
-def renamed_once(weights: Mapping[str, Tensor], rename: Callable[[str], str], source: str) -> dict[str, Tensor]:
-    """Weights under our names.
-
-    Raises:
-        CheckpointError: two tensors claim one place.
-    """
-    renamed: dict[str, Tensor] = {}
-    for key, value in weights.items():
-        if rename(key) in renamed:
-            raise CheckpointError(f"{source} holds {key} and another tensor for the same place; remove one of them.")
-        renamed[rename(key)] = value
-    return renamed
-
-
-def check_num_rbf(found: int, configuration: Configuration, source: str) -> None:
-    """Raise ConfigurationError where the weights have other radial basis functions than the configuration says."""
-    if found != configuration.num_rbf:
-        raise ConfigurationError(
-            f"{source} has {found} radial basis functions, its configuration {configuration.num_rbf}."
-        )
-
-
-def hidden_sizes(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """Sizes of the hidden layers of a read-out, read from its biases in order."""
-    sizes: list[int] = []
-    while (key := f"readout.{2 * len(sizes)}.bias") in weights:
-        sizes.append(len(weights[key]))
-    return tuple(sizes[:-1])
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

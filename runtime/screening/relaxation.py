@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.optimize import LBFGS
 
-from painn_deploy.export.errors import ShapeError, StructureError
-from painn_deploy.runtime.streaming import Outcome, Prepared, evaluate
-
-if TYPE_CHECKING:
-    from painn_deploy.runtime.calculator import PaiNNCalculator
+from painn_deploy.export.errors import EngineError, ShapeError, StructureError
+from painn_deploy.runtime.evaluator import Evaluator, Prepared
+from painn_deploy.runtime.streaming import Outcome
 
 __all__ = ["Relaxation", "relax"]
 
@@ -43,12 +41,12 @@ class _Path:
 
 
 def relax(
-    calculator: "PaiNNCalculator", structures: Sequence[Atoms | StructureError], how: Relaxation, batch_slots: int
+    evaluator: Evaluator, structures: Sequence[Atoms | StructureError], how: Relaxation, batch_slots: int
 ) -> list[tuple[Atoms | None, Outcome]]:
     """Move atoms (the cell is kept) until forces are small, constraints obeyed, with L-BFGS.
 
     Args:
-        calculator: whose engine answers.
+        evaluator: the engine.
         structures: not touched; an error in place of one is its outcome.
         how: when to stop.
         batch_slots: atoms x slots of a batch.
@@ -70,12 +68,12 @@ def relax(
             atoms.info = dict(item.info)
             paths.append(_Path(index, atoms))
     while paths:
-        paths = _advance(calculator, paths, how, batch_slots, done)
+        paths = _advance(evaluator, paths, how, batch_slots, done)
     return done
 
 
 def _advance(
-    calculator: "PaiNNCalculator",
+    evaluator: Evaluator,
     paths: Sequence[_Path],
     how: Relaxation,
     batch_slots: int,
@@ -85,14 +83,14 @@ def _advance(
     ready: list[tuple[_Path, Prepared]] = []
     for path in paths:
         try:
-            ready.append((path, calculator.prepare(path.atoms)))
+            ready.append((path, evaluator.prepare(path.atoms)))
         except (StructureError, ShapeError) as error:
             done[path.index] = (None, Outcome(path.index, None, _reason(path, str(error))))
     left = []
-    answers = evaluate(calculator, [prepared for _, prepared in ready], batch_slots)
+    answers = evaluator.evaluate([prepared for _, prepared in ready], batch_slots)
     for (path, _), answer in zip(ready, answers, strict=True):
-        if isinstance(answer, str):
-            done[path.index] = (None, Outcome(path.index, None, _reason(path, answer)))
+        if isinstance(answer, EngineError):
+            done[path.index] = (None, Outcome(path.index, None, _reason(path, str(answer))))
             continue
         path.atoms.calc = SinglePointCalculator(path.atoms, energy=answer["energy"], forces=answer["forces"])
         converged = float(np.linalg.norm(path.atoms.get_forces(), axis=1).max()) <= how.fmax

@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,7 +18,8 @@ from ase import Atoms
 
 from painn_deploy.export.errors import OutputError
 from painn_deploy.export.files import remove_partial, sync, write_whole
-from painn_deploy.runtime.calculator import PaiNNCalculator
+from painn_deploy.export.progress import Tell, silent
+from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.screening.relaxation import Relaxation, relax
 from painn_deploy.runtime.screening.sinks import SINKS, result_row
 from painn_deploy.runtime.screening.sources import Chunk, Scan, format_of, open_source
@@ -112,7 +113,7 @@ class Screener:
     """
 
     def __init__(self, job: Job, threads: int | None = None) -> None:
-        self.calculator = PaiNNCalculator(job.bundle, device=job.device, threads=threads)
+        self.evaluator = Evaluator(job.bundle, device=job.device, threads=threads)
         self._source, self._sink, self._settings = open_source(job.source), SINKS[job.kind], job.settings
 
     def compute(self, chunk: Chunk) -> Part:
@@ -125,9 +126,9 @@ class Screener:
         items, settings = self._source.read(chunk), self._settings
         answers: Iterable[tuple[Atoms | None, Any]]
         if settings.relaxation is None:
-            answers = zip(items, stream(self.calculator, items, settings.batch_slots), strict=True)
+            answers = zip(items, stream(self.evaluator, items, settings.batch_slots), strict=True)
         else:
-            answers = relax(self.calculator, items, settings.relaxation, settings.batch_slots)
+            answers = relax(self.evaluator, items, settings.relaxation, settings.batch_slots)
         rows, failures = [], []
         for place, (item, (moved, outcome)) in enumerate(zip(items, answers, strict=True)):
             kept = moved if isinstance(moved, Atoms) else item if isinstance(item, Atoms) else None
@@ -151,7 +152,7 @@ def screen(
     device: str = "auto",
     memory: float | None = None,
     progress: Progress = lambda done, total, computed: None,  # noqa: ARG005
-    tell: Callable[[str], None] = lambda line: None,  # noqa: ARG005
+    tell: Tell = silent,
 ) -> Summary:
     """Compute every structure of a file, and write one row for each, in order.
 
@@ -183,14 +184,14 @@ def screen(
         raise OutputError("Either resume or overwrite: the one keeps what an earlier run left, the other removes it.")
     kind = format_of(folder.output)
     folder.refuse(source, resume, overwrite)
-    with PaiNNCalculator(bundle, device=device) as calculator, folder.locked():
+    with Evaluator(bundle, device=device) as evaluator, folder.locked():
         if overwrite:
             folder.clear()
         tell(f"looking through {source.name}")
         earlier = folder.plan() if resume else None
         rows = _chunk_rows(earlier, chunk_rows)
         scan = open_source(source).scan(rows)
-        plan = _plan(calculator, scan, kind, relaxation) | {"chunk_rows": rows}
+        plan = _plan(evaluator, scan, kind, relaxation) | {"chunk_rows": rows}
         if earlier is not None:
             folder.check(earlier, plan)
             if earlier["finished"] and folder.output.exists():
@@ -198,7 +199,7 @@ def screen(
             slots = int(earlier["batch_slots"])
         else:
             tell("measuring which batches are fastest here")
-            slots = calculator.batch_slots if calculator.batch_slots_known else calculator.tune_batches()
+            slots = evaluator.batch_slots if evaluator.batch_slots_known else evaluator.tune_batches()
         plan["batch_slots"] = slots
         folder.begin(plan)
         pending = [chunk for chunk in scan.chunks if not folder.part(chunk.number).exists()]
@@ -215,7 +216,7 @@ def _parts(
 ) -> Iterator[Part]:
     if workers is None:
         here = Screener(job)
-        with here.calculator:
+        with here.evaluator:
             for chunk in pending:
                 yield here.compute(chunk)
         return
@@ -245,13 +246,13 @@ def _chunk_rows(earlier: dict[str, Any] | None, asked: int | None) -> int:
     return int(earlier["chunk_rows"])
 
 
-def _plan(calculator: PaiNNCalculator, scan: Scan, kind: str, relaxation: Relaxation | None) -> dict[str, Any]:
+def _plan(evaluator: Evaluator, scan: Scan, kind: str, relaxation: Relaxation | None) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "input_sha256": scan.sha256,
         "rows": scan.rows,
         "output_format": kind,
-        "engine": dict(calculator.engine_info),
+        "engine": dict(evaluator.engine_info),
         "relaxation": None if relaxation is None else asdict(relaxation),
     }
 

@@ -27,7 +27,13 @@ STALE = (*RESULTS, "free_energy", "energies", "stresses", ERROR, "relax_steps", 
 
 
 def result_row(atoms: Atoms | None, results: Mapping[str, Any] | None, reason: str) -> Atoms:
-    """A row of the output: the structure with its `info`, and results in place of any that it brought."""
+    """A row of the output: the structure with its `info`, and results in place of any that it brought.
+
+    Args:
+        atoms: the structure; None where the input's row could not be read.
+        results: as `PaiNNCalculator.calculate_batch` gives them, or None.
+        reason: why there are none.
+    """
     row = Atoms() if atoms is None else atoms.copy()
     row.calc = None
     row.info = {} if atoms is None else {key: value for key, value in atoms.info.items() if key not in STALE}
@@ -46,10 +52,20 @@ class Sink(Protocol):
     """A format of output. A part is written by whoever computed it; parts become one file at the end."""
 
     def encoded(self, rows: Sequence[Atoms], first: int) -> bytes:
-        """Rows as a part; `first` is the index of the first."""
+        """The bytes of a part.
+
+        Args:
+            rows: structures with their results.
+            first: index of the first of them in the input.
+        """
 
     def assemble(self, parts: Sequence[Path], output: Path) -> None:
-        """Make one file of all parts, in their order; `output` does not exist."""
+        """Make one file of all parts.
+
+        Args:
+            parts: files of parts, in order.
+            output: file to write; it does not exist.
+        """
 
 
 class ExtxyzSink:

@@ -27,7 +27,7 @@ from painn_deploy.export import load_student
 from painn_deploy.export.checkpoint import resolve_checkpoint
 from painn_deploy.export.errors import CheckpointError
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.packing import pack, padding_waste
+from painn_deploy.runtime.grouping import group, padding_waste
 from painn_deploy.runtime.torchsim import PaiNNModel
 from painn_deploy.scripts.commands.demo import machine
 from painn_deploy.scripts.commands.entry import run_command
@@ -45,7 +45,7 @@ import sys
 from pathlib import Path
 from ase.build import bulk
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 calculator = PaiNNCalculator(sys.argv[1])
 graph = graph_inputs([bulk("C", "diamond", a=3.57, cubic=True).repeat(int(sys.argv[2]))], calculator.manifest.cutoff)
 def peak():
@@ -93,9 +93,9 @@ def _packing(calculator: PaiNNCalculator) -> tuple[float, float, float]:
     """Padding of a mixed set: as it comes, sorted and packed; and how much longer the first takes."""
     structures = default_structures(calculator.manifest.species) * 4
     np.random.default_rng(0).shuffle(structures)
-    prepared = [calculator.prepare(atoms) for atoms in structures]
+    prepared = [calculator.evaluator.prepare(atoms) for atoms in structures]
     sizes = [one.size for one in prepared]
-    packed = pack(sizes, calculator.batch_slots)
+    packed = group(sizes, calculator.batch_slots)
     unsorted = [list(range(start, min(start + 16, len(sizes)))) for start in range(0, len(sizes), 16)]
     slow, fast = (
         min(_seconds(partial(_run, calculator, prepared, batches)) for _ in range(3)) for batches in (unsorted, packed)
@@ -105,7 +105,7 @@ def _packing(calculator: PaiNNCalculator) -> tuple[float, float, float]:
 
 def _run(calculator: PaiNNCalculator, prepared: list, batches: list[list[int]]) -> None:  # type: ignore[type-arg]
     for batch in batches:
-        calculator.run_prepared([prepared[index] for index in batch])
+        calculator.evaluator.run_prepared([prepared[index] for index in batch])
 
 
 def _liquid() -> Atoms:

@@ -27,7 +27,7 @@ from painn_deploy.export.fields import GraphInputs
 from painn_deploy.export.manifest import Manifest
 from painn_deploy.export.model.student import Student
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts.benchmarks.eager import EagerModel, Edges, edges_of
 from painn_deploy.scripts.benchmarks.timing import BLOCKS, mover, samples, through_ase
 from painn_deploy.scripts.studies.card_studies import box_of_water

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from painn_deploy.export.model.distiller import DIRECTION_EPSILON, Distiller
 from painn_deploy.export.model.painn import PaiNN
 from painn_deploy.export.model.student import Student
-from painn_deploy.runtime.neighbours import find_pairs, periodic_cell
+from painn_deploy.runtime.neighbours import Pairs, find_pairs
 
 __all__ = ["EagerModel", "Edges", "edges_of"]
 
@@ -51,21 +51,22 @@ class Edges(NamedTuple):
 
 def edges_of(structures: Sequence[Atoms], cutoff: float, dtype: torch.dtype = torch.float32) -> Edges:
     """Neighbours of every structure, found by the search that our own calculator uses."""
-    starts = np.cumsum([0, *(len(atoms) for atoms in structures)])
-    centre, neighbour, shifts = [], [], []
-    for atoms, start in zip(structures, starts, strict=False):
-        pairs, _ = find_pairs(atoms, cutoff)
-        moved = np.zeros((len(pairs.first), 3)) if pairs.shifts is None else pairs.shifts @ periodic_cell(atoms)
-        centre += [pairs.first + start, pairs.second + start]
-        neighbour += [pairs.second + start, pairs.first + start]
+    sizes = [len(atoms) for atoms in structures]
+    directed, shifts = [], []
+    for atoms in structures:
+        found = find_pairs(atoms, cutoff)
+        one, other, images = found.pairs.first, found.pairs.second, found.pairs.shifts
+        directed.append(Pairs(np.concatenate([one, other]), np.concatenate([other, one]), None))
+        moved = np.zeros((len(one), 3)) if images is None else images @ found.cell
         shifts += [moved, -moved]
+    edges = Pairs.joined(directed, sizes)
     return Edges(
         torch.from_numpy(np.concatenate([atoms.numbers for atoms in structures]).astype(np.int64)),
         torch.from_numpy(np.concatenate([atoms.positions for atoms in structures])).to(dtype),
-        torch.from_numpy(np.concatenate(centre)),
-        torch.from_numpy(np.concatenate(neighbour)),
+        torch.from_numpy(edges.first),
+        torch.from_numpy(edges.second),
         torch.from_numpy(np.concatenate(shifts)).to(dtype),
-        torch.from_numpy(np.repeat(np.arange(len(structures)), np.diff(starts))),
+        torch.from_numpy(np.repeat(np.arange(len(structures)), sizes)),
         len(structures),
     )
 

@@ -11,7 +11,7 @@ from painn_deploy.engines import Session
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.export.model.force_head import autograd_forces, explicit_forces, tensors
 from painn_deploy.export.model.student import NeighbourGraph, Student
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts.benchmarks.eager import EagerModel, Edges, edges_of
 
 __all__ = ["AUTOGRAD", "EAGER", "EXPLICIT", "Method", "Prepared", "prepare", "torch_methods"]

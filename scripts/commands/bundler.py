@@ -1,11 +1,10 @@
-"""One student on its way to bundles: the graph and its gate, the precisions, the engines, their measured errors."""
+"""One student on its way to bundles: the graph and its gate, the precisions, the engines; each bundle in memory."""
 
 import copy
 import dataclasses
 import json
-import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,80 +12,67 @@ from typing import Any
 import torch
 from ase import Atoms
 
-from painn_deploy.calibration.accuracy.errors import ERROR_UNITS, Accuracy, Limits, compare
-from painn_deploy.calibration.accuracy.parity import check_parity
+from painn_deploy.calibration.accuracy.errors import Accuracy, Tolerances
 from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.accuracy.tabling import Tabled, find_table
 from painn_deploy.calibration.structures import (
     CALIBRATION_NAME,
     calibration_structures,
     choose_structures,
-    default_structures,
     trusted_species,
-    within_reach,
 )
 from painn_deploy.engines import get_backend
-from painn_deploy.engines.backend import BuildOptions
+from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing
 from painn_deploy.engines.cache import build_cached
 from painn_deploy.engines.profiles import plan_profile
-from painn_deploy.export.checkpoint import Checkpoint, load_student
+from painn_deploy.export.bundle import Bundle
+from painn_deploy.export.checkpoint import Checkpoint, load_checkpoint
 from painn_deploy.export.errors import PrecisionError
 from painn_deploy.export.files import to_json
 from painn_deploy.export.graph.onnx_graph import export_onnx
-from painn_deploy.export.manifest import MODEL, SUFFIX, VALIDATION, Manifest, write_bundle
+from painn_deploy.export.manifest import MODEL, VALIDATION, Manifest
 from painn_deploy.export.model.student import Student
+from painn_deploy.export.progress import Tell
 from painn_deploy.export.versions import installed
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.neighbours import local_graphs
-from painn_deploy.runtime.packing import pack, padding_waste
+from painn_deploy.runtime.grouping import group, padding_waste
+from painn_deploy.runtime.matrix import local_graphs
 from painn_deploy.scripts.benchmarks.timing import milliseconds
+from painn_deploy.scripts.commands.measuring import GATE, Examiner, TrialSet
 from painn_deploy.scripts.commands.typed_graphs import INT8_LIMITS, TypedGraph, TypedGraphs
 
-__all__ = ["GATE", "Bundler", "Made", "Tell"]
-
-GATE = "onnxruntime"
-"""The engine that the graph itself is held against the student with, whatever is built of it."""
+__all__ = ["Bundler", "Made"]
 
 REFERENCE = "the student in PyTorch, float64, plain autograd"
-SIMULATED = "every half tensor of the graph rounded to half, in ONNX Runtime on the CPU: no engine loses more"
 PACKAGES = ("painn-deploy", "torch", "onnx", "numpy", "ase", "vesin")
 TIMED = 12
 """Structures that each candidate of `auto` is timed on."""
 
-SHARES = (0.75, 0.5)
-"""Of the limits, that INT8 is searched for again within, one after the other."""
-
-Tell = Callable[[str], None]
+SHARES = (1.0, 0.75, 0.5)
+"""INT8 is searched for within these shares of the limits, one after the other, until an engine keeps the limits."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """A bundle that is not written yet.
+    """An engine that passed every check, and is not written yet.
 
     Attributes:
-        manifest: its own.
-        files: contents by name.
-        accuracy: against FP32, the worst of what was measured and simulated; None for FP32 itself.
+        bundle: in memory, with its validation.json.
+        accuracy: errors against FP32, the worst of those measured and simulated; None for an engine in FP32.
     """
 
-    manifest: Manifest
-    files: dict[str, bytes]
+    bundle: Bundle
     accuracy: Accuracy | None
 
 
-class _OverLimitsError(PrecisionError):
-    """An engine is further from FP32 than it may be."""
-
-
-class Bundler:
-    """Makes the bundles of one student; what they share is computed once.
+class Bundler(Closing):
+    """Makes the bundles of one student; what they share is computed once. Nothing is written.
 
     Args:
-        source: the checkpoint.
-        checkpoint: the same, as `load_student` takes it.
+        checkpoint: a .safetensors or .pt file, or a student that ships.
         structures: see `painn_deploy.scripts.export_engines`, as for the others.
         compute_capabilities: of GPUs.
-        limits: what lower precisions may cost.
+        limits: errors that lower precisions may cost.
         device: that engines are built for which are bound to a kind of device.
         tf32: for FP32 products on a GPU.
         form: of the graph, for `inductor`.
@@ -94,16 +80,17 @@ class Bundler:
         tell: called with a line about each step.
 
     Raises:
-        ParityError: the graph is not the student.
+        CheckpointError: the checkpoint cannot be read.
+        DatasetError: the structures cannot be read, or hold an element that the student does not know.
+        ParityError: the graph does not give the student's energies and forces.
     """
 
     def __init__(
         self,
-        source: Checkpoint,
         checkpoint: str | Path,
         structures: str | Path | Sequence[Atoms] | None,
         compute_capabilities: Sequence[str],
-        limits: Limits | None,
+        limits: Tolerances | None,
         *,
         device: str,
         tf32: bool,
@@ -111,86 +98,68 @@ class Bundler:
         table_error: float | None,
         tell: Tell,
     ) -> None:
-        self._source, self._limits, self._tell = source, limits, tell
-        self._reference = load_student(checkpoint, dtype=torch.float64)
-        self._given, self._named = choose_structures(structures, self._reference.species)
-        self._wanted = reference_results(self._reference, self._given)
+        self._tell = tell
+        reference, self._source = load_checkpoint(checkpoint, dtype=torch.float64)
+        given, named = choose_structures(structures, reference.species)
+        self._tests = TrialSet(given, named, reference_results(reference, given), structures is not None)
         self._table: Tabled | None = None
-        self._exported = self._reference
+        exported = reference
         if table_error is not None:
             tell("measuring radial tables")
-            self._table = find_table(self._reference, self._given, self._named, table_error, self._wanted)
-            self._exported = self._reference.with_radial_table(self._table.rank, self._table.intervals)
-        self._student = copy.deepcopy(self._exported).float()
+            self._table = find_table(reference, given, named, table_error, self._tests.wanted)
+            exported = reference.with_radial_table(self._table.rank, self._table.intervals)
+        self._student = copy.deepcopy(exported).float()
         cutoff = self._student.configuration.cutoff
         tell("deriving forces and writing the graph")
-        model = export_onnx(self._student, _provenance(source, self._student, self._table))
-        self._graph = model.SerializeToString()
-        tell("holding the graph against the student in float64")
-        with self._open(TypedGraph(self._graph)) as calculator:
-            self._parity = check_parity(calculator.run_graph, self._exported)
-        self._sizes = [(len(g.numbers), g.slots) for g in local_graphs(self._given, cutoff)] if structures else []
+        model = export_onnx(self._student, _provenance(self._source, self._student, self._table))
+        graph = TypedGraph(model.SerializeToString())
+        self._exact = Bundle.in_memory(self._manifest(GATE, "fp32", graph, BuiltEngine()), {MODEL: graph.model})
+        self._sizes = [g.size for g in local_graphs(given, cutoff)] if self._tests.brought else []
         self._options = BuildOptions(tuple(compute_capabilities), plan_profile(self._sizes), device, tf32, form)
-        self._mine = structures is not None
         self._graphs = TypedGraphs(model, cutoff, self._calibration, limits or INT8_LIMITS, tell)
-        self._near: tuple[list[Atoms], list[dict[str, Any]], list[dict[str, Any]], int] | None = None
+        tell("comparing the graph with the student in float64")
+        self._examiner = Examiner(reference, exported, self._exact, self._tests, limits, tell)
+
+    def close(self) -> None:
+        """Close the engine that the gate opened; may be called twice."""
+        self._examiner.close()
 
     def bundle(self, engine: str, precision: str) -> Made:
-        """Build and measure.
+        """Build an engine and measure it.
 
         INT8 is searched for on some structures and measured on others. Where these find it past the limits, it is
         searched for again within a share of them.
 
-        Raises:
-            PrecisionError: it costs more than the limits allow.
-        """
-        try:
-            return self._built(engine, precision, 1.0)
-        except _OverLimitsError:
-            if precision == "int8":
-                for share in SHARES:
-                    with suppress(PrecisionError):
-                        return self._built(engine, precision, share)
-            raise
+        Args:
+            engine: backend.
+            precision: `fp32`, `fp16` or `int8`.
 
-    def _built(self, engine: str, precision: str, share: float) -> Made:
-        """A bundle, of INT8 within a share of the limits."""
-        backend = get_backend(engine)
-        graph = self._graphs.get(precision, engine, share)
-        self._tell(f"building {engine} in {precision}")
-        built, before = build_cached(backend, graph.model, self._options, self._tell)
-        files = {MODEL: graph.model, **built.files}
-        manifest = dataclasses.replace(
-            _manifest(self._source, self._student, engine, backend.version(), precision, graph),
-            compute_capability=built.compute_capability,
-            profiles=tuple(profile.as_dict() for profile in built.profiles),
-            tf32=built.tf32,
-            radial_table=None if self._table is None else self._table.as_dict(),
-        )
-        if self._options.tf32 and not built.tf32:
-            self._tell(f"{engine} was built without TF32, which it does not have here: its products are FP32")
-        self._tell(f"measuring {engine} in {precision}")
-        validation: dict[str, Any] = {"reference": REFERENCE, "measured_on": self._named, "graph_parity": self._parity}
-        if built.profiles and self._sizes:
-            batches = pack(self._sizes, most_atoms=self._options.profile.atoms[2])
-            validation["padding_waste"] = padding_waste(self._sizes, batches)
-        validation |= {"build_warnings": list(built.warnings)} if built.warnings else {}
-        validation |= {"built": "earlier, of the very same graph and options"} if before else {}
-        runs = bool(backend.devices())
-        accuracy = None
-        if not runs:
-            reason = f"{engine} needs a GPU, and there is none here; run `validate` on one"
-            validation |= {"not_executed": reason}
-        if precision == "fp32":
-            if runs:
-                validation |= self._exact(manifest, files)
-        else:
-            lossy, accuracy = self._lossy(manifest, files, graph, runs=runs)
-            validation |= lossy
-        return Made(manifest, {**files, VALIDATION: to_json(validation)}, accuracy)
+        Raises:
+            ParityError: an FP32 engine does not give the student's energies and forces.
+            PrecisionError: the engine costs more than the limits allow.
+        """
+        excess = ""
+        for share in SHARES if precision == "int8" else (1.0,):
+            try:
+                graph = self._graphs.get(precision, engine, share)
+            except PrecisionError:
+                if excess:  # within less there is nothing, and the first attempt says why
+                    continue
+                raise
+            bundle, facts = self._build(engine, precision, graph)
+            self._tell(f"measuring {engine} in {precision}")
+            examined = self._examiner.examine(bundle, graph)
+            if not examined.excess:
+                validation: dict[str, Any] = {"reference": REFERENCE, "measured_on": self._tests.name}
+                validation |= {"graph_parity": self._examiner.parity, **facts, **examined.found}
+                return Made(bundle.with_file(VALIDATION, to_json(validation)), examined.accuracy)
+            excess = excess or examined.excess
+        raise PrecisionError(excess)
 
     def fastest(self, engine: str) -> Made:
-        """Every precision of an engine, measured; the fastest within the limits, with the table that it came from.
+        """Build every precision of an engine, and choose the fastest that keeps the limits.
+
+        The times of all are in the validation.json of the chosen one.
 
         Raises:
             PrecisionError: the engine cannot run here.
@@ -209,98 +178,64 @@ class Bundler:
             except PrecisionError as error:
                 table.append({"precision": precision, "refused": str(error)})
         self._tell(f"timing {engine} in {', '.join(made)}")
-        calculators = {precision: self._trial(each.manifest, each.files) for precision, each in made.items()}
-        times = milliseconds(calculators, self._given[:: max(1, len(self._given) // TIMED)])
+        structures = self._tests.structures
+        with ExitStack() as stack:
+            opened = {name: stack.enter_context(PaiNNCalculator(each.bundle)) for name, each in made.items()}
+            times = milliseconds(opened, structures[:: max(1, len(structures) // TIMED)])
         for precision, each in made.items():
-            calculators[precision].close()
             row = {"precision": precision, "milliseconds": times[precision]}
             if each.accuracy is not None:
                 row |= {"energy_mae": each.accuracy.energy_mae, "force_rmse": each.accuracy.force_rmse}
             table.append(row)
         chosen = made[min(times, key=lambda precision: times[precision])]
-        validation = json.loads(chosen.files[VALIDATION]) | {"chosen_from": table}
-        return dataclasses.replace(chosen, files={**chosen.files, VALIDATION: to_json(validation)})
+        validation = json.loads(chosen.bundle.file(VALIDATION)) | {"chosen_from": table}
+        return Made(chosen.bundle.with_file(VALIDATION, to_json(validation)), chosen.accuracy)
 
-    def _exact(self, manifest: Manifest, files: dict[str, bytes]) -> dict[str, Any]:
-        """Errors of an FP32 engine, which must pass the gate before it is written to its place."""
-        with self._trial(manifest, files) as calculator:
-            parity = check_parity(calculator.run_graph, self._exported)
-            accuracy = compare(self._given, calculator.calculate_batch(self._given), self._wanted)
-        return {"units": dict(ERROR_UNITS), "parity": parity, **accuracy.as_dict()}
-
-    def _lossy(
-        self, manifest: Manifest, files: dict[str, bytes], graph: TypedGraph, *, runs: bool
-    ) -> tuple[dict[str, Any], Accuracy]:
-        """Errors of an FP16 or INT8 engine, which must be within the limits.
-
-        It is measured where it runs. Where it cannot, or where half tensors may have been kept wider than half, the
-        simulation counts, which loses as much as any engine may.
-        """
-        structures, wanted, exact, left_out = self._reachable()
-        report = dict(graph.report)
-        found: dict[str, Any] = {"units": dict(ERROR_UNITS), "left_out_for_large_forces": left_out}
-        found |= {"sensitivity": report.pop("sensitivity")} if "sensitivity" in report else {}
-        found["typed"] = report
-        worst: list[Accuracy] = []
-        if runs:
-            with self._trial(manifest, files) as calculator:
-                results = calculator.calculate_batch(structures)
-            against_fp32 = compare(structures, results, exact)
-            found |= {**compare(structures, results, wanted).as_dict(), "against_fp32": against_fp32.as_dict()}
-            worst.append(against_fp32)
-        if graph.simulated is not None:
-            with self._open(dataclasses.replace(graph, model=graph.simulated)) as calculator:
-                results = calculator.calculate_batch(structures)
-            simulated = compare(structures, results, exact)
-            found["simulated"] = {"how": SIMULATED, "against_fp32": simulated.as_dict()}
-            worst.append(simulated)
-        limits = self._limits or (INT8_LIMITS if manifest.precision == "int8" else Limits())
-        for accuracy in worst:
-            if failures := accuracy.failures(dataclasses.replace(limits, stress=float("inf"))):
-                what, past = f"{manifest.engine} in {manifest.precision}", "; ".join(failures)
-                self._tell(f"{what}: {past}, on {accuracy.force_worst}")
-                raise _OverLimitsError(
-                    f"{what} costs more than it may, against FP32: {past}, worst on {accuracy.force_worst}. Allow more "
-                    "with --max-energy-error and --max-force-error, give structures like those that it is for with "
-                    "--structures, or take fp32."
-                )
-        return found, max(worst, key=lambda accuracy: accuracy.force_rmse)
-
-    def _reachable(self) -> tuple[list[Atoms], list[dict[str, Any]], list[dict[str, Any]], int]:
-        """Structures that lower precisions are measured on, the float64 student's results, FP32's, how many left out.
-
-        Where the student's forces are far beyond chemistry, FP32's own errors are too, and nothing is learnt.
-        """
-        if self._near is None:
-            if self._mine:
-                structures, wanted = self._given, self._wanted
-            else:
-                structures = default_structures(trusted_species(self._student))
-                wanted = reference_results(self._reference, structures)
-            kept = within_reach([result["forces"] for result in wanted])
-            structures, wanted = [structures[i] for i in kept], [wanted[i] for i in kept]
-            with self._open(TypedGraph(self._graph)) as calculator:
-                exact = calculator.calculate_batch(structures)
-            self._near = structures, wanted, exact, len(self._given if self._mine else kept) - len(kept)
-        return self._near
+    def _build(self, engine: str, precision: str, graph: TypedGraph) -> tuple[Bundle, dict[str, Any]]:
+        """An engine in a bundle, and what validation.json says of how it was built."""
+        self._tell(f"building {engine} in {precision}")
+        if engine == GATE and graph.model == self._exact.file(MODEL):  # the gate has loaded it
+            bundle, built, before = self._exact, BuiltEngine(), False
+        else:
+            built, before = build_cached(get_backend(engine), graph.model, self._options, self._tell)
+            manifest = self._manifest(engine, precision, graph, built)
+            bundle = Bundle.in_memory(manifest, {MODEL: graph.model, **built.files})
+        if self._options.tf32 and not built.tf32:
+            self._tell(f"{engine} was built without TF32, which it does not have here: its products are FP32")
+        facts: dict[str, Any] = {}
+        if built.profiles and self._sizes:
+            batches = group(self._sizes, most_atoms=self._options.profile.atoms[2])
+            facts["padding_waste"] = padding_waste(self._sizes, batches)
+        facts |= {"build_warnings": list(built.warnings)} if built.warnings else {}
+        facts |= {"built": "earlier, of the very same graph and options"} if before else {}
+        return bundle, facts
 
     def _calibration(self) -> tuple[Sequence[Atoms], str]:
-        if self._mine:
-            return self._given, self._named
+        if self._tests.brought:
+            return self._tests.structures, self._tests.name
         return calibration_structures(trusted_species(self._student)), CALIBRATION_NAME
 
-    def _trial(self, manifest: Manifest, files: dict[str, bytes]) -> PaiNNCalculator:
-        """A calculator on a bundle in a temporary place, which it no longer needs once it is open."""
-        with tempfile.TemporaryDirectory() as folder:
-            return PaiNNCalculator(write_bundle(Path(folder) / f"trial{SUFFIX}", manifest, files).path)
-
-    def _open(self, graph: TypedGraph) -> PaiNNCalculator:
-        """A bare graph in ONNX Runtime, before there is a bundle."""
-        version = get_backend(GATE).version()
-        manifest = _manifest(self._source, self._student, GATE, version, "fp32", graph)
-        with tempfile.TemporaryDirectory() as folder:
-            path = write_bundle(Path(folder) / f"graph{SUFFIX}", manifest, {MODEL: graph.model}).path
-            return PaiNNCalculator(path, device="cpu")
+    def _manifest(self, engine: str, precision: str, graph: TypedGraph, built: BuiltEngine) -> Manifest:
+        student, correction = self._student, graph.correction
+        references = zip(student.species, _references(student), strict=True)
+        return Manifest(
+            architecture=student.configuration.architecture,
+            checkpoint_sha256=self._source.sha256,
+            configuration=student.configuration.as_dict(),
+            cutoff=student.configuration.cutoff,
+            species=student.species,
+            species_verified=student.configuration.species is not None,
+            atomic_references=tuple(energy + correction.get(z, 0.0) for z, energy in references),
+            engine=engine,
+            engine_version=get_backend(engine).version(),
+            precision=precision,
+            built_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            built_with=installed(PACKAGES),
+            compute_capability=built.compute_capability,
+            radial_table=None if self._table is None else self._table.as_dict(),
+            profiles=tuple(profile.as_dict() for profile in built.profiles),
+            tf32=built.tf32,
+        )
 
 
 def _provenance(source: Checkpoint, student: Student, table: Tabled | None) -> dict[str, Any]:
@@ -318,24 +253,3 @@ def _provenance(source: Checkpoint, student: Student, table: Tabled | None) -> d
 
 def _references(student: Student) -> list[float]:
     return [float(student.atomic_references[z]) for z in student.species]
-
-
-def _manifest(
-    source: Checkpoint, student: Student, engine: str, version: str, precision: str, graph: TypedGraph
-) -> Manifest:
-    configuration = student.configuration
-    corrected = [e + graph.correction.get(z, 0.0) for z, e in zip(student.species, _references(student), strict=True)]
-    return Manifest(
-        architecture=configuration.architecture,
-        checkpoint_sha256=source.sha256,
-        configuration=configuration.as_dict(),
-        cutoff=configuration.cutoff,
-        species=student.species,
-        species_verified=configuration.species is not None,
-        atomic_references=tuple(corrected),
-        engine=engine,
-        engine_version=version,
-        precision=precision,
-        built_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        built_with=installed(PACKAGES),
-    )

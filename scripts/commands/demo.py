@@ -9,6 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from painn_deploy.calibration.accuracy.reference import TorchCalculator
@@ -22,7 +25,7 @@ from painn_deploy.scripts.benchmarks import timing
 from painn_deploy.scripts.commands.export import export_engines
 from painn_deploy.scripts.commands.md import Plan, Record, simulate
 
-__all__ = ["Demo", "run_demo"]
+__all__ = ["Demo", "machine", "print_demo", "run_demo"]
 
 STUDENT = "student:base"
 TIMESTEP = 0.5
@@ -32,14 +35,21 @@ BLOCKS, CALLS = 10, 40
 
 @runtime_checkable
 class Tell(Protocol):
-    """Shows a line about the step that begins, and how far it is where that is known."""
+    """A function that shows the step that begins, and how far the step is."""
 
-    def __call__(self, line: str, done: int | None = None, total: int | None = None) -> None: ...
+    def __call__(self, line: str, done: int | None = None, total: int | None = None) -> None:
+        """Show a step.
+
+        Args:
+            line: about the step.
+            done: parts of the step that are done; None where it has none.
+            total: parts of the step; likewise.
+        """
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo measured.
+    """Results of the demo.
 
     Attributes:
         verdict: errors against the student in float64.
@@ -81,8 +91,38 @@ class Demo:
         return made
 
 
+def print_demo(output: Path, *, picoseconds: float, out: Console, err: Console) -> None:
+    """Run the demo, and print its table and the files that it wrote.
+
+    Args:
+        output: folder for the files.
+        picoseconds: of dynamics.
+        out: console for the table.
+        err: console for progress.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def tell(line: str, done: int | None = None, total: int | None = None) -> None:
+            progress.update(task, description=escape(line), completed=done, total=total)
+
+        results = run_demo(output, picoseconds=picoseconds, tell=tell)
+    out.print(results.table())
+    for path in results.files:
+        out.print(f"wrote {escape(str(path))}", soft_wrap=True)
+
+
 def run_demo(output: Path, *, picoseconds: float = 2.0, tell: Tell = lambda *_, **__: None) -> Demo:
     """Run it all and write the bundle, demo.json, demo.md and demo.png into `output`.
+
+    Args:
+        output: folder for the files.
+        picoseconds: of dynamics.
+        tell: called with a line about each step.
 
     Raises:
         OutputError: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""What can run here, and what is missing where it cannot."""
+"""Which engines can run here, and what the others lack."""
 
 import platform
 

@@ -5,17 +5,19 @@ from pathlib import Path
 
 from ase import Atoms
 
-from painn_deploy.calibration.accuracy.errors import Limits
+from painn_deploy.calibration.accuracy.errors import Tolerances
 from painn_deploy.calibration.accuracy.tabling import LARGEST_ERROR
 from painn_deploy.engines import get_backend
-from painn_deploy.export.checkpoint import Checkpoint, resolve_checkpoint
+from painn_deploy.export.checkpoint import find_checkpoint
 from painn_deploy.export.errors import ExportError
 from painn_deploy.export.files import prepare_output
-from painn_deploy.export.manifest import SUFFIX, check_free, write_bundle
-from painn_deploy.scripts.commands.bundler import GATE, Bundler, Tell
-from painn_deploy.scripts.commands.typed_graphs import AUTO, PRECISIONS
+from painn_deploy.export.manifest import PRECISIONS, SUFFIX, check_free
+from painn_deploy.export.progress import Tell, silent
+from painn_deploy.scripts.commands.bundler import Bundler
+from painn_deploy.scripts.commands.measuring import GATE
+from painn_deploy.scripts.commands.typed_graphs import AUTO
 
-__all__ = ["PRECISIONS", "export_engines"]
+__all__ = ["export_engines"]
 
 
 def export_engines(
@@ -26,14 +28,14 @@ def export_engines(
     precisions: Sequence[str] = ("fp32",),
     structures: str | Path | Sequence[Atoms] | None = None,
     compute_capabilities: Sequence[str] = (),
-    limits: Limits | None = None,
+    limits: Tolerances | None = None,
     device: str = "auto",
     tf32: bool = False,
     form: str = "",
     radial_table: bool = False,
     max_table_error: float = LARGEST_ERROR,
     overwrite: bool = False,
-    tell: Tell = lambda _: None,
+    tell: Tell = silent,
 ) -> list[Path]:
     """Export a student to one bundle for each engine and precision.
 
@@ -63,16 +65,20 @@ def export_engines(
         PaiNNDeployError: see `painn_deploy.export.errors`. What was complete before the error stays, whole; nothing
             half-made does.
     """
-    source = resolve_checkpoint(checkpoint)
+    file, name = find_checkpoint(checkpoint)
     engines, precisions = list(dict.fromkeys(engines)), list(dict.fromkeys(precisions))
     _check_request(engines, precisions)
+
+    def target(engine: str, precision: str) -> Path:
+        return Path(output) / f"{name}-{engine}-{precision}{SUFFIX}"
+
     for engine in engines:
         for precision in get_backend(engine).precisions if AUTO in precisions else precisions:
-            check_free(_target(output, source, engine, precision), overwrite=overwrite)
+            check_free(target(engine, precision), overwrite=overwrite)
     prepare_output(output)
-    tell(f"reading {source.path.name}")
-    bundler = Bundler(
-        source,
+    tell(f"reading {file.name}")
+    paths: list[Path] = []
+    with Bundler(
         checkpoint,
         structures,
         compute_capabilities,
@@ -82,18 +88,14 @@ def export_engines(
         form=form,
         table_error=max_table_error if radial_table else None,
         tell=tell,
-    )
-    paths = []
-    for engine in engines:
-        for precision in precisions:
-            made = bundler.fastest(engine) if precision == AUTO else bundler.bundle(engine, precision)
-            path = _target(output, source, engine, made.manifest.precision)
-            paths.append(write_bundle(path, made.manifest, made.files, overwrite=overwrite or path in paths).path)
+    ) as bundler:
+        for engine in engines:
+            for precision in precisions:
+                made = bundler.fastest(engine) if precision == AUTO else bundler.bundle(engine, precision)
+                path = target(engine, made.bundle.manifest.precision)
+                made.bundle.write(path, overwrite=overwrite or path in paths)
+                paths.append(path)
     return list(dict.fromkeys(paths))
-
-
-def _target(output: str | Path, source: Checkpoint, engine: str, precision: str) -> Path:
-    return Path(output) / f"{source.name}-{engine}-{precision}{SUFFIX}"
 
 
 def _check_request(engines: Sequence[str], precisions: Sequence[str]) -> None:

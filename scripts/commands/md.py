@@ -1,4 +1,4 @@
-"""Molecular dynamics with an engine through ASE: what `painn-deploy md` and the demo run."""
+"""Molecular dynamics with an engine through ASE: `painn-deploy md`, and what the demo runs."""
 
 import csv
 import time
@@ -9,6 +9,7 @@ from typing import Any
 
 import ase.io
 import numpy as np
+import typer
 from ase import Atoms, units
 from ase.md.bussi import Bussi
 from ase.md.langevin import Langevin
@@ -16,11 +17,16 @@ from ase.md.md import MolecularDynamics
 from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.velocitydistribution import Stationary, ZeroRotation, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from painn_deploy.calibration.physics.drift import Drift
 from painn_deploy.export.errors import OutputError, StructureError
+from painn_deploy.runtime import PaiNNCalculator
 
-__all__ = ["ENSEMBLES", "Plan", "Record", "simulate"]
+__all__ = ["ENSEMBLES", "Plan", "Record", "run_md", "simulate"]
 
 ENSEMBLES = ("nve", "langevin", "bussi", "npt")
 COLUMNS = ("step", "time_fs", "potential_eV", "kinetic_eV", "total_eV", "temperature_K")
@@ -28,7 +34,7 @@ COLUMNS = ("step", "time_fs", "potential_eV", "kinetic_eV", "total_eV", "tempera
 
 @dataclass(frozen=True)
 class Plan:
-    """What to simulate.
+    """Conditions of a simulation.
 
     Attributes:
         ensemble: `nve` (velocity Verlet), `langevin` or `bussi` (constant temperature), `npt` (isotropic MTK).
@@ -51,7 +57,7 @@ class Plan:
 
 @dataclass
 class Record:
-    """What came out.
+    """Outcome of a simulation.
 
     Attributes:
         rows: `COLUMNS` of every logged step.
@@ -82,6 +88,88 @@ class Record:
         return float(1e3 * self.column("total_eV").std() / self.atoms)
 
 
+def run_md(
+    bundle: Path,
+    structure: Path,
+    output: Path,
+    plan: Plan,
+    *,
+    overwrite: bool,
+    device: str,
+    out: Console,
+    err: Console,
+) -> None:
+    """Simulate a structure with a bundle's engine; write md.extxyz and md.csv, and print a summary.
+
+    Args:
+        bundle: folder NAME.engine.
+        structure: a file that ASE reads; its last structure is the start.
+        output: folder for the two files.
+        plan: ensemble, length and conditions.
+        overwrite: replace a trajectory that is there.
+        device: that the engine runs on.
+        out: console for the summary.
+        err: console for progress, and for the word that the run was interrupted.
+
+    Raises:
+        BadParameter: the plan makes no sense.
+        DatasetError: the structure cannot be read.
+        OutputError: a trajectory is there, or a file cannot be written.
+        StructureError: the structure cannot be simulated so, or the simulation diverged.
+        Exit: with status 130, the run was interrupted.
+    """
+    from painn_deploy.calibration.structures import read_structures  # it needs torch, which dynamics do not
+
+    _check(plan)
+    trajectory, log = output / "md.extxyz", output / "md.csv"
+    for path in (trajectory, log):
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists. Give --overwrite to replace it, or another folder with -o.")
+        if path.exists() and path.samefile(structure):
+            raise OutputError(f"{path} is the structure to start from, and would be overwritten. Choose another -o.")
+    atoms = read_structures(structure)[-1]
+    if len(atoms) == 0:
+        raise StructureError(f"{structure} holds no atoms.")
+    with PaiNNCalculator(bundle, device=device) as calculator:
+        atoms.calc = calculator
+        info = calculator.engine_info
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"))
+        with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as progress:
+            task = progress.add_task(f"{plan.ensemble}, {len(atoms)} atoms", total=plan.steps)
+            record = simulate(
+                atoms, plan, trajectory=trajectory, log=log, progress=lambda n: progress.update(task, completed=n)
+            )
+    made = Table(
+        title=f"{atoms.get_chemical_formula()}, {plan.ensemble}, {record.steps * plan.timestep / 1e3:g} ps",
+        show_header=False,
+    )
+    made.add_row("engine", f"{info['backend']} {info['version']}, {info['device']}, {info['precision']}")
+    if record.steps:
+        made.add_row("speed", f"{1e3 * record.seconds / record.steps:.3f} ms/step")
+    made.add_row("temperature", f"{record.column('temperature_K').mean():.0f} K (mean)")
+    if plan.ensemble == "nve":
+        made.add_row("drift", f"{record.drift:+.4f} meV/atom/ps (linear fit of the total energy)")
+        made.add_row("fluctuation", f"{record.fluctuation:.4f} meV/atom (standard deviation of the total energy)")
+    made.add_row("frames", escape(str(trajectory)))
+    out.print(made)
+    if record.interrupted:
+        err.print(
+            f"interrupted after {record.steps} of {plan.steps} steps; every frame until then is in "
+            f"{escape(str(trajectory))}"
+        )
+        raise typer.Exit(130)
+
+
+def _check(plan: Plan) -> None:
+    """Refuse what no dynamics can be run with."""
+    if plan.ensemble not in ENSEMBLES:
+        raise typer.BadParameter(f"{plan.ensemble!r} is none of {', '.join(ENSEMBLES)}.", param_hint="--ensemble")
+    if not (0 < plan.timestep < 1e3 and 0 <= plan.temperature < 1e6 and -1e9 < plan.pressure < 1e9):
+        raise typer.BadParameter("Time step (fs), temperature (K) or pressure (bar) is no number that makes sense.")
+    if plan.temperature == 0 and plan.ensemble in ("bussi", "npt"):
+        raise typer.BadParameter(f"{plan.ensemble} needs a temperature above 0 K.", param_hint="--temperature")
+
+
 def simulate(
     atoms: Atoms,
     plan: Plan,
@@ -96,7 +184,7 @@ def simulate(
 
     Args:
         atoms: start; velocities are drawn at `plan.temperature` where it has none.
-        plan: what to simulate.
+        plan: ensemble, length and conditions.
         trajectory: extended XYZ file to write.
         log: CSV file to write.
         progress: called with the number of steps done.

@@ -25,22 +25,42 @@ _STRESS = {
 
 
 def energy_limit(text: str) -> float:
-    """eV an atom; a bare number is in eV."""
+    """Read a limit of energies: eV an atom; a number without a unit is in eV.
+
+    Raises:
+        BadParameter: the text is no number with a unit of energy.
+    """
     return _parse(text, _ENERGY, "10meV")
 
 
 def force_limit(text: str) -> float:
-    """eV/Å; a bare number is in eV/Å."""
+    """Read a limit of forces: eV/Å; a number without a unit is in eV/Å.
+
+    Raises:
+        BadParameter: the text is no number with a unit of force.
+    """
     return _parse(text, _FORCE, "50meV/A")
 
 
 def stress_limit(text: str) -> float:
-    """eV/Å³; the unit must be given."""
+    """Read a limit of stresses: eV/Å³; the unit must be given.
+
+    Raises:
+        BadParameter: the text is no number with a unit of stress.
+    """
     return _parse(text, _STRESS, "0.1GPa")
 
 
 def lossy_limits(energy: str | None, forces: str | None) -> Tolerances | None:
-    """What lower precisions may cost: what INT8 may by default where one is not given, None where neither is."""
+    """Read the limits of errors that lower precisions may cost.
+
+    Args:
+        energy: mean absolute error an atom, as `energy_limit` reads it; None for INT8's default.
+        forces: root mean square error, as `force_limit` reads it; None for INT8's default.
+
+    Returns:
+        Both limits (eV, eV/Å); None where neither is given, so that each precision keeps its own default.
+    """
     if energy is None and forces is None:
         return None
     return Tolerances(

@@ -1,16 +1,19 @@
-"""What `painn-deploy screen` shows while it runs, and says at its end."""
+"""`painn-deploy screen`: a screening with its progress on the terminal, and its result at the end."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
-from painn_deploy.runtime.screening.run import Summary
+from painn_deploy.runtime.screening.relaxation import Relaxation
+from painn_deploy.runtime.screening.run import Summary, screen
 
-__all__ = ["Display", "display", "report"]
+__all__ = ["Display", "display", "report", "run_screen"]
 
 QUIET = 10.0
 """Seconds between lines where there is no terminal to draw a bar on."""
@@ -19,8 +22,76 @@ SHOWN = 20
 """Failures that are printed; all of them are in the output and in OUT.screening.json."""
 
 
+def run_screen(
+    bundle: Path,
+    source: Path,
+    output: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    workers: int | None,
+    address: str | None,
+    worker_memory: float | None,
+    relaxation: tuple[float, int] | None,
+    batch_size: int | None,
+    device: str,
+    out: Console,
+    err: Console,
+) -> None:
+    """Compute every structure of a file with a bundle's engine, and print where the results are.
+
+    Args:
+        bundle: folder NAME.engine.
+        source: .extxyz, .db (ASE) or .parquet.
+        output: likewise, by its suffix.
+        resume: go on where an earlier run was stopped.
+        overwrite: replace what is there.
+        workers: processes on Ray; None for this process alone.
+        address: of a Ray cluster.
+        worker_memory: GiB that a worker may take.
+        relaxation: largest force (eV/Å) and steps of a relaxation before; None for none.
+        batch_size: rows that are computed and written together; None for the default.
+        device: that the engine runs on.
+        out: console for the result.
+        err: console for progress, and for structures that have no result.
+
+    Raises:
+        BadParameter: options of workers are given, and no workers.
+        Exit: with status 130, the run was interrupted.
+        PaiNNDeployError: see `painn_deploy.runtime.screening.screen`.
+    """
+    if workers is None and (address is not None or worker_memory is not None):
+        raise typer.BadParameter("--address and --worker-memory are about workers; give --workers N too.")
+    with display(err) as shown:
+        try:
+            summary = screen(
+                bundle,
+                source,
+                output,
+                resume=resume,
+                overwrite=overwrite,
+                workers=workers,
+                address=address,
+                relaxation=None if relaxation is None else Relaxation(*relaxation),
+                chunk_rows=batch_size,
+                device=device,
+                memory=worker_memory,
+                progress=shown,
+                tell=shown.tell,
+            )
+        except KeyboardInterrupt:
+            err.print("interrupted; what was done is kept, go on with --resume")
+            raise typer.Exit(130) from None
+    report(summary, str(output), out, err)
+
+
 class Display:
-    """Rows done, rate and time left: a bar on a terminal, a line now and then in a log."""
+    """Shows rows done, rate and time left: a bar on a terminal, a line now and then in a log.
+
+    Args:
+        console: for the lines.
+        bar: on the same console.
+    """
 
     def __init__(self, console: Console, bar: Progress) -> None:
         self._console, self._bar = console, bar
@@ -32,7 +103,13 @@ class Display:
         self._bar.update(self._task, description=escape(line))
 
     def __call__(self, done: int, total: int, computed: int) -> None:
-        """Show how far it is; the rate is that of the rows of this run."""
+        """Show how far the screening is.
+
+        Args:
+            done: rows with a result, those of earlier runs included.
+            total: rows.
+            computed: rows that this run computed; the rate is theirs.
+        """
         now = time.monotonic()
         if computed == 0:
             self._begun = now
@@ -61,7 +138,14 @@ def _duration(seconds: float) -> str:
 
 
 def report(summary: Summary, output: str, out: Console, err: Console) -> None:
-    """The result: where it is, and what has no answer."""
+    """Print where the results are, and which structures have none.
+
+    Args:
+        summary: of the screening.
+        output: file with the results.
+        out: console for the result.
+        err: console for structures that have none.
+    """
     rows = f"{summary.rows} rows" if summary.rows != 1 else "1 row"
     there = summary.rows - summary.computed
     before = f", {there} of them by an earlier run" if there else ""

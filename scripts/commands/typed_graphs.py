@@ -7,7 +7,7 @@ from typing import Any
 import onnx
 from ase import Atoms
 
-from painn_deploy.calibration.accuracy.errors import Limits
+from painn_deploy.calibration.accuracy.errors import Tolerances
 from painn_deploy.calibration.int8.search import Int8Search, Quantisation
 from painn_deploy.export.graph.half import half_tensors, rounded, to_half
 from painn_deploy.export.graph.int8 import to_int8
@@ -15,12 +15,11 @@ from painn_deploy.export.graph.lowering import sums_for_batched_products
 from painn_deploy.export.graph.onnx_graph import check_contract
 from painn_deploy.export.graph.products import weight_products
 
-__all__ = ["AUTO", "INT8_LIMITS", "PRECISIONS", "TypedGraph", "TypedGraphs"]
+__all__ = ["AUTO", "INT8_LIMITS", "TypedGraph", "TypedGraphs"]
 
-PRECISIONS = ("fp32", "fp16", "int8")
 AUTO = "auto"
 
-INT8_LIMITS = Limits(energy=3e-3, forces=20e-3)
+INT8_LIMITS = Tolerances(energy=3e-3, forces=20e-3)
 """What INT8 may cost against FP32 where the user says nothing."""
 
 FUSING = ("tensorrt", "tensorrt-rtx")
@@ -67,7 +66,7 @@ class TypedGraphs:
         model: onnx.ModelProto,
         cutoff: float,
         calibration: Callable[[], tuple[Sequence[Atoms], str]],
-        limits: Limits = INT8_LIMITS,
+        limits: Tolerances = INT8_LIMITS,
         tell: Tell = lambda _: None,
     ) -> None:
         self._model, self._cutoff, self._limits, self._tell = model, cutoff, limits, tell

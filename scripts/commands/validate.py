@@ -1,6 +1,7 @@
-"""What `painn-deploy validate` prints: errors, groups, references, verdicts, and what got worse."""
+"""`painn-deploy validate`: errors, groups, verdicts, and what got worse than in another bundle."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ase.units import GPa
 from rich.box import SIMPLE_HEAD
@@ -8,26 +9,91 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from painn_deploy.calibration.accuracy.errors import Accuracy, Limits
+from painn_deploy.calibration.accuracy.errors import Accuracy, Tolerances
 from painn_deploy.calibration.physics.verdicts import Finding, Verdict, format_number
 from painn_deploy.calibration.report.comparison import Change
-from painn_deploy.calibration.report.validation import Validation, changes
+from painn_deploy.calibration.report.validation import (
+    Options,
+    Validation,
+    changes,
+    check_output,
+    validate,
+    write_validations,
+)
+from painn_deploy.scripts.commands.progress import steps
 
-__all__ = ["audit_table", "change_table", "coloured", "error_table", "group_table", "print_validations", "told"]
+__all__ = [
+    "audit_table",
+    "change_table",
+    "coloured",
+    "error_table",
+    "group_table",
+    "print_validations",
+    "run_validation",
+]
 
 COLOURS = {"holds": "green", "within precision": "cyan", "not resolvable": "yellow", "broken": "bold red"}
+
+
+def run_validation(
+    bundles: Sequence[Path],
+    reference: str,
+    options: Options,
+    *,
+    compare_to: Path | None,
+    output: Path | None,
+    strict: bool,
+    out: Console,
+    err: Console,
+) -> bool:
+    """Validate bundles, print everything, and write the report if it is wanted.
+
+    Args:
+        bundles: folders NAME.engine.
+        reference: the checkpoint that they were made from.
+        options: how to validate.
+        compare_to: another bundle of the same student.
+        output: folder for validation.json and report.html; None for none.
+        strict: whether a property that the student itself lacks fails a bundle.
+        out: console for the results.
+        err: console for progress.
+
+    Returns:
+        Whether any bundle failed.
+
+    Raises:
+        PaiNNDeployError: see `painn_deploy.calibration.report.validation.validate`.
+    """
+    if output is not None:
+        import matplotlib as mpl  # noqa: F401  what would be missing at the end is missed at the start
+
+        check_output(output)
+    with steps(err) as tell:
+        compared = [] if compare_to is None else [compare_to]
+        validations = validate([*bundles, *compared], reference, options, tell=tell)
+    baseline = None if compare_to is None else validations.pop()
+    failed = print_validations(out, validations, baseline, strict=strict)
+    if output is not None:
+        from painn_deploy.calibration.report.report import write_report
+
+        for write in (write_validations, write_report):
+            out.print(f"wrote {escape(str(write(validations, output, baseline)))}", soft_wrap=True)
+    return failed
 
 
 def print_validations(
     console: Console, validations: Sequence[Validation], baseline: Validation | None, *, strict: bool
 ) -> bool:
-    """Print everything; whether any bundle failed.
+    """Print every bundle's errors, findings and verdict, and what got worse than in the baseline.
 
     Args:
         console: to print on.
         validations: at least one.
         baseline: of the bundle that they are compared to.
         strict: whether what the student itself lacks fails a bundle.
+
+    Returns:
+        Whether any bundle failed.
     """
     console.print(error_table(validations, validations[0].limits))
     for validation in validations:
@@ -35,7 +101,7 @@ def print_validations(
         if validation.audit is not None:
             findings = validation.audit.findings
             console.print(audit_table(findings, f"{validation.bundle.name}: physics"))
-            for finding in filter(told, findings):
+            for finding in (each for each in findings if each.verdict != Verdict.HOLDS):
                 console.print(f"{coloured(finding)} {finding.name}: {escape(finding.sentence)}", soft_wrap=True)
         if baseline is not None:
             found = changes(baseline, validation)
@@ -64,8 +130,13 @@ def print_validations(
     return failed
 
 
-def error_table(validations: Sequence[Validation], limits: Limits) -> Table:
-    """Errors of every bundle at a glance, and what float32 costs the student itself."""
+def error_table(validations: Sequence[Validation], limits: Tolerances) -> Table:
+    """A table of every bundle's errors, of the errors that float32 costs the student itself, and of the limits.
+
+    Args:
+        validations: at least one; a row each.
+        limits: that they were held to.
+    """
     first = validations[0]
     made = _errors(f"Errors against the student in float64, {first.accuracy.structures} structures", "bundle")
     made.caption = escape(first.measured_on)
@@ -89,7 +160,12 @@ def group_table(validation: Validation) -> Table:
 
 
 def audit_table(findings: Sequence[Finding], title: str) -> Table:
-    """One line a property."""
+    """A table of findings, one line a property.
+
+    Args:
+        findings: of one bundle, family by family.
+        title: of the table.
+    """
     made = Table(title=escape(title), box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in ("property", "student", "engine", "limit", "unit", "verdict"):
         made.add_column(heading, justify="right" if heading in ("student", "engine", "limit") else "left")
@@ -110,7 +186,13 @@ def coloured(finding: Finding) -> str:
 
 
 def change_table(changes: Sequence[Change], before: str, after: str) -> Table:
-    """Two engines side by side."""
+    """A table of two bundles' figures side by side.
+
+    Args:
+        changes: of each figure.
+        before: name of the bundle that is compared to.
+        after: name of the bundle.
+    """
     made = Table(title=escape(f"{after} compared to {before}"))
     made.add_column("figure")
     made.add_column("before", justify="right")
@@ -120,11 +202,6 @@ def change_table(changes: Sequence[Change], before: str, after: str) -> Table:
         after_text = f"[red]{change.after}, worse[/]" if change.worse else change.after
         made.add_row(escape(change.name), change.before, after_text, change.unit)
     return made
-
-
-def told(finding: Finding) -> bool:
-    """Whether a finding needs its sentence on the screen."""
-    return finding.verdict != Verdict.HOLDS
 
 
 def _errors(title: str, subject: str) -> Table:

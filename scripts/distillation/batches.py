@@ -12,7 +12,8 @@ from torch import Tensor
 from painn_deploy.export.errors import DatasetError
 from painn_deploy.export.model.force_head import tensors
 from painn_deploy.export.model.student import NeighbourGraph
-from painn_deploy.runtime.neighbours import Pairs, SlotLayout, find_pairs
+from painn_deploy.runtime.matrix import NeighbourMatrix
+from painn_deploy.runtime.neighbours import Displacements, Pairs, find_pairs, slots_for
 
 __all__ = ["Batch", "Split", "fit_references"]
 
@@ -39,8 +40,8 @@ class Split:
         self.energies: Float64[np.ndarray, " structures"] = data["energies"]
         self.offsets: Int64[np.ndarray, " structures_and_one"] = data["offsets"]
         self.kinds: np.ndarray = data["kinds"]
-        self.pairs: list[Pairs] = [find_pairs(self.atoms(i), cutoff)[0] for i in range(len(self))]
-        self.slots = np.array([self._slots(i) for i in range(len(self))])
+        self.pairs: list[Pairs] = [find_pairs(self.atoms(i), cutoff).pairs for i in range(len(self))]
+        self.slots = np.array([slots_for(pairs.counts()) for pairs in self.pairs])
 
     def __len__(self) -> int:
         return len(self.energies)
@@ -51,10 +52,6 @@ class Split:
     def atoms(self, index: int) -> Atoms:
         rows = self.rows(index)
         return Atoms(self.numbers[rows], self.positions[rows])
-
-    def _slots(self, index: int) -> int:
-        pairs = self.pairs[index]
-        return int(np.bincount(np.concatenate([pairs.first, pairs.second]), minlength=1).max(initial=1))
 
     def sizes(self) -> Int64[np.ndarray, " structures"]:
         """Atoms of each structure."""
@@ -69,7 +66,12 @@ class Split:
         return counts
 
     def batches(self, budget: int, rng: np.random.Generator | None) -> list[Int64[np.ndarray, " batch"]]:
-        """Structures of like size together, about `budget` slots in each batch; shuffled where there is a generator."""
+        """Structures of like size together, about `budget` slots in each batch; shuffled where there is a generator.
+
+        Args:
+            budget: atoms x slots of a batch.
+            rng: shuffles structures and batches; None keeps their order.
+        """
         jitter = rng.uniform(0, 4, len(self)) if rng is not None else np.zeros(len(self))
         order = np.argsort(self.slots + jitter, kind="stable")
         batches: list[np.ndarray] = []
@@ -100,15 +102,20 @@ class Batch:
 
     @classmethod
     def of(cls, split: Split, indices: Int64[np.ndarray, " batch"], residuals: np.ndarray, device: str) -> "Batch":
+        """The tensors of some structures, concatenated with offset indices.
+
+        Args:
+            split: the structures and their labels.
+            indices: of those in the batch.
+            residuals: energy of every structure of the split, less its atoms' references, eV.
+            device: where the tensors are to be.
+        """
         sizes = split.sizes()[indices]
-        starts = np.cumsum(sizes) - sizes
-        first = np.concatenate([split.pairs[i].first + s for i, s in zip(indices, starts, strict=True)])
-        second = np.concatenate([split.pairs[i].second + s for i, s in zip(indices, starts, strict=True)])
         rows = np.concatenate([np.arange(split.offsets[i], split.offsets[i + 1]) for i in indices])
-        layout = SlotLayout.of(first, second, len(rows))
-        positions = split.positions[rows]
-        displacements, mask = layout.scatter(positions[second] - positions[first])
-        graph = tensors((split.numbers[rows], displacements, layout.neighbours, layout.reverse, mask), torch.float32)
+        found = Displacements(Pairs.joined([split.pairs[i] for i in indices], sizes.tolist()))
+        found.form(split.positions[rows], np.zeros((3, 3)))
+        matrix = NeighbourMatrix(split.numbers[rows].astype(np.int32), found.pairs)
+        graph = tensors(matrix.write(found.vectors), torch.float32)
         return cls(
             NeighbourGraph(*(t.to(device) for t in graph)),
             torch.as_tensor(np.repeat(np.arange(len(indices)), sizes)).to(device),

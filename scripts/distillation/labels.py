@@ -59,12 +59,26 @@ class Label:
 
 
 def labelled(structure: Structure, calculator: Any) -> Label:
+    """A structure with its energy and forces.
+
+    Args:
+        structure: to be labelled; it is not touched.
+        calculator: an ASE calculator of the teacher.
+    """
     atoms = structure.atoms.copy()
     atoms.calc = calculator
     return Label(structure, float(atoms.get_potential_energy()), np.asarray(atoms.get_forces()))
 
 
 def write_part(path: Path, kept: list[Label], dropped: int, failures: list[str]) -> None:
+    """Write the labels of one item, as one npz file.
+
+    Args:
+        path: of the file.
+        kept: labels.
+        dropped: structures whose labels were out of bounds.
+        failures: why the teacher gave no label, once for each structure.
+    """
     atoms = [label.structure.atoms for label in kept]
     write_arrays(
         path,
@@ -80,13 +94,23 @@ def write_part(path: Path, kept: list[Label], dropped: int, failures: list[str])
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Writes an npz file that is either complete or not there."""
+    """Writes an npz file that is either complete or not there.
+
+    Args:
+        path: of the file.
+        arrays: by name.
+    """
     with whole_file(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy takes the names for its own options
 
 
 def write_json(path: Path, content: object) -> None:
-    """Writes a JSON file that is either complete or not there."""
+    """Writes a JSON file that is either complete or not there.
+
+    Args:
+        path: of the file.
+        content: what JSON can hold.
+    """
     write_whole(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
@@ -107,7 +131,13 @@ def one_thread_a_process() -> Iterator[None]:
 
 
 def follow(finished: Iterator[None], before: int, total: int) -> None:
-    """A progress bar on a terminal, a line every half minute elsewhere: rate and time left."""
+    """A progress bar on a terminal, a line every half minute elsewhere: rate and time left.
+
+    Args:
+        finished: yields once for each item done.
+        before: items that were done earlier.
+        total: items in all.
+    """
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
     start = reported = time.monotonic()

@@ -243,11 +243,19 @@ def make_dataset(
     workers: int = 1,
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Builds the training set into the folder `output`, or finishes it, and returns its summary.
+    """Build the training set, or finish it, and return its summary.
 
-    `survey` lists more molecules, sampled lightly and all trained on. `reuse` is an earlier folder of fewer molecules,
-    whose labels are taken over. `limit` labels only the first items; a later run without it labels the rest. Raises
-    DatasetError for input that cannot be used, and for a folder begun with different settings.
+    Args:
+        output: folder of the training set.
+        molecules: file of SMILES and names, whose molecules are sampled in full and split.
+        settings: of sampling and of the teacher.
+        survey: file of more molecules, sampled lightly and all trained on.
+        reuse: earlier folder of fewer molecules, whose labels are taken over.
+        workers: processes.
+        limit: items to label; a later run without it labels the rest.
+
+    Raises:
+        DatasetError: the input cannot be used, or the folder was begun with different settings.
     """
     load_teacher(settings.teacher)
     listed, surveyed = read_molecules(molecules), {} if survey is None else read_molecules(survey)

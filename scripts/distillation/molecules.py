@@ -38,6 +38,11 @@ def embedded(smiles: str, count: int, seed: int) -> Molecule:
     """Up to `count` ETKDG conformers, relaxed with MMFF94 where it knows the atoms and with UFF where it does not.
 
     Raises DatasetError for a molecule that RDKit cannot embed.
+
+    Args:
+        smiles: of the molecule.
+        count: conformers at most.
+        seed: of the embedding.
     """
     from rdkit import Chem, rdBase
     from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
@@ -89,6 +94,13 @@ class Mechanics(Calculator):
         self.field = field
 
     def calculate(self, atoms: Any = None, properties: Any = ("forces",), system_changes: Any = all_changes) -> None:
+        """ASE's entry: energy (eV) and forces (eV/Å) of the force field.
+
+        Args:
+            atoms: the structure.
+            properties: ASE passes them; all are computed.
+            system_changes: ASE passes them; not used.
+        """
         super().calculate(atoms, properties, system_changes)
         positions = atoms.positions.ravel().tolist()
         energy = self.field.CalcEnergy(positions)  # first: CalcGrad alone takes the distances of the call before it

@@ -149,6 +149,10 @@ def plan(molecules: dict[str, str], survey: dict[str, str] | None = None) -> lis
     molecules of `survey` are sampled lightly and all trained on: they widen the chemistry and leave the test as it is.
 
     Raises DatasetError where a molecule, or another stereoisomer of it, is in both lists.
+
+    Args:
+        molecules: SMILES by name.
+        survey: the same of molecules that are sampled lightly.
     """
     fixed: dict[str, Split] = {constitution(smiles): "train" for smiles in MONOMERS.values()}
     fixed |= {constitution(smiles): "test" for smiles in TESTED.values()}

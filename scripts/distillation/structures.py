@@ -127,7 +127,12 @@ class Sampler:
     failures: list[str]
 
     def structures(self, recipe: Recipe, smiles: tuple[str, ...]) -> Iterator[Structure]:
-        """All structures of an item: of one molecule, of two as a dimer, or of many as a cluster."""
+        """All structures of an item: of one molecule, of two as a dimer, or of many as a cluster.
+
+        Args:
+            recipe: kind of the item, and how it is sampled.
+            smiles: of its molecules.
+        """
         if recipe == "atom":
             yield Structure("atom", Atoms(smiles[0], positions=np.zeros((1, 3))))
         elif recipe == "molecule":

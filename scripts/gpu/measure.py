@@ -21,8 +21,8 @@ from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.model.student import Student
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.neighbours import graph_inputs
-from painn_deploy.runtime.skin import DEFAULT_SKIN, VerletList
+from painn_deploy.runtime.matrix import graph_inputs
+from painn_deploy.runtime.verlet import DEFAULT_SKIN, VerletList
 from painn_deploy.scripts.benchmarks.eager import EagerModel, Edges, edges_of
 from painn_deploy.scripts.gpu.plan import LAUNCHED, REPLAYED
 from painn_deploy.scripts.gpu.record import Unavailable
@@ -110,7 +110,13 @@ class Clock:
         return {"ms": float(middle), "quarter": float(low), "three quarters": float(high), "calls": len(spent)}
 
     def torch_device(self, call: Callable[[int], object], device: str, rounds: int = 3) -> float:
-        """ms of one call on a GPU, by CUDA events about many of them; the median of a few rounds."""
+        """ms of one call on a GPU, by CUDA events about many of them; the median of a few rounds.
+
+        Args:
+            call: takes a round's number.
+            device: such as `cuda:0`.
+            rounds: of which the median is taken.
+        """
         calls = max(3, self._pace.calls // 4)
         spent: list[float] = []
         with torch.cuda.device(device):
@@ -188,7 +194,12 @@ def errors(case: Case, one: int, atomic: np.ndarray, forces: np.ndarray, shift: 
 
 
 def same_bits(one: GraphOutputs, other: GraphOutputs) -> bool:
-    """Whether all outputs are finite, and the same to the bit."""
+    """Whether all outputs are finite, and the same to the bit.
+
+    Args:
+        one: outputs.
+        other: outputs of the same shapes.
+    """
     return all(np.isfinite(a).all() and np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -302,7 +313,12 @@ def _replayed(session: GpuSession, case: Case, measure: Callable[[], Any]) -> An
 
 
 def resident_of(atoms: Atoms, cutoff: float) -> Any:
-    """What a session keeps of a structure on the device, and the positions that it stands for."""
+    """What a session keeps of a structure on the device, and the positions that it stands for.
+
+    Args:
+        atoms: the structure.
+        cutoff: Å.
+    """
     resident = VerletList(cutoff, DEFAULT_SKIN, slot_step=SLOT_STEP).resident(atoms, None)
     if resident is None:
         raise ValueError("A list with a skin follows every structure.")

@@ -7,6 +7,7 @@ from typing import Any
 from painn_deploy.engines import BACKENDS
 from painn_deploy.engines.forms import Form
 from painn_deploy.export.errors import EngineUnavailableError
+from painn_deploy.export.manifest import PRECISIONS
 
 __all__ = ["FORMS", "LAUNCHED", "MAIN", "REPLAYED", "Options", "Stage", "plan"]
 
@@ -19,7 +20,6 @@ REPLAYED = "ms between events, replayed with copies"
 MAIN = (("inductor", "fp32"), ("onnxruntime", "fp32"))
 """Engines of the first stage, in its order."""
 
-PRECISIONS = ("fp32", "fp16", "int8")
 HAS = {"inductor": ("fp32", "fp16")}
 """Precisions of engines that lack one."""
 

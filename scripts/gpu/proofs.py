@@ -17,7 +17,7 @@ from painn_deploy.engines.tensorrt.session import TensorRTSession
 from painn_deploy.export.errors import DeviceMemoryError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts.gpu.measure import resident_of, same_bits
 from painn_deploy.scripts.gpu.record import Unavailable
 
@@ -65,7 +65,12 @@ class Subject:
         return calculator.session
 
     def batches(self, count: int, most: int = 3) -> list[GraphInputs]:
-        """New positions of one ethanol, of two, and so on to the most."""
+        """New positions of one ethanol, of two, and so on to the most.
+
+        Args:
+            count: batches.
+            most: molecules in one of them.
+        """
         return [self.batch(1 + index % most) for index in range(count)]
 
     def batch(self, size: int) -> GraphInputs:
@@ -88,12 +93,22 @@ class Subject:
 
 
 def largest_difference(one: GraphOutputs, other: GraphOutputs) -> float:
-    """Over all outputs, eV, eV/Å and eV; NaN and infinity where there is one."""
+    """Largest difference over all outputs (eV, eV/Å and eV); NaN and infinity where there is one.
+
+    Args:
+        one: outputs.
+        other: outputs of the same shapes.
+    """
     return float(np.max([np.max(np.abs(a - b)) for a, b in zip(one, other, strict=True)]))
 
 
 def farthest(some: Sequence[GraphOutputs], others: Sequence[GraphOutputs]) -> float:
-    """The largest of those differences, pair by pair; NaN where there is one, which is within no bound."""
+    """The largest of those differences, pair by pair; NaN where there is one, which is within no bound.
+
+    Args:
+        some: outputs.
+        others: as many, to be compared with them in order.
+    """
     return float(np.max([largest_difference(one, other) for one, other in zip(some, others, strict=True)]))
 
 
@@ -268,7 +283,12 @@ PROOFS: dict[str, Callable[[Subject], tuple[bool, Any]]] = {
 
 
 def proved(proof: Callable[[Subject], tuple[bool, Any]], subject: Subject) -> tuple[bool, Any]:
-    """A proof, with what it warned of beside its figures."""
+    """A proof, with what it warned of beside its figures.
+
+    Args:
+        proof: tells whether it holds, and its figures.
+        subject: the engine that it is tried on.
+    """
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", RuntimeWarning)
         holds, figures = proof(subject)

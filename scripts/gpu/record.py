@@ -7,13 +7,14 @@ cut off at any moment.
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from painn_deploy.export.errors import OutputError
 from painn_deploy.export.files import prepare_output, to_json, write_output
+from painn_deploy.export.progress import Tell, silent
 
 __all__ = ["ABSENT", "DONE", "FAILED", "FIGURES", "SUMMARY", "UNDER_WAY", "WAITING", "Record", "Unavailable", "failed"]
 
@@ -41,7 +42,7 @@ class Record:
     job: dict[str, Any]
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
-    tell: Callable[[str], None] = lambda _: None
+    tell: Tell = silent
 
     @classmethod
     def begin(
@@ -104,14 +105,27 @@ class Record:
             ) from error
 
     def note(self, stage: str, name: str, value: Any) -> None:
-        """Keep a figure; it is on disk when this returns."""
+        """Keep a figure; it is on disk when this returns.
+
+        Args:
+            stage: its name.
+            name: of the figure.
+            value: what JSON can hold.
+        """
         value = json.loads(json.dumps(value, default=str))
         self.figures.setdefault(stage, {})[name] = value
         write_output(self.folder / FIGURES, to_json(self.figures))
         self.tell(f"{stage}: {name}: {_short(value)}")
 
     def set(self, stage: str, state: str, reason: str = "", **more: Any) -> None:
-        """Keep the state of a stage."""
+        """Keep the state of a stage.
+
+        Args:
+            stage: its name.
+            state: one of this module's states.
+            reason: why, where it is not done.
+            more: further facts, by name.
+        """
         self.stages[stage] = {"state": state} | ({"reason": reason} if reason else {}) | more
         self.write()
 

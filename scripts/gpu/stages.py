@@ -263,6 +263,12 @@ class Job:
     def bundle(self, keep: Any, engine: str, precision: str, form: str = "") -> Path:
         """An engine's bundle, exported if it is not there.
 
+        Args:
+            keep: runs a step and keeps what it returns in the record.
+            engine: backend.
+            precision: `fp32`, `fp16` or `int8`.
+            form: of the graph; empty for the backend's own.
+
         Raises:
             Unavailable: the engine cannot run on the job's device.
         """

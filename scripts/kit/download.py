@@ -50,6 +50,10 @@ class Downloads:
     def wheel(self, name: NormalizedName, versions: SpecifierSet) -> Path:
         """The newest wheel kept of these versions; if there is none, the newest there is.
 
+        Args:
+            name: of the package.
+            versions: that will do.
+
         Raises:
             EngineUnavailableError: pip cannot get it; the message says why.
         """
@@ -85,6 +89,11 @@ class Downloads:
 
 def own_wheel(root: Path, folder: Path, console: Console) -> Path:
     """painn-deploy's wheel, built of a copy of its sources: a folder build/ of long ago would get in otherwise.
+
+    Args:
+        root: of the repository.
+        folder: for the wheel.
+        console: told what is being done.
 
     Raises:
         EngineUnavailableError: pip cannot build it; the message says why.

@@ -208,6 +208,10 @@ def _check_code(library: bytes, image: Image) -> None:
 def kernels(library: bytes, image: Image) -> list[bytes] | None:
     """Names of an image's kernels, as the compiler mangled them; None where the image cannot be read.
 
+    Args:
+        library: bytes of the shared library.
+        image: of its kernels for one architecture.
+
     Raises:
         EngineError: the image is damaged.
         EngineUnavailableError: the image is compressed and the package zstandard is missing.

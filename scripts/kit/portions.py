@@ -106,7 +106,12 @@ def plan(files: Iterable[tuple[str, int]], budget: int) -> list[list[Piece]]:
 
 
 def room(names: Iterable[str], portion: int) -> int:
-    """Bytes that a portion has for pieces and their lines, beside the files that every portion holds."""
+    """Bytes that a portion has for pieces and their lines, beside the files that every portion holds.
+
+    Args:
+        names: of files that hold wheels, which the portion lists.
+        portion: bytes of a portion.
+    """
     listing = len(_listing("3.12", [("0" * 64, 0, name) for name in names]))
     return portion - TAKE.stat().st_size - listing - _line(TAKE_NAME) - _line(WHEELS)
 

@@ -25,7 +25,7 @@ from painn_deploy.export.errors import EngineUnavailableError
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.export.files import prepare_output
 from painn_deploy.export.manifest import MODEL, read_bundle
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts.benchmarks.eager import EagerModel, Edges, edges_of
 from painn_deploy.scripts.benchmarks.speed_studies import Pace, exported, finish, made_table, set_threads
 from painn_deploy.scripts.benchmarks.timing import medians, mover

@@ -21,7 +21,7 @@ from painn_deploy.engines.inductor.pairs import pair_inputs
 from painn_deploy.export.errors import PaiNNDeployError
 from painn_deploy.export.graph.lowering import filters_once_a_pair
 from painn_deploy.export.manifest import MODEL, read_bundle
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts.profiling.costs import Cost, count
 
 __all__ = ["Peaks", "Roof", "measured_peaks", "roof", "rooflines"]

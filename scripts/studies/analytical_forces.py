@@ -26,7 +26,7 @@ from painn_deploy.calibration.physics.verdicts import format_number, largest
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.model.force_head import autograd_forces, explicit_forces, tensors
 from painn_deploy.export.model.student import Student
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.studies.shared import Candidate, choose, open_candidate, write_result
 

@@ -25,7 +25,7 @@ from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.manifest import MODEL, read_bundle
 from painn_deploy.export.model.student import Student
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts.benchmarks import orb_peer
 from painn_deploy.scripts.benchmarks.eager import EagerModel, edges_of
 from painn_deploy.scripts.benchmarks.speed_studies import (

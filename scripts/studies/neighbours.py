@@ -17,7 +17,7 @@ from ase.md.velocitydistribution import thermalize_momenta
 
 from painn_deploy.export.errors import StructureError
 from painn_deploy.export.fields import GraphInputs
-from painn_deploy.runtime.skin import VerletList
+from painn_deploy.runtime.verlet import VerletList
 from painn_deploy.scripts.commands.entry import run_command
 
 __all__ = ["Comparison", "compare"]

@@ -35,7 +35,7 @@ from painn_deploy.export.files import prepare_output, to_json
 from painn_deploy.export.graph.half import rounded
 from painn_deploy.export.graph.int8 import BY_ROW, OperandScale, candidates, to_int8
 from painn_deploy.export.graph.onnx_graph import export_onnx
-from painn_deploy.runtime.neighbours import graph_inputs
+from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.distillation.molecules import embedded
 from painn_deploy.scripts.distillation.plan import MOLECULES, read_molecules

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-__all__ = ["COMPILED_BUDGET", "DEFAULT_BUDGET", "GPU_BUDGET", "pack", "padding_waste"]
+__all__ = ["COMPILED_BUDGET", "DEFAULT_BUDGET", "GPU_BUDGET", "group", "padding_waste"]
 
 DEFAULT_BUDGET = 2_048
 """Atoms x slots of one matrix on a CPU. One [atoms, slots, 128] tensor then takes 1 MB, so that what one node of the
@@ -16,7 +16,7 @@ GPU_BUDGET = 131_072
 """The same on a GPU, which wants far more at once; some 2 GB at 128 features."""
 
 
-def pack(
+def group(
     sizes: Sequence[tuple[int, int]], budget: int = DEFAULT_BUDGET, most_atoms: int | None = None
 ) -> list[list[int]]:
     """Divide structures into batches of at most `budget` atoms x slots, padding as little as a sorted order allows.

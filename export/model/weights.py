@@ -1,0 +1,148 @@
+"""Tensors of a checkpoint become the weights of a student: every check that they pass on the way."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from painn_deploy.export.errors import CheckpointError, ConfigurationError
+from painn_deploy.export.model.student import Configuration, Student
+
+__all__ = ["check_num_rbf", "check_student", "check_tensors", "hidden_sizes", "load_weights", "renamed_once"]
+
+PREFIXES = ("model", "module", "_orig_mod", "net")
+"""Names that wrappers put before every key of a state dict."""
+
+
+def check_tensors(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse a state dict that holds anything but dense floating-point tensors, or whose keys a wrapper renamed.
+
+    Args:
+        state: tensors under the training code's names.
+        source: the file, for the message.
+
+    Raises:
+        CheckpointError: a tensor is of another kind, or every key begins with a wrapper's name.
+    """
+    for key, value in state.items():
+        if not value.is_floating_point() or value.dtype.itemsize < 2 or value.layout != torch.strided or value.is_meta:
+            raise CheckpointError(f"{source}: {key} holds {value.dtype}, {value.layout}; not floating-point weights.")
+    first = next(iter(state), "").split(".")[0]
+    if first in PREFIXES and all(key.startswith(f"{first}.") for key in state):
+        raise CheckpointError(
+            f"{source}: every tensor's name begins with {first!r}, which a wrapper added. Save the state dict of the "
+            "model inside the wrapper, without that prefix."
+        )
+
+
+def renamed_once(weights: Mapping[str, Tensor], rename: Callable[[str], str], source: str) -> dict[str, Tensor]:
+    """Give each tensor our name.
+
+    Args:
+        weights: tensors under the training code's names.
+        rename: the training code's name of a tensor to ours.
+        source: the file, for the message.
+
+    Raises:
+        CheckpointError: two tensors claim one place.
+    """
+    renamed: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        if rename(key) in renamed:
+            raise CheckpointError(f"{source} holds {key} and another tensor for the same place; remove one of them.")
+        renamed[rename(key)] = value
+    return renamed
+
+
+def check_num_rbf(found: int, configuration: Configuration, source: str) -> None:
+    """Refuse weights with another number of radial basis functions than the configuration says.
+
+    Args:
+        found: radial basis functions of the weights.
+        configuration: what they should be.
+        source: the file, for the message.
+
+    Raises:
+        ConfigurationError: the numbers differ.
+    """
+    if found != configuration.num_rbf:
+        raise ConfigurationError(
+            f"{source} has {found} radial basis functions, its configuration {configuration.num_rbf}."
+        )
+
+
+def hidden_sizes(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Sizes of the read-out's hidden layers, which its biases give in order; keys are our names."""
+    sizes: list[int] = []
+    while (key := f"readout.{2 * len(sizes)}.bias") in weights:
+        sizes.append(len(weights[key]))
+    return tuple(sizes[:-1])
+
+
+def load_weights(student: Student, weights: Mapping[str, Tensor], source: str) -> None:
+    """Copy weights into a student: every one of them, and nothing else. The student is in float64 afterwards.
+
+    Args:
+        student: of the configuration's sizes.
+        weights: tensors under our names; `atomic_references` [rows of the embedding] (eV) may be among them.
+        source: the file, for messages.
+
+    Raises:
+        CheckpointError: tensors are missing or left over, or hold NaN or infinity.
+        ConfigurationError: a tensor's shape is not what the configuration implies.
+    """
+    configuration = student.configuration
+    named = f"{configuration.architecture} with {configuration.num_interactions} interactions"
+    weights = dict(weights)
+    references = weights.pop("atomic_references", None)
+    wanted = student.state_dict()
+    if missing := sorted(wanted.keys() - weights.keys()):
+        raise CheckpointError(f"{source} lacks tensors that {named} has: {_some(missing)}.")
+    if extra := sorted(weights.keys() - wanted.keys()):
+        raise CheckpointError(
+            f"{source} holds tensors that {named} has no place for: {_some(extra)}. "
+            "They may change the model, so they are not ignored."
+        )
+    for key, value in weights.items():
+        if value.shape != wanted[key].shape:
+            raise ConfigurationError(
+                f"{source}: {key} has the shape {tuple(value.shape)}, but its configuration implies "
+                f"{tuple(wanted[key].shape)}; hidden_dim, num_rbf or num_interactions is not what was trained."
+            )
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{source}: {key} holds NaN or infinity; the training diverged before it was saved.")
+    if references is not None:
+        if references.shape != student.atomic_references.shape or not torch.isfinite(references).all():
+            raise CheckpointError(
+                f"{source}: atomic_references must hold one finite energy in eV for each of the "
+                f"{len(student.atomic_references)} rows of the embedding."
+            )
+        student.atomic_references = references.double()
+    student.double()  # weights are kept as exactly as they came, until the caller asks for less
+    student.load_state_dict(weights)
+
+
+def check_student(student: Student, source: str) -> None:
+    """Refuse a student whose embedding lacks an element that it needs, or whose weights overflowed its dtype.
+
+    Args:
+        student: with its weights, in the dtype that it is used in.
+        source: the file, for messages.
+
+    Raises:
+        CheckpointError: the embedding is too short for hydrogen, or a weight is infinite in this dtype.
+        ConfigurationError: the configuration lists an element beyond the embedding.
+    """
+    rows, species = student.embedding.num_embeddings, student.configuration.species
+    if rows < 2:
+        raise CheckpointError(f"{source}: the embedding has {rows} rows, and hydrogen needs row 1.")
+    if species and species[-1] >= rows:
+        raise ConfigurationError(
+            f"{source}: its configuration lists element {species[-1]}, but the embedding ends at {rows - 1}."
+        )
+    if not all(torch.isfinite(parameter).all() for parameter in student.parameters()):
+        raise CheckpointError(f"{source}: a weight is too large for {student.dtype}.")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -1,0 +1,266 @@
+"""`Evaluator`: an open engine that answers for structures, one batch after another."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from jaxtyping import Float64
+
+from painn_deploy.engines import EngineInfo, Session, get_backend
+from painn_deploy.engines.backend import Closing
+from painn_deploy.export.bundle import Bundle, read_bundle
+from painn_deploy.export.errors import EngineError, ShapeError, StructureError
+from painn_deploy.export.fields import GraphInputs, GraphOutputs
+from painn_deploy.export.manifest import Manifest
+from painn_deploy.runtime.grouping import COMPILED_BUDGET, DEFAULT_BUDGET, GPU_BUDGET, group
+from painn_deploy.runtime.limits import SizeLimits
+from painn_deploy.runtime.matrix import LocalGraph, join
+from painn_deploy.runtime.results import checked_results
+from painn_deploy.runtime.sizing import BatchSizes
+from painn_deploy.runtime.species import AtomicReferences
+from painn_deploy.runtime.timings import Timings
+
+__all__ = ["Evaluator", "Prepared"]
+
+Answer = dict[str, Any] | EngineError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A structure that the engine can answer for.
+
+    Attributes:
+        atoms: the structure.
+        graph: its neighbours.
+        references: atomic reference energies, eV.
+    """
+
+    atoms: Atoms
+    graph: LocalGraph
+    references: Float64[np.ndarray, " atoms"]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Atoms and slots."""
+        return self.graph.size
+
+
+class Evaluator(Closing):
+    """An open engine with what it takes to answer for structures: species, size limits and batches.
+
+    It belongs to one thread at a time. ASE's bookkeeping, and the neighbour list of a structure that moves, are
+    `PaiNNCalculator`'s.
+
+    Args:
+        bundle: a folder NAME.engine, made by `painn-deploy export`, or an open bundle.
+        device: `auto`, or a name of the backend's, such as `cpu` or `cuda:0`. Nothing falls back to another device.
+        threads: of the CPU; None for as many as there are cores.
+
+    Attributes:
+        source: what it was opened from: the folder, or the bundle where that has none.
+        manifest: the bundle's description of itself.
+        session: the open engine, with whatever its backend can do beside running.
+        references: atomic reference energies by atomic numbers.
+        limits: sizes that the engine takes.
+        timings: milliseconds that a calculation spends in each phase.
+        threads: as given.
+
+    Raises:
+        BundleError: the bundle is damaged, foreign or of a newer format.
+        EngineUnavailableError: its backend or the device is not here.
+    """
+
+    def __init__(self, bundle: Bundle | str | Path, *, device: str = "auto", threads: int | None = None) -> None:
+        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+            raise ValueError(f"threads = {threads!r} is not a number of threads; give 1 or more, or None.")
+        opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
+        self.source: Bundle | str = opened if opened.path is None else str(opened.path)
+        self.manifest: Manifest = opened.manifest
+        self.threads = threads
+        self.session: Session = get_backend(self.manifest.engine).open(opened, device, threads)
+        self.references = AtomicReferences(self.manifest.species, self.manifest.atomic_references)
+        self.timings = Timings()
+        on_cpu = self.engine_info["device"] == "cpu"
+        self.limits = SizeLimits(
+            self.manifest.profiles, int(self.manifest.configuration.get("hidden_dim", 128)), on_cpu
+        )
+        cpu_budget = COMPILED_BUDGET if self.manifest.engine == "inductor" else DEFAULT_BUDGET
+        self._default_slots = cpu_budget if on_cpu else GPU_BUDGET
+        self._sizes = BatchSizes(self.engine_info, threads)
+        self._batch_slots: int | None = None
+
+    @property
+    def engine_info(self) -> EngineInfo:
+        """Backend, its version, device, precision and bundle hash of the engine that runs."""
+        return self.session.info
+
+    @property
+    def slot_step(self) -> int:
+        """The number of columns of a matrix is a multiple of it."""
+        return int(getattr(self.session, "slot_step", 1))
+
+    @property
+    def most_atoms(self) -> int | None:
+        """Atoms that one batch may hold, where the engine was built for a range; None where it takes any number."""
+        return self.limits.most_atoms
+
+    @property
+    def batch_slots(self) -> int:
+        """Atoms x slots of a batch: as measured here by `tune_batches`, or a default that suits most machines."""
+        if self._batch_slots is None:
+            self._batch_slots = self._sizes.remembered() or self._default_slots
+        return self._batch_slots
+
+    @batch_slots.setter
+    def batch_slots(self, slots: int) -> None:
+        if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
+            raise ValueError(f"batch_slots = {slots!r} is not a number of atoms x slots; give 1 or more.")
+        self._batch_slots = slots
+
+    @property
+    def batch_slots_known(self) -> bool:
+        """Whether `batch_slots` was measured here or set, and is not the default."""
+        return self._batch_slots is not None or self._sizes.remembered() is not None
+
+    def tune_batches(self) -> int:
+        """Measure which batches are fastest here, and remember it for this engine, device and machine; seconds.
+
+        Raises:
+            EngineError: the engine cannot run the smallest batch.
+        """
+        self._batch_slots = self._sizes.measured(
+            self.run, self.manifest.species[0], self.manifest.cutoff, self.most_atoms
+        )
+        return self._batch_slots
+
+    def run(self, inputs: GraphInputs) -> GraphOutputs:
+        """The bare engine: the graph contract's inputs to its outputs, without atomic references.
+
+        Raises:
+            ShapeError: arrays that do not keep the contract, or lie outside every profile.
+            EngineError: the engine failed, or is closed.
+        """
+        return self.session.run(inputs)
+
+    def prepare(self, atoms: Atoms) -> Prepared:
+        """Check a structure and find its neighbours.
+
+        Raises:
+            StructureError: it is nothing that a force field can answer for.
+            ShapeError: it is larger than the engine was built for, or than there is memory.
+        """
+        with self.timings.phase("neighbours"):
+            references = self.references(atoms.numbers)
+            graph = LocalGraph.of(atoms, self.manifest.cutoff)
+        self.limits.check(*graph.size)
+        return Prepared(atoms, graph, references)
+
+    def run_prepared(self, batch: Sequence[Prepared]) -> list[Answer]:
+        """Structures through the engine in one matrix; for each its results, or the error that concerns it alone.
+
+        Raises:
+            EngineError: the engine failed on the whole matrix.
+        """
+        with self.timings.phase("packing"):
+            inputs = join([one.graph for one in batch], slot_step=self.slot_step)
+        with self.timings.phase("engine"):
+            outputs, start = self.session.run(inputs), 0
+        answers: list[Answer] = []
+        with self.timings.phase("results"):
+            for one in batch:
+                rows = slice(start, start + len(one.atoms))
+                start = rows.stop
+                own = GraphOutputs(*(array[rows] for array in outputs))
+                try:
+                    answers.append(checked_results(one.atoms, own, one.references))
+                except EngineError as error:
+                    answers.append(error)
+        self.timings.calculations += len(batch)
+        return answers
+
+    def evaluate(self, prepared: Sequence[Prepared], batch_slots: int | None = None) -> list[Answer]:
+        """Results of each structure, or the error for which it has none; in the order given.
+
+        A batch that the engine refuses is run again one by one, so that only the culprit is without results.
+
+        Args:
+            prepared: structures; they are grouped into batches of like sizes.
+            batch_slots: atoms x slots of a batch; None for `batch_slots` of this evaluator.
+
+        Raises:
+            EngineError: the engine refuses each one of several, so that they are not to blame.
+        """
+        answers: list[Answer] = [EngineError("not run")] * len(prepared)
+        sizes = [one.size for one in prepared]
+        for batch in group(sizes, self.batch_slots if batch_slots is None else batch_slots, self.most_atoms):
+            for index, answer in zip(batch, self._batch([prepared[index] for index in batch]), strict=True):
+                answers[index] = answer
+        return answers
+
+    def _batch(self, batch: Sequence[Prepared]) -> list[Answer]:
+        try:
+            return self.run_prepared(batch)
+        except (EngineError, MemoryError) as error:
+            if len(batch) == 1:
+                return [_as_engine_error(error)]
+            return self._one_by_one(batch)
+
+    def _one_by_one(self, batch: Sequence[Prepared]) -> list[Answer]:
+        answers: list[Answer] = []
+        refusals = []
+        for one in batch:
+            try:
+                answers += self.run_prepared([one])
+            except (EngineError, MemoryError) as error:
+                answers.append(_as_engine_error(error))
+                refusals.append(error)
+        if len(refusals) == len(batch):
+            raise refusals[-1]
+        return answers
+
+    def calculate_batch(self, structures: Iterable[Atoms]) -> list[dict[str, Any]]:
+        """Evaluate structures together, molecules and crystals mixed; calculators attached to them are not touched.
+
+        They are packed into padded matrices of like sizes and bounded memory; results keep the order given.
+
+        Returns:
+            For each structure, in order: energy and free_energy (float, eV), energies [atoms] (eV), forces [atoms, 3]
+            (eV/Å), and where the cell has a volume stress [6] and stresses [atoms, 6] (eV/Å³). float64 arrays.
+
+        Raises:
+            StructureError: one of them has no atoms, NaN positions, two atoms on one spot, dependent periodic cell
+                vectors, or (SpeciesError) an element that the student has not learnt; the message says which.
+            ShapeError: one of them is larger than the engine was built for.
+            EngineError: the engine failed, or gave NaN or infinity for one of them.
+        """
+        structures = structures if isinstance(structures, Atoms | str) else list(structures)
+        if isinstance(structures, Atoms | str) or not all(isinstance(atoms, Atoms) for atoms in structures):
+            raise StructureError("calculate_batch takes a list of Atoms; put a single structure into a list of one.")
+        prepared = []
+        for index, atoms in enumerate(structures):
+            try:
+                prepared.append(self.prepare(atoms))
+            except (StructureError, ShapeError) as error:
+                if len(structures) == 1:
+                    raise
+                raise type(error)(f"Structure {index}: {error}") from error
+        results = []
+        for index, answer in enumerate(self.evaluate(prepared)):
+            if isinstance(answer, EngineError):
+                raise type(answer)(f"Structure {index}: {answer}") from answer
+            results.append(answer)
+        return results
+
+    def close(self) -> None:
+        """Give back the engine's memory; the evaluator cannot be used afterwards."""
+        self.session.close()
+
+
+def _as_engine_error(error: EngineError | MemoryError) -> EngineError:
+    text = str(error)
+    if isinstance(error, EngineError) and "bad_alloc" not in text and "allocate memory" not in text:
+        return error
+    return EngineError(f"It needs more memory than there is: {text or 'out of memory'}.")

@@ -1,0 +1,74 @@
+"""From an engine's outputs to the results that ASE names; sums are in float64."""
+
+import math
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.stress import full_3x3_to_voigt_6_stress
+from jaxtyping import Float64
+
+from painn_deploy.export.errors import EngineError
+from painn_deploy.export.fields import GraphOutputs
+from painn_deploy.runtime.structures import FLAT
+
+__all__ = ["as_results", "cell_volume", "checked_results", "not_finite"]
+
+
+def cell_volume(cell: Float64[np.ndarray, "3 3"]) -> float:
+    """Å³; 0 where the cell vectors are dependent or not finite, so that there is no stress."""
+    if not cell.any():  # a molecule: most calls end here
+        return 0.0
+    volume = abs(float(np.linalg.det(cell))) if np.isfinite(cell).all() else 0.0
+    return volume if volume > FLAT * float(np.prod(np.linalg.norm(cell, axis=1))) else 0.0
+
+
+def as_results(
+    energies: Float64[np.ndarray, " atoms"],
+    forces: Float64[np.ndarray, "atoms 3"],
+    virials: Float64[np.ndarray, "atoms 3 3"],
+    cell: Float64[np.ndarray, "3 3"],
+) -> dict[str, Any]:
+    """ASE's results of one structure.
+
+    Args:
+        energies: of atoms, atomic references included, eV.
+        forces: eV/Å.
+        virials: of atoms, eV.
+        cell: Å; a stress is there where it has a volume.
+    """
+    energy = float(energies.sum())
+    results: dict[str, Any] = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
+    volume = cell_volume(cell)
+    if volume > 0:
+        symmetric = (virials + virials.transpose(0, 2, 1)) / (2 * volume)
+        results["stresses"] = full_3x3_to_voigt_6_stress(symmetric)
+        results["stress"] = full_3x3_to_voigt_6_stress(symmetric.sum(0))
+    return results
+
+
+def checked_results(atoms: Atoms, outputs: GraphOutputs, references: Float64[np.ndarray, " atoms"]) -> dict[str, Any]:
+    """ASE's results of one structure, from what an engine gave for it.
+
+    Args:
+        atoms: the structure.
+        outputs: rows of its atoms.
+        references: atomic reference energies, eV.
+
+    Raises:
+        EngineError: the engine gave NaN or infinity.
+    """
+    energies = outputs.atomic_energies.astype(np.float64) + references
+    forces, virials = outputs.forces.astype(np.float64), outputs.virials.astype(np.float64)
+    # a sum in float64 is finite if and only if its terms are: float32 is far from its range
+    if not math.isfinite(float(energies.sum()) + float(forces.sum()) + float(virials.sum())):
+        raise not_finite(str(atoms.symbols))
+    return as_results(energies, forces, virials, atoms.cell.array)
+
+
+def not_finite(name: str) -> EngineError:
+    """The error of a structure for which an engine gave NaN or infinity."""
+    return EngineError(
+        f"The engine gave NaN or infinity for {name}. Its geometry is too far from anything the student has learnt, or "
+        "overflows the engine's precision."
+    )

@@ -1,0 +1,55 @@
+"""The elements that a student knows, and their reference energies."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from ase.data import chemical_symbols
+from jaxtyping import Float64, Int
+
+from painn_deploy.export.errors import SpeciesError
+
+__all__ = ["AtomicReferences"]
+
+NAMED = 20
+"""Elements that an error names at most."""
+
+
+class AtomicReferences:
+    """Reference energies of atoms, looked up by atomic number.
+
+    Args:
+        species: atomic numbers that the student knows.
+        energies: of an isolated atom of each, eV.
+    """
+
+    def __init__(self, species: Sequence[int], energies: Sequence[float]) -> None:
+        self._species = tuple(species)
+        self._table = np.full(len(chemical_symbols) + 1, np.nan)
+        self._table[list(species)] = energies
+        self._last: tuple[bytes, np.ndarray] = (b"", np.empty(0))  # a step of dynamics asks for the same again
+
+    def __call__(self, numbers: Int[np.ndarray, " atoms"]) -> Float64[np.ndarray, " atoms"]:
+        """The reference energy of each atom, eV.
+
+        Raises:
+            SpeciesError: one of them is no element that the student has learnt.
+        """
+        key = numbers.tobytes()
+        if self._last[0] == key:
+            return self._last[1]
+        inside = (numbers >= 0) & (numbers < len(self._table))
+        references = self._table[np.where(inside, numbers, 0)]
+        unknown = np.isnan(references)
+        if unknown.any():
+            raise self._unknown(int(unknown.argmax()), int(numbers[unknown.argmax()]))
+        self._last = key, references
+        return references
+
+    def _unknown(self, atom: int, number: int) -> SpeciesError:
+        known = " ".join(chemical_symbols[z] for z in self._species[:NAMED])
+        more = " ..." if len(self._species) > NAMED else ""
+        symbol = chemical_symbols[number] if 0 <= number < len(chemical_symbols) else "no element"
+        return SpeciesError(
+            f"Atom {atom} is {symbol} (Z = {number}), which this student has no embedding for; it knows {known}{more}. "
+            "Use a student that was trained on it."
+        )

@@ -1,0 +1,300 @@
+"""Verlet lists: pairs found once within cutoff and skin, and reused while it is proved that none can be missing.
+
+The proof. Let R0, H0 be positions and (completed) cell when the pairs were found, R, H those of now, and A = H0⁻¹H.
+A pair's displacement was d0 = R0_j - R0_i + S·H0 and is d = R_j - R_i + S·H = d0·A + u_j - u_i, u_i = R_i - R0_i·A. So
+
+    |d| ≥ σ_min(A)·|d0| - 2·max|u|,
+
+and a pair that was not stored, |d0| ≥ cutoff + skin, is no edge now as long as
+
+    σ_min(A)·(cutoff + skin) - 2·max|u| ≥ cutoff.
+
+With a fixed cell, A = 1, this is the half-skin criterion. Whether a stored pair is an edge is decided anew from d in
+float64 at every step, so that results are those of a fresh search.
+
+`VerletList` here follows one structure, `painn_deploy.runtime.replicas.ReplicaList` many at once. They share the
+criterion and the pairs that stand. The step is each one's own: as one of many, a molecule would look up its rows and
+its cell and be compared as if there were several, which takes half as many array operations again as its whole step.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+from ase import Atoms
+from jaxtyping import Float64, Int32
+
+from painn_deploy.engines.backend import ResidentGraph
+from painn_deploy.export.fields import GraphInputs
+from painn_deploy.runtime.matrix import NeighbourMatrix
+from painn_deploy.runtime.neighbours import Displacements, find_pairs, slots_for
+from painn_deploy.runtime.structures import check_structure, periodic_cell, refuse_one_spot
+
+__all__ = ["DEFAULT_SKIN", "WIDER", "StandingPairs", "VerletList", "slack", "still_covered"]
+
+DEFAULT_SKIN = 0.5
+"""Å; of 0.25 to 1.5 Å as good as any for molecules at 300 K (docs/batching.md)."""
+
+WIDER = 1.15
+"""Columns of the matrix with the default skin, over those without, on a CPU; past it an engine's time on them exceeds
+that of the searches that are saved. A molecule not much longer than the cutoff stays below, a liquid or a crystal does
+not. On a GPU, whose evaluation takes a fraction of a search's time, the skin is always worth it."""
+
+ROUNDING = 1e-8
+"""Å; what the criterion yields to the rounding of its own numbers."""
+
+ASKED_AGAIN = 0.05
+"""Change of the volume, as a share of it, past which it is asked again whether the default skin is worth it. So far a
+neighbour moves by 1.7 % of its distance, which at a cutoff of 5 Å is a sixth of the default skin: what lies in the skin
+changes no faster. Dynamics at constant pressure stay within it; a compression to half the volume asks 13 times."""
+
+F = TypeVar("F", float, np.ndarray)
+
+
+def slack(shrink: float, farthest: F, cutoff: float, skin: float) -> F:
+    """What the criterion of the proof leaves, Å: the pairs cover a structure where it is 0 or more.
+
+    Args:
+        shrink: σ_min(A), 1 where the cell has not changed.
+        farthest: max|u| in Å, of one structure or of each of several; NaN, of one that diverged, covers nothing.
+        cutoff: Å.
+        skin: Å.
+    """
+    return (shrink * (cutoff + skin) - 2 * farthest) - (cutoff + ROUNDING)
+
+
+def still_covered(
+    before: Float64[np.ndarray, "atoms 3"],
+    cell_before: Float64[np.ndarray, "3 3"],
+    positions: Float64[np.ndarray, "atoms 3"],
+    cell: Float64[np.ndarray, "3 3"],
+    cutoff: float,
+    skin: float,
+) -> bool:
+    """Whether no pair can have come within the cutoff unseen since all within cutoff and skin were found.
+
+    Args:
+        before: positions of then, Å.
+        cell_before: completed cell of then (`periodic_cell`), Å.
+        positions: of now, Å.
+        cell: completed cell of now, Å.
+        cutoff: Å.
+        skin: Å.
+    """
+    shrink, expected = 1.0, before
+    if cell is not cell_before and not np.array_equal(cell, cell_before):
+        deformation = np.linalg.solve(cell_before, cell)
+        shrink = float(np.linalg.svd(deformation, compute_uv=False)[-1])
+        expected = before @ deformation
+    moved = positions - expected
+    farthest = math.sqrt(np.einsum("ac,ac->a", moved, moved).max())
+    return slack(shrink, farthest, cutoff, skin) >= 0
+
+
+class StandingPairs:
+    """Pairs within cutoff and skin, and the matrix that displacements and mask are written into at every step.
+
+    The matrix's `reverse` is closed for writing. As long as it is the same array, the same pairs stand in the same
+    slots, so that an engine may keep what it made of it.
+
+    Args:
+        numbers: atomic numbers of the rows.
+        found: the pairs.
+        slot_step: that the number of columns is a multiple of.
+
+    Attributes:
+        found: the same, with displacements as they were formed last.
+        matrix: of the graph contract.
+    """
+
+    def __init__(self, numbers: Int32[np.ndarray, " atoms"], found: Displacements, slot_step: int = 1) -> None:
+        self.found, self.matrix = found, NeighbourMatrix(numbers, found.pairs, slot_step)
+        self.matrix.inputs.reverse.flags.writeable = False
+
+    def write(self, cutoff: float) -> GraphInputs:
+        """Inputs of the graph contract, with displacements as they were formed last."""
+        return self.matrix.write(self.found.vectors, self.found.within(cutoff))
+
+    def resident(self, cell: Float64[np.ndarray, "3 3"], cutoff: float) -> ResidentGraph:
+        """What a device needs to form displacements by itself: shifts S·cell of both ends of each pair, in float64.
+
+        Args:
+            cell: completed cell of now, Å.
+            cutoff: Å.
+        """
+        matrix, shifts = self.matrix, self.found.pairs.shifts
+        inputs, (atoms, slots) = matrix.inputs, matrix.inputs.mask.shape
+        images, held = np.zeros((atoms * slots, 3)), np.zeros(atoms * slots, np.uint8)
+        if shifts is not None:
+            vectors = shifts.astype(np.float64) @ cell
+            images[matrix.forward], images[matrix.backward] = vectors, -vectors
+        held[matrix.forward] = held[matrix.backward] = 1
+        return ResidentGraph(
+            inputs.atomic_numbers,
+            inputs.neighbours,
+            inputs.reverse,
+            images.reshape(atoms, slots, 3),
+            held.reshape(atoms, slots),
+            cutoff,
+        )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A structure that was searched: its atomic numbers, periodic directions and completed cell."""
+
+    numbers: bytes
+    periodic: bytes
+    cell: Float64[np.ndarray, "3 3"]
+
+    def resembles(self, atoms: Atoms) -> bool:
+        """Whether a structure has the same atoms, and repeats in the same directions."""
+        return bool(self.numbers == atoms.numbers.tobytes() and self.periodic == atoms.pbc.tobytes())
+
+    def cell_of(self, atoms: Atoms) -> Float64[np.ndarray, "3 3"]:
+        """The completed cell of a structure that resembles it; where it has not changed, the very same array."""
+        if not any(self.periodic):
+            return self.cell
+        periodic = atoms.pbc
+        return self.cell if np.array_equal(atoms.cell.array[periodic], self.cell[periodic]) else periodic_cell(atoms)
+
+
+@dataclass
+class _Stored:
+    """What was found, and where; `now` is the completed cell of the last step."""
+
+    seen: _Seen
+    positions: Float64[np.ndarray, "atoms 3"]
+    now: Float64[np.ndarray, "3 3"]
+    standing: StandingPairs
+    resident: ResidentGraph | None = None
+    resident_cell: Float64[np.ndarray, "3 3"] | None = None
+
+    def covers(self, atoms: Atoms, cutoff: float, skin: float) -> bool:
+        """Whether no pair can have come within the cutoff unseen."""
+        if not self.seen.resembles(atoms):
+            return False
+        self.now = self.seen.cell_of(atoms)
+        return still_covered(self.positions, self.seen.cell, atoms.positions, self.now, cutoff, skin)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """By which factor the default skin widens the matrix of a structure, where that is too much."""
+
+    seen: _Seen
+    widening: float
+
+    def holds(self, atoms: Atoms) -> bool:
+        """Whether it is about as much for a structure of now."""
+        if not self.seen.resembles(atoms):
+            return False
+        before, now = self.seen.cell, self.seen.cell_of(atoms)
+        if now is before:
+            return True
+        change = abs(np.linalg.det(now)) / abs(np.linalg.det(before)) - 1
+        return bool(abs(change) <= ASKED_AGAIN)
+
+
+@dataclass
+class VerletList:
+    """Graph inputs of one structure that moves.
+
+    With `skin=None` the first search is a wide one, which decides whether the default skin is worth it. Where it is
+    not, that is remembered, and every step makes one search of its own, as with `skin=0`. The first step does so too,
+    after the wide one, because the order of pairs depends on how far one searches: only so does one structure give the
+    same bits at every step. It is asked again when the composition or the periodic directions change, or the volume by
+    more than `ASKED_AGAIN`.
+
+    Attributes:
+        cutoff: Å.
+        skin: Å; 0 searches at every step; None for `DEFAULT_SKIN` where it widens the matrix little, and else 0.
+        slot_step: that the number of columns is a multiple of.
+        most_widening: columns with `DEFAULT_SKIN` over those without, up to which it is used where `skin` is None.
+        searches: how many searches there were.
+        updates: how many steps reused one.
+    """
+
+    cutoff: float
+    skin: float | None
+    slot_step: int = 1
+    most_widening: float = WIDER
+    searches: int = 0
+    updates: int = 0
+    _stored: _Stored | None = field(default=None, repr=False)
+    _too_wide: _Judged | None = field(default=None, repr=False)
+
+    @property
+    def _reach(self) -> float:
+        return DEFAULT_SKIN if self.skin is None else self.skin
+
+    def inputs(self, atoms: Atoms) -> GraphInputs:
+        """The contract's inputs for `atoms`; their arrays are overwritten by the next call.
+
+        Raises:
+            StructureError: it is nothing that a force field can answer for.
+        """
+        check_structure(atoms)
+        stored = self._reused(atoms)
+        if stored is not None:
+            found = stored.standing.found
+            found.form(atoms.positions, stored.now)
+            refuse_one_spot(atoms.numbers, found.pairs.first, found.pairs.second, found.distances)
+        else:
+            stored = self._searched(atoms)
+        if stored is not None:
+            return stored.standing.write(self.cutoff)
+        found = self._find(atoms, self.cutoff)
+        return NeighbourMatrix(atoms.numbers.astype(np.int32), found.pairs, self.slot_step).write(found.vectors)
+
+    def resident(self, atoms: Atoms, last: ResidentGraph | None) -> ResidentGraph | None:
+        """What stays on a device while the neighbours stand; None where there is no skin, and `inputs` must be used.
+
+        Args:
+            atoms: the structure.
+            last: what was returned before; the very same again as long as it holds.
+
+        Raises:
+            StructureError: it is nothing that a force field can answer for.
+        """
+        check_structure(atoms)
+        stored = self._reused(atoms) or self._searched(atoms)
+        if stored is None:
+            return None
+        same_cell = stored.resident_cell is not None and np.array_equal(stored.now, stored.resident_cell)
+        if last is None or stored.resident is not last or not same_cell:
+            stored.resident, stored.resident_cell = stored.standing.resident(stored.now, self.cutoff), stored.now
+        return stored.resident
+
+    def _reused(self, atoms: Atoms) -> _Stored | None:
+        """What was found before, where it covers a structure."""
+        if self._stored is None or not self._stored.covers(atoms, self.cutoff, self._reach):
+            return None
+        self.updates += 1
+        return self._stored
+
+    def _searched(self, atoms: Atoms) -> _Stored | None:
+        """What is within cutoff and skin, displacements of now among it; None where there is no skin."""
+        if self.skin == 0 or self._known_too_wide(atoms):
+            return None
+        found = self._find(atoms, self.cutoff + self._reach)
+        seen, pairs = _Seen(atoms.numbers.tobytes(), atoms.pbc.tobytes(), found.cell), found.pairs
+        if self.skin is None:
+            within = pairs.only(found.within(self.cutoff))
+            widening = slots_for(pairs.counts()) / slots_for(within.counts())
+            if widening > self.most_widening:
+                self._stored, self._too_wide = None, _Judged(seen, widening)
+                return None
+        standing = StandingPairs(atoms.numbers.astype(np.int32), found, self.slot_step)
+        self._stored = _Stored(seen, atoms.positions.copy(), found.cell, standing)
+        return self._stored
+
+    def _find(self, atoms: Atoms, reach: float) -> Displacements:
+        self.searches += 1
+        return find_pairs(atoms, reach)
+
+    def _known_too_wide(self, atoms: Atoms) -> bool:
+        """Whether the default skin was found to widen the matrix of such a structure too much."""
+        judged = self._too_wide
+        return judged is not None and judged.widening > self.most_widening and judged.holds(atoms)

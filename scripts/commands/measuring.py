@@ -1,0 +1,189 @@
+"""How far the engines of one student are from it, measured before a bundle is written, and held to limits."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ase import Atoms
+
+from painn_deploy.calibration.accuracy.errors import ERROR_UNITS, Accuracy, Tolerances, compare
+from painn_deploy.calibration.accuracy.parity import check_parity
+from painn_deploy.calibration.accuracy.reference import reference_results
+from painn_deploy.calibration.structures import default_structures, trusted_species, within_reach
+from painn_deploy.engines import get_backend
+from painn_deploy.engines.backend import Closing
+from painn_deploy.export.bundle import Bundle
+from painn_deploy.export.manifest import MODEL
+from painn_deploy.export.model.student import Student
+from painn_deploy.export.progress import Tell
+from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.scripts.commands.typed_graphs import INT8_LIMITS, TypedGraph
+
+__all__ = ["GATE", "Examined", "Examiner", "TrialSet"]
+
+GATE = "onnxruntime"
+"""Engine that the graph itself is compared with the student in, on the CPU, whatever else is built of the graph."""
+
+SIMULATED = "every half tensor of the graph rounded to half, in ONNX Runtime on the CPU: no engine loses more"
+
+Results = Sequence[Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialSet:
+    """Structures that engines are measured on, and what the student gives for them.
+
+    Attributes:
+        structures: the structures.
+        name: of the set.
+        wanted: energy (eV), forces (eV/Å) and stress (eV/Å³) of each, from the student in float64.
+        brought: whether the user brought the structures; they are the default set otherwise.
+    """
+
+    structures: Sequence[Atoms]
+    name: str
+    wanted: Results
+    brought: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Examined:
+    """The measured errors of one engine.
+
+    Attributes:
+        found: entries for the bundle's validation.json.
+        accuracy: errors against FP32, the worst of those measured and simulated; None for an engine in FP32.
+        excess: which limit the engine exceeds, and what a user can do; empty where it keeps all of them.
+    """
+
+    found: Mapping[str, Any]
+    accuracy: Accuracy | None = None
+    excess: str = ""
+
+
+class Examiner(Closing):
+    """Measures engines of one student. Its own FP32 graph stays open in ONNX Runtime: what FP32 gives is asked there.
+
+    Args:
+        reference: the student in float64, that errors are measured against.
+        exported: the student in float64 as its graphs compute it, with the radial table if there is one.
+        exact: bundle in memory of the FP32 graph for the engine `GATE`.
+        tests: structures to measure on.
+        limits: errors that FP16 and INT8 may cost against FP32; None for the default of each precision.
+        tell: called with a line about each limit that is exceeded.
+
+    Attributes:
+        parity: largest errors of the FP32 graph, see `check_parity`.
+
+    Raises:
+        ParityError: the graph does not give the student's energies and forces.
+    """
+
+    def __init__(
+        self,
+        reference: Student,
+        exported: Student,
+        exact: Bundle,
+        tests: TrialSet,
+        limits: Tolerances | None,
+        tell: Tell,
+    ) -> None:
+        self._reference, self._exported, self._exact, self._tests = reference, exported, exact, tests
+        self._limits, self._tell = limits, tell
+        self._gate = PaiNNCalculator(exact, device="cpu")
+        self.parity = check_parity(self._gate.run_graph, exported)
+        self._near: tuple[Sequence[Atoms], Results, Results, int] | None = None
+
+    def close(self) -> None:
+        """Close the FP32 graph; may be called twice."""
+        self._gate.close()
+
+    def examine(self, bundle: Bundle, graph: TypedGraph) -> Examined:
+        """Measure the engine of a bundle, if it can run here.
+
+        Args:
+            bundle: in memory; nothing of it is written.
+            graph: that the engine was built of.
+
+        Raises:
+            ParityError: an FP32 engine does not give the student's energies and forces.
+        """
+        engine = bundle.manifest.engine
+        devices = get_backend(engine).devices()
+        if bundle.manifest.precision != "fp32":
+            return self._lossy(bundle, graph, runs=bool(devices))
+        if not devices:
+            return Examined(_not_executed(engine))
+        if bundle is self._exact and devices[0] == "cpu":  # the gate has opened this very engine
+            parity, results = self.parity, self._gate.calculate_batch(self._tests.structures)
+        else:
+            with PaiNNCalculator(bundle) as calculator:
+                parity = check_parity(calculator.run_graph, self._exported)
+                results = calculator.calculate_batch(self._tests.structures)
+        accuracy = compare(self._tests.structures, results, self._tests.wanted)
+        return Examined({"units": dict(ERROR_UNITS), "parity": parity, **accuracy.as_dict()})
+
+    def _lossy(self, bundle: Bundle, graph: TypedGraph, *, runs: bool) -> Examined:
+        """Errors of an FP16 or INT8 engine.
+
+        They are measured where the engine runs. Where it cannot run, or may have computed half tensors with more digits
+        than half precision has, the simulation counts, which loses as much as any engine may.
+        """
+        structures, wanted, exact, left_out = self._reachable()
+        report = dict(graph.report)
+        found: dict[str, Any] = {} if runs else _not_executed(bundle.manifest.engine)
+        found |= {"units": dict(ERROR_UNITS), "left_out_for_large_forces": left_out}
+        found |= {"sensitivity": report.pop("sensitivity")} if "sensitivity" in report else {}
+        found["typed"] = report
+        worst: list[Accuracy] = []
+        if runs:
+            with PaiNNCalculator(bundle) as calculator:
+                results = calculator.calculate_batch(structures)
+            against_fp32 = compare(structures, results, exact)
+            found |= {**compare(structures, results, wanted).as_dict(), "against_fp32": against_fp32.as_dict()}
+            worst.append(against_fp32)
+        if graph.simulated is not None:
+            references = bundle.manifest.atomic_references
+            manifest = dataclasses.replace(self._exact.manifest, atomic_references=references)
+            with PaiNNCalculator(Bundle.in_memory(manifest, {MODEL: graph.simulated}), device="cpu") as calculator:
+                results = calculator.calculate_batch(structures)
+            simulated = compare(structures, results, exact)
+            found["simulated"] = {"how": SIMULATED, "against_fp32": simulated.as_dict()}
+            worst.append(simulated)
+        excess = next(filter(None, (self._excess(bundle, accuracy) for accuracy in worst)), "")
+        return Examined(found, max(worst, key=lambda accuracy: accuracy.force_rmse), excess)
+
+    def _excess(self, bundle: Bundle, accuracy: Accuracy) -> str:
+        """Which limits errors against FP32 exceed; empty where they keep them. A stress has no limit of its own."""
+        engine, precision = bundle.manifest.engine, bundle.manifest.precision
+        limits = self._limits or (INT8_LIMITS if precision == "int8" else Tolerances())
+        if not (failures := accuracy.failures(dataclasses.replace(limits, stress=float("inf")))):
+            return ""
+        what, past = f"{engine} in {precision}", "; ".join(failures)
+        self._tell(f"{what}: {past}, on {accuracy.force_worst}")
+        return (
+            f"{what} costs more than it may, against FP32: {past}, worst on {accuracy.force_worst}. Allow more "
+            "with --max-energy-error and --max-force-error, give structures like those that it is for with "
+            "--structures, or take fp32."
+        )
+
+    def _reachable(self) -> tuple[Sequence[Atoms], Results, Results, int]:
+        """Structures for lower precisions, the float64 student's results, FP32's results, and how many are left out.
+
+        Where the student's forces are far beyond chemistry, FP32's own errors are too, and nothing is learnt.
+        """
+        if self._near is None:
+            structures, wanted = self._tests.structures, self._tests.wanted
+            trusted = trusted_species(self._reference)
+            if not self._tests.brought and trusted != self._reference.species:
+                structures = default_structures(trusted)
+                wanted = reference_results(self._reference, structures)
+            kept = within_reach([result["forces"] for result in wanted])
+            left_out = len(structures) - len(kept)
+            structures, wanted = [structures[i] for i in kept], [wanted[i] for i in kept]
+            self._near = structures, wanted, self._gate.calculate_batch(structures), left_out
+        return self._near
+
+
+def _not_executed(engine: str) -> dict[str, Any]:
+    return {"not_executed": f"{engine} needs a GPU, and there is none here; run `validate` on one"}
