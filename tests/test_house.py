@@ -97,7 +97,7 @@ def test_imports_point_to_the_left() -> None:
 def test_imports_inside_a_room_point_to_the_left() -> None:
     def place(path: Path) -> int:
         inside, places = path.relative_to(ROOT / room), PLACES[room]
-        if inside == Path("__init__.py"):  # it offers names of any sub-package, and stands with the last
+        if inside == Path("__init__.py"):  # it offers names of any sub-package; only a room's last modules may ask it
             return max(places.values())
         module, folder = inside.with_suffix("").as_posix(), inside.parent.as_posix()
         return places[module] if module in places else places["" if folder == "." else folder]

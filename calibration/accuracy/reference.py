@@ -7,13 +7,12 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
-from ase.stress import full_3x3_to_voigt_6_stress
 
 from painn_deploy.export.model.force_head import EnergyAndForces, autograd_forces, tensors
 from painn_deploy.export.model.student import Student
 from painn_deploy.runtime.grouping import group
 from painn_deploy.runtime.matrix import join, local_graphs
-from painn_deploy.runtime.results import cell_volume
+from painn_deploy.runtime.results import as_results
 
 __all__ = ["TorchCalculator", "batched_results", "reference_results"]
 
@@ -100,16 +99,5 @@ def _key(atoms: Atoms) -> bytes:
 
 
 def _results(student: Student, atoms: Atoms, outputs: EnergyAndForces) -> dict[str, Any]:
-    energies = outputs.atomic_energies.double().numpy() + student.atomic_references.numpy()[atoms.numbers]
-    energy = float(energies.sum())
-    results: dict[str, Any] = {
-        "energy": energy,
-        "free_energy": energy,
-        "energies": energies,
-        "forces": outputs.forces.double().numpy(),
-    }
-    volume = cell_volume(atoms.cell.array)
-    if volume > 0:
-        virial = outputs.virials.double().sum(0).numpy()
-        results["stress"] = full_3x3_to_voigt_6_stress((virial + virial.T) / (2 * volume))
-    return results
+    energies, forces, virials = (tensor.double().numpy() for tensor in outputs)
+    return as_results(energies + student.atomic_references.numpy()[atoms.numbers], forces, virials, atoms.cell.array)
