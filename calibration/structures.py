@@ -20,7 +20,9 @@ from painn_deploy.export.model.student import Student
 __all__ = [
     "CALIBRATION_NAME",
     "aspirin",
+    "box_of",
     "calibration_structures",
+    "check_species",
     "choose_structures",
     "default_structures",
     "read_structures",
@@ -56,6 +58,27 @@ def aspirin() -> Atoms:
     if not isinstance(atoms, Atoms):
         raise DatasetError("The packaged aspirin.extxyz holds more than one structure; install painn-deploy again.")
     return atoms
+
+
+def box_of(name: str, per_side: int, spacing: float, rng: np.random.Generator, *, on_first: bool = False) -> Atoms:
+    """Molecules on a cubic grid, each turned its own way, in a periodic box.
+
+    Args:
+        name: of a molecule of ASE's G2 set.
+        per_side: molecules along each side.
+        spacing: Å, of the grid.
+        rng: turns them.
+        on_first: put the first atom of each molecule on the grid, and not the mean of its atoms.
+    """
+    box = Atoms(cell=[per_side * spacing] * 3, pbc=True)
+    for site in np.ndindex(per_side, per_side, per_side):
+        one = molecule(name)
+        one.set_initial_magnetic_moments(None)
+        one.rotate(rng.uniform(0, 360), rng.normal(size=3))
+        middle = one.positions[0] if on_first else one.positions.mean(0)
+        one.positions += (np.array(site) + 0.5) * spacing - middle
+        box += one
+    return box
 
 
 def default_structures(species: Sequence[int], *, sigma: float = 0.1, seed: int = 0) -> list[Atoms]:
@@ -160,26 +183,13 @@ def _periodic(known: set[int]) -> list[Atoms]:
             _named(graphene(a=2.46, size=(3, 3, 1), vacuum=None), "graphene"),
         ]
     if {1, 8} <= known:
-        structures.append(_box("H2O", 2, 3.1, "water, 8 molecules"))
+        structures.append(_named(box_of("H2O", 2, 3.1, np.random.default_rng(7)), "water, 8 molecules"))
     if {6, 8} <= known:
-        structures.append(_box("CO2", 2, 3.9, "carbon dioxide, 8 molecules"))
+        structures.append(_named(box_of("CO2", 2, 3.9, np.random.default_rng(7)), "carbon dioxide, 8 molecules"))
     metals = [z for z in sorted(known - {1, 6, 7, 8}) if (reference_states[z] or {}).get("symmetry") in ("fcc", "bcc")]
     for z in metals[:4]:
         structures.append(_named(bulk(chemical_symbols[z]), f"{chemical_symbols[z]}, 1 atom"))
     return structures
-
-
-def _box(name: str, per_side: int, spacing: float, title: str) -> Atoms:
-    """Molecules on a cubic grid, each turned its own way, in a periodic box."""
-    rng = np.random.default_rng(7)
-    box = Atoms(cell=[per_side * spacing] * 3, pbc=True)
-    for index in np.ndindex(per_side, per_side, per_side):
-        one = molecule(name)
-        one.set_initial_magnetic_moments(None)
-        one.rotate(rng.uniform(0, 360), rng.normal(size=3))
-        one.positions += (np.array(index) + 0.5) * spacing - one.positions.mean(0)
-        box += one
-    return _named(box, title)
 
 
 def _chain(species: Sequence[int]) -> Atoms:

@@ -12,7 +12,7 @@ from ase.build import bulk, molecule
 from ase.collections import g2
 from ase.data import chemical_symbols, reference_states
 
-from painn_deploy.calibration.structures import check_species, default_structures, read_structures
+from painn_deploy.calibration.structures import box_of, check_species, default_structures, read_structures
 
 __all__ = ["GROUPS", "choose_validation_set", "group_of", "molecules_of", "validation_set"]
 
@@ -117,17 +117,9 @@ def _distorted(known: set[int], rng: np.random.Generator) -> list[Atoms]:
 
 def _liquid(known: set[int], rng: np.random.Generator) -> list[Atoms]:
     """A small periodic box of molecules, each turned its own way, or else a strongly shaken metal crystal."""
-    box = Atoms(pbc=True)
     for name, spacing in LIQUIDS:
-        one = molecule(name)
-        if set(one.numbers.tolist()) <= known:
-            box.set_cell([3 * spacing] * 3)
-            for index in np.ndindex(3, 3, 3):
-                one = molecule(name)
-                one.set_initial_magnetic_moments(None)
-                one.rotate(rng.uniform(0, 360), rng.normal(size=3))
-                one.positions += (np.array(index) + 0.5) * spacing - one.positions.mean(0)
-                box += one
+        if set(molecule(name).numbers.tolist()) <= known:
+            box = box_of(name, 3, spacing, rng)
             box.positions += rng.normal(0, 0.1, box.positions.shape)
             box.info["name"] = f"liquid {name}, 27 molecules"
             break

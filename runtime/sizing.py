@@ -22,6 +22,7 @@ from painn_deploy.engines.gpu.driver import gpu_of
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.export.files import to_json, write_whole
+from painn_deploy.runtime.machine import machine, processor
 from painn_deploy.runtime.matrix import LocalGraph, join
 
 __all__ = ["BatchSizes"]
@@ -105,17 +106,16 @@ class BatchSizes:
     def _machine(self) -> list[str | int | None]:
         """Processor and number of cores, and the GPU if the engine runs on one."""
         gpu = gpu_of(self._info["device"])
-        return [_processor(), os.cpu_count(), *([] if gpu is None else [gpu])]
+        return [processor(), os.cpu_count(), *([] if gpu is None else [gpu])]
 
     def _remember(self, slots: int, times: dict[int, float]) -> None:
         """A folder that cannot be written costs the next process a few seconds, and nobody an answer."""
         path = self._file()
-        processor, cores, *gpu = self._machine()
         facts = {
             "batch_slots": slots,
             "engine": dict(self._info),
             "threads": self._threads,
-            "machine": ", ".join(map(str, (processor, f"{cores} cores", *gpu))),
+            "machine": machine([self._info["device"]]),
             "microseconds_a_structure": {str(size): round(1e6 * spent, 2) for size, spent in times.items()},
         }
         with contextlib.suppress(OSError):
@@ -128,9 +128,3 @@ def _molecule(element: int, cutoff: float) -> LocalGraph:
     grid = 1.5 * np.stack(np.meshgrid(range(3), range(2), range(2)), axis=-1).reshape(-1, 3)
     positions = grid + np.random.default_rng(0).normal(0, 0.1, grid.shape)
     return LocalGraph.of(Atoms([element] * len(grid), positions), cutoff)
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,6 +1,6 @@
-"""`python scripts/benchmark_batching.py` runs benchmarks/benchmark_batching.py."""
+"""`python scripts/benchmark_batching.py` runs benchmarks/batching.py."""
 
-from painn_deploy.scripts.benchmarks.benchmark_batching import main
+from painn_deploy.scripts.benchmarks.batching import main
 from painn_deploy.scripts.commands.entry import run_command
 
 if __name__ == "__main__":

@@ -221,7 +221,7 @@ def bench(
     device: Device = "auto",
 ) -> None:
     """Time engines side by side: latency by size, throughput by batch, memory."""
-    from painn_deploy.scripts.benchmarks.benchmark_inference import bench_bundles
+    from painn_deploy.scripts.benchmarks.inference import bench_bundles
 
     bench_bundles(bundles, reference, output, quick=quick, device=device, console=out)
 

@@ -1,6 +1,6 @@
-"""`python scripts/compare_benchmarks.py` runs benchmarks/compare_benchmarks.py."""
+"""`python scripts/compare_benchmarks.py` runs benchmarks/compare.py."""
 
-from painn_deploy.scripts.benchmarks.compare_benchmarks import compare
+from painn_deploy.scripts.benchmarks.compare import compare
 from painn_deploy.scripts.commands.entry import run_command
 
 if __name__ == "__main__":

@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from ase.build import molecule
 
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.torchsim import PaiNNModel
-from painn_deploy.scripts.benchmarks import benchmark_batching
+from painn_deploy.scripts.benchmarks import batching
 from painn_deploy.scripts.examples.relax_molecules import molecules, relax_molecules
 from painn_deploy.scripts.examples.run_replicas import run_replicas
 from painn_deploy.scripts.studies import interrupted_screening as prove_screening
@@ -57,11 +56,9 @@ def test_the_proof_s_molecules_are_those_that_a_student_knows(tmp_path: Path) ->
     assert len({atoms.info["id"] for atoms in made}) == 50
 
 
-def test_batch_sizes_are_measured(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark_batching, "BATCHES", (1, 4))
-    monkeypatch.setattr(benchmark_batching, "ROUNDS", 1)
+def test_batch_sizes_are_measured(bundle: Path) -> None:
     with PaiNNCalculator(bundle) as calculator:
-        times = benchmark_batching.batch_sizes(calculator)
+        times = batching.batch_sizes(calculator, batching.Plan(batches=(1, 4), rounds=1))
     assert set(times) == {1, 4}
     assert min(times.values()) > 0
 

@@ -13,20 +13,25 @@ import typer
 from ase.build import molecule
 from rich.console import Console
 
+from painn_deploy.calibration.timing import mover, samples
 from painn_deploy.export.errors import PaiNNDeployError
-from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.scripts.benchmarks import benchmark_inference, benchmarking
-from painn_deploy.scripts.benchmarks.benchmark_inference import bench_bundles, benchmark, read, report
-from painn_deploy.scripts.benchmarks.benchmarking import EAGER, bundle_candidates, costs, sizes
-from painn_deploy.scripts.benchmarks.compare_benchmarks import compare
+from painn_deploy.runtime import PaiNNCalculator, machine
+from painn_deploy.scripts.benchmarks import footprint, inference
+from painn_deploy.scripts.benchmarks.cases import sizes
+from painn_deploy.scripts.benchmarks.compare import compare
+from painn_deploy.scripts.benchmarks.contenders.bundles import Bundle
+from painn_deploy.scripts.benchmarks.contenders.contender import EAGER
+from painn_deploy.scripts.benchmarks.footprint import costs
+from painn_deploy.scripts.benchmarks.inference import bench_bundles, benchmark
 from painn_deploy.scripts.benchmarks.performance_tables import page
-from painn_deploy.scripts.benchmarks.timing import mover, samples
-from painn_deploy.scripts.commands import demo
+from painn_deploy.scripts.benchmarks.results import read, report, sections
+from painn_deploy.scripts.commands.outputs import MARKS, markdown, write_between_marks
 from painn_deploy.scripts.profiling import roofline
 from painn_deploy.scripts.profiling.costs import Cost
 from painn_deploy.scripts.profiling.roofline import Peaks, Roof, measured_peaks, roof
 
 from . import students
+from .conftest import ROOT
 from .test_cli import run
 
 
@@ -111,10 +116,10 @@ def test_a_bundle_that_fails_costs_no_other_its_row(
     assert "error" not in whole
     assert min(whole["load_seconds"], whole["peak_megabytes"], whole["megabytes"]) > 0
 
-    monkeypatch.setattr(benchmarking, "PEAK", "import sys; print('told'); sys.exit('a library is missing')")
+    monkeypatch.setattr(footprint, "PEAK", "import sys; print('told'); sys.exit('a library is missing')")
     (alone,) = costs({"alone": bundle}, "cpu", molecule("H2O"), 2)
     assert alone["error"].endswith("does not run in a process of its own: a library is missing")
-    monkeypatch.setattr(benchmarking, "PEAK", "print('12 34'); print('and a library that talks')")
+    monkeypatch.setattr(footprint, "PEAK", "print('12 34'); print('and a library that talks')")
     (talks,) = costs({"talks": bundle}, "cpu", molecule("H2O"), 2)
     assert talks["peak_megabytes"] == 34 * 1024 / 1e6
 
@@ -133,7 +138,7 @@ def test_tables_show_what_failed_and_what_has_no_memory_of_its_own(found: Path, 
     assert "onnxruntime fp32 table: it does not run in a process of its own: no [library]" in printed
     assert "MB of the engine" not in printed
     document = tmp_path / "performance.md"
-    document.write_text("<!-- figures --><!-- end of figures -->")
+    document.write_text("<!-- figures --><!-- /figures -->")
     page([tmp_path / "benchmark.json"], document)
     text = document.read_text()
     assert "**Failed.** onnxruntime fp32 table: it does not run" in text
@@ -148,7 +153,7 @@ def test_what_was_timed_is_kept_when_a_later_part_fails(
     def fails(*_: object) -> None:
         raise PaiNNDeployError("no peaks")
 
-    monkeypatch.setattr(benchmark_inference, "rooflines", fails)
+    monkeypatch.setattr(inference, "rooflines", fails)
     (bundle,) = (found.parent / "engines" / "plain").iterdir()
     with pytest.raises(PaiNNDeployError, match="no peaks"):
         bench_bundles([bundle], None, tmp_path / "out", quick=True, device="cpu", console=Console(quiet=True))
@@ -160,17 +165,18 @@ def test_what_was_timed_is_kept_when_a_later_part_fails(
 
 
 def test_the_machine_of_a_gpu_s_times_has_the_gpu_s_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "gpu_of", {"cpu": None, "cuda:0": "NVIDIA First", "cuda:1": "NVIDIA First"}.get)
-    assert demo.machine(["cpu"]) == demo.machine()
-    assert demo.machine(["cpu", "cuda:0", "cuda:1"]) == f"{demo.machine()}, NVIDIA First"
+    monkeypatch.setattr(machine, "gpu_of", {"cpu": None, "cuda:0": "NVIDIA First", "cuda:1": "NVIDIA First"}.get)
+    assert machine.machine(["cpu"]) == machine.machine()
+    assert machine.machine(["cpu", "cuda:0", "cuda:1"]) == f"{machine.machine()}, NVIDIA First"
+    assert machine.machine().startswith(machine.processor())
 
 
 def test_every_call_computes(found: Path) -> None:
     (bundle,) = (found.parent / "engines" / "plain").iterdir()
     with PaiNNCalculator(bundle, device="cpu") as calculator:
-        candidate = bundle_candidates({"engine": calculator})["engine"]
-        water = sizes([1, 8], quick=True)["water"]
-        samples({"engine": candidate.whole}, mover([water], np.random.default_rng(0)), calls=3, blocks=2)
+        (water,) = sizes([1, 8], quick=True)
+        fresh = mover(water.given, np.random.default_rng(0))
+        samples({"engine": Bundle(calculator, "engine").whole}, fresh, calls=3, blocks=2)
         assert calculator.timings.calculations == 2 * (2 + 3), "a result that is remembered is no time"
 
 
@@ -212,13 +218,13 @@ def test_files_that_are_no_benchmark_or_of_another_student_are_refused(found: Pa
 
 def test_the_document_s_tables_are_written_between_its_marks(found: Path, tmp_path: Path) -> None:
     document, orb = tmp_path / "performance.md", tmp_path / "complexity.json"
-    document.write_text("before\n<!-- figures -->\nold\n<!-- end of figures -->\nafter\n")
+    document.write_text("before\n<!-- figures -->\nold\n<!-- /figures -->\nafter\n")
     times = {"student, onnxruntime": 0.5, "student, eager": 2.0, "Orb-v2, eager": 4.0}
     orb.write_text(json.dumps({"timed_on": "ethanol", "milliseconds": times}))
     page([found], document, orb)
     text = document.read_text()
     assert text.startswith("before\n<!-- figures -->\n\n## distiller\n")
-    assert text.endswith("<!-- end of figures -->\nafter\n")
+    assert text.endswith("<!-- /figures -->\nafter\n")
     assert "old" not in text
     assert "| 10 times faster than Orb-v2 (ethanol, student) | 8 times | **not met** |" in text
     aspirin = min(
@@ -233,6 +239,41 @@ def test_the_document_s_tables_are_written_between_its_marks(found: Path, tmp_pa
     document.write_text("no marks")
     with pytest.raises(PaiNNDeployError, match="to write between"):
         page([found], document)
+
+
+def test_a_document_is_written_again_as_it_was(found: Path, tmp_path: Path) -> None:
+    document = tmp_path / "performance.md"
+    page([found, found], document)
+    first = document.read_text()
+    page([found, found], document)
+    assert document.read_text() == first
+    assert first.count("## distiller\n") == 2
+
+
+WRITTEN = ["docs/performance.md", "docs/precision.md", *(f"export/students/{s}.md" for s in ("small", "base", "large"))]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_the_documents_figures_are_as_the_one_writer_spells_them(name: str, tmp_path: Path) -> None:
+    """What stands between the marks comes back to the byte, and every table of it from its cells."""
+    text, document = (ROOT / name).read_text(encoding="utf-8"), tmp_path / "document.md"
+    document.write_text(text, encoding="utf-8")
+    inside = text.split(MARKS[0])[1].split(MARKS[1])[0].strip("\n")
+    write_between_marks(document, inside)
+    assert document.read_text(encoding="utf-8") == text
+    tables = [block for block in inside.split("\n\n") if block.startswith("|")]
+    assert tables
+    for block in tables:
+        heads, _, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in block.splitlines())
+        assert markdown(heads, rows) == block
+
+
+def test_the_document_has_the_sections_that_are_written(found: Path) -> None:
+    document = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    captions = [section.caption for section in sections(read(found))]
+    assert len(captions) == 7
+    for caption in captions[:5]:  # the last two name a batch and a machine's peaks
+        assert caption in document
 
 
 def test_bundles_are_timed_beside_the_student_that_they_were_made_of_and_no_other(found: Path, tmp_path: Path) -> None:

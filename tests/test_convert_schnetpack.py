@@ -16,7 +16,7 @@ from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import PaiNNDeployError
 from painn_deploy.scripts import convert_schnetpack
-from painn_deploy.scripts.benchmarks.schnetpack_candidate import schnetpack
+from painn_deploy.scripts.benchmarks.contenders.schnetpack_contender import schnetpack
 
 from . import students
 
@@ -148,7 +148,7 @@ def test_schnetpack_s_calculator_is_timed_on_the_very_student(
     zoo = students.zoo()
     structures = [zoo[name] for name in ("water", "ethanol", "triclinic")]
     with schnetpack(sys.executable, student) as peer:
-        found = peer(structures)
+        found = peer.whole(structures)
     wanted = reference_results(student, structures)
     for got, want in zip(found, wanted, strict=True):
         assert abs(got["energy"] - want["energy"]) < 1e-4

@@ -8,7 +8,7 @@ import torch
 
 from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.export import load_student
-from painn_deploy.scripts.benchmarks.eager import EagerModel, edges_of
+from painn_deploy.scripts.benchmarks.contenders.eager import EagerModel, edges_of
 
 from . import students
 

@@ -1,9 +1,13 @@
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 
+from painn_deploy.calibration.physics.consistency import displacements, gradient_errors, head_forces, is_gradient
 from painn_deploy.export import load_student
 from painn_deploy.export.model.aggregation import CLOSED_FORM, PLAIN
 from painn_deploy.export.model.explicit import EXPLICIT
@@ -26,20 +30,36 @@ def test_closed_form_adjoints_are_those_of_autograd(checkpoint: Path, name: str)
 
 def test_forces_are_the_slope_of_the_energy(checkpoint: Path) -> None:
     student = load_student(checkpoint, dtype=torch.float64)
-    atoms, step = ZOO["ethanol"].copy(), 1e-4
 
-    def evaluate() -> tuple[float, np.ndarray]:
-        outputs = explicit_forces(student, tensors(graph_inputs([atoms], 4.0, np.float64), torch.float64))
-        return outputs.atomic_energies.sum().item(), outputs.forces.numpy()
+    def evaluate(structures: Sequence[Atoms]) -> list[dict[str, Any]]:
+        graphs = [tensors(graph_inputs([atoms], 4.0, np.float64), torch.float64) for atoms in structures]
+        found = [explicit_forces(student, graph) for graph in graphs]
+        return [{"energy": float(o.atomic_energies.sum()), "forces": o.forces.numpy()} for o in found]
 
-    _, forces = evaluate()
-    for atom, axis in [(0, 0), (3, 1), (8, 2)]:
-        energies = []
-        for sign in (-1, 1):
-            atoms.positions[atom, axis] += sign * step
-            energies.append(evaluate()[0])
-            atoms.positions[atom, axis] -= sign * step
-        assert forces[atom, axis] == pytest.approx(-(energies[1] - energies[0]) / (2 * step), abs=1e-6)
+    atoms = ZOO["ethanol"]
+    errors = gradient_errors(evaluate, atoms, displacements(atoms), 1e-4)
+    assert errors.shape == (27,)
+    assert np.abs(errors).max() < 1e-8
+    plain, explicit = head_forces(student, atoms)
+    np.testing.assert_allclose(explicit, plain, rtol=0, atol=1e-11)
+    assert is_gradient(float(np.abs(explicit - plain).max()), float(np.abs(plain).max()))
+
+
+def test_a_force_that_is_not_the_slope_is_measured() -> None:
+    """Springs, whose forces are one per cent too large along one coordinate."""
+
+    def evaluate(structures: Sequence[Atoms]) -> list[dict[str, Any]]:
+        wrong = np.ones((9, 3))
+        wrong[4, 1] = 1.01
+        return [{"energy": 0.5 * float((a.positions**2).sum()), "forces": -wrong * a.positions} for a in structures]
+
+    atoms = ZOO["ethanol"]
+    errors = gradient_errors(evaluate, atoms, displacements(atoms), 1e-3)
+    wanted = np.zeros(27)
+    wanted[13] = -0.01 * atoms.positions[4, 1]
+    np.testing.assert_allclose(errors, wanted, atol=1e-9)
+    assert not is_gradient(1e-9, 1.0)
+    assert not is_gradient(float("nan"), 1.0)
 
 
 def test_virials_are_the_slope_of_the_energy_under_strain(checkpoint: Path) -> None:

@@ -21,7 +21,7 @@ from rich.console import Console
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import EngineError, EngineUnavailableError, OutputError
 from painn_deploy.export.fields import GraphOutputs
-from painn_deploy.scripts.benchmarks.eager import EagerModel, edges_of
+from painn_deploy.scripts.benchmarks.contenders.eager import EagerModel, edges_of
 from painn_deploy.scripts.gpu import check as gpu_check
 from painn_deploy.scripts.gpu.measure import Case, Clock, Pace, eager_figures, errors, made_cases, same_bits
 from painn_deploy.scripts.gpu.plan import FORMS, Options, plan

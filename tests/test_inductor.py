@@ -230,7 +230,7 @@ FAULTS = """
 import resource, sys
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.matrix import graph_inputs
-from painn_deploy.scripts.studies.card_studies import box_of_water
+from painn_deploy.scripts.benchmarks.cases import box_of_water
 with PaiNNCalculator(sys.argv[1]) as calculator:
     inputs = graph_inputs([box_of_water() * (2, 2, 1)], calculator.manifest.cutoff)
     for _ in range(3):

@@ -10,7 +10,9 @@ from ase.build import molecule
 
 from painn_deploy.calibration.accuracy.reference import TorchCalculator
 from painn_deploy.export import load_student
-from painn_deploy.export.errors import DatasetError
+from painn_deploy.export.errors import DatasetError, OutputError
+from painn_deploy.scripts.benchmarks.cases import box_of_water
+from painn_deploy.scripts.commands.outputs import write_between_marks
 from painn_deploy.scripts.distillation.labels import load_teacher
 from painn_deploy.scripts.studies import card_studies, model_card, trade
 from painn_deploy.scripts.studies.card_text import sections
@@ -19,7 +21,7 @@ from . import students
 
 
 def test_the_box_is_64_whole_waters_as_dense_as_the_liquid() -> None:
-    box = card_studies.box_of_water()
+    box = box_of_water()
     assert len(box) == 192
     density = box.get_masses().sum() / units.kg / (box.get_volume() * 1e-30)
     assert density == pytest.approx(997)
@@ -88,11 +90,15 @@ def test_a_card_says_what_was_measured(tmp_path: Path) -> None:
     assert "1 of 2 are below 0.01 meV/atom/ps; the largest is -0.02 ± 0.001 (a); 1 differ from zero" in text
     path = tmp_path / "card.md"
     path.write_text("before\n<!-- figures -->\nold\n<!-- /figures -->\nafter\n")
-    model_card._replace(path, "new")
+    write_between_marks(path, "new")
     assert path.read_text() == "before\n<!-- figures -->\n\nnew\n\n<!-- /figures -->\nafter\n"
-    path.write_text("no marks")
-    with pytest.raises(DatasetError, match="no marks"):
-        model_card._replace(path, "new")
+    for lacking in ("no marks", "<!-- figures -->", "<!-- /figures -->", "<!-- /figures --><!-- figures -->"):
+        path.write_text(lacking)
+        with pytest.raises(OutputError, match="no marks"):
+            write_between_marks(path, "new")
+        assert path.read_text() == lacking
+    write_between_marks(tmp_path / "started.md", "new")
+    assert (tmp_path / "started.md").read_text() == "<!-- figures -->\n\nnew\n\n<!-- /figures -->\n"
 
 
 def test_the_trade_is_measured_and_drawn(painn: Path, tmp_path: Path) -> None:
@@ -109,7 +115,7 @@ def test_the_trade_is_measured_and_drawn(painn: Path, tmp_path: Path) -> None:
         offsets=np.cumsum([0, *map(len, structures)]),
         kinds=np.full(4, "md"),
     )
-    trade.trade([str(painn)], tmp_path, tmp_path / "trade.png", ["fp32"], "onnxruntime")
+    trade.trade([str(painn)], data=tmp_path, output=tmp_path / "trade.png", precision=["fp32"], engine="onnxruntime")
     (row,) = json.loads((tmp_path / "trade.json").read_text())
     assert row["force"] == pytest.approx(500, rel=1e-3)
     assert row["energy"] == pytest.approx(1000, rel=1e-3)

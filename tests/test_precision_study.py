@@ -6,7 +6,8 @@ import pytest
 
 from painn_deploy.export.graph.half import rounded
 from painn_deploy.export.graph.int8 import BY_ROW, candidates, to_int8
-from painn_deploy.scripts.studies.precision import MARKS, Measure, Row, table, unseen_molecules
+from painn_deploy.scripts.commands.outputs import MARKS
+from painn_deploy.scripts.studies.precision import Measure, Row, table, unseen_molecules
 
 from . import students
 

@@ -13,11 +13,12 @@ import torch
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from painn_deploy.calibration.accuracy.reference import batched_results
+from painn_deploy.calibration.accuracy.breakdown import per_structure
+from painn_deploy.calibration.accuracy.reference import reference_results
+from painn_deploy.calibration.physics import consistency
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import DatasetError
-from painn_deploy.scripts.studies import analytical_forces as validate_analytical_forces
-from painn_deploy.scripts.studies.detailed_validation import per_structure
+from painn_deploy.scripts.studies import analytical_forces
 from painn_deploy.scripts.studies.shared import labels, open_candidate
 
 from . import students
@@ -34,7 +35,7 @@ def labelled(painn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two molecules whose labels are the student's own results, off by 1 eV an atom and 10 meV/Å."""
     structures = [students.water(), students.perturbed(molecule("CH4"), 1)]
     student = load_student(painn, dtype=torch.float64)
-    for atoms, result in zip(structures, batched_results(student, structures), strict=True):
+    for atoms, result in zip(structures, reference_results(student, structures), strict=True):
         energy, forces = result["energy"] + len(atoms), result["forces"] + 0.01
         atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
     path = tmp_path_factory.mktemp("labelled") / "labelled.extxyz"
@@ -58,17 +59,17 @@ def test_analytical_forces(painn: Path, bundle: Path, labelled: Path, tmp_path: 
 
 def test_a_wrong_explicit_head_is_found(painn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     double, single = load_student(painn, dtype=torch.float64), load_student(painn)
-    right = validate_analytical_forces.explicit_forces
+    right = consistency.explicit_forces
 
     def wrong(*arguments: Any) -> Any:
         outputs = right(*arguments)
         return outputs._replace(forces=outputs.forces * (1 + 1e-6))
 
     with open_candidate(None, str(painn), "auto") as candidate:
-        (row,) = validate_analytical_forces.study(double, single, [students.water()], candidate)
+        (row,) = analytical_forces.study(double, single, [students.water()], candidate)
         assert row.exact
-        monkeypatch.setattr(validate_analytical_forces, "explicit_forces", wrong)
-        (row,) = validate_analytical_forces.study(double, single, [students.water()], candidate)
+        monkeypatch.setattr(consistency, "explicit_forces", wrong)
+        (row,) = analytical_forces.study(double, single, [students.water()], candidate)
         assert not row.exact
         assert row.head64 > 1e-8
 
@@ -133,7 +134,7 @@ def test_rows_by_hand() -> None:
     want = [{"energy": 1.0, "forces": np.array([[0, 0, 1.0], [0, 0, -1.0], [0, 0, 0]])}]
     got = [{"energy": 1.3, "forces": np.array([[0, 0, 1.0], [0, 0, -1.0], [0.3, 0, 0]])}]
     (row,) = per_structure([students.water()], got, want)
-    assert row["energy_error_per_atom"] == pytest.approx(0.1)
-    assert row["force_max"] == row["net_force"] == pytest.approx(0.3)
-    assert row["force_rmse"] == pytest.approx(0.1)
-    assert row["force_cosine"] == pytest.approx(1.0)
+    assert row.energy_error_per_atom == pytest.approx(0.1)
+    assert row.force_max == row.net_force == pytest.approx(0.3)
+    assert row.force_rmse == pytest.approx(0.1)
+    assert row.force_cosine == pytest.approx(1.0)

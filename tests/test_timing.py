@@ -6,7 +6,7 @@ import numpy as np
 from ase.build import molecule
 from ase.calculators.lj import LennardJones
 
-from painn_deploy.scripts.benchmarks import timing
+from painn_deploy.calibration import timing
 
 
 def test_every_call_gets_an_input_of_its_own_in_turns() -> None:

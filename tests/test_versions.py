@@ -61,7 +61,7 @@ def gpu_alone(tmp_path: Path) -> Path:
 def test_studies_of_speed_say_which_onnxruntime_they_ran(gpu_alone: Path, tmp_path: Path) -> None:
     code = """
 from rich.console import Console
-from painn_deploy.scripts.benchmarks.speed_studies import conditions, finish
+from painn_deploy.scripts.benchmarks.conditions import conditions, finish
 assert "onnxruntime" not in conditions(None)["versions"]
 finish(Console(width=300), {}, 1, None)
 """

@@ -12,7 +12,7 @@ from ase.data import chemical_symbols
 from painn_deploy.calibration.accuracy.errors import Accuracy, compare, describe, mean_cosine
 from painn_deploy.calibration.validation_set import group_of
 
-__all__ = ["Breakdown", "ForceErrors", "Worst", "break_down"]
+__all__ = ["Breakdown", "ForceErrors", "StructureErrors", "Worst", "break_down", "per_structure"]
 
 MAGNITUDES = (0.0, 0.1, 1.0, 3.0, 10.0, float("inf"))
 """eV/Å, edges of the bins that atoms fall into by the length of their reference force."""
@@ -39,6 +39,33 @@ class ForceErrors:
     rmse: float
     max: float
     cosine: float | None
+
+
+@dataclass(frozen=True)
+class StructureErrors:
+    """Errors on one structure.
+
+    Attributes:
+        structure: its name, or its formula.
+        atoms: how many.
+        energy: eV, of the reference.
+        energy_error_per_atom: eV, result minus reference.
+        largest_force: eV/Å, largest component of the reference.
+        force_rmse: eV/Å.
+        force_max: eV/Å, largest component.
+        force_cosine: mean cosine with the reference force, over atoms pulled by more than 0.1 eV/Å; None without one.
+        net_force: eV/Å, length of the sum of the result's forces.
+    """
+
+    structure: str
+    atoms: int
+    energy: float
+    energy_error_per_atom: float
+    largest_force: float
+    force_rmse: float
+    force_max: float
+    force_cosine: float | None
+    net_force: float
 
 
 @dataclass(frozen=True)
@@ -116,6 +143,35 @@ def break_down(
     )
 
 
+def per_structure(
+    structures: Sequence[Atoms], results: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]
+) -> list[StructureErrors]:
+    """Errors of every structure.
+
+    Args:
+        structures: see `break_down`, as for the others.
+        results: of the engine.
+        reference: what is right.
+    """
+    rows = []
+    for atoms, got, want in zip(structures, results, reference, strict=True):
+        forces, wanted = np.asarray(got["forces"]), np.asarray(want["forces"])
+        rows.append(
+            StructureErrors(
+                structure=describe(atoms),
+                atoms=len(atoms),
+                energy=float(want["energy"]),
+                energy_error_per_atom=float(got["energy"] - want["energy"]) / len(atoms),
+                largest_force=float(np.abs(wanted).max()),
+                force_rmse=float(np.sqrt(np.square(forces - wanted).mean())),
+                force_max=float(np.abs(forces - wanted).max()),
+                force_cosine=mean_cosine(forces, wanted),
+                net_force=float(np.linalg.norm(forces.sum(0))),
+            )
+        )
+    return rows
+
+
 def _groups(structures: Sequence[Atoms], results: Sequence[Any], reference: Sequence[Any]) -> dict[str, Accuracy]:
     members: dict[str, list[int]] = {}
     for index, atoms in enumerate(structures):
@@ -139,19 +195,21 @@ def _force_errors(name: str, got: np.ndarray, want: np.ndarray) -> ForceErrors:
 
 
 def _worst(structures: Sequence[Atoms], results: Sequence[Any], reference: Sequence[Any]) -> tuple[Worst, ...]:
+    rows = per_structure(structures, results, reference)
     found = []
-    for index, (atoms, got, want) in enumerate(zip(structures, results, reference, strict=True)):
-        errors = np.asarray(got["forces"]) - np.asarray(want["forces"])
-        atom = int(np.abs(errors).max(1).argmax())
+    for index in sorted(range(len(rows)), key=lambda index: -rows[index].force_max)[:MOST_WORST]:
+        atoms, row = structures[index], rows[index]
+        errors = np.abs(np.asarray(results[index]["forces"]) - np.asarray(reference[index]["forces"]))
+        atom = int(errors.max(1).argmax())
         found.append(
             Worst(
                 index=index,
-                name=describe(atoms),
+                name=row.structure,
                 group=group_of(atoms),
-                energy=float((got["energy"] - want["energy"]) / len(atoms)),
-                force_rmse=float(np.sqrt(np.square(errors).mean())),
-                force_max=float(np.abs(errors[atom]).max()),
+                energy=row.energy_error_per_atom,
+                force_rmse=row.force_rmse,
+                force_max=row.force_max,
                 atom=f"{atom} ({atoms.symbols[atom]})",
             )
         )
-    return tuple(sorted(found, key=lambda worst: -worst.force_max)[:MOST_WORST])
+    return tuple(found)

@@ -4,19 +4,34 @@ The step of the finite differences is chosen from the engine's measured energy n
 long step sees the surface bend. The bend is known exactly, from the student in float64, and is subtracted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 from ase.units import GPa
+from jaxtyping import Float
 
 from painn_deploy.calibration.physics.resolution import Evaluate
 from painn_deploy.calibration.physics.subjects import Audited
 from painn_deploy.calibration.physics.verdicts import Case, Finding, Property, Sentences, rms
+from painn_deploy.export.model.force_head import autograd_forces, explicit_forces, tensors
+from painn_deploy.export.model.student import Student
+from painn_deploy.runtime.matrix import graph_inputs
 
-__all__ = ["finite_differences", "force_gradient", "stress_gradient"]
+__all__ = [
+    "Directions",
+    "displacements",
+    "force_gradient",
+    "gradient_errors",
+    "head_forces",
+    "is_gradient",
+    "strains",
+    "stress_gradient",
+]
 
 STENCIL = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))
 """Points and weights of the central difference of fourth order."""
@@ -43,33 +58,112 @@ FORCE_LIMIT = 1e-3
 
 STRESS_LIMIT = 0.01 * GPa
 
-Move = Callable[[Atoms, float, int], Atoms]
-"""A structure, a length and the number of a direction to the structure moved so far."""
+HEAD_TOLERANCE = 1e-10
+"""Of the largest force, or of 1 eV/Å: what separates two orders of summation in float64."""
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Ways to change a structure, and the slopes of the energy along them that a result claims.
+
+    Attributes:
+        count: how many.
+        move: a structure, a length and the number of a direction to the structure moved so far.
+        claimed: a result to slopes [directions]; eV/Å, or eV of a strain.
+    """
+
+    count: int
+    move: Callable[[Atoms, float, int], Atoms]
+    claimed: Callable[[Mapping[str, Any]], Float[np.ndarray, " directions"]]
+
+
+def displacements(atoms: Atoms) -> Directions:
+    """Every coordinate of a small structure; of a larger one random unit displacements of all atoms together."""
+    size = 3 * len(atoms)
+    if size <= MOST_DIRECTIONS:
+        unit = np.eye(size).reshape(size, -1, 3)
+    else:
+        unit = np.random.default_rng(len(atoms)).normal(size=(MOST_DIRECTIONS // 2, len(atoms), 3))
+        unit /= np.linalg.norm(unit, axis=(1, 2), keepdims=True)
+
+    def move(start: Atoms, length: float, which: int) -> Atoms:
+        moved = start.copy()
+        moved.positions += length * unit[which]
+        return moved
+
+    return Directions(len(unit), move, lambda result: -np.einsum("nac,ac->n", unit, np.asarray(result["forces"])))
+
+
+def strains(atoms: Atoms) -> Directions:
+    """The six strains of a cell, in Voigt's order."""
+    volume = atoms.get_volume()
+
+    def move(start: Atoms, length: float, which: int) -> Atoms:
+        strain = voigt_6_to_full_3x3_stress(length * np.eye(6)[which]) / (1 if which < 3 else 2)
+        moved = start.copy()
+        moved.set_cell(np.asarray(start.cell) @ (np.eye(3) + strain), scale_atoms=True)
+        return moved
+
+    return Directions(6, move, lambda result: volume * np.asarray(result["stress"]))
+
+
+def gradient_errors(
+    evaluate: Evaluate, atoms: Atoms, directions: Directions, step: float
+) -> Float[np.ndarray, " directions"]:
+    """By how much the slopes of the energy differ from those that the result claims; eV/Å, or eV of a strain.
+
+    Slopes are central differences of fourth order.
+
+    Args:
+        evaluate: structures to results.
+        atoms: where.
+        directions: of `displacements` for forces, or of `strains` for stress.
+        step: length of one step, Å or a strain.
+    """
+    count, points = directions.count, len(STENCIL)
+    structures = [directions.move(atoms, point * step, which) for which in range(count) for point, _ in STENCIL]
+    energies = np.array([result["energy"] for result in evaluate(structures)]).reshape(count, points)
+    slopes = (energies - energies.mean(1, keepdims=True)) @ np.array([weight for _, weight in STENCIL]) / step
+    return np.asarray(slopes - directions.claimed(evaluate([atoms])[0]))
+
+
+def head_forces(student: Student, atoms: Atoms) -> tuple[Float[np.ndarray, "atoms 3"], Float[np.ndarray, "atoms 3"]]:
+    """Forces in eV/Å by plain autograd, and by the explicit head, which shares no adjoint with it.
+
+    Args:
+        student: in the precision that both compute in.
+        atoms: a structure.
+    """
+    kind = np.float64 if student.dtype == torch.float64 else np.float32
+    graph = tensors(graph_inputs([atoms], student.configuration.cutoff, kind), student.dtype)
+    plain, explicit = (head(student, graph).forces for head in (autograd_forces, explicit_forces))
+    return plain.double().numpy(), explicit.double().numpy()
+
+
+def is_gradient(error: float, force: float) -> bool:
+    """Whether the explicit head in float64 is what autograd says, to the last digits.
+
+    Args:
+        error: eV/Å, largest difference of the two.
+        force: eV/Å, largest component.
+    """
+    return error <= HEAD_TOLERANCE * max(1.0, force)
 
 
 def force_gradient(audited: Audited) -> list[Finding]:
     """Forces against finite differences of the energy, along every coordinate or many directions."""
     cases, steps = [], []
     for atoms in (*audited.subjects.shaken, *audited.subjects.crystals[:1]):
-        directions, allowed = _directions(atoms), audited.resolution.at(atoms.info["name"])
+        directions, allowed = displacements(atoms), audited.resolution.at(atoms.info["name"])
         noise = allowed.energy_noise * len(atoms) ** 0.5
-
-        def move(start: Atoms, length: float, which: int, directions: np.ndarray = directions) -> Atoms:
-            moved = start.copy()
-            moved.positions += length * directions[which]
-            return moved
-
-        def slopes(result: dict[str, Any], directions: np.ndarray = directions) -> np.ndarray:
-            return np.asarray(-np.einsum("nac,ac->n", directions, np.asarray(result["forces"])))
-
-        step = choose_step(audited.student, atoms, move, slopes, len(directions), noise, FORCE_STEPS)
-        student, engine = _both(audited, atoms, move, slopes, len(directions), step, FINE_STEP)
+        step = choose_step(audited.student, atoms, directions, noise, FORCE_STEPS)
+        student, engine = _both(audited, atoms, directions, step, FINE_STEP)
         blur = UNSURE * STENCIL_NOISE * noise / step
         error = 2 * allowed.force_error
-        typical = blur * (1 + 3 / (2 * len(directions)) ** 0.5) + error
+        typical = blur * (1 + 3 / (2 * directions.count) ** 0.5) + error
         worst = 5 * blur + 2 * error
         name = atoms.info["name"]
-        cases.append(Case.of(f"{name} (RMS of {len(directions)} directions)", student, engine, typical, rms))
+        cases.append(Case.of(f"{name} (RMS of {directions.count} directions)", student, engine, typical, rms))
         cases.append(Case.of(f"{name} (worst direction)", student, engine, worst))
         steps.append(step)
     sentences = Sentences(
@@ -90,18 +184,8 @@ def stress_gradient(audited: Audited) -> list[Finding]:
     for atoms in audited.subjects.crystals[1:3] or audited.subjects.crystals:
         allowed = audited.resolution.at(atoms.info["name"])
         volume, noise = atoms.get_volume(), allowed.energy_noise * len(atoms) ** 0.5
-
-        def move(start: Atoms, length: float, which: int) -> Atoms:
-            strain = voigt_6_to_full_3x3_stress(length * np.eye(6)[which]) / (1 if which < 3 else 2)
-            moved = start.copy()
-            moved.set_cell(np.asarray(start.cell) @ (np.eye(3) + strain), scale_atoms=True)
-            return moved
-
-        def slopes(result: dict[str, Any], volume: float = volume) -> np.ndarray:
-            return np.asarray(volume * np.asarray(result["stress"]))
-
-        step = choose_step(audited.student, atoms, move, slopes, 6, noise, STRAIN_STEPS)
-        student, engine = (x / volume for x in _both(audited, atoms, move, slopes, 6, step, FINE_STRAIN))
+        step = choose_step(audited.student, atoms, strains(atoms), noise, STRAIN_STEPS)
+        student, engine = (x / volume for x in _both(audited, atoms, strains(atoms), step, FINE_STRAIN))
         blur = UNSURE * STENCIL_NOISE * noise / (step * volume)
         virial = 4 * allowed.force_error * audited.cutoff * len(atoms) ** 0.5 / volume
         name = atoms.info["name"]
@@ -119,72 +203,34 @@ def stress_gradient(audited: Audited) -> list[Finding]:
     return [Property("stress and energy", "consistency", "GPa", STRESS_LIMIT, ceiling, sentences).finding(cases)]
 
 
-def finite_differences(evaluate: Evaluate, atoms: Atoms, move: Move, count: int, step: float) -> np.ndarray:
-    """Slopes [count] of the energy along `count` directions, by a central difference of fourth order."""
-    structures = [move(atoms, point * step, which) for which in range(count) for point, _ in STENCIL]
-    energies = np.array([result["energy"] for result in evaluate(structures)]).reshape(count, len(STENCIL))
-    slopes: np.ndarray = (energies - energies.mean(1, keepdims=True)) @ np.array([w for _, w in STENCIL]) / step
-    return slopes
-
-
-def choose_step(
-    student: Evaluate,
-    atoms: Atoms,
-    move: Move,
-    slopes: Callable[[dict[str, Any]], np.ndarray],
-    count: int,
-    noise: float,
-    steps: Sequence[float],
-) -> float:
+def choose_step(student: Evaluate, atoms: Atoms, directions: Directions, noise: float, steps: Sequence[float]) -> float:
     """The step at which noise and bend together are least.
 
     Args:
         student: in float64, whose differences have bend and no noise.
         atoms: where.
-        move: moves them.
-        slopes: the slopes [count] that a result claims.
-        count: how many directions there are; a few of them are tried.
+        directions: a few of them are tried.
         noise: eV, of one energy.
         steps: to choose from.
     """
-    tried = range(0, count, max(1, count // 3))
-    claimed = slopes(student([atoms])[0])[list(tried)]
-
-    def bend(step: float) -> float:
-        differences = finite_differences(student, atoms, lambda a, x, i: move(a, x, tried[i]), len(tried), step)
-        return float(np.abs(differences - claimed).max())
-
-    bends = {step: bend(step) for step in steps}
+    tried = list(range(0, directions.count, max(1, directions.count // 3)))
+    few = Directions(
+        len(tried),
+        lambda start, length, which: directions.move(start, length, tried[which]),
+        lambda result: directions.claimed(result)[tried],
+    )
+    bends = {step: float(np.abs(gradient_errors(student, atoms, few, step)).max()) for step in steps}
     return min(steps, key=lambda step: STENCIL_NOISE * noise / step + bends[step])
 
 
-def _directions(atoms: Atoms) -> np.ndarray:
-    """Unit displacements [directions, atoms, 3]."""
-    size = 3 * len(atoms)
-    if size <= MOST_DIRECTIONS:
-        return np.eye(size).reshape(size, -1, 3)
-    random = np.random.default_rng(len(atoms)).normal(size=(MOST_DIRECTIONS // 2, len(atoms), 3))
-    unit: np.ndarray = random / np.linalg.norm(random, axis=(1, 2), keepdims=True)
-    return unit
-
-
 def _both(
-    audited: Audited,
-    atoms: Atoms,
-    move: Move,
-    slopes: Callable[[dict[str, Any]], np.ndarray],
-    count: int,
-    step: float,
-    fine: float,
+    audited: Audited, atoms: Atoms, directions: Directions, step: float, fine: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What differences and claimed slopes [count] differ by, of the student and of the engine.
+    """What differences and claimed slopes [directions] differ by, of the student and of the engine.
 
     The student in float64 has no noise, so its own is taken with a fine step; the engine is held against it at a step
     that its precision resolves, where both see the same bend.
     """
-
-    def missing(evaluate: Evaluate, length: float) -> np.ndarray:
-        return np.asarray(finite_differences(evaluate, atoms, move, count, length) - slopes(evaluate([atoms])[0]))
-
-    own = missing(audited.student, fine)
-    return own, own + missing(audited.engine, step) - missing(audited.student, step)
+    own = gradient_errors(audited.student, atoms, directions, fine)
+    engine, student = (gradient_errors(e, atoms, directions, step) for e in (audited.engine, audited.student))
+    return own, own + engine - student

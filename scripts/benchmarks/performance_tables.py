@@ -12,17 +12,19 @@ from typing import Annotated, Any
 
 import typer
 
-from painn_deploy.export.errors import OutputError, PaiNNDeployError
-from painn_deploy.scripts.benchmarks.benchmark_inference import PHASES, ROOF, cell, cost_rows, read, roof_rows
-from painn_deploy.scripts.benchmarks.benchmarking import EAGER, PEERS
+from painn_deploy.export.errors import PaiNNDeployError
+from painn_deploy.scripts.benchmarks.contenders.contender import EAGER, ORB, PEERS
+from painn_deploy.scripts.benchmarks.results import read, sections
 from painn_deploy.scripts.commands.entry import run_command
-from painn_deploy.scripts.studies.complexity import ENGINE, ORB
+from painn_deploy.scripts.commands.outputs import markdown, write_between_marks
 
 __all__ = ["beside_orb", "criteria", "page"]
 
-BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
-SMALL = 12
-"""Atoms of what counts as a small molecule here."""
+PHASES_OF = ("ethanol", "512 waters")
+"""Structures whose phases the document shows."""
+
+ENGINE = "onnxruntime"
+"""What analyze_model_complexity.py times students with."""
 
 
 def page(
@@ -41,70 +43,24 @@ def page(
         PaiNNDeployError: a file cannot be read, or Orb-v2 was not timed in it.
     """
     found = [read(path) for path in benchmarks]
-    text = document.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise OutputError(f"{document} has no {BEGIN} and {END} to write between.")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    students = [_student(each) for each in found]
-    tables = "\n\n".join([*students, "## By the seed project's criteria", *criteria(found[0], beside_orb(complexity))])
-    document.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}", encoding="utf-8")
+    judged = criteria(found[0], beside_orb(complexity))
+    parts = [*(_student(each) for each in found), "## By the seed project's criteria", *judged]
+    write_between_marks(document, "\n\n".join(parts))
     print(f"wrote {document}")
 
 
 def _student(found: Mapping[str, Any]) -> str:
     conditions = found["conditions"]
     versions = ", ".join(f"{name} {version}" for name, version in conditions["versions"].items())
-    names = list(dict.fromkeys(row["candidate"] for row in found["latency"]))
     parts = [
         f"## {found['checkpoint']}",
         f"{conditions['machine']}, torch on {conditions['torch_threads']} threads, engines on "
         f"{conditions['engine_threads']} ({versions}); others used {conditions['busy_cores']:.1f} cores.",
     ]
-    for key, title in (("whole", "Whole calls"), ("engine", "Engines alone")):
-        cases = dict.fromkeys((row["structure"], row["atoms"]) for row in found["latency"])
-        rows = [[f"{n}, {a} atoms", *(cell(found["latency"], key, c, structure=n) for c in names)] for n, a in cases]
-        batches = dict.fromkeys(row["batch"] for row in found["throughput"])
-        rows += [
-            [f"{b} ethanol{'s' if b > 1 else ''}", *(cell(found["throughput"], key, c, batch=b) for c in names)]
-            for b in batches
-        ]
-        parts += [f"{title}, ms and times the speed of eager:", table([title.lower(), *names], rows)]
-    rates = [
-        [str(batch), *(_rate(found, candidate, batch) for candidate in names)]
-        for batch in dict.fromkeys(row["batch"] for row in found["throughput"])
-    ]
-    parts += ["Ethanols a second, neighbour search and packing included:", table(["batch", *names], rates)]
-    ours = list(found["engines"])
-    large = dict.fromkeys(row["atoms"] for row in found["scaling"])
-    scaled = [[f"{atoms:,} atoms", *(_scaled(found, name, atoms) for name in ours)] for atoms in large]
-    parts += ["Water, µs an atom of a whole call, each engine alone in memory:", table(["", *ours], scaled)]
-    phases = [
-        [f"{row['structure']}, {row['candidate']}", *(f"{row['phases'][phase]:.3f}" for phase in PHASES)]
-        for row in found["latency"]
-        if row["phases"] and row["structure"] in ("ethanol", "512 waters")
-    ]
-    parts += ["Where the milliseconds of a whole call go:", table(["", *PHASES], phases)]
-    heads, costs, errors = cost_rows(found)
-    parts += [f"Costs, memory at {found['costs'][0]['batch']} ethanols:", table(["", *heads], costs)]
-    parts += [f"**Failed.** {error}" for error in errors]
-    peaks = found["peaks"]
-    fastest = ", ".join(f"{2e-9 * rate:,.0f} in {kind}" for kind, rate in peaks["multiply_adds_per_second"].items())
-    parts += [
-        f"The least time of the work, at {1e-9 * peaks['bytes_per_second']:,.0f} GB/s and {fastest} billion operations "
-        "a second, which this machine reached in this run, and the engine's own:",
-        table(["ethanols", *ROOF], roof_rows(found)),
-    ]
+    for section in sections(found, PHASES_OF):
+        parts += [section.caption, markdown(section.headings, section.rows)]
+        parts += [f"**Failed.** {error}" for error in section.errors]
     return "\n\n".join(parts)
-
-
-def _rate(found: Mapping[str, Any], candidate: str, batch: int) -> str:
-    (row,) = (r for r in found["throughput"] if r["candidate"] == candidate and r["batch"] == batch)
-    return f"{row['structures_per_second']:,.0f}"
-
-
-def _scaled(found: Mapping[str, Any], candidate: str, atoms: int) -> str:
-    rows = [r for r in found["scaling"] if r["candidate"] == candidate and r["atoms"] == atoms]
-    return f"{rows[0]['microseconds_an_atom']:.0f}" if rows else "-"
 
 
 def beside_orb(complexity: Path | None) -> tuple[str, float] | None:
@@ -129,7 +85,12 @@ def beside_orb(complexity: Path | None) -> tuple[str, float] | None:
 
 
 def criteria(found: Mapping[str, Any], orb: tuple[str, float] | None = None) -> Iterator[str]:
-    """What the seed project asked for, each met or not by our best engine of this run; Orb-v2 is timed in another."""
+    """What the seed project asked for, each met or not by our best engine of this run.
+
+    Args:
+        found: a benchmark.
+        orb: what Orb-v2 was timed on, in another run, and how many times faster our engine was.
+    """
     ours = [row for row in found["latency"] if row["candidate"] not in PEERS]
     batched = [row for row in found["throughput"] if row["candidate"] not in PEERS]
     (alone,) = (r for r in found["throughput"] if r["candidate"] == EAGER and r["batch"] == 1)
@@ -155,7 +116,8 @@ def criteria(found: Mapping[str, Any], orb: tuple[str, float] | None = None) -> 
     if orb is not None:
         lines.append((f"10 times faster than Orb-v2 ({orb[0]})", f"{orb[1]:.0f} times", orb[1] >= 10))
     yield f"{found['checkpoint']}, whole calls of its best engine in the run above:"
-    yield table(["criterion", "found", ""], [[what, how, "met" if met else "**not met**"] for what, how, met in lines])
+    rows = [[what, how, "met" if met else "**not met**"] for what, how, met in lines]
+    yield markdown(["criterion", "found", ""], rows)
 
 
 def _memory(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str, bool]:
@@ -168,12 +130,6 @@ def _memory(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str, bool]:
         f"{memory:.0f} MB ({leanest}), {library:.0f} of them the engine's library",
         memory <= 50,
     )
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

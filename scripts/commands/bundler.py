@@ -21,6 +21,7 @@ from painn_deploy.calibration.structures import (
     choose_structures,
     trusted_species,
 )
+from painn_deploy.calibration.timing import milliseconds
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing
 from painn_deploy.engines.cache import build_cached
@@ -37,7 +38,6 @@ from painn_deploy.export.versions import installed
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.grouping import group, padding_waste
 from painn_deploy.runtime.matrix import local_graphs
-from painn_deploy.scripts.benchmarks.timing import milliseconds
 from painn_deploy.scripts.commands.measuring import GATE, Examiner, TrialSet
 from painn_deploy.scripts.commands.typed_graphs import INT8_LIMITS, TypedGraph, TypedGraphs
 

@@ -1,11 +1,8 @@
 """The main job, start to finish, on the student that ships: export, validate, simulate, and show what came out."""
 
-import os
-import platform
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,36 +12,25 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from painn_deploy.calibration.accuracy.reference import TorchCalculator
+from painn_deploy.calibration.report.drawing import drawn
 from painn_deploy.calibration.report.validation import Options, Samples, Validation, validate
 from painn_deploy.calibration.structures import aspirin
-from painn_deploy.engines.gpu.driver import gpu_of
+from painn_deploy.calibration.timing import milliseconds
 from painn_deploy.export import load_student
 from painn_deploy.export.files import prepare_output, to_json
+from painn_deploy.export.progress import TellProgress
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.scripts.benchmarks import timing
+from painn_deploy.runtime.machine import machine
 from painn_deploy.scripts.commands.export import export_engines
 from painn_deploy.scripts.commands.md import Plan, Record, simulate
+from painn_deploy.scripts.commands.outputs import markdown
 
-__all__ = ["Demo", "machine", "print_demo", "run_demo"]
+__all__ = ["Demo", "print_demo", "run_demo"]
 
 STUDENT = "student:base"
 TIMESTEP = 0.5
 MOLECULE = "aspirin"
 BLOCKS, CALLS = 10, 40
-
-
-@runtime_checkable
-class Tell(Protocol):
-    """A function that shows the step that begins, and how far the step is."""
-
-    def __call__(self, line: str, done: int | None = None, total: int | None = None) -> None:
-        """Show a step.
-
-        Args:
-            line: about the step.
-            done: parts of the step that are done; None where it has none.
-            total: parts of the step; likewise.
-        """
 
 
 @dataclass(frozen=True)
@@ -116,7 +102,7 @@ def print_demo(output: Path, *, picoseconds: float, out: Console, err: Console) 
         out.print(f"wrote {escape(str(path))}", soft_wrap=True)
 
 
-def run_demo(output: Path, *, picoseconds: float = 2.0, tell: Tell = lambda *_, **__: None) -> Demo:
+def run_demo(output: Path, *, picoseconds: float = 2.0, tell: TellProgress = lambda *_, **__: None) -> Demo:
     """Run it all and write the bundle, demo.json, demo.md and demo.png into `output`.
 
     Args:
@@ -136,7 +122,7 @@ def run_demo(output: Path, *, picoseconds: float = 2.0, tell: Tell = lambda *_, 
         tell("timing the engine against PyTorch eager with autograd")
         eager = TorchCalculator(load_student(STUDENT))
         candidates = {"engine": calculator, "PyTorch eager, autograd": eager}
-        milliseconds = timing.milliseconds(candidates, [aspirin()], calls=CALLS, blocks=BLOCKS)
+        times = milliseconds(candidates, [aspirin()], calls=CALLS, blocks=BLOCKS)
         atoms = aspirin()
         atoms.calc = calculator
         plan = Plan(steps=round(1e3 * picoseconds / TIMESTEP), timestep=TIMESTEP, every=10)
@@ -150,57 +136,34 @@ def run_demo(output: Path, *, picoseconds: float = 2.0, tell: Tell = lambda *_, 
     if record.interrupted:
         raise KeyboardInterrupt
     files = tuple(output / name for name in ("demo.png", "demo.md", "demo.json"))
-    demo = Demo(verdict, record, milliseconds, (bundle, *files))
+    demo = Demo(verdict, record, times, (bundle, *files))
     tell("drawing")
     _plot(verdict.samples, record, files[0])
-    files[1].write_text(_markdown(demo), encoding="utf-8")
+    files[1].write_text(f"{markdown(['`painn-deploy demo`', ''], demo.rows())}\n", encoding="utf-8")
     files[2].write_bytes(to_json(_facts(demo)))
     return demo
 
 
-def machine(devices: Iterable[str] = ()) -> str:
-    """The processor's name and how many cores there are to run on, and the GPUs that devices such as `cuda:0` are."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    gpus = dict.fromkeys(gpu for device in devices if (gpu := gpu_of(device)) is not None)
-    return ", ".join([names[0] if names else platform.machine(), f"{os.cpu_count()} cores", *gpus])
-
-
 def _plot(samples: Samples, record: Record, path: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     reference, got = (np.concatenate([r["forces"].ravel() for r in s]) for s in (samples.wanted, samples.results))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    left.plot(reference, got - reference, ".", markersize=3, alpha=0.5)
-    left.set(
-        xlabel="force, student in float64 (eV/Å)",
-        ylabel="engine minus student (eV/Å)",
-        title="Forces of the engine against its student",
-    )
-    left.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    picoseconds = record.column("time_fs") / 1e3
-    for name, label in (("potential_eV", "potential"), ("total_eV", "total")):
-        energy = 1e3 * (record.column(name) - record.column(name)[0]) / record.atoms
-        right.plot(picoseconds, energy, label=label, linewidth=0.8 if name == "potential_eV" else 2)
-    right.set(
-        xlabel="time (ps)",
-        ylabel="energy minus start (meV/atom)",
-        title=f"NVE of {MOLECULE}: drift {record.drift:+.4f} meV/atom/ps",
-    )
-    right.legend(loc="lower right", bbox_to_anchor=(1.0, 0.12))
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def _markdown(demo: Demo) -> str:
-    rows = "\n".join(f"| {name} | {value} |" for name, value in demo.rows())
-    return f"| `painn-deploy demo` | |\n|---|---|\n{rows}\n"
+    with drawn(path, (10.0, 4.0), columns=2) as (left, right):
+        left.plot(reference, got - reference, ".", markersize=3, alpha=0.5)
+        left.set(
+            xlabel="force, student in float64 (eV/Å)",
+            ylabel="engine minus student (eV/Å)",
+            title="Forces of the engine against its student",
+        )
+        left.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        picoseconds = record.column("time_fs") / 1e3
+        for name, label in (("potential_eV", "potential"), ("total_eV", "total")):
+            energy = 1e3 * (record.column(name) - record.column(name)[0]) / record.atoms
+            right.plot(picoseconds, energy, label=label, linewidth=0.8 if name == "potential_eV" else 2)
+        right.set(
+            xlabel="time (ps)",
+            ylabel="energy minus start (meV/atom)",
+            title=f"NVE of {MOLECULE}: drift {record.drift:+.4f} meV/atom/ps",
+        )
+        right.legend(loc="lower right", bbox_to_anchor=(1.0, 0.12))
 
 
 def _facts(demo: Demo) -> dict[str, Any]:

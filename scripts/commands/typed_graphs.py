@@ -14,6 +14,7 @@ from painn_deploy.export.graph.int8 import to_int8
 from painn_deploy.export.graph.lowering import sums_for_batched_products
 from painn_deploy.export.graph.onnx_graph import check_contract
 from painn_deploy.export.graph.products import weight_products
+from painn_deploy.export.progress import Tell, silent
 
 __all__ = ["AUTO", "INT8_LIMITS", "TypedGraph", "TypedGraphs"]
 
@@ -28,8 +29,6 @@ are not INT8."""
 
 COMPILING = ("inductor",)
 """Engines that fuse too, and call a library for products."""
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class TypedGraphs:
         cutoff: float,
         calibration: Callable[[], tuple[Sequence[Atoms], str]],
         limits: Tolerances = INT8_LIMITS,
-        tell: Tell = lambda _: None,
+        tell: Tell = silent,
     ) -> None:
         self._model, self._cutoff, self._limits, self._tell = model, cutoff, limits, tell
         self._calibration = calibration

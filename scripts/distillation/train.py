@@ -23,6 +23,7 @@ from ase.data import chemical_symbols
 from jaxtyping import Int64
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from painn_deploy.calibration.report.drawing import drawn
 from painn_deploy.export.checkpoint import resolve_checkpoint
 from painn_deploy.export.errors import DatasetError
 from painn_deploy.export.files import prepare_output, remove_partial
@@ -53,27 +54,23 @@ def stream(split: Split, settings: Settings, done: int) -> Iterator[Int64[np.nda
 
 
 def plot_curves(log: Path, output: Path) -> None:
-    """Errors on the validation split against steps."""
-    import matplotlib as mpl
+    """Draw errors on the validation split against steps.
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+    Args:
+        log: that training wrote.
+        output: the picture.
+    """
     from matplotlib.ticker import LogFormatter
 
     with log.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for ax, key, label in (
-        (axes[0], "force_mae_meV_per_A", "force MAE (meV/Å)"),
-        (axes[1], "energy_mae_meV_per_atom", "energy MAE (meV/atom)"),
-    ):
-        ax.plot([int(r["step"]) for r in rows], [float(r[key]) for r in rows], marker=".")
-        ax.set(xlabel="step", ylabel=label, yscale="log", title="validation molecules, never trained on")
-        ax.yaxis.set_major_formatter(LogFormatter())
-        ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))  # 58 and not 5.8 x 10
-        ax.grid(alpha=0.3, which="both")
-    figure.savefig(output, dpi=150)
-    plt.close(figure)
+    keys = {"force_mae_meV_per_A": "force MAE (meV/Å)", "energy_mae_meV_per_atom": "energy MAE (meV/atom)"}
+    with drawn(output, (9.0, 3.2), columns=2) as axes:
+        for ax, (key, label) in zip(axes, keys.items(), strict=True):
+            ax.plot([int(r["step"]) for r in rows], [float(r[key]) for r in rows], marker=".")
+            ax.set(xlabel="step", ylabel=label, yscale="log", title="validation molecules, never trained on")
+            ax.yaxis.set_major_formatter(LogFormatter())
+            ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))  # 58 and not 5.8 x 10
 
 
 def train(

@@ -6,6 +6,7 @@ from typing import Any
 from painn_deploy.engines.gpu.driver import check_driver, driver, gpu_of
 from painn_deploy.export.errors import EngineUnavailableError
 from painn_deploy.export.versions import installed
+from painn_deploy.runtime.machine import machine
 from painn_deploy.scripts.gpu.plan import Options
 
 __all__ = ["check_device", "identity"]
@@ -32,7 +33,7 @@ def identity(options: Options) -> dict[str, Any]:
     source = resolve_checkpoint(options.student)
     return {
         "format": 1,
-        "device": gpu_of(options.device) or f"{_processor()} (CPU)",
+        "device": gpu_of(options.device) or f"{machine()} (CPU)",
         "python": platform.python_version(),
         "versions": installed(PACKAGES),
         "student": source.name,
@@ -59,9 +60,3 @@ def check_device(device: str) -> None:
         )
     if int(number) >= found.gpus:
         raise EngineUnavailableError(f"There is no {device} here, only {found.gpus} GPUs.")
-
-
-def _processor() -> str:
-    from painn_deploy.scripts.commands.demo import machine
-
-    return machine()

@@ -23,10 +23,10 @@ from painn_deploy.export.model.student import Student
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.runtime.verlet import DEFAULT_SKIN, VerletList
-from painn_deploy.scripts.benchmarks.eager import EagerModel, Edges, edges_of
+from painn_deploy.scripts.benchmarks.cases import box_of_water
+from painn_deploy.scripts.benchmarks.contenders.eager import EagerModel, Edges, edges_of
 from painn_deploy.scripts.gpu.plan import LAUNCHED, REPLAYED
 from painn_deploy.scripts.gpu.record import Unavailable
-from painn_deploy.scripts.studies.card_studies import box_of_water
 
 __all__ = [
     "Case",

@@ -29,9 +29,10 @@ from painn_deploy.export.errors import EngineUnavailableError
 from painn_deploy.export.files import to_json
 from painn_deploy.export.manifest import SUFFIX
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.scripts.benchmarks.benchmark_inference import plot, time_bundles
-from painn_deploy.scripts.benchmarks.benchmarking import bundle_candidates
-from painn_deploy.scripts.commands.demo import machine
+from painn_deploy.runtime.machine import machine
+from painn_deploy.scripts.benchmarks.contenders.bundles import Bundle
+from painn_deploy.scripts.benchmarks.inference import time_bundles
+from painn_deploy.scripts.benchmarks.results import plot
 from painn_deploy.scripts.commands.export import export_engines
 from painn_deploy.scripts.gpu.builds import BuildRequest, build_all
 from painn_deploy.scripts.gpu.measure import Clock, Pace, eager_figures, engine_figures, made_cases
@@ -336,12 +337,12 @@ class Job:
         def timed() -> Any:
             console = Console(quiet=True)
             with ExitStack() as stack:
-                peers: dict[str, PaiNNCalculator] = {}
+                peers: list[Bundle] = []
                 for name, bundle in bundles.items():
                     calculator = stack.enter_context(PaiNNCalculator(bundle, device=self.device))
                     if isinstance(calculator.session, GpuSession):
                         calculator.session.graphs = True
-                        peers[f"{name}{REPLAYED}"] = calculator
+                        peers.append(Bundle(calculator, f"{name}{REPLAYED}"))
                 found = time_bundles(
                     bundles,
                     self.student,
@@ -349,7 +350,7 @@ class Job:
                     compiled=False,
                     quick=self.quick,
                     console=console,
-                    peers=bundle_candidates(peers),
+                    peers=peers,
                     keep=lambda so_far: path.write_bytes(to_json(of | so_far)),
                 )
             path.write_bytes(to_json(of | found))

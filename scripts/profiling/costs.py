@@ -126,7 +126,13 @@ def count(model: onnx.ModelProto, atoms: int, slots: int, pairs: int = 0) -> Cos
 
 
 def sized(model: onnx.ModelProto, atoms: int, slots: int, pairs: int = 0) -> Tensors:
-    """Every tensor's shape at a size; see `count`.
+    """Every tensor's shape at a size.
+
+    Args:
+        model: see `count`, as for the others.
+        atoms: of the size.
+        slots: of the size.
+        pairs: of the size.
 
     Raises:
         ExportError: shape inference does not find one.

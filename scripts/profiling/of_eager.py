@@ -11,7 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from painn_deploy.export.model.painn import PaiNN
-from painn_deploy.scripts.benchmarks.eager import EagerModel, Edges
+from painn_deploy.scripts.benchmarks.contenders.eager import EagerModel, Edges
 from painn_deploy.scripts.profiling.purposes import MESSAGES, RADIAL, READOUT, UPDATES
 
 __all__ = ["BACKWARD", "Clock", "eager_parts", "eager_trace"]
@@ -87,7 +87,14 @@ def _evaluate(model: EagerModel, edges: Edges, clock: Clock, *, forces: bool) ->
 def eager_parts(
     model: EagerModel, fresh: Callable[[], Edges], *, device: str, calls: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Median ms of each part, of the energy alone and of energy and forces, taken in turns."""
+    """Median ms of each part, of the energy alone and of energy and forces, taken in turns.
+
+    Args:
+        model: a student.
+        fresh: makes the input of one call.
+        device: that the model is on.
+        calls: of each, after a few that warm up.
+    """
     spent: tuple[list[dict[str, float]], list[dict[str, float]]] = ([], [])
     clock = Clock(device)
     with _followed(model, clock):
@@ -107,7 +114,19 @@ def eager_parts(
 def eager_trace(
     model: EagerModel, fresh: Callable[[], Edges], trace: Path, *, device: str, calls: int, forces: bool
 ) -> dict[str, float]:
-    """Write a chrome trace whose ranges are the parts; returns ms a call in each of torch's operators, by name."""
+    """Write a chrome trace whose ranges are the parts.
+
+    Args:
+        model: a student.
+        fresh: makes the input of one call.
+        trace: file to write.
+        device: that the model is on.
+        calls: in the trace, after a few that warm up.
+        forces: of energy and forces; else of the energy alone.
+
+    Returns:
+        Milliseconds a call in each of torch's operators, by name.
+    """
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device != "cpu" else [])
     clock = Clock(device)
     with _followed(model, clock):

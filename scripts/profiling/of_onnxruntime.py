@@ -84,7 +84,14 @@ def profile_graph(
 def open_plain(
     model: onnx.ModelProto, example: GraphInputs, *, device: str = "cpu", threads: int | None = None
 ) -> Callable[[GraphInputs], object]:
-    """The same session without the profiler, for the time of a whole call; arguments as above."""
+    """The same session without the profiler, for the time of a whole call.
+
+    Args:
+        model: see `profile_graph`, as for the others.
+        example: an input of the size.
+        device: to run on.
+        threads: of the CPU.
+    """
     session = _load(model, example, device, threads)
     return lambda inputs: session.run(None, inputs._asdict())
 

@@ -135,7 +135,13 @@ def _best(work: Callable[[], object], kind: str) -> float:
 
 
 def roof(cost: Cost, peaks: Peaks, precision: str) -> Roof:
-    """The larger of the times of all multiply-adds and of the least traffic."""
+    """The larger of the times of all multiply-adds and of the least traffic.
+
+    Args:
+        cost: of one evaluation.
+        peaks: of the machine.
+        precision: of the engine.
+    """
     times = {
         "arithmetic": 1e3 * cost.multiply_adds / peaks.multiply_adds_per_second[precision],
         "memory": 1e3 * cost.bytes_least / peaks.bytes_per_second,
@@ -150,8 +156,8 @@ def rooflines(
     """The machine's peaks, and for each bundle how much of them its engine used, at the least and the largest batch.
 
     Args:
-        bundles: by the candidate's name.
-        throughput: rows that `painn_deploy.scripts.benchmarks.benchmarking.throughput` timed.
+        bundles: by the contender's name.
+        throughput: rows of benchmark.json under that name.
         one: the molecule whose copies they are.
         device: that they ran on, `cpu` or `cuda`.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase import Atoms, units
+from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import Calculator
 from ase.constraints import FixInternals
@@ -18,21 +18,25 @@ from ase.geometry.rdf import get_rdf
 from ase.optimize import BFGS, FIRE
 from ase.vibrations.data import VibrationsData
 from jaxtyping import Float
-from scipy.spatial.transform import Rotation
 
 from painn_deploy.calibration.physics.drift import Drift
 from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.scripts.benchmarks.cases import box_of_water
 from painn_deploy.scripts.commands.md import Plan, simulate
 
 __all__ = ["butane", "conservation", "conserved", "frequencies", "relaxed", "water_box", "water_dimer"]
 
 ANGLES = tuple(map(float, range(0, 181, 15)))
-WATERS = 64
-DENSITY = 0.997  # g/cm³, liquid water at 298 K
 
 
 def relaxed(atoms: Atoms, calculator: Calculator, fmax: float = 2e-3) -> Atoms:
-    """A copy at the calculator's own minimum."""
+    """A copy at the calculator's own minimum.
+
+    Args:
+        atoms: where the search begins.
+        calculator: whose minimum is sought.
+        fmax: eV/Å, of the largest force that is left.
+    """
     atoms = atoms.copy()
     atoms.calc = calculator
     BFGS(atoms, logfile=None).run(fmax=fmax, steps=300)
@@ -40,7 +44,12 @@ def relaxed(atoms: Atoms, calculator: Calculator, fmax: float = 2e-3) -> Atoms:
 
 
 def frequencies(atoms: Atoms, step: float = 0.01) -> Float[np.ndarray, " modes"]:
-    """Vibrational frequencies in 1/cm of a non-linear molecule at its minimum, by central differences of forces."""
+    """Vibrational frequencies in 1/cm of a non-linear molecule, by central differences of forces.
+
+    Args:
+        atoms: at the minimum of its calculator.
+        step: Å.
+    """
     start, rows = atoms.positions.copy(), []
     for atom, axis in np.ndindex(len(atoms), 3):
         forces = []
@@ -55,10 +64,13 @@ def frequencies(atoms: Atoms, step: float = 0.01) -> Float[np.ndarray, " modes"]
     return np.sort(np.real(data.get_frequencies()))[6:]
 
 
-def butane(
-    calculator: Calculator, angles: Iterable[float] = tuple(map(float, range(0, 181, 15)))
-) -> list[tuple[float, float]]:
-    """C-C-C-C angle (degrees) and energy (meV) above the lowest, everything else relaxed at each angle."""
+def butane(calculator: Calculator, angles: Iterable[float] = ANGLES) -> list[tuple[float, float]]:
+    """C-C-C-C angle (degrees) and energy (meV) above the lowest, everything else relaxed at each angle.
+
+    Args:
+        calculator: of the energy.
+        angles: degrees.
+    """
     start = molecule("trans-butane")
     carbons = [i for i, z in enumerate(start.numbers) if z == 6]
     chain = _chain(start, carbons)
@@ -90,6 +102,11 @@ def water_dimer(
     """O-O distance (Å), interaction energy (meV) of student and of teacher; rigid waters as in the teacher's dimer.
 
     Zero is two waters 30 Å apart, for each calculator its own.
+
+    Args:
+        student: a calculator.
+        teacher: another, at whose minimum the waters are taken.
+        distances: Å.
     """
     donor, acceptor = molecule("H2O"), molecule("H2O")
     acceptor.rotate(180, "y")
@@ -115,22 +132,13 @@ def water_dimer(
     ]
 
 
-def box_of_water(seed: int = 0) -> Atoms:
-    """64 waters on a cubic lattice, turned at random, as dense as the liquid."""
-    rng, water = np.random.default_rng(seed), molecule("H2O")
-    mass = WATERS * water.get_masses().sum() / units.kg  # kg
-    side = (mass / (DENSITY * 1e3)) ** (1 / 3) * 1e10  # Å
-    box, spacing = Atoms(cell=[side] * 3, pbc=True), side / 4
-    for site in np.ndindex(4, 4, 4):
-        one = water.copy()
-        one.positions = Rotation.random(random_state=rng).apply(one.positions - one.positions[0])
-        one.translate(np.array(site) * spacing)
-        box += one
-    return box
-
-
 def water_box(calculator: Calculator, picoseconds: float) -> dict[str, Any]:
-    """64 waters at 300 K (Bussi, 0.5 fs): whether every molecule stays whole, temperature, and where O-O peaks."""
+    """64 waters at 300 K (Bussi, 0.5 fs): whether every molecule stays whole, temperature, and where O-O peaks.
+
+    Args:
+        calculator: of the forces.
+        picoseconds: of dynamics.
+    """
     box = box_of_water()
     box.calc = calculator
     FIRE(box, logfile=None).run(fmax=0.3, steps=200)
@@ -162,7 +170,14 @@ def _longest_bond(box: Atoms) -> float:
 
 
 def conserved(bundle: Path, name: str, atoms: Atoms, picoseconds: float) -> dict[str, Any]:
-    """NVE at 0.5 fs after Langevin dynamics at 300 K: drift with standard error (meV/atom/ps), and the energies."""
+    """NVE at 0.5 fs after Langevin dynamics at 300 K: drift with standard error (meV/atom/ps), and the energies.
+
+    Args:
+        bundle: a folder NAME.engine.
+        name: of the molecule.
+        atoms: where it begins.
+        picoseconds: without the thermostat.
+    """
     with PaiNNCalculator(bundle, threads=1) as calculator:
         atoms = relaxed(atoms, calculator, fmax=0.05)
         simulate(atoms, Plan("langevin", steps=4000, timestep=0.5, every=4000))  # 2 ps to take up the temperature
@@ -186,7 +201,14 @@ def conserved(bundle: Path, name: str, atoms: Atoms, picoseconds: float) -> dict
 def conservation(
     bundle: Path, structures: Mapping[str, Atoms], picoseconds: float, workers: int
 ) -> Iterator[dict[str, Any]]:
-    """`conserved` for each structure as it is done, several at a time, each on one core."""
+    """`conserved` for each structure as it is done, several at a time, each on one core.
+
+    Args:
+        bundle: a folder NAME.engine.
+        structures: by name.
+        picoseconds: of each run.
+        workers: how many at a time.
+    """
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(conserved, bundle, name, atoms, picoseconds) for name, atoms in structures.items()]
         try:

@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["markdown", "picture", "sections"]
+from painn_deploy.calibration.report.drawing import drawn
+from painn_deploy.scripts.commands.outputs import markdown
+
+__all__ = ["picture", "sections"]
 
 DESCRIPTIONS = {
     "conformer": "RDKit conformers and short relaxations",
@@ -17,13 +20,6 @@ DESCRIPTIONS = {
 KINDS = ("structures", "how many", "energy MAE (meV/atom)", "force MAE (meV/Å)", "force RMSE (meV/Å)")
 MINIMA = ("molecule", "shortest bond (Å)", "teacher's", "mean frequency error (1/cm)", "largest frequency error (1/cm)")
 DRIFTS = ("test molecule", "atoms", "drift (meV/atom/ps)", "standard error", "fluctuation (meV/atom)", "mean T (K)")
-
-
-def markdown(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table; floats to three significant figures."""
-    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
-    lines += ["| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row) + " |" for row in rows]
-    return "\n".join(lines)
 
 
 def sections(results: Mapping[str, Any]) -> list[str]:
@@ -50,6 +46,12 @@ def sections(results: Mapping[str, Any]) -> list[str]:
 
 
 def torsion_text(student: Sequence[Sequence[float]], teacher: Sequence[Sequence[float]]) -> str:
+    """What butane's torsion costs.
+
+    Args:
+        student: pairs of an angle (degrees) and an energy (meV).
+        teacher: the same.
+    """
     ours, theirs = ({float(angle): float(energy) for angle, energy in profile} for profile in (student, teacher))
     worst = max(ours, key=lambda angle: abs(ours[angle] - theirs[angle]))
 
@@ -65,6 +67,7 @@ def torsion_text(student: Sequence[Sequence[float]], teacher: Sequence[Sequence[
 
 
 def dimer_text(rows: Sequence[Sequence[float]]) -> str:
+    """How two waters are bound; rows are an O-O distance (Å), and energies (meV) of student and teacher."""
     ours, theirs = min(rows, key=lambda row: row[1]), min(rows, key=lambda row: row[2])
     inside = [abs(a - b) for distance, a, b in rows if 2.6 <= distance <= 5.0]
     beyond = max(rows, key=lambda row: row[0])
@@ -76,6 +79,7 @@ def dimer_text(rows: Sequence[Sequence[float]]) -> str:
 
 
 def conservation_text(runs: Sequence[Mapping[str, Any]]) -> str:
+    """How far energy drifted in runs of `conserved`."""
     worst = max(runs, key=lambda run: abs(run["drift"]))
     resolved = sum(abs(run["drift"]) > 2 * run["error"] for run in runs)
     below = sum(abs(run["drift"]) < 0.01 for run in runs)
@@ -88,6 +92,7 @@ def conservation_text(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def box_text(box: Mapping[str, Any]) -> str:
+    """What became of the box of `water_box`."""
     return (
         f"{box['picoseconds']:g} ps at 300 K (Bussi, 0.5 fs) at the density of the liquid, from a lattice; the student "
         f"never saw a periodic cell. The longest O-H bond of any molecule was {box['longest_bond']:.2f} Å; over the "
@@ -97,34 +102,29 @@ def box_text(box: Mapping[str, Any]) -> str:
 
 
 def picture(results: Mapping[str, Any], path: Path) -> None:
-    """Torsion, dimer, energy conservation and the structure of water, as far as there are results."""
-    import matplotlib as mpl
+    """Draw torsion, dimer, energy conservation and the structure of water, as far as there are results.
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 2, figsize=(9, 6.4), layout="constrained")
-    for profile, label, style in zip(results["butane"], ("student", "teacher"), ("o", "-"), strict=True):
-        axes[0, 0].plot(*zip(*profile, strict=True), style, label=label)
-    axes[0, 0].set(xlabel="C-C-C-C angle of butane (°)", ylabel="energy (meV)")
-    axes[0, 0].legend()
-    distances, ours, theirs = zip(*results["dimer"], strict=True)
-    axes[0, 1].plot(distances, ours, "o", label="student")
-    axes[0, 1].plot(distances, theirs, "-", label="teacher")
-    axes[0, 1].set(xlabel="O-O distance of two waters (Å)", ylabel="interaction (meV)")
-    axes[0, 1].legend()
-    for run in results.get("nve", ()):
-        axes[1, 0].plot(run["times"], run["energies"], lw=0.8, label=run["name"])
-    axes[1, 0].set(xlabel="time (ps), NVE", ylabel="total energy (meV/atom)")
-    axes[1, 0].legend(fontsize=6, ncols=2)
-    if box := results.get("box"):
-        axes[1, 1].plot(box["distances"], box["rdf"])
-        axes[1, 1].axhline(1, color="0.7", lw=0.8)
-    else:
-        axes[1, 1].set_visible(False)
-    axes[1, 1].set(xlabel="O-O distance, 64 waters at 300 K (Å)", ylabel="radial distribution")
-    for ax in axes.flat:
-        ax.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    Args:
+        results: of the studies, by name.
+        path: of the picture.
+    """
+    with drawn(path, (9.0, 6.4), 2, 2) as ((torsion, dimer), (energy, water)):
+        for profile, label, style in zip(results["butane"], ("student", "teacher"), ("o", "-"), strict=True):
+            torsion.plot(*zip(*profile, strict=True), style, label=label)
+        torsion.set(xlabel="C-C-C-C angle of butane (°)", ylabel="energy (meV)")
+        torsion.legend()
+        distances, ours, theirs = zip(*results["dimer"], strict=True)
+        dimer.plot(distances, ours, "o", label="student")
+        dimer.plot(distances, theirs, "-", label="teacher")
+        dimer.set(xlabel="O-O distance of two waters (Å)", ylabel="interaction (meV)")
+        dimer.legend()
+        for run in results.get("nve", ()):
+            energy.plot(run["times"], run["energies"], lw=0.8, label=run["name"])
+        energy.set(xlabel="time (ps), NVE", ylabel="total energy (meV/atom)")
+        if results.get("nve"):
+            energy.legend(fontsize=6, ncols=2)
+        if box := results.get("box"):
+            water.plot(box["distances"], box["rdf"])
+            water.axhline(1, color="0.7", lw=0.8)
+        water.set_visible(bool(box))
+        water.set(xlabel="O-O distance, 64 waters at 300 K (Å)", ylabel="radial distribution")

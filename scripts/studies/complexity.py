@@ -17,33 +17,27 @@ import numpy as np
 import onnx
 import typer
 from ase import Atoms
-from ase.build import molecule
 from rich.console import Console
 
-from painn_deploy.calibration.structures import aspirin, check_species, read_structures
+from painn_deploy.calibration.structures import check_species, read_structures
+from painn_deploy.calibration.timing import Pace
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.manifest import MODEL, read_bundle
 from painn_deploy.export.model.student import Student
-from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.matrix import graph_inputs
-from painn_deploy.scripts.benchmarks import orb_peer
-from painn_deploy.scripts.benchmarks.eager import EagerModel, edges_of
-from painn_deploy.scripts.benchmarks.speed_studies import (
-    Output,
-    Pace,
-    Threads,
-    exported,
-    finish,
-    made_table,
-    set_threads,
-)
-from painn_deploy.scripts.benchmarks.timing import medians, mover, through_ase
+from painn_deploy.scripts.benchmarks.cases import Case, copies, sizes
+from painn_deploy.scripts.benchmarks.conditions import Output, Threads, finish, set_threads
+from painn_deploy.scripts.benchmarks.contenders import orb as orb_peer
+from painn_deploy.scripts.benchmarks.contenders.bundles import exported, opened
+from painn_deploy.scripts.benchmarks.contenders.contender import ORB, Contender
+from painn_deploy.scripts.benchmarks.contenders.pytorch import Eager
+from painn_deploy.scripts.benchmarks.run import measured
 from painn_deploy.scripts.commands.entry import run_command
+from painn_deploy.scripts.commands.outputs import made_table
 from painn_deploy.scripts.profiling.costs import Operations, count, energy_only
 
 __all__ = ["Row", "student_row"]
 
-ORB = "Orb-v2"
 ENGINE = "onnxruntime"
 MEGA = 1e6
 
@@ -80,7 +74,15 @@ class Row(Operations):
 
 
 def student_row(name: str, student: Student, graph: onnx.ModelProto, system: str, structures: Sequence[Atoms]) -> Row:
-    """Count a student's graph on structures side by side in one matrix."""
+    """Count a student's graph on structures side by side in one matrix.
+
+    Args:
+        name: of the student.
+        student: for its parameters and cutoff.
+        graph: what was exported of it.
+        system: what to call the structures.
+        structures: at least one.
+    """
     atoms, slots = graph_inputs(structures, student.configuration.cutoff).mask.shape
     both = count(graph, atoms, slots)
     return Row(
@@ -115,33 +117,6 @@ def _orb_row(model: Any, system: str, structures: Sequence[Atoms]) -> Row:
     )
 
 
-def _latencies(
-    students: Mapping[str, Student],
-    bundles: Mapping[str, Path],
-    orb: Any,
-    atoms: Atoms,
-    threads: int | None,
-    pace: Pace,
-) -> dict[str, float]:
-    """Median ms of energy and forces of one structure, neighbour search included, all in turns in this run."""
-    with ExitStack() as opened:
-        candidates: dict[str, Any] = {}
-        for name, student in students.items():
-            calculator = opened.enter_context(PaiNNCalculator(bundles[name], device="cpu", threads=threads))
-            candidates[f"{name}, {ENGINE}"] = through_ase(calculator)
-            candidates[f"{name}, eager"] = _eager(student)
-        if orb is not None:
-            candidates[f"{ORB}, {'compiled' if orb.is_compiled() else 'eager'}"] = through_ase(
-                orb_peer.orb_calculator(orb)
-            )
-        return medians(candidates, mover([atoms], np.random.default_rng(0)), **pace.as_dict())
-
-
-def _eager(student: Student) -> Any:
-    model = EagerModel(student)
-    return lambda structures: model(edges_of(structures, student.configuration.cutoff))
-
-
 def main(
     checkpoints: Annotated[
         list[str] | None, typer.Argument(help="Checkpoints; the students that ship otherwise.")
@@ -160,37 +135,39 @@ def main(
     names = checkpoints or ["student:small", "student:base"]
     checkpoint_of = {name if name.startswith("student:") else Path(name).stem: name for name in names}
     students = {name: load_student(checkpoint) for name, checkpoint in checkpoint_of.items()}
-    systems = _systems(structure, quick=quick)
+    cases = _cases(structure, quick=quick)
     for name, student in students.items():
-        for system, structures in systems.items():
-            check_species(structures, student.species, f"{system}, for {name},")
+        for case in cases:
+            check_species(case.given, student.species, f"{case.name}, for {name},")
     orb = orb_peer.orb_v2() if orb_peer.is_installed() else None
-    first, (atoms, *_) = next(iter(systems.items()))
-    rows = []
-    with ExitStack() as opened:
-        bundles = {
-            name: opened.enter_context(exported(checkpoint, [atoms], [ENGINE]))[ENGINE]
-            for name, checkpoint in checkpoint_of.items()
-        }
-        graphs = {name: onnx.load_from_string(read_bundle(bundle).file(MODEL)) for name, bundle in bundles.items()}
-        for system, structures in systems.items():
-            rows += [student_row(name, students[name], graphs[name], system, structures) for name in students]
-            rows += [] if orb is None else [_orb_row(orb, system, structures)]
-        if orb is not None and compile_orb:
-            orb.compile(mode="default", dynamic=True)
-        times = _latencies(students, bundles, orb, atoms, threads, Pace(quick=quick))
-    _show(console, rows, times, first)
+    first, rows, contenders = cases[0], [], list[Contender]()
+    with ExitStack() as stack:
+        for name, student in students.items():
+            bundles = stack.enter_context(exported(checkpoint_of[name], first.given[:1], [ENGINE]))
+            graph = onnx.load_from_string(read_bundle(bundles[ENGINE]).file(MODEL))
+            rows += [student_row(name, student, graph, case.name, case.given) for case in cases]
+            contenders += stack.enter_context(opened({f"{name}, {ENGINE}": bundles[ENGINE]}, "cpu", threads))
+            contenders.append(Eager(student, name=f"{name}, eager"))
+        if orb is not None:
+            rows += [_orb_row(orb, case.name, case.given) for case in cases]
+            if compile_orb:
+                orb.compile(mode="default", dynamic=True)
+            contenders.append(orb_peer.Orb(orb))
+        times = measured(contenders, first, Pace(quick=quick), np.random.default_rng(0))
+    rows.sort(key=lambda row: [case.name for case in cases].index(row.system))
+    _show(console, rows, times, first.name)
     if orb is None:
         console.print(orb_peer.HOW_TO_GET, soft_wrap=True, markup=False)
     facts = [asdict(r) | {"intensity": r.intensity, "intensity_limit": r.intensity_limit} for r in rows]
-    finish(console, {"rows": facts, "timed_on": first, "milliseconds": times}, threads, output)
+    finish(console, {"rows": facts, "timed_on": first.name, "milliseconds": times}, threads, output)
 
 
-def _systems(structure: Path | None, *, quick: bool) -> dict[str, list[Atoms]]:
+def _cases(structure: Path | None, *, quick: bool) -> list[Case]:
     if structure is not None:
-        return {structure.name: read_structures(structure)[:1]}
-    found = {"ethanol": [molecule("CH3CH2OH")]}
-    return found if quick else found | {"aspirin": [aspirin()], "16 ethanols": [molecule("CH3CH2OH")] * 16}
+        return [Case.of(structure.name, read_structures(structure)[0])]
+    known = {case.name: case for case in sizes((1, 6, 8), quick=True)}
+    (batch,) = copies(known["ethanol"].given[0], [16])
+    return [known["ethanol"], *([] if quick else [known["aspirin"], Case("16 ethanols", batch.given)])]
 
 
 def _show(console: Console, rows: Sequence[Row], times: Mapping[str, float], timed_on: str) -> None:

@@ -24,8 +24,10 @@ from rich.progress import Progress
 from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
 from painn_deploy.export.errors import DatasetError
 from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.scripts.benchmarks.conditions import STUDENT, Checkpoint
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.commands.export import export_engines
+from painn_deploy.scripts.commands.outputs import write_between_marks
 from painn_deploy.scripts.distillation.labels import load_teacher
 from painn_deploy.scripts.studies.card_studies import butane, conservation, frequencies, relaxed, water_box, water_dimer
 from painn_deploy.scripts.studies.card_text import picture, sections
@@ -38,6 +40,10 @@ def errors_by_kind(calculator: PaiNNCalculator, path: Path) -> list[tuple[str, i
     """Kind, structures, energy MAE (meV/atom), force MAE and RMSE (meV/Å) on a split, and the same over all of it.
 
     Energies are compared as they are: atomic references are the student's own.
+
+    Args:
+        calculator: of the engine.
+        path: of the split.
     """
     data = arrays(path)
     rows = [slice(a, b) for a, b in zip(data["offsets"][:-1], data["offsets"][1:], strict=True)]
@@ -74,7 +80,12 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def vibrations(student: Calculator, teacher: Calculator) -> list[tuple[str, float, float, float, float]]:
-    """Molecule, its shortest bond (Å) with student and teacher, mean and largest frequency error (1/cm)."""
+    """Molecule, its shortest bond (Å) with student and teacher, mean and largest frequency error (1/cm).
+
+    Args:
+        student: a calculator.
+        teacher: another, whose minima and frequencies are the reference.
+    """
     table = []
     for name in FREQUENCIES:
         ours, theirs = relaxed(molecule(name), student), relaxed(molecule(name), teacher)
@@ -85,7 +96,12 @@ def vibrations(student: Calculator, teacher: Calculator) -> list[tuple[str, floa
 
 
 def molecules_of(path: Path, count: int) -> dict[str, Atoms]:
-    """A conformer of each of `count` molecules of a split, spread evenly over it."""
+    """A conformer of each of `count` molecules of a split, spread evenly over it.
+
+    Args:
+        path: of the split.
+        count: how many.
+    """
     data = arrays(path)
     names = data["names"][data["kinds"] == "conformer"]
     first = {str(name): int(np.flatnonzero(data["names"] == name)[0]) for name in dict.fromkeys(names)}
@@ -98,7 +114,15 @@ def _structure(data: Mapping[str, Any], index: int) -> Atoms:
 
 
 class Kept:
-    """Results of studies by name, on disk as they come, and made only once for the same weights and settings."""
+    """Results of studies by name, on disk as they come, and made only once for the same weights and settings.
+
+    Args:
+        path: of the JSON; None keeps them in memory alone.
+        claim: weights and settings.
+
+    Raises:
+        DatasetError: the file holds results of others.
+    """
 
     def __init__(self, path: Path | None, claim: Mapping[str, Any]) -> None:
         self.path = path
@@ -110,18 +134,21 @@ class Kept:
             self.content = before
 
     def get(self, name: str, study: Callable[[], Any]) -> Any:
+        """The result of that name; `study` makes it where there is none."""
         if name not in self.content:
             self.put(name, study())
         return self.content[name]
 
     def put(self, name: str, result: Any) -> None:
+        """Keep a result under a name."""
         self.content[name] = result
         if self.path is not None:
             self.path.write_text(json.dumps(self.content) + "\n", encoding="utf-8")
 
 
 def card(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or student:base.")],
+    checkpoint: Checkpoint = STUDENT,
+    *,
     data: Annotated[Path, typer.Option(help="Folder that make_dataset.py wrote.")],
     output: Annotated[Path, typer.Option(help="Markdown file; what stands between its two marks is replaced.")],
     picture_path: Annotated[Path | None, typer.Option("--picture", help="PNG to draw.")] = None,
@@ -163,21 +190,11 @@ def card(
                 tell("a box of water")
                 kept.get("box", lambda: water_box(calculator, box_picoseconds))
     heading = f"{student.num_parameters:,} parameters; weights with SHA-256 `{sha256}`."
-    _replace(output, "\n\n".join([heading, *sections(kept.content)]))
+    write_between_marks(output, "\n\n".join([heading, *sections(kept.content)]))
     print(f"wrote {output}")
     if picture_path is not None:
         picture(kept.content, picture_path)
         print(f"wrote {picture_path}")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Put the figures between the marks of a card, or start one."""
-    begin, end = "<!-- figures -->", "<!-- /figures -->"
-    old = path.read_text(encoding="utf-8") if path.is_file() else f"{begin}\n{end}\n"
-    if begin not in old or end not in old:
-        raise DatasetError(f"{path} has no marks {begin} and {end} to write between.")
-    before, after = old.split(begin)[0], old.split(end)[1]
-    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

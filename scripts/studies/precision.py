@@ -36,7 +36,9 @@ from painn_deploy.export.graph.half import rounded
 from painn_deploy.export.graph.int8 import BY_ROW, OperandScale, candidates, to_int8
 from painn_deploy.export.graph.onnx_graph import export_onnx
 from painn_deploy.runtime.matrix import graph_inputs
+from painn_deploy.scripts.benchmarks.conditions import STUDENT
 from painn_deploy.scripts.commands.entry import run_command
+from painn_deploy.scripts.commands.outputs import markdown, write_between_marks
 from painn_deploy.scripts.distillation.molecules import embedded
 from painn_deploy.scripts.distillation.plan import MOLECULES, read_molecules
 
@@ -44,7 +46,6 @@ SIGMA = 0.1
 TOLERANCES = (5.0, 10.0, 20.0, 50.0)
 """meV/Å that INT8 is searched for within."""
 ENERGY_TOLERANCE = 3e-3
-MARKS = ("<!-- figures -->", "<!-- /figures -->")
 
 
 @dataclass(frozen=True)
@@ -147,20 +148,23 @@ def ways_of_scaling(measure: Measure) -> list[Row]:
 
 
 def table(rows: Sequence[Row], *, shares: bool) -> str:
-    """Markdown."""
+    """Markdown.
+
+    Args:
+        rows: errors of graphs.
+        shares: with the shares of products in INT8.
+    """
     heads = ["", "energy MAE (meV/atom)", "force RMSE (meV/Å)", "force RMSE in boxes (meV/Å)"]
     heads += ["INT8 of forward", "INT8 of backward"] if shares else []
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for row in rows:
-        cells = [row.what, f"{row.energy:.3g}", f"{row.force:.3g}", f"{row.box_force:.3g}"]
-        cells += [f"{row.forward:.0%}", f"{row.backward:.0%}"] if shares else []
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    of_int8 = [[f"{row.forward:.0%}", f"{row.backward:.0%}"] if shares else [] for row in rows]
+    return markdown(heads, [[r.what, r.energy, r.force, r.box_force, *s] for r, s in zip(rows, of_int8, strict=True)])
 
 
 def study(
-    students: Annotated[list[str], typer.Argument(help="Checkpoints, or students that ship.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for precision.json and precision.md.")],
+    students: Annotated[list[str] | None, typer.Argument(help="Checkpoints, or students that ship.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for precision.json and precision.md.")] = Path(
+        "study"
+    ),
     molecules: Annotated[int, typer.Option(help="How many unseen molecules.")] = 240,
     document: Annotated[Path | None, typer.Option(help="A Markdown file to put the tables into.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="40 molecules.")] = False,
@@ -170,7 +174,7 @@ def study(
     prepare_output(output)
     facts: dict[str, Any] = {}
     parts = []
-    for checkpoint in students:
+    for checkpoint in students or [STUDENT]:
         name = Path(checkpoint).stem
         console.print(name)
         measure = Measure(checkpoint, 40 if quick else molecules)
@@ -184,11 +188,10 @@ def study(
             table(ways, shares=False),
         ]
         facts[name] = {"rows": [vars(row) for row in rows], "all_int8": [vars(row) for row in ways]}
-    text = "\n\n".join(parts) + "\n"
-    (output / "precision.md").write_text(text, encoding="utf-8")
+    text = "\n\n".join(parts)
+    (output / "precision.md").write_text(f"{text}\n", encoding="utf-8")
     if document is not None:
-        before, rest = document.read_text(encoding="utf-8").split(MARKS[0])
-        document.write_text(f"{before}{MARKS[0]}\n\n{text}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
+        write_between_marks(document, text)
     (output / "precision.json").write_bytes(to_json(facts))
     console.print(f"wrote {output / 'precision.md'}")
 

@@ -1,26 +1,45 @@
-"""What the stand-alone validation studies share: what to run against a student, structures, and the result's file."""
+"""What the stand-alone validation studies share: what to run against a student, structures, and options."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 from ase import Atoms
 
-from painn_deploy.calibration.accuracy.reference import batched_results
+from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.physics.subjects import choose_subjects
 from painn_deploy.calibration.structures import check_species, read_structures, seed_structures
 from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
-from painn_deploy.export.errors import DatasetError, OutputError
-from painn_deploy.export.files import prepare_output, to_json
+from painn_deploy.export.errors import DatasetError
 from painn_deploy.export.manifest import MANIFEST, read_bundle
 from painn_deploy.export.model.student import Student
 from painn_deploy.runtime import PaiNNCalculator
 
-__all__ = ["Candidate", "choose", "labels", "open_candidate", "write_result"]
+__all__ = [
+    "Candidate",
+    "CompareTo",
+    "Device",
+    "JsonFile",
+    "OfStudent",
+    "Structures",
+    "choose",
+    "labels",
+    "open_candidate",
+]
+
+OfStudent = Annotated[str, typer.Option("--checkpoint", help="A .safetensors or .pt file, or a student that ships.")]
+CompareTo = Annotated[
+    str | None, typer.Option(help="A bundle, or another checkpoint; the student in float32 otherwise.")
+]
+Structures = Annotated[Path | None, typer.Option(help="In any format that ASE reads.")]
+Device = Annotated[str, typer.Option(help="For a bundle: auto, or what its engine names.")]
+JsonFile = Annotated[Path | None, typer.Option(help="JSON file to write.")]
+"""Options that mean the same to every study of errors."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +61,11 @@ class Candidate:
 def open_candidate(compare_to: Path | str | None, checkpoint: str, device: str) -> Iterator[Candidate]:
     """A bundle, another checkpoint in float64, or the student itself in float32 where nothing is named.
 
+    Args:
+        compare_to: what is named.
+        checkpoint: the student.
+        device: for a bundle, `auto` or what its engine names.
+
     Raises:
         BundleError: the bundle is damaged.
         CheckpointError: the checkpoint cannot be read.
@@ -50,7 +74,7 @@ def open_candidate(compare_to: Path | str | None, checkpoint: str, device: str) 
     source = resolve_checkpoint(checkpoint)
     if compare_to is None:
         single = load_student(checkpoint)
-        yield Candidate(f"{source.name} in PyTorch, float32", lambda atoms: batched_results(single, atoms), True)
+        yield Candidate(f"{source.name} in PyTorch, float32", lambda atoms: reference_results(single, atoms), True)
     elif (Path(compare_to) / MANIFEST).is_file() or Path(compare_to).is_dir():
         manifest = read_bundle(compare_to).manifest
         with PaiNNCalculator(compare_to, device=device) as calculator:
@@ -64,13 +88,17 @@ def open_candidate(compare_to: Path | str | None, checkpoint: str, device: str) 
         found = resolve_checkpoint(compare_to)
         yield Candidate(
             f"{found.name} in PyTorch, float64",
-            lambda atoms: batched_results(other, atoms),
+            lambda atoms: reference_results(other, atoms),
             found.sha256 == source.sha256,
         )
 
 
 def choose(given: Path | None, student: Student) -> tuple[list[Atoms], str]:
     """Structures of a file, or the seed project's eight cases and a few small crystals; and what to call them.
+
+    Args:
+        given: the file, in any format that ASE reads.
+        student: that must know their elements.
 
     Raises:
         DatasetError: the file cannot be read, or holds an element that the student does not know.
@@ -89,6 +117,13 @@ def choose(given: Path | None, student: Student) -> tuple[list[Atoms], str]:
 def labels(structures: Sequence[Atoms], source: str) -> list[Mapping[str, Any]]:
     """Energies and forces that structures carry, such as a teacher's.
 
+    Args:
+        structures: of which each has a calculator with results.
+        source: what to call them.
+
+    Returns:
+        `energy` in eV and `forces` [atoms, 3] in eV/Å of each.
+
     Raises:
         DatasetError: one carries no energy or no forces, or NaN; the message says which.
     """
@@ -105,16 +140,3 @@ def labels(structures: Sequence[Atoms], source: str) -> list[Mapping[str, Any]]:
             raise DatasetError(f"Structure {index} ({atoms.symbols}) of {source} carries NaN or infinity as a label.")
         found.append({"energy": float(results["energy"]), "forces": np.asarray(results["forces"], float)})
     return found
-
-
-def write_result(values: Mapping[str, Any], path: Path) -> None:
-    """Write JSON.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    prepare_output(path.parent)
-    try:
-        path.write_bytes(to_json(values))
-    except OSError as error:
-        raise OutputError(f"Cannot write {path}: {error.strerror or error}.") from error

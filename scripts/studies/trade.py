@@ -16,23 +16,32 @@ import typer
 from ase.build import molecule
 from rich.progress import Progress
 
+from painn_deploy.calibration.report.drawing import drawn
+from painn_deploy.calibration.timing import milliseconds
 from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
 from painn_deploy.export.errors import PrecisionError
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.scripts.benchmarks import timing
+from painn_deploy.scripts.benchmarks.conditions import STUDENT
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.commands.export import export_engines
-from painn_deploy.scripts.studies.card_text import markdown
+from painn_deploy.scripts.commands.outputs import markdown
 from painn_deploy.scripts.studies.model_card import errors_by_kind
 
 TIMED = "C6H6"
-COLUMNS = (
-    "student", "precision", "interactions", "parameters", "force MAE (meV/Å)", "energy MAE (meV/atom)", "ms a benzene"
-)  # fmt: skip
+COLUMNS = {
+    "name": "student",
+    "precision": "precision",
+    "interactions": "interactions",
+    "parameters": "parameters",
+    "force": "force MAE (meV/Å)",
+    "energy": "energy MAE (meV/atom)",
+    "milliseconds": "ms a benzene",
+}
 
 
 def trade(
-    checkpoints: Annotated[list[str], typer.Argument(help="Checkpoints, or students that ship.")],
+    checkpoints: Annotated[list[str] | None, typer.Argument(help="Checkpoints, or students that ship.")] = None,
+    *,
     data: Annotated[Path, typer.Option(help="Folder that make_dataset.py wrote.")],
     output: Annotated[Path, typer.Option(help="PNG; a table of the same name ends in .md, the numbers in .json.")],
     precision: Annotated[list[str], typer.Option(help="As for `painn-deploy export`.")] = ["fp32"],  # noqa: B006
@@ -43,7 +52,7 @@ def trade(
     with tempfile.TemporaryDirectory() as folder, Progress(transient=True) as progress, ExitStack() as stack:
         task = progress.add_task("", total=None)
         calculators: dict[str, PaiNNCalculator] = {}
-        for checkpoint in checkpoints:
+        for checkpoint in checkpoints or [STUDENT]:
             student = load_student(checkpoint)
             for bits in precision:
                 progress.update(task, description=f"exporting {checkpoint} in {bits}")
@@ -67,47 +76,44 @@ def trade(
                     }
                 )
         progress.update(task, description="timing")
-        milliseconds = timing.milliseconds(dict(calculators), [molecule(TIMED)])
+        times = milliseconds(dict(calculators), [molecule(TIMED)])
     for row in rows:
-        row["milliseconds"] = milliseconds[row["name"]]
+        row["milliseconds"] = times[row["name"]]
     draw(rows, output)
     output.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    keys = ("name", "precision", "interactions", "parameters", "force", "energy", "milliseconds")
-    output.with_suffix(".md").write_text(
-        markdown(COLUMNS, [[r[k] for k in keys] for r in rows]) + "\n", encoding="utf-8"
-    )
+    table = markdown(list(COLUMNS.values()), [[row[key] for key in COLUMNS] for row in rows])
+    output.with_suffix(".md").write_text(f"{table}\n", encoding="utf-8")
     print(f"wrote {output} and the same in .md and .json")
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Error against time; a colour for each precision, a shape for each number of interactions."""
-    import matplotlib as mpl
+    """Error against time; a colour for each precision, a shape for each number of interactions.
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(6, 4.2), layout="constrained")
+    Args:
+        rows: of students, with the keys of `COLUMNS`.
+        path: of the picture.
+    """
     colours = {bits: f"C{i}" for i, bits in enumerate(dict.fromkeys(row["precision"] for row in rows))}
     shapes = {count: "ovs^D"[i % 5] for i, count in enumerate(sorted({row["interactions"] for row in rows}))}
-    for row in rows:
-        ax.plot(row["milliseconds"], row["force"], shapes[row["interactions"]], color=colours[row["precision"]], ms=8)
-    for student in dict.fromkeys(row["name"].rsplit(" ", 1)[0] for row in rows):
-        points = [(r["milliseconds"], r["force"]) for r in rows if r["name"].rsplit(" ", 1)[0] == student]
-        ax.annotate(student, max(points), xytext=(9, -4), textcoords="offset points")
-    for bits, colour in colours.items():
-        ax.plot([], [], "o", color=colour, label=bits)
-    for count, shape in shapes.items():
-        ax.plot([], [], shape, color="0.4", label=f"{count} interactions")
-    ax.set(
-        xlabel=f"energy and forces of {TIMED} through ASE (ms)", ylabel="force MAE, molecules never trained on (meV/Å)"
-    )
-    ax.set_xlim(0, 1.25 * max(row["milliseconds"] for row in rows))
-    ax.set_ylim(0, 1.15 * max(row["force"] for row in rows))
-    ax.grid(alpha=0.3)
-    ax.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    points: dict[str, list[tuple[float, float]]] = {}
+    with drawn(path, (6.0, 4.2)) as axes:
+        for row in rows:
+            at, shape = (row["milliseconds"], row["force"]), shapes[row["interactions"]]
+            axes.plot(*at, shape, color=colours[row["precision"]], ms=8)
+            points.setdefault(row["name"].rsplit(" ", 1)[0], []).append(at)
+        for student, found in points.items():
+            axes.annotate(student, max(found), xytext=(9, -4), textcoords="offset points")
+        for bits, colour in colours.items():
+            axes.plot([], [], "o", color=colour, label=bits)
+        for count, shape in shapes.items():
+            axes.plot([], [], shape, color="0.4", label=f"{count} interactions")
+        axes.set(
+            xlabel=f"energy and forces of {TIMED} through ASE (ms)",
+            ylabel="force MAE, molecules never trained on (meV/Å)",
+            xlim=(0, 1.25 * max(row["milliseconds"] for row in rows)),
+            ylim=(0, 1.15 * max(row["force"] for row in rows)),
+        )
+        axes.legend()
 
 
 if __name__ == "__main__":

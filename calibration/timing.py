@@ -7,13 +7,35 @@ from typing import Any, TypeVar
 import numpy as np
 from ase import Atoms
 
-__all__ = ["medians", "milliseconds", "mover", "samples", "through_ase"]
+__all__ = ["BLOCKS", "Pace", "medians", "milliseconds", "mover", "samples", "through_ase"]
 
 BLOCKS = 5
 WARM_UP = 2
 PAUSE = 0.05
 
 Input = TypeVar("Input")
+
+
+class Pace:
+    """How many calls a time is the median of, and by which clock.
+
+    Args:
+        quick: only enough to see that everything runs.
+        processor: take processor time, which other programs disturb least; fewer calls then do.
+
+    Attributes:
+        unit: of the times.
+    """
+
+    def __init__(self, *, quick: bool, processor: bool = False) -> None:
+        self.calls, self.blocks = (2, 1) if quick else (10, 3 if processor else 5)
+        self.processor = processor
+        self.unit = "ms of processor time" if processor else "ms"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Arguments of `medians` and `samples`."""
+        clock = time.process_time if self.processor else time.perf_counter
+        return {"calls": self.calls, "blocks": self.blocks, "clock": clock}
 
 
 def medians(
@@ -24,7 +46,15 @@ def medians(
     blocks: int = BLOCKS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Median ms of one call of each candidate; see `samples`."""
+    """Median milliseconds of one call of each candidate.
+
+    Args:
+        candidates: see `samples`, as for the others.
+        fresh: makes the input of one call.
+        calls: of a block.
+        blocks: of each candidate.
+        clock: in seconds.
+    """
     found = samples(candidates, fresh, calls=calls, blocks=blocks, clock=clock)
     return {name: float(np.median(times)) for name, times in found.items()}
 
@@ -103,7 +133,13 @@ def through_ase(calculator: Any) -> Callable[[list[Atoms]], None]:
 
 
 def mover(structures: Sequence[Atoms], rng: np.random.Generator, sigma: float = 0.02) -> Callable[[], list[Atoms]]:
-    """The same structures at every call, each atom moved anew by a normal deviate of `sigma` Å in every direction."""
+    """The same structures at every call, with new positions.
+
+    Args:
+        structures: to move; copies of them are.
+        rng: of the moves.
+        sigma: Å, standard deviation of each atom's move from its start in every direction.
+    """
     moving = [atoms.copy() for atoms in structures]
     starts = [atoms.positions.copy() for atoms in structures]
 

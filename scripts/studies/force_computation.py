@@ -20,16 +20,18 @@ from rich.console import Console
 from rich.table import Table
 
 from painn_deploy.calibration.structures import aspirin, check_species, read_structures
+from painn_deploy.calibration.timing import Pace, medians, mover
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import EngineUnavailableError
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.export.files import prepare_output
 from painn_deploy.export.manifest import MODEL, read_bundle
 from painn_deploy.runtime.matrix import graph_inputs
-from painn_deploy.scripts.benchmarks.eager import EagerModel, Edges, edges_of
-from painn_deploy.scripts.benchmarks.speed_studies import Pace, exported, finish, made_table, set_threads
-from painn_deploy.scripts.benchmarks.timing import medians, mover
+from painn_deploy.scripts.benchmarks.conditions import STUDENT, Checkpoint, Threads, finish, set_threads
+from painn_deploy.scripts.benchmarks.contenders.bundles import exported
+from painn_deploy.scripts.benchmarks.contenders.eager import EagerModel, Edges, edges_of
 from painn_deploy.scripts.commands.entry import run_command
+from painn_deploy.scripts.commands.outputs import made_table
 from painn_deploy.scripts.profiling.costs import energy_only
 from painn_deploy.scripts.profiling.of_eager import BACKWARD, eager_parts, eager_trace
 from painn_deploy.scripts.profiling.of_onnxruntime import OTHER, Operator, open_plain, profile_graph
@@ -43,11 +45,13 @@ OPERATORS = 10
 
 
 def main(
-    checkpoint: Annotated[str, typer.Argument(help="A .safetensors or .pt file, or a student that ships.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for traces and profile.json.")],
+    checkpoint: Checkpoint = STUDENT,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for traces and profile.json.")] = Path(
+        "profile"
+    ),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     structure: Annotated[Path | None, typer.Option(help="In any format that ASE reads; aspirin otherwise.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the CPU; each library's own choice otherwise.")] = None,
+    threads: Threads = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few calls.")] = False,
 ) -> None:
     """Profile energy and forces in PyTorch eager and in ONNX Runtime."""

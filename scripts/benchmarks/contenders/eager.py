@@ -50,7 +50,13 @@ class Edges(NamedTuple):
 
 
 def edges_of(structures: Sequence[Atoms], cutoff: float, dtype: torch.dtype = torch.float32) -> Edges:
-    """Neighbours of every structure, found by the search that our own calculator uses."""
+    """Neighbours of every structure, found by the search that our own calculator uses.
+
+    Args:
+        structures: at least one.
+        cutoff: Å.
+        dtype: of positions and shifts.
+    """
     sizes = [len(atoms) for atoms in structures]
     directed, shifts = [], []
     for atoms in structures:

@@ -5,7 +5,7 @@
 Exits 1 where a ratio fell by more than the tolerance. Machines and days differ; ratios within a run much less.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,12 +13,12 @@ import typer
 from rich.console import Console
 
 from painn_deploy.export.errors import PaiNNDeployError
-from painn_deploy.scripts.benchmarks.benchmark_inference import read
-from painn_deploy.scripts.benchmarks.benchmarking import EAGER
-from painn_deploy.scripts.benchmarks.speed_studies import made_table
+from painn_deploy.scripts.benchmarks.contenders.contender import EAGER
+from painn_deploy.scripts.benchmarks.results import read
 from painn_deploy.scripts.commands.entry import run_command
+from painn_deploy.scripts.commands.outputs import made_table
 
-__all__ = ["compare", "slower"]
+__all__ = ["compare", "ratios", "slower"]
 
 TOLERANCE = 0.05
 Case = tuple[str, str, str]
@@ -44,31 +44,33 @@ def compare(
         for case in flagged
     ]
     if rows:
-        console.print(
-            made_table(
-                "slower than it was, against eager", ["case", "candidate", "what", "before", "after", "change"], rows
-            )
-        )
+        headings = ["case", "candidate", "what", "before", "after", "change"]
+        console.print(made_table("slower than it was, against eager", headings, rows))
         raise typer.Exit(1)
     console.print(f"{len(first.keys() & second.keys())} ratios compared: none fell by more than {tolerance:.0%}")
 
 
 def slower(before: Mapping[Case, float], after: Mapping[Case, float], tolerance: float) -> list[Case]:
-    """Cases whose ratio to eager fell by more than the tolerance."""
+    """Cases whose ratio to eager fell by more than the tolerance.
+
+    Args:
+        before: ratios by case, contender and what was timed.
+        after: the same of a later run.
+        tolerance: share of the ratio before.
+    """
     return [case for case in before if case in after and after[case] < before[case] * (1 - tolerance)]
 
 
 def ratios(found: Mapping[str, Any]) -> dict[Case, float]:
-    """Ratio to eager by case, candidate and what was timed."""
-    return dict(_ratios(found))
-
-
-def _ratios(found: Mapping[str, Any]) -> Iterator[tuple[Case, float]]:
-    for row in (*found["latency"], *found["throughput"]):
-        case = f"{row['structure']} x {row['batch']}" if "batch" in row else row["structure"]
-        for what in ("whole", "engine"):
-            if row["candidate"] != EAGER and row[what] is not None:
-                yield (case, row["candidate"], what), row[what]["ratio"]
+    """Ratio to eager by case, contender and what was timed."""
+    return {
+        (f"{row['structure']} x {row['batch']}" if "batch" in row else row["structure"], row["candidate"], what): row[
+            what
+        ]["ratio"]
+        for row in (*found["latency"], *found["throughput"])
+        for what in ("whole", "engine")
+        if row["candidate"] != EAGER and row[what] is not None
+    }
 
 
 if __name__ == "__main__":

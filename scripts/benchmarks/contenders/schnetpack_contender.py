@@ -1,4 +1,4 @@
-"""SchNetPack's own calculator among the candidates of a benchmark, in its own environment, on a student's weights."""
+"""SchNetPack's own calculator as a contender, in its own environment, on a student's weights."""
 
 import json
 import subprocess
@@ -14,6 +14,7 @@ from ase import Atoms
 from painn_deploy.export.errors import PaiNNDeployError
 from painn_deploy.export.model.painn import GaussianBasis, PaiNN
 from painn_deploy.export.model.student import Student
+from painn_deploy.scripts.benchmarks.contenders.contender import SCHNETPACK, Contender
 
 __all__ = ["SchNetPack", "schnetpack", "schnetpack_weights"]
 
@@ -51,13 +52,20 @@ def schnetpack_weights(student: PaiNN) -> dict[str, np.ndarray]:
     return weights | {key: np.array(getattr(configuration, key)) for key in keys}
 
 
-class SchNetPack:
-    """A process that answers with energy and forces of one structure after the other."""
+class SchNetPack(Contender):
+    """A process that answers with energy and forces of one structure after the other.
+
+    Args:
+        process: that runs schnetpack_server.py.
+    """
+
+    alone = False
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
+        super().__init__(SCHNETPACK, "of its own environment")
         self._process = process
 
-    def __call__(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
+    def whole(self, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
         """One call of SpkCalculator for each structure, as its users make them; energies without atomic references.
 
         Raises:
@@ -106,7 +114,7 @@ def schnetpack(python: str, student: Student) -> Iterator[SchNetPack]:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
         try:
             peer = SchNetPack(process)
-            peer([Atoms("H2", [(0, 0, 0), (0, 0, 0.74)])])  # loading takes seconds, and a core
+            peer.whole([Atoms("H2", [(0, 0, 0), (0, 0, 0.74)])])  # loading takes seconds, and a core
             yield peer
         finally:
             process.kill()

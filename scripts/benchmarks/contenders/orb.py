@@ -17,7 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["HOW_TO_GET", "Counted", "count_orb", "is_installed", "orb_calculator", "orb_v2"]
+from painn_deploy.calibration.timing import through_ase
+from painn_deploy.scripts.benchmarks.contenders.contender import ORB, Contender
+
+__all__ = ["HOW_TO_GET", "Counted", "Orb", "count_orb", "is_installed", "orb_v2"]
 
 HOW_TO_GET = (
     "Orb-v2 is left out: orb-models is not installed. It wants an older rich than constraints.txt pins, so make it an "
@@ -42,11 +45,26 @@ def orb_v2() -> Any:
     return model.eval().requires_grad_(requires_grad=False)
 
 
-def orb_calculator(model: Any) -> Any:
-    """The package's own ASE calculator."""
-    from orb_models.forcefield.calculator import ORBCalculator
+class Orb(Contender):
+    """Orb-v2 through the package's own ASE calculator, one structure at a time.
 
-    return ORBCalculator(model, device="cpu")
+    Args:
+        model: from `orb_v2`, compiled or not.
+    """
+
+    alone = False
+
+    def __init__(self, model: Any) -> None:
+        from orb_models.forcefield.calculator import ORBCalculator
+
+        super().__init__(f"{ORB}, {'compiled' if model.is_compiled() else 'eager'}", str(torch.__version__))
+        self._calculator = ORBCalculator(model, device="cpu")
+        self._evaluate = through_ase(self._calculator)
+
+    def whole(self, structures: list[Atoms]) -> list[Any]:
+        """Energy and forces of a list of one structure."""
+        self._evaluate(structures)
+        return [self._calculator.results]
 
 
 @dataclass(frozen=True)
@@ -73,7 +91,12 @@ class Counted:
 
 
 def count_orb(model: Any, structures: Sequence[Atoms]) -> Counted:
-    """Count one evaluation of a batch."""
+    """Count one evaluation of a batch.
+
+    Args:
+        model: from `orb_v2`.
+        structures: side by side.
+    """
     from orb_models.forcefield.atomic_system import ase_atoms_to_atom_graphs
     from orb_models.forcefield.base import batch_graphs
 
