@@ -180,10 +180,12 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{path} exists. Give --overwrite to replace it, or another folder with -o.")
 
 
-def __getattr__(name: str) -> Any:
-    """Names that users import from here; their module imports this one, and so it is imported when they are used."""
-    if name not in ("Bundle", "read_bundle", "write_bundle"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import painn_deploy.export.bundle as bundle
+if not TYPE_CHECKING:  # a checker that saw it would believe that any name is here
 
-    return getattr(bundle, name)
+    def __getattr__(name: str) -> Any:
+        """Names that users import from here; their module imports this one, and so is imported when they are used."""
+        if name not in ("Bundle", "read_bundle", "write_bundle"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import painn_deploy.export.bundle as bundle
+
+        return getattr(bundle, name)

@@ -135,12 +135,12 @@ def validate(
     device: Device = "auto",
 ) -> None:
     """Hold engines against their student and the laws of physics; exit status 1 where one is past a limit."""
-    from painn_deploy.calibration.accuracy.errors import Limits
+    from painn_deploy.calibration.accuracy.errors import Tolerances
     from painn_deploy.calibration.report.validation import Options
     from painn_deploy.scripts.commands.quantities import energy_limit, force_limit, stress_limit
     from painn_deploy.scripts.commands.validate import run_validation
 
-    limits = Limits(energy_limit(max_energy_error), force_limit(max_force_error), stress_limit(max_stress_error))
+    limits = Tolerances(energy_limit(max_energy_error), force_limit(max_force_error), stress_limit(max_stress_error))
     chosen = Options(structures, limits, device, audit, picoseconds)
     if run_validation(
         bundles, reference, chosen, compare_to=compare_to, output=output, strict=strict, out=out, err=err

@@ -127,7 +127,7 @@ def test_nothing_is_left_of_an_engine_that_fails_the_gate(
 
 def test_structures_that_are_left_out_are_counted(painn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "within_reach", lambda forces: list(range(len(forces)))[3:])
-    limits = measuring.Limits(energy=1.0, forces=10.0)
+    limits = measuring.Tolerances(energy=1.0, forces=10.0)
     (path,) = export_engines(painn, tmp_path, precisions=["fp16"], limits=limits)
     validation = json.loads(read_bundle(path).file("validation.json"))
     assert validation["left_out_for_large_forces"] == 3

@@ -25,8 +25,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MOST_MODULES, MOST_LINES = 20, 400  # of a folder, of a module
 
 # Inside a room, imports point to the left too: here are its sub-packages in that order, and "" for the modules that are
-# in none; one of these that stands elsewhere in the order is named. Sub-packages in brackets still import one another.
-SHELVES: dict[str, tuple[str | tuple[str, ...], ...]] = {
+# in none. A module that stands elsewhere than its folder is named.
+SHELVES = {
     "export": ("", "model", "checkpoint", "graph"),
     "engines": ("", "gpu", "inductor", "onnxruntime", "tensorrt"),
     "runtime": ("", "screening"),
@@ -36,12 +36,7 @@ SHELVES: dict[str, tuple[str | tuple[str, ...], ...]] = {
         *("kit", "gpu", ("", "profiling/walk")),
     ),
 }
-PLACES = {
-    room: {
-        name: place for place, entry in enumerate(entries) for name in ((entry,) if isinstance(entry, str) else entry)
-    }
-    for room, entries in SHELVES.items()
-}
+PLACES = {room: {name: place for place, name in enumerate(names)} for room, names in SHELVES.items()}
 
 
 def modules(room: str) -> list[Path]:
@@ -91,20 +86,22 @@ def test_imports_point_to_the_left() -> None:
 
 
 def test_imports_inside_a_room_point_to_the_left() -> None:
+    def inner(path: Path) -> list[Path]:
+        found = (EVERY[name] for name in imports(path))
+        return [other for other in found if other.is_relative_to(ROOT / room) and other != path]
+
     def place(path: Path) -> int:
         inside, places = path.relative_to(ROOT / room), PLACES[room]
-        if inside == Path("__init__.py"):  # it offers names of any sub-package, and stands with the last
-            return max(places.values())
+        if inside == Path("__init__.py"):  # it stands where the names that it offers do
+            return max((place(other) for other in inner(path)), default=0)
         module, folder = inside.with_suffix("").as_posix(), inside.parent.as_posix()
         return places[module] if module in places else places["" if folder == "." else folder]
 
     wrong = []
     for room in ROOMS:
         for path in modules(room):
-            inner = (EVERY[name] for name in imports(path) if EVERY[name].is_relative_to(ROOT / room))
-            wrong += [
-                f"{path.relative_to(ROOT)} imports {p.relative_to(ROOT)}" for p in inner if place(p) > place(path)
-            ]
+            later = [other for other in inner(path) if place(other) > place(path)]
+            wrong += [f"{path.relative_to(ROOT)} imports {other.relative_to(ROOT)}" for other in later]
     assert wrong == []
 
 

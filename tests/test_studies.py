@@ -14,7 +14,7 @@ from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from painn_deploy.calibration.accuracy.breakdown import per_structure
-from painn_deploy.calibration.accuracy.reference import batched_results
+from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.physics import consistency
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import DatasetError
@@ -35,7 +35,7 @@ def labelled(painn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two molecules whose labels are the student's own results, off by 1 eV an atom and 10 meV/Å."""
     structures = [students.water(), students.perturbed(molecule("CH4"), 1)]
     student = load_student(painn, dtype=torch.float64)
-    for atoms, result in zip(structures, batched_results(student, structures), strict=True):
+    for atoms, result in zip(structures, reference_results(student, structures), strict=True):
         energy, forces = result["energy"] + len(atoms), result["forces"] + 0.01
         atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
     path = tmp_path_factory.mktemp("labelled") / "labelled.extxyz"

@@ -14,7 +14,7 @@ from painn_deploy.runtime.grouping import group
 from painn_deploy.runtime.matrix import join, local_graphs
 from painn_deploy.runtime.results import as_results
 
-__all__ = ["TorchCalculator", "batched_results", "reference_results"]
+__all__ = ["TorchCalculator", "reference_results"]
 
 BATCH = 4096
 """Atoms x slots of one batch: autograd keeps every layer's edges, in float64."""
@@ -87,10 +87,6 @@ def reference_results(student: Student, structures: Sequence[Atoms]) -> list[dic
             results[index] = _results(student, structures[index], part)
             start = rows.stop
     return results
-
-
-batched_results = reference_results
-"""The name that studies know it by."""
 
 
 def _key(atoms: Atoms) -> bytes:

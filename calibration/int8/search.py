@@ -26,7 +26,7 @@ LEAST_STRUCTURES = 16
 """Half of them, the most extreme, are set aside; products are chosen by the errors on the others."""
 
 MOST_STRUCTURES = 64
-"""Of each half: more cost minutes and change little."""
+"""Of each half; more would cost minutes and change little."""
 
 MARGIN = 0.7
 """Share of the tolerances that a search uses, so that its choice is within them on other structures too."""
@@ -189,7 +189,7 @@ class _Within:
     force: float
 
     def excess(self, errors: Errors) -> float:
-        """How many times the tolerance; 1 is just within."""
+        """The larger of both errors in units of its tolerance; up to 1 it is within."""
         return max(errors.energy_mae / self.energy, errors.force_rmse / self.force)
 
     def __call__(self, errors: Errors) -> bool:
@@ -204,7 +204,7 @@ def _by_row(products: Iterable[Product]) -> dict[str, OperandScale]:
 
 
 def _largest(ordered: Sequence[Sensitivity], errors: Measure, within: _Within) -> list[Sensitivity]:
-    """The longest beginning of a list that is within the tolerance, and whatever else of it still fits."""
+    """The longest beginning of a list that is within the tolerance, and every later entry that still fits."""
     fits, too_many = 0, len(ordered) + 1
     while too_many - fits > 1:
         middle = (fits + too_many) // 2

@@ -1,7 +1,7 @@
-"""Whether forces are the slope of the engine's own energy, and stress its slope under strain.
+"""Consistency: forces must be the slope of the engine's own energy, and stress its slope under strain.
 
-The step of the finite differences is chosen from the engine's measured energy noise: too short a step drowns in it, too
-long a one sees the surface bend. The bend is known exactly, from the student in float64, and is taken off.
+The step of the finite differences is chosen from the engine's measured energy noise: a short step drowns in noise, a
+long step sees the surface bend. The bend is known exactly, from the student in float64, and is subtracted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,10 +37,10 @@ STENCIL = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))
 """Points and weights of the central difference of fourth order."""
 
 UNSURE = 2.0
-"""How far the noise of an energy may be beyond what was measured of it on a few dozen points."""
+"""The noise of an energy may be so many times the noise that was measured on a few dozen points."""
 
 STENCIL_NOISE = float(np.sqrt(sum(weight**2 for _, weight in STENCIL)))
-"""Of a difference with step 1, for unit noise of each energy."""
+"""Noise of a difference with step 1, for unit noise of each energy."""
 
 FORCE_STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.04)
 """Å, steps to choose from."""

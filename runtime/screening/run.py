@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,6 +18,7 @@ from ase import Atoms
 
 from painn_deploy.export.errors import OutputError
 from painn_deploy.export.files import remove_partial, sync, write_whole
+from painn_deploy.export.progress import Tell, silent
 from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.screening.relaxation import Relaxation, relax
 from painn_deploy.runtime.screening.sinks import SINKS, result_row
@@ -151,7 +152,7 @@ def screen(
     device: str = "auto",
     memory: float | None = None,
     progress: Progress = lambda done, total, computed: None,  # noqa: ARG005
-    tell: Callable[[str], None] = lambda line: None,  # noqa: ARG005
+    tell: Tell = silent,
 ) -> Summary:
     """Compute every structure of a file, and write one row for each, in order.
 

@@ -19,7 +19,8 @@ from rich.markup import escape
 from painn_deploy.engines import get_backend
 from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
 from painn_deploy.export.errors import BundleError, PaiNNDeployError
-from painn_deploy.export.manifest import prepare_output, read_bundle, to_json
+from painn_deploy.export.files import prepare_output, to_json, write_output
+from painn_deploy.export.manifest import read_bundle
 from painn_deploy.export.model.student import Student
 from painn_deploy.scripts.benchmarks.cases import copies, sizes
 from painn_deploy.scripts.benchmarks.conditions import STUDENT, Checkpoint, conditions
@@ -77,7 +78,7 @@ def benchmark(
             quick=quick,
             console=console,
             peers=[stack.enter_context(schnetpack(schnetpack_python, student))] if schnetpack_python else [],
-            keep=lambda so_far: path.write_bytes(to_json(of | so_far)),
+            keep=lambda so_far: write_output(path, to_json(of | so_far)),
         )
     found |= of
     found["costs"] = [row | built[row["candidate"]] for row in found["costs"]]
@@ -172,7 +173,7 @@ def bench_bundles(
 
     def keep(so_far: dict[str, Any]) -> None:
         if output is not None:
-            (output / "benchmark.json").write_bytes(to_json(of | so_far))
+            write_output(output / "benchmark.json", to_json(of | so_far))
 
     if output is not None:
         prepare_output(output)

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from painn_deploy.calibration.report.drawing import drawn
 from painn_deploy.export.errors import PaiNNDeployError
-from painn_deploy.export.manifest import to_json
+from painn_deploy.export.files import to_json, write_output
 from painn_deploy.scripts.benchmarks.cases import ETHANOL
 from painn_deploy.scripts.benchmarks.contenders.contender import EAGER
 from painn_deploy.scripts.commands.outputs import made_table
@@ -176,7 +176,7 @@ def store(found: Mapping[str, Any], folder: Path, console: Console) -> None:
         console: to say so on.
     """
     path = folder / "benchmark.json"
-    path.write_bytes(to_json(found))
+    write_output(path, to_json(found))
     plot(found, folder)
     console.print(f"wrote {path}, latency.png and throughput.png", soft_wrap=True)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from ase import Atoms
 
-from painn_deploy.calibration.accuracy.errors import Accuracy, Limits
+from painn_deploy.calibration.accuracy.errors import Accuracy, Tolerances
 from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.accuracy.tabling import Tabled, find_table
 from painn_deploy.calibration.structures import (
@@ -90,7 +90,7 @@ class Bundler(Closing):
         checkpoint: str | Path,
         structures: str | Path | Sequence[Atoms] | None,
         compute_capabilities: Sequence[str],
-        limits: Limits | None,
+        limits: Tolerances | None,
         *,
         device: str,
         tf32: bool,

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from ase import Atoms
 
-from painn_deploy.calibration.accuracy.errors import Limits
+from painn_deploy.calibration.accuracy.errors import Tolerances
 from painn_deploy.calibration.accuracy.tabling import LARGEST_ERROR
 from painn_deploy.engines import BACKENDS, get_backend
 from painn_deploy.export.checkpoint import find_checkpoint
 from painn_deploy.export.errors import ExportError
 from painn_deploy.export.files import prepare_output
 from painn_deploy.export.manifest import PRECISIONS, SUFFIX, check_free
-from painn_deploy.export.progress import Tell
+from painn_deploy.export.progress import Tell, silent
 from painn_deploy.scripts.commands.bundler import Bundler
 from painn_deploy.scripts.commands.measuring import GATE
 from painn_deploy.scripts.commands.typed_graphs import AUTO
@@ -28,14 +28,14 @@ def export_engines(
     precisions: Sequence[str] = ("fp32",),
     structures: str | Path | Sequence[Atoms] | None = None,
     compute_capabilities: Sequence[str] = (),
-    limits: Limits | None = None,
+    limits: Tolerances | None = None,
     device: str = "auto",
     tf32: bool = False,
     form: str = "",
     radial_table: bool = False,
     max_table_error: float = LARGEST_ERROR,
     overwrite: bool = False,
-    tell: Tell = lambda _: None,
+    tell: Tell = silent,
 ) -> list[Path]:
     """Export a student to one bundle for each engine and precision.
 

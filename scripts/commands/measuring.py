@@ -6,7 +6,7 @@ from typing import Any
 
 from ase import Atoms
 
-from painn_deploy.calibration.accuracy.errors import ERROR_UNITS, Accuracy, Limits, compare
+from painn_deploy.calibration.accuracy.errors import ERROR_UNITS, Accuracy, Tolerances, compare
 from painn_deploy.calibration.accuracy.parity import check_parity
 from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.structures import default_structures, trusted_species, within_reach
@@ -80,7 +80,13 @@ class Examiner(Closing):
     """
 
     def __init__(
-        self, reference: Student, exported: Student, exact: Bundle, tests: TrialSet, limits: Limits | None, tell: Tell
+        self,
+        reference: Student,
+        exported: Student,
+        exact: Bundle,
+        tests: TrialSet,
+        limits: Tolerances | None,
+        tell: Tell,
     ) -> None:
         self._reference, self._exported, self._exact, self._tests = reference, exported, exact, tests
         self._limits, self._tell = limits, tell
@@ -150,7 +156,7 @@ class Examiner(Closing):
     def _excess(self, bundle: Bundle, accuracy: Accuracy) -> str:
         """Which limits errors against FP32 exceed; empty where they keep them. A stress has no limit of its own."""
         engine, precision = bundle.manifest.engine, bundle.manifest.precision
-        limits = self._limits or (INT8_LIMITS if precision == "int8" else Limits())
+        limits = self._limits or (INT8_LIMITS if precision == "int8" else Tolerances())
         if not (failures := accuracy.failures(dataclasses.replace(limits, stress=float("inf")))):
             return ""
         what, past = f"{engine} in {precision}", "; ".join(failures)

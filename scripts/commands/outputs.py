@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from painn_deploy.export.errors import OutputError
-from painn_deploy.export.manifest import prepare_output, to_json
+from painn_deploy.export.files import prepare_output, to_json, write_output
 
 __all__ = ["MARKS", "made_table", "markdown", "write_between_marks", "write_result"]
 
@@ -74,7 +74,4 @@ def write_result(values: Mapping[str, Any], path: Path) -> None:
         OutputError: the file cannot be written.
     """
     prepare_output(path.parent)
-    try:
-        path.write_bytes(to_json(values))
-    except OSError as error:
-        raise OutputError(f"Cannot write {path}: {error.strerror or error}.") from error
+    write_output(path, to_json(values))

@@ -1,17 +1,19 @@
 """A line on the terminal that says which step a command is at."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TextColumn
 
+from painn_deploy.export.progress import Tell
+
 __all__ = ["steps"]
 
 
 @contextmanager
-def steps(console: Console) -> Iterator[Callable[[str], None]]:
+def steps(console: Console) -> Iterator[Tell]:
     """Show one line with the step that is being done and its seconds, for as long as the block runs.
 
     Args:

@@ -60,7 +60,7 @@ class TypedGraphs:
         cutoff: float,
         calibration: Callable[[], tuple[Sequence[Atoms], str]],
         limits: Tolerances = INT8_LIMITS,
-        tell: Tell = lambda _: None,
+        tell: Tell = silent,
     ) -> None:
         self._model, self._cutoff, self._limits, self._tell = model, cutoff, limits, tell
         self._calibration = calibration

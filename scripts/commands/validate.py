@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from painn_deploy.calibration.accuracy.errors import Accuracy, Limits
+from painn_deploy.calibration.accuracy.errors import Accuracy, Tolerances
 from painn_deploy.calibration.physics.verdicts import Finding, Verdict, format_number
 from painn_deploy.calibration.report.comparison import Change
 from painn_deploy.calibration.report.validation import (
@@ -130,7 +130,7 @@ def print_validations(
     return failed
 
 
-def error_table(validations: Sequence[Validation], limits: Limits) -> Table:
+def error_table(validations: Sequence[Validation], limits: Tolerances) -> Table:
     """A table of every bundle's errors, of the errors that float32 costs the student itself, and of the limits.
 
     Args:

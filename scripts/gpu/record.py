@@ -7,13 +7,14 @@ cut off at any moment.
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from painn_deploy.export.errors import OutputError
 from painn_deploy.export.files import prepare_output, to_json, write_output
+from painn_deploy.export.progress import Tell, silent
 
 __all__ = ["ABSENT", "DONE", "FAILED", "FIGURES", "SUMMARY", "UNDER_WAY", "WAITING", "Record", "Unavailable", "failed"]
 
@@ -41,7 +42,7 @@ class Record:
     job: dict[str, Any]
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
-    tell: Callable[[str], None] = lambda _: None
+    tell: Tell = silent
 
     @classmethod
     def begin(

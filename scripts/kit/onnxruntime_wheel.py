@@ -10,12 +10,12 @@ import hashlib
 import io
 import zipfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.files import prepare_output, whole_file
+from painn_deploy.export.progress import Tell, silent
 from painn_deploy.scripts.kit.fatbin import UNUSED_KERNELS, Reduced, reduce_library
 
 __all__ = ["ReducedWheel", "fitting_wheel"]
@@ -37,9 +37,7 @@ class ReducedWheel:
     removed: str = ""
 
 
-def fitting_wheel(
-    whole: Path, arch: int, limit: int, folder: Path, tell: Callable[[str], None] = lambda _: None
-) -> ReducedWheel:
+def fitting_wheel(whole: Path, arch: int, limit: int, folder: Path, tell: Tell = silent) -> ReducedWheel:
     """The wheel itself if it fits, or with the kernels of one architecture, or with those that our graphs may call.
 
     Args:

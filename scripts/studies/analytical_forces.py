@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from painn_deploy.calibration.accuracy.errors import describe
-from painn_deploy.calibration.accuracy.reference import batched_results
+from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.physics.consistency import displacements, gradient_errors, head_forces, is_gradient
 from painn_deploy.calibration.physics.verdicts import format_number, largest
 from painn_deploy.export.checkpoint import load_student
@@ -101,7 +101,7 @@ def study(double: Student, single: Student, structures: Sequence[Atoms], candida
 def _row(double: Student, single: Student, atoms: Atoms, candidate: Candidate) -> Row:
     (wanted, explicit64), (plain32, explicit32) = head_forces(double, atoms), head_forces(single, atoms)
     directions = displacements(atoms)
-    missed = [gradient_errors(lambda a: batched_results(double, a), atoms, directions, step) for step in STEPS]
+    missed = [gradient_errors(lambda a: reference_results(double, a), atoms, directions, step) for step in STEPS]
     return Row(
         structure=describe(atoms),
         atoms=len(atoms),

@@ -19,8 +19,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from painn_deploy.calibration.accuracy.breakdown import Breakdown, StructureErrors, break_down, per_structure
-from painn_deploy.calibration.accuracy.errors import Accuracy, Limits, compare, describe
-from painn_deploy.calibration.accuracy.reference import batched_results
+from painn_deploy.calibration.accuracy.errors import Accuracy, Tolerances, compare, describe
+from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.scripts.benchmarks.conditions import STUDENT
 from painn_deploy.scripts.commands.entry import run_command
@@ -55,7 +55,7 @@ def main(
     student = load_student(checkpoint, dtype=torch.float64)
     chosen, named = choose(structures, student)
     labelled = labels(chosen, named) if against_labels else None
-    wanted = batched_results(student, chosen)
+    wanted = reference_results(student, chosen)
     with open_candidate(compare_to, checkpoint, device) as candidate:
         results = candidate.evaluate(chosen)
     accuracy, parts = compare(chosen, results, wanted), break_down(chosen, results, wanted)
@@ -81,7 +81,7 @@ def main(
         against = {name: compare(chosen, found, labelled) for name, found in compared.items()}
         console.print(_labels_table(against, chosen, compared, labelled))
         values["against_labels"] = {name: found.as_dict() for name, found in against.items()}
-    failures = accuracy.failures(Limits()) if candidate.same_student else []
+    failures = accuracy.failures(Tolerances()) if candidate.same_student else []
     if not candidate.same_student:
         console.print("[yellow]it was made from another student[/]: these are differences, not errors")
     for failure in failures:

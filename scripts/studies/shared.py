@@ -11,7 +11,7 @@ import torch
 import typer
 from ase import Atoms
 
-from painn_deploy.calibration.accuracy.reference import batched_results
+from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.physics.subjects import choose_subjects
 from painn_deploy.calibration.structures import check_species, read_structures, seed_structures
 from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
@@ -74,7 +74,7 @@ def open_candidate(compare_to: Path | str | None, checkpoint: str, device: str) 
     source = resolve_checkpoint(checkpoint)
     if compare_to is None:
         single = load_student(checkpoint)
-        yield Candidate(f"{source.name} in PyTorch, float32", lambda atoms: batched_results(single, atoms), True)
+        yield Candidate(f"{source.name} in PyTorch, float32", lambda atoms: reference_results(single, atoms), True)
     elif (Path(compare_to) / MANIFEST).is_file() or Path(compare_to).is_dir():
         manifest = read_bundle(compare_to).manifest
         with PaiNNCalculator(compare_to, device=device) as calculator:
@@ -88,7 +88,7 @@ def open_candidate(compare_to: Path | str | None, checkpoint: str, device: str) 
         found = resolve_checkpoint(compare_to)
         yield Candidate(
             f"{found.name} in PyTorch, float64",
-            lambda atoms: batched_results(other, atoms),
+            lambda atoms: reference_results(other, atoms),
             found.sha256 == source.sha256,
         )
 
