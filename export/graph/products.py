@@ -47,7 +47,12 @@ class Product:
         return self.name.startswith(READOUT)
 
     def multiply_adds(self, atoms: int, slots: int) -> int:
-        """Of one evaluation at a size, padding included."""
+        """Multiply-adds of one evaluation at a size, padding included.
+
+        Args:
+            atoms: rows of the matrix.
+            slots: columns of the matrix.
+        """
         count = self.contracted * self.columns
         for axis in self.rows:
             count *= {"atoms": atoms, "slots": slots}.get(str(axis), 0) or int(axis)

@@ -65,7 +65,12 @@ class Writer:
         self._written: dict[Any, tuple[str, ...]] = {}
 
     def product(self, operand: str, weight: Constant) -> str:
-        """Write the product of a tensor with a weight, named by the weight and how it is read."""
+        """Write the product of a tensor with a weight, named by the weight and how it is read.
+
+        Args:
+            operand: name of the tensor.
+            weight: right-hand side.
+        """
         (output,) = self.emit("MatMul", [operand, self.constant(weight.tensor)])
         node = self.nodes[-1]
         if output == node.output[0] and weight.weight:  # else it was written before
@@ -73,7 +78,14 @@ class Writer:
         return output
 
     def emit(self, operator: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> tuple[str, ...]:
-        """Write a node, or find the same one written before."""
+        """Write a node, or find the same one written before.
+
+        Args:
+            operator: ONNX's name of it.
+            inputs: names of tensors.
+            outputs: how many it has.
+            attributes: of the node.
+        """
         key = (operator, tuple(inputs), outputs, tuple(sorted((k, str(v)) for k, v in attributes.items())))
         if key not in self._written:
             stem = f"{operator.lower()}_{len(self.nodes)}"
@@ -118,6 +130,12 @@ class Writer:
         return self.constant(torch.tensor(value))
 
     def reshaped(self, value: Value, shape: Shape) -> str:
+        """Name of a tensor with the value's elements in a shape; a Reshape is written where it differs.
+
+        Args:
+            value: tensor.
+            shape: traced shape, dynamic axes by name.
+        """
         if value.shape == shape:
             return value.name
         if value.spread:
@@ -136,7 +154,12 @@ class Writer:
         return self.emit("Reshape", [value.name, self.integers(*target)])[0]
 
     def operand(self, value: Any, dtype: torch.dtype) -> str:
-        """An input of an elementwise operator, under its real shape; a Python number takes `dtype`."""
+        """An input of an elementwise operator, under its real shape; a Python number takes `dtype`.
+
+        Args:
+            value: tensor, weight or Python number.
+            dtype: of a number.
+        """
         if isinstance(value, Constant):
             return self.constant(value.tensor)
         if isinstance(value, Value):

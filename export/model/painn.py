@@ -105,6 +105,12 @@ class PaiNN(Student):
         self.readout = mlp([features, *((features // 2,) if readout is None else readout), 1])
 
     def forward(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> Float[Tensor, " atoms"]:
+        """Energy of each atom in eV, without its atomic reference.
+
+        Args:
+            graph: displacements (Å), neighbours and mask of [atoms, slots], and atomic numbers [atoms].
+            aggregation: how sums over neighbours are computed.
+        """
         distances, directions = aggregation.geometry(graph.displacements, graph.mask, 0.0)
         filters = self._filters(distances, graph.mask, aggregation)
         scalars = self.embedding(graph.atomic_numbers)
