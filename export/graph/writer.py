@@ -109,7 +109,7 @@ class Writer:
         return self.constant(torch.tensor(numbers, dtype=torch.int64))
 
     def materialised(self, node: fx.Node) -> str:
-        """Name of a tensor that has the traced shape in truth."""
+        """Name of an ONNX tensor whose own shape is the traced one; a Reshape is written where it is not."""
         value, shape = self.values[node], traced_shape(node)
         if isinstance(value, Constant):
             if len(shape) == 2 and value.tensor.numel() == shape[1] and not isinstance(shape[0], int):
