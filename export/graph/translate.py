@@ -2,9 +2,9 @@
 
 The general exporter of torch writes six times as many nodes for one of these models, which compute sizes as they run;
 its optimiser leaves a quarter more than are needed, and deletes additions of 1e-8, without which the gradient of a
-vector norm is 0/0 for a lone atom (torch 2.13; tests/test_general_exporter.py makes both and fails when it is no longer
-so). The few operators that a student's energy and gradient consist of are translated here one to one instead. Three
-things are done on the way, none of which changes a value:
+vector norm is 0/0 for a lone atom (torch 2.13; tests/export/test_general_exporter.py makes both and fails when it is no
+longer so). The few operators that a student's energy and gradient consist of are translated here one to one instead.
+Three things are done on the way, none of which changes a value:
 
 - what depends on weights alone is computed once, in their dtype;
 - a view is not written down but remembered: a matrix product over the last axis needs no flattening in ONNX;

@@ -1,0 +1,520 @@
+"""What a session does with a GPU, on one that is made of host memory, for every engine; what a real one answers is
+`make gpu-check`."""
+
+import gc
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from ase import Atoms
+
+from painn_deploy.engines.contract import check_indices, padded
+from painn_deploy.engines.forms import Form, Plan
+from painn_deploy.engines.gpu import lane as gpu_lane
+from painn_deploy.engines.gpu import session as gpu_session
+from painn_deploy.engines.gpu.arena import Arena
+from painn_deploy.engines.gpu.device_positions import compile_kernel
+from painn_deploy.engines.gpu.lane import MOST_GRAPHS, MOST_REFUSED
+from painn_deploy.engines.gpu.session import GpuSession
+from painn_deploy.engines.inductor.gpu import LoadedPackage, TorchExecutor
+from painn_deploy.engines.inductor.onnx_torch import OnnxModule
+from painn_deploy.engines.onnxruntime.backend import open_graph
+from painn_deploy.engines.onnxruntime.gpu import OrtExecutor, ort_in_words
+from painn_deploy.engines.profiles import Profile
+from painn_deploy.engines.session import CudaGraphs, EngineInfo
+from painn_deploy.engines.tensorrt import session as tensorrt_session
+from painn_deploy.engines.tensorrt.session import TensorRTSession
+from painn_deploy.export import load_student
+from painn_deploy.export.errors import DeviceMemoryError, EngineError, ShapeError
+from painn_deploy.export.fields import GraphOutputs
+from painn_deploy.export.graph.onnx_graph import export_onnx
+from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime.matrix import graph_inputs
+from painn_deploy.runtime.verlet import VerletList
+from tests import students
+
+from . import emulated_gpu
+
+INFO = EngineInfo(backend="emulated", version="0", device="cuda:0", precision="fp32", bundle_sha256="")
+PROFILE = Profile((1, 8, 64), (1, 8, 128))
+CUTOFF = 4.0
+ENGINES = ("tensorrt", "inductor", "onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def model(painn: Path) -> bytes:
+    return export_onnx(load_student(painn), {}).SerializeToString()
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> emulated_gpu.EmulatedCuda:
+    made = emulated_gpu.EmulatedCuda()
+    for module in (gpu_session, tensorrt_session):
+        monkeypatch.setattr(module, "runtime", lambda: made)
+    monkeypatch.setattr(gpu_lane, "compute_capability", lambda index: "86")
+    monkeypatch.setattr(gpu_lane, "DisplacementKernel", emulated_gpu.displacement_kernel(made, tmp_path))
+    return made
+
+
+class Opened:
+    """How a session of each engine is opened on the emulated GPU; `torch` stands for the library."""
+
+    def __init__(self, cuda: emulated_gpu.EmulatedCuda, model: bytes) -> None:
+        self.cuda, self.model = cuda, model
+        self.torch = emulated_gpu.EmulatedTorch(cuda)
+        self.numbers: list[str] = []
+
+    def __call__(self, engine: str, *, index: int = 0, **options: Any) -> GpuSession:
+        options = {"cuda_graphs": True, **options}
+        if engine == "tensorrt":
+            return TensorRTSession(
+                emulated_gpu.library(self.cuda, self.model), b"plan", index, PROFILE, INFO, **options
+            )
+        make = {"inductor": self._inductor, "onnxruntime": self._onnxruntime}[engine]
+        return GpuSession(make(index), index, INFO, **options)
+
+    def _inductor(self, index: int) -> Callable[[int, Arena], TorchExecutor]:
+        packages = []
+        for form, most in (("sums+paired+side", 200), ("sums", None)):
+            plan = Plan(Form.parse(form), most_cells=most)
+            run = OnnxModule(plan.form.lowered(onnx.load_from_string(self.model)))
+            packages.append(LoadedPackage(plan, 100.0, self.torch.package(run)))
+        return lambda stream, arena: TorchExecutor(self.torch, packages, f"cuda:{index}", stream)
+
+    def _onnxruntime(self, index: int) -> Callable[[int, Arena], OrtExecutor]:
+        opened = self
+
+        class RunOptions:
+            def add_run_config_entry(self, key: str, value: str) -> None:
+                self.number = value if key == "gpu_graph_id" else self.number
+
+            number = ""
+
+        class Session:
+            """ONNX Runtime's own, which a stream is sent; what it records by number is for a GPU."""
+
+            def __init__(self, stream: int) -> None:
+                self._session, self._stream = onnxruntime.InferenceSession(opened.model), stream
+
+            def io_binding(self) -> Any:
+                return self._session.io_binding()
+
+            def run_with_iobinding(self, binding: Any, options: RunOptions) -> None:
+                opened.numbers.append(options.number)
+                opened.cuda.sent(self._stream)
+                self._session.run_with_iobinding(binding)
+
+        library = type("Library", (), {"RunOptions": RunOptions})
+        return lambda stream, arena: OrtExecutor(library, lambda records: Session(stream), "cpu", 0, 100.0)
+
+
+@pytest.fixture
+def opened(cuda: emulated_gpu.EmulatedCuda, model: bytes) -> Opened:
+    return Opened(cuda, model)
+
+
+def same(got: GraphOutputs, want: Any) -> None:
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=3e-6)
+
+
+every_engine = pytest.mark.parametrize("engine", ENGINES)
+
+
+@every_engine
+def test_results_are_the_graphs_own_whether_launched_recorded_or_replayed(
+    opened: Opened, model: bytes, engine: str
+) -> None:
+    run, cuda = open_graph(model), opened.cuda
+    with opened(engine) as session:
+        for seed in range(5):
+            inputs = graph_inputs([students.water(seed)], CUTOFF)
+            same(session.run(inputs), run(inputs))
+        if engine == "onnxruntime":  # it records its kernels alone: 0 is its own number, -1 records nothing
+            assert opened.numbers == ["-1", "-1", "-1", "-1", "1", "1", "1", "1"]  # two of them before it is recorded
+        else:
+            assert (cuda.captures, cuda.launches) == (1, 3)
+        kept = session.run(graph_inputs([students.water(9)], CUTOFF))
+        before = kept.forces.copy()
+        session.run(graph_inputs([students.water(10)], CUTOFF))
+        assert (kept.forces == before).all(), "a result was overwritten by the next"
+
+
+@every_engine
+def test_a_call_copies_twice_and_waits_once(opened: Opened, engine: str) -> None:
+    inputs = graph_inputs([students.water()], CUTOFF)
+    with opened(engine, cuda_graphs=False) as session:
+        session.run(inputs)
+        before = opened.cuda.copies, opened.cuda.waits
+        session.run(inputs)
+        assert (opened.cuda.copies - before[0], opened.cuda.waits - before[1]) == (2, 1)
+
+
+@every_engine
+def test_the_time_on_the_device_is_that_of_the_engine_and_of_a_replay(opened: Opened, engine: str) -> None:
+    inputs = graph_inputs([students.water()], CUTOFF)
+    with opened(engine, cuda_graphs=False) as session:
+        assert session.device_time(inputs, 7) == (1.0, None)  # the emulated device takes 1 ms for all it is sent
+        assert isinstance(session, CudaGraphs)
+        session.graphs = True  # the former name
+        launched, replayed = session.device_time(inputs, 7)
+        assert (launched, replayed) == (1.0, 3.0 if engine == "onnxruntime" else 1.0)  # with its copies, or as a whole
+        assert session.cuda_graphs
+
+
+@every_engine
+def test_larger_and_smaller_structures_take_turns(opened: Opened, model: bytes, engine: str) -> None:
+    run = open_graph(model)
+    with opened(engine) as session:
+        for name in ("water", *students.zoo(), *students.zoo()):
+            atoms = students.zoo().get(name, students.water())
+            inputs = graph_inputs([atoms], CUTOFF)
+            if inputs.mask.shape[0] <= 64 and inputs.mask.shape[1] <= 128:
+                for _ in range(2):
+                    same(session.run(inputs), run(inputs))
+        # sizes that alternate are recorded too, each after a run of its own size
+        batches = [graph_inputs([students.water(i) for i in range(count)], CUTOFF) for count in (1, 2, 3)]
+        for _ in range(4):
+            for inputs in batches:
+                same(session.run(inputs), run(inputs))
+        assert not session.refused_graphs
+
+
+@every_engine
+def test_a_liquid_s_slots_are_rounded_before_they_are_recorded(opened: Opened, engine: str) -> None:
+    rng = np.random.default_rng(0)
+    atoms = Atoms("O60", rng.uniform(0, 9, (60, 3)))
+    sizes = set()
+    with opened(engine) as session:
+        for _ in range(24):
+            atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
+            inputs = graph_inputs([atoms], CUTOFF)
+            sizes.add(inputs.mask.shape[1])
+            session.run(inputs)
+        (lane,) = session._lanes
+        assert len(lane._recorded) <= 2 < len(sizes), sizes
+        assert all(key[2] % session.slot_step == 0 for key in lane._recorded)
+
+
+def test_a_matrix_of_the_right_width_is_not_padded_again(
+    opened: Opened, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened("tensorrt") as session:
+        inputs = graph_inputs([students.water()], CUTOFF, slot_step=session.slot_step)
+        assert inputs.mask.shape == (3, 8)
+        monkeypatch.setattr(gpu_lane, "padded", lambda graph, *size: graph if graph.mask.shape == size else 1 / 0)
+        same(session.run(inputs), open_graph(model)(inputs))
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "inductor"])
+def test_graphs_are_bounded_and_can_be_switched_off(opened: Opened, engine: str) -> None:
+    cuda = opened.cuda
+    with opened(engine) as session:
+        for count in range(1, MOST_GRAPHS + 4):
+            inputs = padded(graph_inputs([students.water()], CUTOFF), count + 2, 8)
+            for _ in range(2):
+                session.run(inputs)
+        (lane,) = session._lanes
+        assert len(lane._recorded) == MOST_GRAPHS
+        assert len(cuda.graphs) == (MOST_GRAPHS if engine == "tensorrt" else 0)
+        if engine == "inductor":  # one pool for all: each would keep as much memory as an evaluation takes
+            assert opened.torch.resets == 3
+            assert len(set(map(id, opened.torch.pools))) == 1
+            assert set(opened.torch.modes) == {"thread_local"}, "what another thread allocates would end a recording"
+    assert not cuda.graphs
+    cuda.captures = 0
+    with opened(engine, cuda_graphs=False) as session:
+        for _ in range(3):
+            session.run(inputs)
+    assert cuda.captures == 0
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "inductor"])
+def test_what_cannot_be_recorded_is_launched_and_told_once(opened: Opened, model: bytes, engine: str) -> None:
+    run, cuda = open_graph(model), opened.cuda
+    cuda.refuse_captures = True
+    with opened(engine) as session:
+        inputs = graph_inputs([students.water()], CUTOFF)
+        same(session.run(inputs), run(inputs))
+        with pytest.warns(RuntimeWarning, match="3 atoms x 8 slots could not be recorded.*kernel by kernel"):
+            same(session.run(inputs), run(inputs))
+        for _ in range(3):  # remembered: neither tried nor told again
+            same(session.run(inputs), run(inputs))
+        assert list(session.refused_graphs) == [("graph", 3, 8)]
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for count in range(2, 2 + MOST_REFUSED):
+                for _ in range(2):
+                    session.run(graph_inputs([students.water(i) for i in range(count)], CUTOFF))
+        assert len(session.refused_graphs) == MOST_REFUSED == len(told) + 1
+        assert "No further size is tried" in str(told[-1].message)
+
+
+def test_a_capture_that_breaks_costs_no_later_one(opened: Opened) -> None:
+    with opened("inductor") as session:
+        opened.torch.break_captures = True
+        inputs = graph_inputs([students.water()], CUTOFF)
+        session.run(inputs)
+        with pytest.warns(RuntimeWarning, match="previous error during capture"):
+            session.run(inputs)
+        opened.torch.break_captures = False
+        for _ in range(3):
+            session.run(graph_inputs([students.water(seed) for seed in range(2)], CUTOFF))
+        assert len(session.refused_graphs) == 1
+        assert opened.cuda.launches == 1
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "inductor"])
+def test_a_size_is_recorded_again_once_memory_has_moved(opened: Opened, model: bytes, engine: str) -> None:
+    run = open_graph(model)
+    small, large = (graph_inputs([students.water(i) for i in range(count)], CUTOFF) for count in (1, 20))
+    with opened(engine) as session:
+        for inputs in (small, small, small, large, small, small, small):
+            same(session.run(inputs), run(inputs))
+        assert opened.cuda.captures == 2
+        assert opened.cuda.launches == 2, "the third call of each time"
+        assert not session.refused_graphs
+
+
+@every_engine
+def test_batches_come_back_in_order(opened: Opened, model: bytes, engine: str) -> None:
+    run = open_graph(model)
+    batches = [graph_inputs([students.water(i)] * (1 + i % 3), CUTOFF) for i in range(7)]
+    with opened(engine) as session:
+        assert list(session.run_many([])) == []
+        for got, inputs in zip(session.run_many(iter(batches)), batches, strict=True):
+            same(got, run(inputs))
+        assert len(opened.cuda.streams) == (2 if engine == "tensorrt" else 1)
+        abandoned = session.run_many(iter(batches))
+        next(abandoned)
+        same(session.run(batches[3]), run(batches[3]))
+
+
+@every_engine
+def test_everything_is_given_back_by_close_and_by_a_session_that_is_dropped(opened: Opened, engine: str) -> None:
+    cuda = opened.cuda
+    inputs = graph_inputs([students.water()], CUTOFF)
+    released: list[int] = []
+    options = {} if engine == "tensorrt" else {"release": lambda: released.append(1)}
+    session = opened(engine, **options)
+    list(session.run_many([inputs] * 4))
+    assert cuda.held > 0
+    session.close()
+    session.close()
+    assert (cuda.held, cuda.events, cuda.graphs) == (0, {}, {})
+    streams = len(cuda.streams)
+    with pytest.raises(EngineError, match="session is closed"):
+        session.run(inputs)
+    session = opened(engine, **options)
+    session.run(inputs)
+    assert cuda.held > 0
+    del session
+    gc.collect()
+    assert (cuda.held, cuda.graphs, len(cuda.streams)) == (0, {}, streams), "streams are used again"
+    assert len(released) == (0 if engine == "tensorrt" else 2)
+
+
+@every_engine
+def test_too_little_memory_says_so_and_the_session_goes_on(opened: Opened, model: bytes, engine: str) -> None:
+    run, cuda = open_graph(model), opened.cuda
+    small, large = (
+        graph_inputs([students.water()], CUTOFF),
+        graph_inputs([students.water(i) for i in range(20)], CUTOFF),
+    )
+    with opened(engine) as session:
+        same(session.run(small), run(small))
+        cuda.capacity = cuda.held + 1000
+        with pytest.raises(DeviceMemoryError, match="too little free memory.*cudaErrorMemoryAllocation.*batch_slots"):
+            session.run(large)
+        cuda.capacity = 1 << 30
+        for inputs in (small, large, small, small):
+            same(session.run(inputs), run(inputs))
+    assert cuda.held == 0
+
+
+def test_onnx_runtime_s_full_memory_is_told_apart() -> None:
+    for said, kind in (
+        (
+            "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer",
+            DeviceMemoryError,
+        ),
+        ("[ONNXRuntimeError] : 1 : FAIL : no kernel image is available", EngineError),
+    ):
+        with pytest.raises(EngineError) as raised, ort_in_words("onnxruntime failed"):
+            raise RuntimeError(said)
+        assert type(raised.value) is kind
+
+
+def test_a_context_takes_memory_for_its_sizes_and_not_for_its_profile(opened: Opened) -> None:
+    with opened("tensorrt") as session:
+        session.run(graph_inputs([students.water()], CUTOFF))
+        assert 0 < opened.cuda.held < emulated_gpu.activations((64, 128)) / 4
+
+
+@every_engine
+def test_the_callers_current_gpu_stays_the_current_one(opened: Opened, engine: str) -> None:
+    cuda = opened.cuda
+    graph = VerletList(CUTOFF, 1.0).resident(students.water(), None)
+    with opened(engine, index=1) as session:
+        assert cuda.device == 0
+        session.run(graph_inputs([students.water()], CUTOFF))
+        session.follow(graph)
+        for _ in range(3):
+            session.step(students.water().positions)
+        list(session.run_many([graph_inputs([students.water()], CUTOFF)] * 3))
+        assert cuda.device == 0
+        if engine == "inductor":
+            assert opened.torch._device == "cuda:1"
+    assert cuda.device == 0
+
+
+def test_a_plan_that_is_none_and_a_size_outside_are_refused(opened: Opened, model: bytes) -> None:
+    with pytest.raises(EngineError, match="cannot load this plan"):
+        TensorRTSession(emulated_gpu.library(opened.cuda, model), b"other", 0, PROFILE, INFO)
+    with opened("tensorrt") as session, pytest.raises(ShapeError, match="outside this engine's profile"):
+        session.run(graph_inputs([students.water(i) for i in range(22)], CUTOFF))
+
+
+@pytest.mark.parametrize("engine", ["inductor", "onnxruntime"])
+def test_more_than_32_bits_can_index_is_refused(opened: Opened, engine: str) -> None:
+    with opened(engine) as session:
+        (lane,) = session._lanes
+        lane.executor.check(2**31 // 100 // 64, 64)  # 100 elements a slot
+        with pytest.raises(ShapeError, match=f"kernels of {engine} on a GPU index with 32 bits.*serve 335544 atoms"):
+            lane.executor.check(335_545, 64)
+
+
+@every_engine
+def test_indices_that_lead_elsewhere_are_refused(opened: Opened, engine: str) -> None:
+    inputs = graph_inputs([students.water()], CUTOFF)
+    with opened(engine, species=(1, 8)) as session:
+        for name, value, message in (
+            ("neighbours", 3, "neighbours holds 3, and its values lie between 0 and 2"),
+            ("neighbours", -1, "neighbours holds -1"),
+            ("reverse", 6, "reverse holds 6, and its values lie between 0 and 5"),
+            ("atomic_numbers", 9, "atomic_numbers holds 9, and its values lie between 0 and 8"),
+        ):
+            wrong = getattr(inputs, name).copy()
+            wrong.flat[-1] = value
+            with pytest.raises(ShapeError, match=message):
+                session.run(inputs._replace(**{name: wrong}))
+    check_indices(inputs.atomic_numbers, inputs.neighbours, inputs.reverse)
+
+
+@every_engine
+@pytest.mark.parametrize("name", ["water", "triclinic", "slab", "single atom"])
+def test_positions_alone_give_what_the_whole_graph_gives(opened: Opened, model: bytes, engine: str, name: str) -> None:
+    run, rng, cuda = open_graph(model), np.random.default_rng(0), opened.cuda
+    atoms = {**students.zoo(), "water": students.water()}[name]
+    with opened(engine) as session:
+        with pytest.raises(EngineError, match="No structure is followed"):
+            session.step(atoms.positions)
+        graph = VerletList(CUTOFF, 1.0).resident(atoms, None)
+        session.follow(graph)
+        for _ in range(4):
+            atoms.positions += rng.normal(0, 0.02, atoms.positions.shape)
+            same(session.step(atoms.positions), run(graph_inputs([atoms], CUTOFF)))
+        before = cuda.copies
+        session.step(atoms.positions)
+        if engine == "onnxruntime":
+            assert cuda.copies - before == 2
+        else:
+            assert cuda.launches == 3
+        with pytest.raises(ShapeError, match="are followed"):
+            session.step(np.zeros((7, 3)))
+        session.run(graph_inputs([students.water()], CUTOFF))
+        with pytest.raises(EngineError, match="No structure is followed"):  # its place was taken
+            session.step(atoms.positions)
+
+
+def test_the_kernel_masks_what_is_beyond_the_cutoff(tmp_path: Path) -> None:
+    run = emulated_gpu.host_kernel(tmp_path)
+    positions = np.array([[0.0, 0, 0], [4.0, 0, 0]])
+    neighbours, shifts = np.array([[1, 0], [0, 1]], np.int32), np.zeros((2, 2, 3))
+    stored = np.array([[1, 0], [1, 0]], np.uint8)
+    displacements, mask = np.full((2, 2, 3), np.nan, np.float32), np.full((2, 2), np.nan, np.float32)
+    for distance, edge in ((4.0, 0.0), (np.nextafter(4.0, 0), 1.0)):
+        positions[1, 0] = distance
+        arrays = [array.ctypes.data for array in (positions, neighbours, shifts, stored)]
+        run(4, *arrays, 4.0, 2, 2, displacements.ctypes.data, mask.ctypes.data)
+        assert mask.tolist() == [[edge, 0.0], [edge, 0.0]]
+        assert displacements[0, 0, 0] == np.float32(distance) == -displacements[1, 0, 0]
+        assert not displacements[:, 1].any()
+
+
+@pytest.mark.parametrize("name", students.zoo())
+def test_the_kernel_forms_what_the_host_forms_to_the_bit(tmp_path: Path, name: str) -> None:
+    """Displacements, mask, and the last bit of every distance: with the cutoff there, host and kernel agree."""
+    run, atoms = emulated_gpu.host_kernel(tmp_path), students.zoo()[name]
+    verlet = VerletList(CUTOFF, 1.0)
+    graph = verlet.resident(atoms, None)
+    assert graph is not None
+    displacements, mask = np.empty((*graph.stored.shape, 3), np.float32), np.empty(graph.stored.shape, np.float32)
+
+    def kernel(cutoff: float) -> None:
+        arrays = [a.ctypes.data for a in (atoms.positions, graph.neighbours, graph.shifts, graph.stored)]
+        shape = graph.stored.shape
+        run(mask.size, *arrays, cutoff, *shape, displacements.ctypes.data, mask.ctypes.data)
+
+    for seed in range(3):
+        atoms.positions += np.random.default_rng(seed).normal(0, 0.05, atoms.positions.shape)
+        inputs = verlet.inputs(atoms)
+        assert verlet.searches == 1
+        kernel(CUTOFF)
+        np.testing.assert_array_equal(displacements, inputs.displacements)
+        np.testing.assert_array_equal(mask, inputs.mask)
+    standing = verlet._stored.standing
+    found, matrix = standing.found, standing.matrix
+    for pair, distance in enumerate(found.distances):
+        for cutoff in (distance, np.nextafter(distance, 9.0)):
+            kernel(cutoff)
+            ends = matrix.forward[pair], matrix.backward[pair]
+            assert [bool(mask.flat[end]) for end in ends] == [found.within(cutoff)[pair]] * 2 == [cutoff > distance] * 2
+
+
+@pytest.mark.parametrize("capability", ["75", "86", "89", "90", "120"])
+def test_the_kernel_compiles_for_every_gpu(capability: str) -> None:
+    assert compile_kernel(capability).startswith(b"\x7fELF")
+
+
+def test_an_unknown_gpu_is_an_error_in_words() -> None:
+    with pytest.raises(EngineError, match="cannot compile for compute capability 12.*--upgrade nvidia-cuda-nvrtc"):
+        compile_kernel("12")
+
+
+def test_padding_changes_nothing(model: bytes) -> None:
+    run = open_graph(model)
+    inputs = graph_inputs([students.water(), students.perturbed(students.zoo()["triclinic"], 1)], CUTOFF)
+    atoms, slots = inputs.mask.shape
+    want, got = run(inputs), run(padded(inputs, atoms + 3, slots + 5))
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_allclose(one[:atoms], other, rtol=0, atol=3e-6)
+
+
+@every_engine
+@pytest.mark.parametrize("name", ["ethanol", "triclinic"])
+def test_a_calculator_uploads_positions_alone_while_neighbours_stand(
+    opened: Opened, bundle: Path, engine: str, name: str
+) -> None:
+    rng, atoms = np.random.default_rng(3), students.zoo()[name]
+    with PaiNNCalculator(bundle, skin=0.0) as plain, PaiNNCalculator(bundle, skin=0.6) as resident:
+        resident._attach(session := opened(engine))
+        follows: list[int] = []
+        follow = session.follow
+        session.follow = lambda graph: follows.append(1) or follow(graph)
+        for step in range(30):
+            atoms.positions += rng.normal(0, 0.02, atoms.positions.shape)
+            if step == 10:
+                resident.calculate_batch([students.water()])  # takes the device's place
+            if step == 20 and atoms.pbc.any():
+                atoms.set_cell(atoms.cell.array * 1.002)  # the same neighbours, other shifts
+            got, want = (calculator.get_forces(atoms) for calculator in (resident, plain))
+            np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
+        assert 1 < len(follows) < 20
+        if atoms.pbc.all():
+            np.testing.assert_allclose(resident.get_stress(atoms), plain.get_stress(atoms), rtol=0, atol=1e-5)

@@ -1,0 +1,166 @@
+"""A model that SchNetPack trained and saved, converted in SchNetPack's environment, gives SchNetPack's forces."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import molecule
+
+from painn_deploy.calibration.accuracy.reference import reference_results
+from painn_deploy.export import load_student
+from painn_deploy.export.errors import PaiNNDeployError
+from painn_deploy.scripts import convert_schnetpack
+from painn_deploy.scripts.benchmarks.contenders.schnetpack_contender import schnetpack
+from tests import students
+
+PEER = Path(__file__).with_name("schnetpack_peer.py")
+CONVERTER = Path(convert_schnetpack.__file__)
+NAMES = ("H2O", "CH3CH2OH", "C6H6", "NH3", "CO")
+# What `import schnetpack` needs besides numpy, scipy, ase and torch. Without their dependencies: SchNetPack asks for
+# sympy <= 1.12, which no torch of the last two years accepts.
+PACKAGES = (
+    "schnetpack==2.1.1", "matscipy==1.3.1", "h5py==3.16.0", "omegaconf==2.3.1", "antlr4-python3-runtime==4.9.3",
+    "PyYAML==6.0.3", "tqdm==4.70.1", "torch-ema==0.3", "dirsync==2.2.6", "fasteners==0.20",
+    "pytorch-lightning==2.6.6", "torchmetrics==1.9.0", "lightning-utilities==0.15.3",
+)  # fmt: skip
+# SchNetPack 2.1.1 imports a type variable that torch 2.13 no longer has; nothing computes with it.
+SHIM = "import typing, torch.utils.data.dataloader as d\nd.T_co = typing.TypeVar('T_co', covariant=True)\n"
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The variables under which `import schnetpack` works: 40 MB of packages beside this interpreter's torch."""
+    folder = tmp_path_factory.mktemp("schnetpack")
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), *PACKAGES]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        message = f"SchNetPack cannot be installed here: {done.stderr.strip()[-300:]}"
+        if os.environ.get("PAINN_DEPLOY_DEMAND_REFERENCES"):
+            pytest.fail(message)
+        pytest.skip(message)
+    (folder / "sitecustomize.py").write_text(SHIM)
+    return {**os.environ, "PYTHONPATH": str(folder), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+
+
+def run(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.fixture(scope="session")
+def trained(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    done = run(environment, PEER, folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def convert(environment: dict[str, str], folder: Path, *changes: str) -> subprocess.CompletedProcess[str]:
+    options = {"--energy-unit": "kcal/mol", "--length-unit": "Bohr", "--energy-key": "energy_U0"}
+    options |= dict(zip(changes[::2], changes[1::2], strict=True))
+    flat = [part for pair in options.items() for part in pair]
+    return run(environment, CONVERTER, folder / "best_model", "-o", folder / "student.safetensors", *flat)
+
+
+@pytest.mark.parametrize("basis", ["gaussian", "bessel"])
+def test_energies_and_forces_are_schnetpack_s_own(trained: Path, environment: dict[str, str], basis: str) -> None:
+    done = convert(environment, trained / basis)
+    assert done.returncode == 0, done.stderr
+    configuration = json.loads((trained / basis / "student.json").read_text())
+    assert configuration["cutoff"] == pytest.approx(4.0)
+    assert (configuration["hidden_dim"], configuration["num_interactions"], configuration["num_rbf"]) == (24, 2, 10)
+    student = load_student(trained / basis / "student.safetensors", dtype=torch.float64)
+    assert student.configuration.epsilon == 2e-8
+    with np.load(trained / basis / "peer.npz") as peer:
+        sizes = np.cumsum([len(molecule(name)) for name in NAMES])[:-1]
+        positions, forces = np.split(peer["positions"], sizes), np.split(peer["forces"], sizes)
+        structures = [Atoms(molecule(n).numbers, p) for n, p in zip(NAMES, positions, strict=True)]
+        # the file holds float32, into which the units were folded: every number of it is off by 6e-8 of itself
+        for result, energy, force in zip(reference_results(student, structures), peer["energies"], forces, strict=True):
+            assert np.abs(force).max() > 0.01
+            np.testing.assert_allclose(result["forces"], force, rtol=0, atol=2e-6 * np.abs(force).max())
+            assert abs(result["energy"] - energy) < 1e-5
+            assert abs(energy) > 10  # the references are in it
+
+
+def test_a_file_that_is_not_there_is_an_error_without_a_traceback(tmp_path: Path) -> None:
+    options = ("-o", tmp_path / "s.safetensors", "--energy-unit", "eV", "--length-unit", "Ang")
+    done = run(dict(os.environ), CONVERTER, tmp_path / "gone", *options)
+    assert done.returncode == 1
+    assert "there is no such file" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+REFUSED = {
+    "m.output_modules[0].aggregation_mode = 'avg'": "aggregated by avg",
+    "m.representation.cutoff_fn = spk.nn.MollifierCutoff(7.5)": "MollifierCutoff is not CosineCutoff",
+    "m.representation.radial_basis = spk.nn.GaussianRBFCentered(10, 7.5)": "GaussianRBFCentered is not GaussianRBF",
+    "m.representation = spk.representation.SchNet(24, 2, m.representation.radial_basis, "
+    "m.representation.cutoff_fn)": "the representation is SchNet",
+    "m.output_modules[0].outnet[0].activation = spk.nn.shifted_softplus": "activations shifted_softplus",
+    "m.postprocessors[1].is_extensive = False": "per structure and not per atom",
+    "m.postprocessors.append(spk.transform.ScaleProperty('energy_U0'))": "ScaleProperty scales the energy",
+    "m.representation.electronic_embeddings.append(torch.nn.Identity())": "reads more than atoms and positions",
+    "m.representation.mixing[0].epsilon = 1e-3": "different epsilons",
+    "m.output_modules[0].output_key = 'U'": "no Atomwise module gives 'energy_U0'; those there give ['U']",
+    "m.output_modules.append(spk.atomistic.Aggregation(['energy_U0'], 'energy_U0'))": "comes from Aggregation",
+    "m.input_modules.append(spk.atomistic.StaticExternalFields())": "input module StaticExternalFields is not known",
+    "unit('calories', 'eV')": "'calories' is no unit that SchNetPack knows",
+}
+
+
+def test_what_changes_the_equations_is_refused(trained: Path, environment: dict[str, str]) -> None:
+    code = f"""
+import json, sys, torch, schnetpack as spk
+sys.path.insert(0, {str(CONVERTER.parent)!r})
+from convert_schnetpack import ConversionError, converted, unit
+messages = dict()
+for change in json.loads(sys.argv[2]):
+    m = torch.load(sys.argv[1], weights_only=False)
+    try:
+        exec(change)
+        converted(m, "energy_U0", 1.0, 1.0)
+    except ConversionError as error:
+        messages[change] = str(error)
+print(json.dumps(messages))
+"""
+    done = run(environment, "-c", code, trained / "gaussian" / "best_model", json.dumps(list(REFUSED)))
+    assert done.returncode == 0, done.stderr
+    messages = json.loads(done.stdout.splitlines()[-1])
+    for change, message in REFUSED.items():
+        assert message in messages.get(change, "nothing was refused"), change
+
+
+def test_schnetpack_s_calculator_is_timed_on_the_very_student(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    student = load_student(students.write(tmp_path, "painn"))
+    zoo = students.zoo()
+    structures = [zoo[name] for name in ("water", "ethanol", "triclinic")]
+    with schnetpack(sys.executable, student) as peer:
+        found = peer.whole(structures)
+    wanted = reference_results(student, structures)
+    for got, want in zip(found, wanted, strict=True):
+        assert abs(got["energy"] - want["energy"]) < 1e-4
+        np.testing.assert_allclose(got["forces"], want["forces"], rtol=0, atol=1e-4)
+
+
+def test_a_python_without_schnetpack_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    student = load_student(students.write(tmp_path, "painn"))
+    with pytest.raises(PaiNNDeployError, match="--schnetpack the Python"), schnetpack(sys.executable, student):
+        pass
+    with (
+        pytest.raises(PaiNNDeployError, match="no architecture 'distiller'"),
+        schnetpack(sys.executable, load_student(students.write(tmp_path, "distiller"))),
+    ):
+        pass

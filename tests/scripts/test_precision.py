@@ -1,0 +1,186 @@
+"""Export in lower precisions: bundles that say what they cost, limits that hold, auto that measures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+
+from painn_deploy.calibration.accuracy.errors import Accuracy, Tolerances
+from painn_deploy.engines import cache, get_backend
+from painn_deploy.engines.backend import BuildOptions
+from painn_deploy.engines.tensorrt.plan import read_plan
+from painn_deploy.export.errors import DatasetError, ExportError, PrecisionError, SpeciesError
+from painn_deploy.export.manifest import read_bundle
+from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.scripts import export_engines
+from tests import students
+
+WIDE = Tolerances(energy=1.0, forces=10.0)
+
+
+@pytest.fixture(scope="module")
+def frames() -> list[Atoms]:
+    return [students.perturbed(students.zoo()["ethanol"], seed) for seed in range(40)]
+
+
+@pytest.fixture(scope="module")
+def bundles(painn: Path, frames: list[Atoms], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    paths = export_engines(
+        painn,
+        tmp_path_factory.mktemp("precisions"),
+        engines=["onnxruntime", "tensorrt-rtx"],
+        precisions=["fp32", "fp16", "int8"],
+        structures=frames,
+        compute_capabilities=["86"],
+        limits=WIDE,
+    )
+    return {path.name.removeprefix("painn-").removesuffix(".engine"): path for path in paths}
+
+
+def validation(path: Path) -> dict:
+    return json.loads(read_bundle(path).file("validation.json"))
+
+
+def test_each_bundle_says_its_precision_and_its_cost(bundles: dict[str, Path]) -> None:
+    assert set(bundles) == {f"{e}-{p}" for e in ("onnxruntime", "tensorrt-rtx") for p in ("fp32", "fp16", "int8")}
+    for name, path in bundles.items():
+        engine, precision = name.rsplit("-", 1)
+        found, manifest = validation(path), read_bundle(path).manifest
+        assert manifest.precision == precision
+        assert ("not_executed" in found) == (engine == "tensorrt-rtx")
+        assert ("against_fp32" in found) == (engine == "onnxruntime" and precision != "fp32")
+        assert ("simulated" in found) == (precision == "fp16" or (engine == "tensorrt-rtx" and precision == "int8"))
+        assert ("sensitivity" in found) == (precision == "int8")
+        assert ("padding_waste" in found) == (engine == "tensorrt-rtx")
+        assert 0 <= found.get("padding_waste", 0) < 0.5
+
+
+def test_a_calculator_runs_them_and_says_which(bundles: dict[str, Path], frames: list[Atoms]) -> None:
+    with PaiNNCalculator(bundles["onnxruntime-fp32"]) as exact:
+        want = exact.calculate_batch(frames)
+    for precision in ("fp16", "int8"):
+        found = validation(bundles[f"onnxruntime-{precision}"])["against_fp32"]
+        with PaiNNCalculator(bundles[f"onnxruntime-{precision}"]) as calculator:
+            assert calculator.engine_info["precision"] == precision
+            got = calculator.calculate_batch(frames)
+        errors = np.concatenate([(a["forces"] - b["forces"]).ravel() for a, b in zip(got, want, strict=True)])
+        assert np.sqrt(np.square(errors).mean()) == pytest.approx(found["force_rmse"], rel=0.02)
+        assert found["force_rmse"] > 1e-6
+
+
+def test_plans_hold_what_their_names_say(bundles: dict[str, Path]) -> None:
+    plans = {
+        p: read_plan(read_bundle(bundles[f"tensorrt-rtx-{p}"]).file("model.plan")) for p in ("fp32", "fp16", "int8")
+    }
+    assert not {"Half", "Int8"} & plans["fp32"].constants.keys()
+    assert plans["fp16"].constants["Half"] > 0
+    assert "Int8" not in plans["fp16"].constants
+    assert plans["int8"].constants["Int8"] > 0
+
+
+def test_the_correction_is_in_the_references(bundles: dict[str, Path]) -> None:
+    exact, lossy = (read_bundle(bundles[f"onnxruntime-{p}"]).manifest for p in ("fp32", "int8"))
+    shifts = validation(bundles["onnxruntime-int8"])["typed"]["energy_correction"]
+    for z, before, after in zip(exact.species, exact.atomic_references, lossy.atomic_references, strict=True):
+        symbol = Atoms([z]).get_chemical_formula()
+        assert after - before == pytest.approx(1e-3 * shifts.get(symbol, 0.0), abs=1e-12)
+
+
+def test_auto_takes_the_fastest_and_shows_its_table(painn: Path, frames: list[Atoms], tmp_path: Path) -> None:
+    (path,) = export_engines(painn, tmp_path, precisions=["auto"], structures=frames, limits=WIDE)
+    table = validation(path)["chosen_from"]
+    assert {row["precision"] for row in table} == {"fp32", "fp16", "int8"}
+    fastest = min(table, key=lambda row: row["milliseconds"])
+    assert path.name == f"painn-onnxruntime-{fastest['precision']}.engine"
+    assert read_bundle(path).manifest.precision == fastest["precision"]
+    strict = Tolerances(energy=1e-9, forces=1e-9)
+    (path,) = export_engines(painn, tmp_path / "strict", precisions=["auto"], structures=frames, limits=strict)
+    table = validation(path)["chosen_from"]
+    assert path.name.endswith("fp32.engine")
+    assert sum("refused" in row for row in table) == 2
+
+
+def test_auto_where_nothing_runs_is_refused(painn: Path, frames: list[Atoms], tmp_path: Path) -> None:
+    with pytest.raises(PrecisionError, match="auto measures, and tensorrt-rtx cannot run here"):
+        export_engines(painn, tmp_path, engines=["tensorrt-rtx"], precisions=["auto"], structures=frames)
+
+
+def test_past_the_limits_nothing_is_written(painn: Path, frames: list[Atoms], tmp_path: Path) -> None:
+    strict = Tolerances(energy=1.0, forces=1e-6)
+    with pytest.raises(PrecisionError, match=r"fp16 costs more than it may.*force RMSE.*--max-force-error"):
+        export_engines(painn, tmp_path, precisions=["fp16"], structures=frames, limits=strict)
+    with pytest.raises(PrecisionError, match="No product can be INT8"):
+        export_engines(painn, tmp_path, precisions=["int8"], structures=frames, limits=strict)
+    assert not list(tmp_path.glob("*.engine"))
+
+
+@pytest.mark.parametrize(("misses", "share"), [(0, 1.0), (1, 0.75), (2, 0.5), (3, None)])
+def test_int8_that_misses_the_limits_is_searched_for_again_within_less(
+    painn: Path, frames: list[Atoms], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, misses: int, share: float | None
+) -> None:
+    judged, verdicts = [], Accuracy.failures
+
+    def failures(accuracy: Accuracy, limits: Tolerances) -> list[str]:
+        judged.append(accuracy)
+        return ["too much"] if len(judged) <= misses else verdicts(accuracy, limits)
+
+    monkeypatch.setattr(Accuracy, "failures", failures)
+    told: list[str] = []
+    options = {"precisions": ["int8"], "structures": frames, "limits": WIDE, "tell": told.append}
+    if share is None:
+        with pytest.raises(PrecisionError, match="int8 costs more than it may, against FP32: too much, worst on"):
+            export_engines(painn, tmp_path, **options)
+    else:
+        (path,) = export_engines(painn, tmp_path, **options)
+        assert validation(path)["typed"]["share_of_limits"] == share
+    assert sum("too much, on" in line for line in told) == misses
+    assert sum("choosing structures to calibrate on" in line for line in told) == 1, "sensitivities are measured once"
+
+
+def test_what_cannot_be_is_refused_before_any_work(painn: Path, frames: list[Atoms], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="no precision 'fp8'; there are: fp32, fp16, int8, auto"):
+        export_engines(painn, tmp_path, precisions=["fp8"])
+    with pytest.raises(ExportError, match="inductor has no int8; it has fp32, fp16"):
+        export_engines(painn, tmp_path, engines=["inductor"], precisions=["int8"])
+    with pytest.raises(DatasetError, match="1 are too few"):
+        export_engines(painn, tmp_path, precisions=["int8"], structures=frames[:1])
+    broken = [atoms.copy() for atoms in frames]
+    broken[3].positions[0, 0] = np.nan
+    with pytest.raises(ValueError, match="(?i)nan"):
+        export_engines(painn, tmp_path, precisions=["int8"], structures=broken)
+    strange = [Atoms("Og2", [[0, 0, 0], [0, 0, 2.0]])] * 20
+    with pytest.raises((DatasetError, SpeciesError), match="Og"):
+        export_engines(painn, tmp_path, precisions=["int8"], structures=strange)
+
+
+def test_an_engine_is_built_once(painn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAINN_DEPLOY_CACHE", str(tmp_path / "cache"))
+    model = (read_bundle(export_engines(painn, tmp_path / "one")[0])).file("model.onnx")
+    backend, options = get_backend("tensorrt-rtx"), BuildOptions(("86",))
+    first, before = cache.build_cached(backend, model, options)
+    again, found = cache.build_cached(backend, model, options)
+    assert (before, found) == (False, True)
+    assert again == first
+    for other in (BuildOptions(("89",)), BuildOptions(("86",), tf32=True)):
+        assert cache.cache_key(backend, model, other) != cache.cache_key(backend, model, options)
+    assert cache.cache_key(backend, model + b" ", options) != cache.cache_key(backend, model, options)
+    (folder,) = (tmp_path / "cache" / "engines").iterdir()
+    (folder / "model.plan").write_bytes(b"damaged")
+    mended, found = cache.build_cached(backend, model, options)
+    assert not found
+    assert mended.files == first.files or len(mended.files["model.plan"]) > 1000
+    assert cache.build_cached(backend, model, options)[1]
+    (folder / "model.plan").unlink()
+    folder.joinpath("engine.json").write_text("{")
+    assert not cache.build_cached(backend, model, options)[1]
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_else(
+    painn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("PAINN_DEPLOY_CACHE", str(tmp_path / "file"))
+    (path,) = export_engines(painn, tmp_path / "out", engines=["tensorrt-rtx"], compute_capabilities=["86"])
+    assert read_bundle(path).file("model.plan")
