@@ -45,7 +45,12 @@ def group(
 
 
 def padding_waste(sizes: Sequence[tuple[int, int]], batches: Sequence[Sequence[int]]) -> float:
-    """Share of slots that padding to each batch's widest structure adds, from 0 to 1."""
+    """Share of slots that padding to each batch's widest structure adds, from 0 to 1.
+
+    Args:
+        sizes: atoms and slots of each structure.
+        batches: indices of the structures in each batch.
+    """
     used = sum(atoms * slots for atoms, slots in sizes)
     padded = sum(sum(sizes[i][0] for i in batch) * max(sizes[i][1] for i in batch) for batch in batches)
     return 1 - used / padded if padded else 0.0
