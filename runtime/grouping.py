@@ -40,7 +40,7 @@ def padding_waste(sizes: Sequence[tuple[int, int]], batches: Sequence[Sequence[i
 
     Args:
         sizes: atoms and slots of each structure.
-        batches: indices of each batch.
+        batches: indices of the structures in each batch.
     """
     used = sum(atoms * slots for atoms, slots in sizes)
     padded = sum(sum(sizes[i][0] for i in batch) * max(sizes[i][1] for i in batch) for batch in batches)
