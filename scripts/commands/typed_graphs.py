@@ -15,7 +15,7 @@ from painn_deploy.export.graph.half import half_tensors, rounded, to_half
 from painn_deploy.export.graph.int8 import to_int8
 from painn_deploy.export.graph.onnx_graph import check_contract
 from painn_deploy.export.graph.products import weight_products
-from painn_deploy.export.progress import Tell
+from painn_deploy.export.progress import Tell, silent
 
 __all__ = ["AUTO", "INT8_LIMITS", "TypedGraph", "TypedGraphs"]
 
