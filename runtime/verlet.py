@@ -159,6 +159,14 @@ class _Seen:
         periodic = atoms.pbc
         return self.cell if np.array_equal(atoms.cell.array[periodic], self.cell[periodic]) else periodic_cell(atoms)
 
+    def is_like(self, atoms: Atoms) -> bool:
+        """Whether a structure resembles it in about the same volume."""
+        if not self.resembles(atoms):
+            return False
+        cell = self.cell_of(atoms)
+        change = 0.0 if cell is self.cell else abs(np.linalg.det(cell) / np.linalg.det(self.cell)) - 1
+        return bool(abs(change) <= ASKED_AGAIN)
+
 
 @dataclass
 class _Stored:
@@ -177,24 +185,6 @@ class _Stored:
             return False
         self.now = self.seen.cell_of(atoms)
         return still_covered(self.positions, self.seen.cell, atoms.positions, self.now, cutoff, skin)
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """By which factor the default skin widens the matrix of a structure, where that is too much."""
-
-    seen: _Seen
-    widening: float
-
-    def holds(self, atoms: Atoms) -> bool:
-        """Whether it is about as much for a structure of now."""
-        if not self.seen.resembles(atoms):
-            return False
-        before, now = self.seen.cell, self.seen.cell_of(atoms)
-        if now is before:
-            return True
-        change = abs(np.linalg.det(now)) / abs(np.linalg.det(before)) - 1
-        return bool(abs(change) <= ASKED_AGAIN)
 
 
 @dataclass
@@ -223,7 +213,7 @@ class VerletList:
     searches: int = 0
     updates: int = 0
     _stored: _Stored | None = field(default=None, repr=False)
-    _too_wide: _Judged | None = field(default=None, repr=False)
+    _widened: tuple[_Seen, float] | None = field(default=None, repr=False)  # too much, and by which factor
 
     @property
     def _reach(self) -> float:
@@ -284,7 +274,7 @@ class VerletList:
             within = pairs.only(found.within(self.cutoff))
             widening = slots_for(pairs.counts()) / slots_for(within.counts())
             if widening > self.most_widening:
-                self._stored, self._too_wide = None, _Judged(seen, widening)
+                self._stored, self._widened = None, (seen, widening)
                 return None
         standing = StandingPairs(atoms.numbers.astype(np.int32), found, self.slot_step)
         self._stored = _Stored(seen, atoms.positions.copy(), found.cell, standing)
@@ -296,5 +286,7 @@ class VerletList:
 
     def _known_too_wide(self, atoms: Atoms) -> bool:
         """Whether the default skin was found to widen the matrix of such a structure too much."""
-        judged = self._too_wide
-        return judged is not None and judged.widening > self.most_widening and judged.holds(atoms)
+        if self._widened is None:
+            return False
+        seen, widening = self._widened
+        return widening > self.most_widening and seen.is_like(atoms)

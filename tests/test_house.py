@@ -33,7 +33,7 @@ SHELVES = {
     "calibration": ("", "accuracy", "int8", "physics", "report"),
     "scripts": (
         *("commands", "distillation", "benchmarks/contenders", "profiling", "benchmarks", "studies", "examples"),
-        *("kit", "gpu", ("", "profiling/walk")),
+        *("kit", "gpu", "", "profiling/walk"),
     ),
 }
 PLACES = {room: {name: place for place, name in enumerate(names)} for room, names in SHELVES.items()}
