@@ -23,7 +23,6 @@ __all__ = [
     "Checkpoint",
     "Output",
     "ProcessorTime",
-    "Quick",
     "Study",
     "Threads",
     "busy_cores",
@@ -45,7 +44,6 @@ ProcessorTime = Annotated[
     bool, typer.Option("--processor-time", help="Take processor time, for a busy machine; with --threads 1.")
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")]
-Quick = Annotated[bool, typer.Option("--quick", help="Little of everything, few calls: to see that it runs.")]
 """Options that mean the same to every study."""
 
 
