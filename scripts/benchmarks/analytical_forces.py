@@ -7,13 +7,11 @@ autograd says, to the last digits.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from rich.console import Console
 
 from painn_deploy.calibration.physics.consistency import head_forces, is_gradient
 from painn_deploy.calibration.physics.verdicts import largest
@@ -26,51 +24,22 @@ from painn_deploy.scripts.benchmarks.conditions import (
     Checkpoint,
     Output,
     ProcessorTime,
+    Study,
     Threads,
-    chosen_pace,
     compared,
-    finish,
-    set_threads,
 )
 from painn_deploy.scripts.benchmarks.contenders.bundles import exported, opened
 from painn_deploy.scripts.benchmarks.contenders.contender import Contender
 from painn_deploy.scripts.benchmarks.contenders.pytorch import AUTOGRAD, EXPLICIT, LIST_OF_EDGES, Eager, Padded
 from painn_deploy.scripts.benchmarks.run import measured
 from painn_deploy.scripts.commands.entry import run_command
-from painn_deploy.scripts.commands.outputs import made_table
 
-__all__ = ["Row", "study"]
+__all__ = ["study"]
 
 ENGINE = "onnxruntime"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One structure.
-
-    Attributes:
-        structure: its name.
-        atoms: how many.
-        force: largest component of the force in float64, eV/Å.
-        head64: explicit head against autograd, both in float64; largest error of a component, eV/Å.
-        errors: of each method in float32, the same.
-        milliseconds: of energy and forces, neighbours found before.
-    """
-
-    structure: str
-    atoms: int
-    force: float
-    head64: float
-    errors: dict[str, float]
-    milliseconds: dict[str, float]
-
-    @property
-    def exact(self) -> bool:
-        """Whether the explicit head is the gradient."""
-        return is_gradient(self.head64, self.force)
-
-
-def study(checkpoint: str, cases: Sequence[Case], threads: int | None, pace: Pace) -> list[Row]:
+def study(checkpoint: str, cases: Sequence[Case], threads: int | None, pace: Pace) -> list[dict[str, Any]]:
     """Measure every structure, moved a little: at a symmetric geometry some students have a cusp.
 
     Args:
@@ -78,6 +47,11 @@ def study(checkpoint: str, cases: Sequence[Case], threads: int | None, pace: Pac
         cases: of one structure each.
         threads: of the engine; None for what it chooses.
         pace: of the times.
+
+    Returns:
+        Rows with `structure`, `atoms`, `force`, its largest component in float64, eV/Å; `head64`, the largest error of
+        the explicit head against autograd in float64, and `errors` of each method in float32, eV/Å; `milliseconds` of
+        energy and forces, neighbours found before; `exact`, whether the head is the gradient.
     """
     double, single = load_student(checkpoint, dtype=torch.float64), load_student(checkpoint)
     structures = [atoms for case in cases for atoms in case.given]
@@ -86,18 +60,20 @@ def study(checkpoint: str, cases: Sequence[Case], threads: int | None, pace: Pac
         return [_row(double, contenders, case, pace) for case in cases]
 
 
-def _row(double: Student, contenders: Sequence[Contender], case: Case, pace: Pace) -> Row:
+def _row(double: Student, contenders: Sequence[Contender], case: Case, pace: Pace) -> dict[str, Any]:
     rng = np.random.default_rng(case.atoms)
     (atoms,) = structures = mover(case.given, rng)()
     wanted, explicit = head_forces(double, atoms)
-    return Row(
-        structure=case.name,
-        atoms=case.atoms,
-        force=largest(wanted),
-        head64=largest(explicit - wanted),
-        errors={c.name: largest(c.forces(c.run(c.prepare(structures))) - wanted) for c in contenders},
-        milliseconds=measured(contenders, case, pace, rng, alone=True),
-    )
+    force, head64 = largest(wanted), largest(explicit - wanted)
+    return {
+        "structure": case.name,
+        "atoms": case.atoms,
+        "force": force,
+        "head64": head64,
+        "errors": {c.name: largest(c.forces(c.run(c.prepare(structures))) - wanted) for c in contenders},
+        "milliseconds": measured(contenders, case, pace, rng, alone=True),
+        "exact": is_gradient(head64, force),
+    }
 
 
 def main(
@@ -108,26 +84,21 @@ def main(
     output: Output = None,
 ) -> None:
     """Hold the explicit force head against autograd: errors and times by size; exit status 1 where it is not exact."""
-    console = Console()
-    pace = chosen_pace(quick=quick, processor=processor_time, threads=threads)
-    set_threads(threads)
-    rows = study(checkpoint, extremes(load_student(checkpoint).species, quick=quick), threads, pace)
-    names = list(rows[0].milliseconds)
+    made = Study.begin(threads, output, quick=quick, processor=processor_time)
+    rows = study(checkpoint, extremes(load_student(checkpoint).species, quick=quick), threads, made.pace)
+    names, head = list(rows[0]["milliseconds"]), [[row["structure"], str(row["atoms"])] for row in rows]
     columns = ["structure", "atoms", "largest force", "explicit, float64", *(f"{name}, float32" for name in names)]
-    cells = [
-        [r.structure, str(r.atoms), f"{r.force:.1e}", f"{r.head64:.1e}", *(f"{e:.1e}" for e in r.errors.values())]
-        for r in rows
-    ]
-    console.print(made_table(f"{checkpoint}: largest error of a force against float64 autograd (eV/Å)", columns, cells))
-    cells = [[row.structure, str(row.atoms), *compared(row.milliseconds, LIST_OF_EDGES)] for row in rows]
-    console.print(made_table(f"energy and forces, {pace.unit} (ratio to eager)", ["structure", "atoms", *names], cells))
-    wrong = [row for row in rows if not row.exact]
-    for row in wrong:
-        console.print(f"[red]not the gradient[/] on {row.structure}: {row.head64:.1e} eV/Å off autograd in float64")
+    errors = [[f"{e:.1e}" for e in (row["force"], row["head64"], *row["errors"].values())] for row in rows]
+    title = f"{checkpoint}: largest error of a force against float64 autograd (eV/Å)"
+    made.show(title, columns, [[*start, *cells] for start, cells in zip(head, errors, strict=True)])
+    times = [[*start, *compared(row["milliseconds"], LIST_OF_EDGES)] for start, row in zip(head, rows, strict=True)]
+    made.show(f"energy and forces, {made.pace.unit} (ratio to eager)", ["structure", "atoms", *names], times)
+    wrong = [f"{row['structure']}: {row['head64']:.1e} eV/Å" for row in rows if not row["exact"]]
+    for off in wrong:
+        made.console.print(f"[red]not the gradient[/] on {off} off autograd in float64")
     if not wrong:
-        console.print("[green]explicit forces are the gradient of the energy[/]")
-    values = {"checkpoint": checkpoint, "unit": pace.unit, "rows": [asdict(row) | {"exact": row.exact} for row in rows]}
-    finish(console, values, threads, output)
+        made.console.print("[green]explicit forces are the gradient of the energy[/]")
+    made.finish({"checkpoint": checkpoint, "unit": made.pace.unit, "rows": rows})
     if wrong:
         raise typer.Exit(1)
 

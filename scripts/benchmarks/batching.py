@@ -24,7 +24,6 @@ from ase import Atoms, units
 from ase.build import molecule
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
-from rich.console import Console
 from torch_sim.units import MetalUnits
 
 from painn_deploy.calibration.accuracy.reference import TorchCalculator
@@ -38,7 +37,7 @@ from painn_deploy.runtime.grouping import group, padding_waste
 from painn_deploy.runtime.machine import machine
 from painn_deploy.runtime.torchsim import PaiNNModel
 from painn_deploy.scripts.benchmarks.cases import ETHANOL, box_of_methane
-from painn_deploy.scripts.benchmarks.conditions import STUDENT, finish
+from painn_deploy.scripts.benchmarks.conditions import STUDENT, Study
 from painn_deploy.scripts.benchmarks.contenders.bundles import exported
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.commands.outputs import markdown
@@ -71,27 +70,21 @@ class Plan:
 
     Attributes:
         batches: ethanols in a batch.
-        rounds: in which batches, or orders of a packed set, take turns.
-        repeats: of the default structures in the set that is packed.
-        runs: of dynamics with each skin.
-        steps: of one run, by system.
+        rounds: in which batches take turns; twice as many and one of TorchSim and ASE.
+        steps: of dynamics with each skin, by system.
         replicas: that are moved together.
-        replica_rounds: in which TorchSim and ASE take turns.
         cubes: of diamond along each side, whose memory is measured.
     """
 
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
     rounds: int = 7
-    repeats: int = 4
-    runs: int = 3
     steps: tuple[tuple[str, int], ...] = (("ethanol", 300), ("aspirin", 300), ("64 methanes", 20))
     replicas: int = 64
-    replica_rounds: int = 15
     cubes: tuple[int, ...] = (3, 4, 5)
 
 
 FULL = Plan()
-QUICK = Plan((1, 4), 1, 1, 1, (("ethanol", 10),), 4, 2, (2,))
+QUICK = Plan((1, 4), 1, (("ethanol", 10),), 4, (2,))
 
 
 def batch_sizes(calculator: PaiNNCalculator, plan: Plan = FULL) -> dict[int, float]:
@@ -120,7 +113,7 @@ def batch_sizes(calculator: PaiNNCalculator, plan: Plan = FULL) -> dict[int, flo
 
 def _packing(calculator: PaiNNCalculator, plan: Plan) -> tuple[float, float, float]:
     """Padding of a mixed set: as it comes, sorted and packed; and how much longer the first takes."""
-    structures = default_structures(calculator.manifest.species) * plan.repeats
+    structures = default_structures(calculator.manifest.species) * min(4, plan.rounds)
     np.random.default_rng(0).shuffle(structures)
     prepared = [calculator.evaluator.prepare(atoms) for atoms in structures]
     sizes = [one.size for one in prepared]
@@ -176,7 +169,7 @@ def replica_rates(bundle: Path, student: str, plan: Plan = FULL, *, steps: int =
         Both rates by what they are: median and best of the rounds, and steps for each second of processor time,
         whatever else the machine did meanwhile.
     """
-    start = molecule(ETHANOL)
+    start, rounds = molecule(ETHANOL), 2 * plan.rounds + 1
     start.set_initial_magnetic_moments(None)
     model = PaiNNModel(bundle)
     begin, step = torch_sim.integrators.nve(
@@ -201,7 +194,7 @@ def replica_rates(bundle: Path, student: str, plan: Plan = FULL, *, steps: int =
 
     def rates(clock: Callable[[], float]) -> list[list[float]]:
         ways = {"engine": together, "eager": one_by_one}
-        found = samples(ways, lambda: None, calls=1, blocks=plan.replica_rounds, clock=clock)
+        found = samples(ways, lambda: None, calls=1, blocks=rounds, clock=clock)
         counts = plan.replicas * steps, plan.replicas
         return [[1e3 * count / ms for ms in one] for count, one in zip(counts, found.values(), strict=True)]
 
@@ -214,8 +207,8 @@ def replica_rates(bundle: Path, student: str, plan: Plan = FULL, *, steps: int =
     finally:
         torch.set_num_threads(threads)
     return {
-        f"a second, median of {plan.replica_rounds} rounds": (median(ours), median(eager)),
-        f"a second, best of {plan.replica_rounds} rounds": (max(ours), max(eager)),
+        f"a second, median of {rounds} rounds": (median(ours), median(eager)),
+        f"a second, best of {rounds} rounds": (max(ours), max(eager)),
         "a second of processor time": (median(processor[0]), median(processor[1])),
     }
 
@@ -242,7 +235,7 @@ def _print_skins(bundle: Path, _: str, plan: Plan) -> None:
     rows: list[Sequence[str]] = []
     for name, steps in plan.steps:
         systems[name].set_initial_magnetic_moments(None)
-        found = _skins(bundle, systems[name], steps, plan.runs)
+        found = _skins(bundle, systems[name], steps, min(3, plan.rounds))
         rows.append([name, *(f"{ms:.2f} ({between:.0f})" for ms, between in found)])
     skins = ["default" if skin is None else f"{skin} Å" for skin in SKINS]
     print(markdown(["ms an ASE step (steps to a search), by skin", *skins], rows))
@@ -291,7 +284,7 @@ def main(
             print()
             PARTS[name](bundle, student, QUICK if quick else FULL)
         print()
-        finish(Console(), {}, None, None)
+        Study.begin(None, None, quick=quick).finish({})
 
 
 if __name__ == "__main__":

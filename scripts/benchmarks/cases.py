@@ -38,22 +38,9 @@ WATER_REPEATS = ((1, 1, 1), (2, 2, 2), (3, 3, 3), (3, 3, 6))
 """Boxes of 64 waters along each axis of the largest structures: 192 to 10,368 atoms."""
 
 DRUGS = (
-    "aspirin",
-    "caffeine",
-    "ibuprofen",
-    "paracetamol",
-    "lidocaine",
-    "nicotine",
-    "naproxen",
-    "melatonin",
-    "salbutamol",
-    "phenobarbital",
-    "carbamazepine",
-    "diphenhydramine",
-    "trimethoprim",
-    "thalidomide",
-    "methylphenidate",
-    "metronidazole",
+    *("aspirin", "caffeine", "ibuprofen", "paracetamol", "lidocaine", "nicotine", "naproxen", "melatonin"),
+    *("salbutamol", "phenobarbital", "carbamazepine", "diphenhydramine", "trimethoprim", "thalidomide"),
+    *("methylphenidate", "metronidazole"),
 )
 """Of molecules.smi: 20 to 40 atoms."""
 

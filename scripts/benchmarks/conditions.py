@@ -4,6 +4,7 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,20 +16,18 @@ from rich.markup import escape
 from painn_deploy.calibration.timing import Pace
 from painn_deploy.export.versions import installed, onnxruntimes
 from painn_deploy.runtime.machine import machine
-from painn_deploy.scripts.commands.outputs import write_result
+from painn_deploy.scripts.commands.outputs import made_table, write_result
 
 __all__ = [
     "STUDENT",
     "Checkpoint",
     "Output",
     "ProcessorTime",
+    "Study",
     "Threads",
     "busy_cores",
-    "chosen_pace",
     "compared",
     "conditions",
-    "finish",
-    "set_threads",
 ]
 
 BUSY = 0.1
@@ -48,26 +47,68 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="JSON file t
 """Options that mean the same to every study."""
 
 
-def chosen_pace(*, quick: bool, processor: bool, threads: int | None) -> Pace:
-    """The pace that the command line asks for.
+@dataclass(frozen=True)
+class Study:
+    """A study of speed under way, as its command line wants it.
 
-    Args:
-        quick: few calls.
-        processor: take processor time.
-        threads: that were asked for.
-
-    Raises:
-        BadParameter: processor time of several threads, which is no time that anybody waits for.
+    Attributes:
+        console: to print on.
+        pace: of the times.
+        threads: of engines and of torch; None for each library's own choice.
+        output: JSON file; None for none.
     """
-    if processor and threads != 1:
-        raise typer.BadParameter("--processor-time is of one thread: give --threads 1 with it.")
-    return Pace(quick=quick, processor=processor)
 
+    console: Console
+    pace: Pace
+    threads: int | None
+    output: Path | None
 
-def set_threads(threads: int | None) -> None:
-    """Let torch run on so many; None leaves it as it is."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    @classmethod
+    def begin(cls, threads: int | None, output: Path | None, *, quick: bool, processor: bool = False) -> "Study":
+        """Check the options, and let torch run on as many threads as they say.
+
+        Args:
+            threads: see `Study`, as for the next.
+            output: JSON file.
+            quick: few calls.
+            processor: take processor time.
+
+        Raises:
+            BadParameter: processor time of several threads, which is no time that anybody waits for.
+        """
+        if processor and threads != 1:
+            raise typer.BadParameter("--processor-time is of one thread: give --threads 1 with it.")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return cls(Console(), Pace(quick=quick, processor=processor), threads, output)
+
+    def show(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table.
+
+        Args:
+            title: above it.
+            columns: headings.
+            rows: cells.
+        """
+        self.console.print(made_table(title, columns, rows))
+
+    def finish(self, values: Mapping[str, Any]) -> None:
+        """Print what the times depend on, and write it with the values where they are wanted."""
+        found, console = conditions(self.threads), self.console
+        runtimes = [f"{name} {version}" for name, version in onnxruntimes().items()]
+        console.print(
+            f"{found['machine']}; torch {torch.__version__} on {found['torch_threads']} threads, "
+            f"{' and '.join(runtimes) or 'onnxruntime'} on {found['engine_threads']}"
+            f"{' threads' if self.threads else ''}",
+            soft_wrap=True,
+            highlight=False,
+        )
+        if (busy := found["busy_cores"] or 0.0) > BUSY:
+            told = f"[yellow]other programs use {busy:.1f} cores[/]: read ratios alone, and those with care"
+            console.print(told, soft_wrap=True)
+        if self.output is not None:
+            write_result({"conditions": found, **values}, self.output)
+            console.print(f"wrote {escape(str(self.output))}", soft_wrap=True)
 
 
 def conditions(threads: int | None, devices: Iterable[str] = ()) -> dict[str, Any]:
@@ -102,41 +143,11 @@ def _busy_ticks(statistics: Path) -> int:
     return user + nice + system + interrupts + soft
 
 
-def compared(milliseconds: Mapping[str, float], baseline: str, names: Sequence[str] | None = None) -> list[str]:
+def compared(milliseconds: Mapping[str, float], baseline: str) -> list[str]:
     """Cells of a table: times, and how many times faster than the baseline.
 
     Args:
         milliseconds: by contender.
         baseline: its name.
-        names: of the contenders, in order; all of them otherwise.
     """
-    first = milliseconds[baseline]
-    return [f"{milliseconds[name]:.3f} ({first / milliseconds[name]:.1f}x)" for name in names or milliseconds]
-
-
-def finish(console: Console, values: Mapping[str, Any], threads: int | None, output: Path | None) -> None:
-    """Print what a run's times depend on, and write it all where it is wanted.
-
-    Args:
-        console: to print on.
-        values: what the study found.
-        threads: that engines were opened with, see `conditions`.
-        output: JSON file; None for none.
-    """
-    found = conditions(threads)
-    engine = found["engine_threads"]
-    runtimes = [f"{name} {version}" for name, version in onnxruntimes().items()]
-    console.print(
-        f"{found['machine']}; torch {torch.__version__} on {found['torch_threads']} threads, "
-        f"{' and '.join(runtimes) or 'onnxruntime'} on {engine}{' threads' if threads else ''}",
-        soft_wrap=True,
-        highlight=False,
-    )
-    if (found["busy_cores"] or 0.0) > BUSY:
-        console.print(
-            f"[yellow]other programs use {found['busy_cores']:.1f} cores[/]: read ratios alone, and those with care",
-            soft_wrap=True,
-        )
-    if output is not None:
-        write_result({"conditions": found, **values}, output)
-        console.print(f"wrote {escape(str(output))}", soft_wrap=True)
+    return [f"{spent:.3f} ({milliseconds[baseline] / spent:.1f}x)" for spent in milliseconds.values()]

@@ -61,30 +61,44 @@ def benchmark(
     quick: Annotated[bool, typer.Option("--quick", help="Small molecules and batches, to see that it runs.")] = False,
 ) -> Path:
     """Latency by size, throughput by batch, memory, load and build times."""
-    console = Console()
+    console, source = Console(), resolve_checkpoint(checkpoint)
     prepare_output(output)
     student = load_student(checkpoint)
     made, built = _bundles(
         checkpoint, output / "engines", engine or ENGINES, precision or ("fp32",), device, radial_table, console
     )
-    source, path = resolve_checkpoint(checkpoint), output / "benchmark.json"
-    of = {"checkpoint": source.name, "checkpoint_sha256": source.sha256}
     with ExitStack() as stack:
-        found = time_bundles(
-            made,
-            student,
-            device,
-            compiled=compiled,
-            quick=quick,
-            console=console,
-            peers=[stack.enter_context(schnetpack(schnetpack_python, student))] if schnetpack_python else [],
-            keep=lambda so_far: write_output(path, to_json(of | so_far)),
+        peers = [stack.enter_context(schnetpack(schnetpack_python, student))] if schnetpack_python else []
+        _kept(
+            lambda keep: time_bundles(
+                made, student, device, compiled=compiled, quick=quick, console=console, peers=peers, keep=keep
+            ),
+            {"checkpoint": source.name, "checkpoint_sha256": source.sha256},
+            output,
+            console,
+            built,
         )
-    found |= of
-    found["costs"] = [row | built[row["candidate"]] for row in found["costs"]]
+    return output / "benchmark.json"
+
+
+def _kept(
+    run: Callable[[Keep], dict[str, Any]],
+    of: Mapping[str, str],
+    output: Path | None,
+    console: Console,
+    built: Mapping[str, Mapping[str, float]] | None = None,
+) -> None:
+    """Time, print tables, and write files where they are wanted, so far as there is something after each part."""
+
+    def keep(so_far: Mapping[str, Any]) -> None:
+        if output is not None:
+            write_output(output / "benchmark.json", to_json({**of, **so_far}))
+
+    found = {**run(keep), **of}
+    found["costs"] = [row | dict((built or {}).get(row["candidate"], {})) for row in found["costs"]]
     report(found, console)
-    store(found, output, console)
-    return path
+    if output is not None:
+        store(found, output, console)
 
 
 def time_bundles(
@@ -169,18 +183,14 @@ def bench_bundles(
             raise BundleError(f"{path} was not made of {reference}, so that it is no baseline for it.")
         made[path.stem if path.stem not in made else str(path)] = path
     sources = {read_bundle(path).manifest.checkpoint_sha256 for path in bundles}
-    of = {"checkpoint": reference or "bundles", "checkpoint_sha256": " ".join(sorted(sources))}
-
-    def keep(so_far: dict[str, Any]) -> None:
-        if output is not None:
-            write_output(output / "benchmark.json", to_json(of | so_far))
-
     if output is not None:
         prepare_output(output)
-    found = time_bundles(made, student, device, compiled=False, quick=quick, console=console, keep=keep) | of
-    report(found, console)
-    if output is not None:
-        store(found, output, console)
+    _kept(
+        lambda keep: time_bundles(made, student, device, compiled=False, quick=quick, console=console, keep=keep),
+        {"checkpoint": reference or "bundles", "checkpoint_sha256": " ".join(sorted(sources))},
+        output,
+        console,
+    )
 
 
 def _bundles(

@@ -7,7 +7,6 @@ to arrays. Nothing is measured that a cache remembers.
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ from painn_deploy.export.errors import ShapeError
 from painn_deploy.export.progress import Tell
 from painn_deploy.scripts.benchmarks.agreement import check_agreement
 from painn_deploy.scripts.benchmarks.cases import Case, growing_water
+from painn_deploy.scripts.benchmarks.conditions import Study, compared
 from painn_deploy.scripts.benchmarks.contenders.bundles import opened
 from painn_deploy.scripts.benchmarks.contenders.contender import EAGER, Contender
 
-__all__ = ["BATCHES", "batch_row", "latency", "measured", "scaling", "throughput"]
+__all__ = ["BATCHES", "batches", "latency", "measured", "scaling", "throughput"]
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 LONGEST = 0.4
@@ -55,63 +55,47 @@ def measured(
     return medians({c.name: c.whole for c in contenders}, move, **pace.as_dict())
 
 
-def batch_row(
-    contenders: Sequence[Contender],
-    case: Case,
-    baseline: str,
-    pace: Pace,
-    rng: np.random.Generator,
-    *,
-    alone: bool = False,
-) -> dict[str, Any]:
-    """Times of a batch, once all contenders have given the same forces.
+def batches(
+    study: Study, title: str, contenders: Sequence[Contender], cases: Sequence[Case], *, alone: bool = False
+) -> list[dict[str, Any]]:
+    """Time batches, once all contenders have given the same forces, and print them.
 
     Args:
-        contenders: in the order of their turns.
-        case: the batch.
-        baseline: name of the contender that ratios are to.
-        pace: see `measured`, as for the others.
-        rng: of the moves.
+        study: whose pace is kept.
+        title: of the table.
+        contenders: in the order of their turns; the first is the baseline.
+        cases: the batches.
         alone: neighbours are found before.
 
     Returns:
-        `batch`, how many structures; `atoms` in it; `milliseconds` a structure and `ratio` to the baseline, by
-        contender; `largest_difference` of a force from the baseline's, eV/Å.
+        Rows with `batch`, how many structures; `atoms` in it; `milliseconds` a structure and `ratio` to the baseline,
+        by contender; `largest_difference` of a force from the baseline's, eV/Å.
 
     Raises:
         EngineError: forces differ by more than float32 explains.
     """
-    structures = mover(case.given, rng)()
-    forces = {c.name: c.forces(c.run(c.prepare(structures)) if alone else c.whole(structures)) for c in contenders}
-    difference = check_agreement(forces, baseline, case.name)
-    times = measured(contenders, case, pace, rng, alone=alone)
-    return {
-        "batch": len(case.given),
-        "atoms": case.atoms,
-        "milliseconds": {name: spent / len(case.given) for name, spent in times.items()},
-        "ratio": {name: times[baseline] / spent for name, spent in times.items()},
-        "largest_difference": difference,
-    }
-
-
-@dataclass(frozen=True)
-class Times:
-    """Milliseconds of each call, by contender, and phases of its whole calls; no contender is `alone` that cannot be.
-
-    Attributes:
-        whole: of whole calls.
-        alone: of engines alone.
-        phases: milliseconds by phase.
-    """
-
-    whole: Sampled
-    alone: Sampled
-    phases: Mapping[str, dict[str, float]]
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """What benchmark.json holds of each contender: medians with the middle half of the calls, ratios to eager."""
-        for name in self.whole:
-            yield {"candidate": name, "whole": _described(self.whole, name), "engine": _described(self.alone, name)}
+    rng, baseline = np.random.default_rng(0), contenders[0].name
+    rows: list[dict[str, Any]] = []
+    for case in cases:
+        structures = mover(case.given, rng)()
+        forces = {c.name: c.forces(c.run(c.prepare(structures)) if alone else c.whole(structures)) for c in contenders}
+        difference = check_agreement(forces, baseline, case.name)
+        times = measured(contenders, case, study.pace, rng, alone=alone)
+        count = len(case.given)
+        rows.append(
+            {
+                "batch": count,
+                "atoms": case.atoms,
+                "milliseconds": {name: spent / count for name, spent in times.items()},
+                "ratio": {name: times[baseline] / spent for name, spent in times.items()},
+                "largest_difference": difference,
+            }
+        )
+    cells = [[str(row["batch"]), str(row["atoms"]), *compared(row["milliseconds"], baseline)] for row in rows]
+    study.show(title, ["batch", "atoms", *(contender.name for contender in contenders)], cells)
+    worst = max(row["largest_difference"] for row in rows)
+    study.console.print(f"all forces are within {worst:.1e} eV/Å of those of {baseline}")
+    return rows
 
 
 def latency(contenders: Sequence[Contender], cases: Sequence[Case], tell: Tell) -> list[dict[str, Any]]:
@@ -125,9 +109,7 @@ def latency(contenders: Sequence[Contender], cases: Sequence[Case], tell: Tell) 
     rows: list[dict[str, Any]] = []
     for case in cases:
         tell(f"{case.name}, {case.atoms} atoms")
-        times = _times(contenders, case)
-        of = {"structure": case.name, "atoms": case.atoms}
-        rows += [of | row | {"phases": times.phases[row["candidate"]]} for row in times.rows()]
+        rows += [{"structure": case.name, "atoms": case.atoms} | row for row in _rows(contenders, case)]
     return rows
 
 
@@ -142,9 +124,10 @@ def throughput(contenders: Sequence[Contender], cases: Sequence[Case], tell: Tel
     rows: list[dict[str, Any]] = []
     for case in cases:
         tell(case.name)
-        times, batch = _times(contenders, case), len(case.given)
-        for row in times.rows():
-            rate = 1e3 * batch / statistics.median(times.whole[row["candidate"]])
+        batch = len(case.given)
+        for row in _rows(contenders, case):
+            del row["phases"]
+            rate = 1e3 * batch / row["whole"]["milliseconds"]
             of = {"structure": str(case.given[0].symbols), "batch": batch}
             rows.append(of | row | {"structures_per_second": rate})
     return rows
@@ -180,8 +163,8 @@ def scaling(bundles: Mapping[str, Path], device: str, tell: Tell) -> list[dict[s
     return rows
 
 
-def _times(contenders: Sequence[Contender], case: Case) -> Times:
-    """As many calls as the slowest contender allows."""
+def _rows(contenders: Sequence[Contender], case: Case) -> Iterator[dict[str, Any]]:
+    """Whole calls, engines alone and phases of each contender, of as many calls as the slowest one allows."""
     fresh = mover(case.given, np.random.default_rng(0))
     slowest = max(_seconds(contender.whole, fresh()) for contender in contenders)
     calls = int(min(10, max(1, LONGEST / slowest)))
@@ -192,7 +175,13 @@ def _times(contenders: Sequence[Contender], case: Case) -> Times:
     phases = {contender.name: contender.phases() for contender in contenders}
     able = [contender for contender in contenders if contender.alone and contender.fits(case.given)]
     alone = samples(_runs(able), _prepared(able, fresh, SETS), calls=calls, blocks=blocks)
-    return Times(whole, alone, phases)
+    for name in whole:
+        yield {
+            "candidate": name,
+            "whole": _described(whole, name),
+            "engine": _described(alone, name),
+            "phases": phases[name],
+        }
 
 
 def _runs(contenders: Sequence[Contender]) -> dict[str, Callable[[dict[str, Any]], object]]:

@@ -40,13 +40,25 @@ class Tensors:
         return prod(self.shapes[name]) * self.widths[name]
 
 
-class Operations:
-    """What arithmetic and traffic say of each other, for whatever has counted both."""
+@dataclass(frozen=True)
+class Cost:
+    """Of one evaluation.
+
+    Attributes:
+        multiply_adds: of matrix products, those between activations included.
+        elementwise: results of other arithmetic; of a reduction, what it reads. None where they were not counted.
+        bytes_written: read and written if each node reads its inputs from memory and writes its outputs there.
+        bytes_least: weights and the graph's inputs read once, its outputs written once.
+        peak_bytes: weights, and the most that activations take at any time when each is freed after its last reader.
+        weight_bytes: of all constants that are read.
+    """
 
     multiply_adds: int
     elementwise: int | None
     bytes_written: int
     bytes_least: int
+    peak_bytes: int
+    weight_bytes: int
 
     @property
     def operations(self) -> int:
@@ -62,27 +74,6 @@ class Operations:
     def intensity_limit(self) -> float:
         """Operations a byte, if nothing but weights, inputs and outputs went through memory."""
         return self.operations / self.bytes_least
-
-
-@dataclass(frozen=True)
-class Cost(Operations):
-    """Of one evaluation.
-
-    Attributes:
-        multiply_adds: of matrix products, those between activations included.
-        elementwise: results of other arithmetic; of a reduction, what it reads.
-        bytes_written: read and written if each node reads its inputs from memory and writes its outputs there.
-        bytes_least: weights and the graph's inputs read once, its outputs written once.
-        peak_bytes: weights, and the most that activations take at any time when each is freed after its last reader.
-        weight_bytes: of all constants that are read.
-    """
-
-    multiply_adds: int
-    elementwise: int
-    bytes_written: int
-    bytes_least: int
-    peak_bytes: int
-    weight_bytes: int
 
 
 def count(model: onnx.ModelProto, atoms: int, slots: int, pairs: int = 0) -> Cost:

@@ -16,8 +16,6 @@ import onnx
 import torch
 import typer
 from ase import Atoms
-from rich.console import Console
-from rich.table import Table
 
 from painn_deploy.calibration.structures import aspirin, check_species, read_structures
 from painn_deploy.calibration.timing import Pace, medians, mover
@@ -27,11 +25,10 @@ from painn_deploy.export.fields import GraphInputs
 from painn_deploy.export.files import prepare_output
 from painn_deploy.export.manifest import MODEL, read_bundle
 from painn_deploy.runtime.matrix import graph_inputs
-from painn_deploy.scripts.benchmarks.conditions import STUDENT, Checkpoint, Threads, finish, set_threads
+from painn_deploy.scripts.benchmarks.conditions import STUDENT, Checkpoint, Study, Threads
 from painn_deploy.scripts.benchmarks.contenders.bundles import exported
 from painn_deploy.scripts.benchmarks.contenders.eager import EagerModel, Edges, edges_of
 from painn_deploy.scripts.commands.entry import run_command
-from painn_deploy.scripts.commands.outputs import made_table
 from painn_deploy.scripts.profiling.costs import energy_only
 from painn_deploy.scripts.profiling.of_eager import BACKWARD, eager_parts, eager_trace
 from painn_deploy.scripts.profiling.of_onnxruntime import OTHER, Operator, open_plain, profile_graph
@@ -55,8 +52,7 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="Few calls.")] = False,
 ) -> None:
     """Profile energy and forces in PyTorch eager and in ONNX Runtime."""
-    console = Console()
-    set_threads(threads)
+    study = Study.begin(threads, output / "profile.json", quick=quick)
     _check_device(device)
     prepare_output(output)
     student = load_student(checkpoint)
@@ -69,14 +65,15 @@ def main(
         graph = onnx.load_from_string(read_bundle(bundles["onnxruntime"]).file(MODEL))
     cutoff = student.configuration.cutoff
     engine = _engine(graph, cutoff, atoms, output, device, threads, calls)
-    whole = _whole_calls(model, graph, atoms, device, threads, Pace(quick=quick))
+    whole = _whole_calls(model, graph, atoms, device, threads, study.pace)
     for title, found in ((EAGER, eager), (ENGINE, engine)):
-        console.print(_parts_table(f"{title}: {name}, ms", found["energy"], found["forces"], whole[title]))
-        console.print(_operators_table(f"{title}: energy and forces by operator", found["operators"]))
-    console.print(f"traces: {', '.join(sorted(path.name for path in output.glob('*.trace.json')))} in {output}")
+        parts = _parts(found["energy"], found["forces"], whole[title])
+        study.show(f"{title}: {name}, ms", ["part", "energy alone", "energy and forces", "share"], parts)
+        operators = _operators(found["operators"])
+        study.show(f"{title}: energy and forces by operator", ["operator", "ms", "share"], operators)
+    study.console.print(f"traces: {', '.join(sorted(path.name for path in output.glob('*.trace.json')))} in {output}")
     values = {"checkpoint": checkpoint, "structure": name, "device": device, "eager": eager, "onnxruntime": engine}
-    values["whole_calls"] = whole
-    finish(console, values, threads, output / "profile.json")
+    study.finish(values | {"whole_calls": whole})
 
 
 def _whole_calls(
@@ -154,24 +151,22 @@ def _summed(times: Iterable[tuple[str, float]]) -> dict[str, float]:
     return found
 
 
-def _parts_table(
-    title: str, energy: Mapping[str, float], forces: Mapping[str, float], whole: tuple[float, float]
-) -> Table:
+def _parts(energy: Mapping[str, float], forces: Mapping[str, float], whole: tuple[float, float]) -> list[list[str]]:
+    """Cells: milliseconds of each part, of all, and of a call that nobody watches."""
     total = sum(forces.values())
     rows = [
         [part, f"{energy[part]:.3f}" if part in energy else "", f"{forces[part]:.3f}", f"{forces[part] / total:.0%}"]
         for part in sorted(forces, key=ORDER.index)
     ]
     rows.append(["sum", f"{sum(energy.values()):.3f}", f"{total:.3f}", ""])
-    rows.append(["whole call, unwatched, no search", f"{whole[0]:.3f}", f"{whole[1]:.3f}", ""])
-    return made_table(title, ["part", "energy alone", "energy and forces", "share"], rows)
+    return [*rows, ["whole call, unwatched, no search", f"{whole[0]:.3f}", f"{whole[1]:.3f}", ""]]
 
 
-def _operators_table(title: str, operators: Mapping[str, float]) -> Table:
+def _operators(operators: Mapping[str, float]) -> list[list[str]]:
+    """Cells of the operators that take longest."""
     total = sum(operators.values())
     first = sorted(operators.items(), key=lambda item: -item[1])[:OPERATORS]
-    rows = [[name, f"{spent:.3f}", f"{spent / total:.0%}"] for name, spent in first]
-    return made_table(title, ["operator", "ms", "share"], rows)
+    return [[name, f"{spent:.3f}", f"{spent / total:.0%}"] for name, spent in first]
 
 
 if __name__ == "__main__":

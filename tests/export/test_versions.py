@@ -60,9 +60,10 @@ def gpu_alone(tmp_path: Path) -> Path:
 def test_studies_of_speed_say_which_onnxruntime_they_ran(gpu_alone: Path, tmp_path: Path) -> None:
     code = """
 from rich.console import Console
-from painn_deploy.scripts.benchmarks.conditions import conditions, finish
+from painn_deploy.calibration.timing import Pace
+from painn_deploy.scripts.benchmarks.conditions import Study, conditions
 assert "onnxruntime" not in conditions(None)["versions"]
-finish(Console(width=300), {}, 1, None)
+Study(Console(width=300), Pace(quick=True), 1, None).finish({})
 """
     done = python(code, path=(gpu_alone,))
     assert done.returncode == 0, done.stderr

@@ -20,11 +20,12 @@ from painn_deploy.export.errors import EngineError
 from painn_deploy.scripts.benchmarks import analytical_forces
 from painn_deploy.scripts.benchmarks.agreement import check_agreement
 from painn_deploy.scripts.benchmarks.cases import DRUGS, Case, druglike, extremes
-from painn_deploy.scripts.benchmarks.conditions import busy_cores
+from painn_deploy.scripts.benchmarks.conditions import Study, busy_cores
 from painn_deploy.scripts.benchmarks.contenders import orb
 from painn_deploy.scripts.benchmarks.contenders.eager import EagerModel, edges_of
 from painn_deploy.scripts.benchmarks.contenders.pytorch import AUTOGRAD, EXPLICIT, LIST_OF_EDGES, Eager, Padded
-from painn_deploy.scripts.benchmarks.run import batch_row
+from painn_deploy.scripts.benchmarks.run import batches
+from painn_deploy.scripts.profiling import of_orb
 from painn_deploy.scripts.profiling.of_eager import eager_parts
 from painn_deploy.scripts.profiling.purposes import PURPOSES
 from tests import students
@@ -87,15 +88,16 @@ class Shifted(Padded):
 
 
 def test_methods_that_differ_are_not_timed(painn: Path) -> None:
-    student, rng = load_student(painn), np.random.default_rng(0)
-    water, pace = Case.of("water", molecule("H2O")), Pace(quick=True)
+    student, study = load_student(painn), Study.begin(None, None, quick=True)
+    cases = [Case.of("water", molecule("H2O"))]
     contenders = [Eager(student), Padded(student, AUTOGRAD), Padded(student, EXPLICIT)]
-    row = batch_row(contenders, water, "eager", pace, rng, alone=True)
+    (row,) = batches(study, "title", contenders, cases, alone=True)
     assert (row["batch"], row["atoms"]) == (1, 3)
     assert set(row["ratio"]) == {"eager", AUTOGRAD, EXPLICIT}
+    assert row["ratio"]["eager"] == 1
     for alone in (True, False):
         with pytest.raises(EngineError, match=r"padded, explicit and eager differ by 1.0e-02 eV/Å on water"):
-            batch_row([*contenders[:2], Shifted(student, EXPLICIT)], water, "eager", pace, rng, alone=alone)
+            batches(study, "title", [*contenders[:2], Shifted(student, EXPLICIT)], cases, alone=alone)
 
 
 def test_forces_that_are_no_numbers_agree_with_nothing() -> None:
@@ -126,7 +128,7 @@ def test_a_head_that_is_not_the_gradient_is_found(painn: Path, monkeypatch: pyte
 
     monkeypatch.setattr(consistency, "explicit_forces", wrong)
     (row,) = analytical_forces.study(str(painn), [Case.of("water", molecule("H2O"))], 1, Pace(quick=True))
-    assert not row.exact
+    assert not row["exact"]
 
 
 def test_cases_are_what_they_are_called() -> None:
@@ -197,7 +199,7 @@ def test_other_programs_are_seen() -> None:
 
 def test_traffic_of_a_peer_is_counted() -> None:
     left, right = torch.ones(4, 8), torch.ones(8, 2)
-    with orb._Traffic() as traffic:
+    with of_orb._Traffic() as traffic:
         product = left @ right.t().t()  # views move nothing
         total = (product + 1).sum()
     assert traffic.moved == 4 * (32 + 16 + 8) + 4 * (8 + 8) + 4 * (8 + 1)
