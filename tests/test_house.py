@@ -375,3 +375,11 @@ def test_the_wheel_holds_every_module_and_its_data_and_nothing_else(tmp_path: Pa
     wanted = {path.relative_to(ROOT).as_posix() for room in ROOMS for path in modules(room)}
     wanted |= {f"{room}/{data}" for room in ROOMS for data in {"py.typed", *DATA.get(room, ())}}
     assert names == {f"painn_deploy/{name}" for name in wanted}
+
+
+def test_files_that_texts_name_are_there() -> None:
+    path = re.compile(r"\b((?:" + "|".join((*ROOMS, "tests", "docs")) + r")/[\w/]+\.(?:py|md|smi|sh|j2))\b")
+    texts = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("export/students/*.md"), ROOT / "Makefile"]
+    texts += [*(p for room in (*ROOMS, "tests") for p in modules(room))]
+    gone = {(text.name, m[1]) for text in texts for m in path.finditer(text.read_text()) if not (ROOT / m[1]).exists()}
+    assert gone == set()

@@ -63,7 +63,7 @@ def weight_products(model: Model) -> Sequence[Product]:
     """Products with the student's weights, in the graph's order.
 
     Args:
-        model: a graph made by `painn_deploy.export.onnx_graph.export_onnx`, quantised or not.
+        model: a graph made by `painn_deploy.export.graph.onnx_graph.export_onnx`, quantised or not.
 
     Raises:
         ExportError: ONNX infers no shapes for the graph.

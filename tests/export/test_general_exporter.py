@@ -45,7 +45,7 @@ def exported_by_torch(traced: fx.GraphModule, *, optimize: bool) -> onnx.ModelPr
 
 @pytest.mark.slow
 def test_torch_s_own_exporter_is_still_worse(painn: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """When this fails, see whether torch's exporter can take the place of `export/translate.py`."""
+    """When this fails, see whether torch's exporter can take the place of `export/graph/translate.py`."""
     caplog.set_level(logging.ERROR)
     student = load_student(painn)
     ours, traced = export_onnx(student, {}), trace(student)
