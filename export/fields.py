@@ -90,7 +90,13 @@ OUTPUTS = (
 )
 
 PAIR_INPUTS = (
-    Field("pairs", ("pairs",), "int32", "", "flat index of one slot of each pair; where there is padding, of one more"),
+    Field(
+        "pairs",
+        ("pairs",),
+        "int32",
+        "",
+        "one slot (flat index) of each pair; if the matrix has padding, one padded slot as well",
+    ),
     Field(
         "pair_of_slot",
         ("slots", "atoms"),
@@ -99,7 +105,7 @@ PAIR_INPUTS = (
         "which of `pairs` each slot belongs to; that of a padded slot is the padding's",
     ),
 )
-"""What a graph takes beside `INPUTS` whose filters are computed once a pair; never one that a bundle holds."""
+"""Extra inputs of graphs that compute filters once per pair. Such graphs exist inside engines, never in bundles."""
 
 FIELDS = MappingProxyType({field.name: field for field in (*INPUTS, *PAIR_INPUTS, *OUTPUTS)})
 

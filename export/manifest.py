@@ -41,7 +41,7 @@ KEYS = {"bound_to": "compute_capability"}
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle says of itself.
+    """A bundle's description of itself.
 
     Attributes:
         architecture: of the student, `painn` or `distiller`.

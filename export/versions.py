@@ -61,6 +61,6 @@ def onnxruntimes() -> dict[str, str]:
 
 
 def _version(distribution: metadata.Distribution) -> str:
-    """What its metadata says; empty for the hollow folder that an interrupted removal leaves behind."""
+    """The version in its metadata; empty for the hollow folder that an interrupted removal leaves behind."""
     facts: metadata.PackageMetadata | None = distribution.metadata
     return facts["Version"] if facts is not None and "Version" in facts else ""

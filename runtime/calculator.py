@@ -119,7 +119,7 @@ class PaiNNCalculator(Closing, Calculator):
                 )
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:  # noqa: ARG002  ASE passes it
-        """What changed since the last calculation, to the last bit: ASE's own comparison takes a third of a step.
+        """List what changed since the last calculation, to the last bit; ASE's own comparison takes a third of a step.
 
         Charges and magnetic moments change nothing here, and are not compared.
 

@@ -105,7 +105,7 @@ class LammpsForces:
             raise self.error
 
     def _answer(self, caller: Any, step: int, count: int, tags: Any, x: Any, f: Any) -> None:  # noqa: ARG002
-        """What LAMMPS calls; an exception here would be lost, and stale forces would be used in its place."""
+        """Answer LAMMPS. An exception here would be lost, and stale forces would be used in its place."""
         try:
             order = np.argsort(tags[:count])
             atoms = self._structure(x[:count][order], order)

@@ -1,4 +1,4 @@
-"""What this machine is: results that depend on it name it."""
+"""The name of this machine, for results that depend on it."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""What a structure must be for a force field to answer for it, and the cell that its neighbours are searched in."""
+"""Checks of a structure that a force field is asked about, and the cell that its neighbours are searched in."""
 
 import numpy as np
 from ase import Atoms

@@ -76,7 +76,7 @@ class PaiNNModel(ModelInterface):
 
     @property
     def engine_info(self) -> EngineInfo:
-        """What runs; see `PaiNNCalculator.engine_info`."""
+        """The engine that runs; see `PaiNNCalculator.engine_info`."""
         return self.evaluator.engine_info
 
     def forward(self, state: Any, **_: Any) -> dict[str, torch.Tensor]:

@@ -53,7 +53,7 @@ F = TypeVar("F", float, np.ndarray)
 
 
 def slack(shrink: float, farthest: F, cutoff: float, skin: float) -> F:
-    """What the criterion of the proof leaves, Å: the pairs cover a structure where it is 0 or more.
+    """The margin of the criterion, Å: the pairs cover a structure where it is 0 or more.
 
     Args:
         shrink: σ_min(A), 1 where the cell has not changed.
@@ -117,7 +117,7 @@ class StandingPairs:
         return self.matrix.write(self.found.vectors, self.found.within(cutoff))
 
     def resident(self, cell: Float64[np.ndarray, "3 3"], cutoff: float) -> ResidentGraph:
-        """What a device needs to form displacements by itself: shifts S·cell of both ends of each pair, in float64.
+        """The arrays by which a device forms displacements itself: shifts S·cell of both ends of each pair, in float64.
 
         Args:
             cell: completed cell of now, Å.
@@ -170,7 +170,7 @@ class _Seen:
 
 @dataclass
 class _Stored:
-    """What was found, and where; `now` is the completed cell of the last step."""
+    """The pairs that were found, and where; `now` is the completed cell of the last step."""
 
     seen: _Seen
     positions: Float64[np.ndarray, "atoms 3"]
@@ -239,7 +239,7 @@ class VerletList:
         return NeighbourMatrix(atoms.numbers.astype(np.int32), found.pairs, self.slot_step).write(found.vectors)
 
     def resident(self, atoms: Atoms, last: ResidentGraph | None) -> ResidentGraph | None:
-        """What stays on a device while the neighbours stand; None where there is no skin, and `inputs` must be used.
+        """The arrays that stay on a device while the neighbours stand; None where there is no skin: use `inputs`.
 
         Args:
             atoms: the structure.
@@ -258,14 +258,14 @@ class VerletList:
         return stored.resident
 
     def _reused(self, atoms: Atoms) -> _Stored | None:
-        """What was found before, where it covers a structure."""
+        """The pairs found before, where they cover a structure."""
         if self._stored is None or not self._stored.covers(atoms, self.cutoff, self._reach):
             return None
         self.updates += 1
         return self._stored
 
     def _searched(self, atoms: Atoms) -> _Stored | None:
-        """What is within cutoff and skin, displacements of now among it; None where there is no skin."""
+        """Pairs within cutoff and skin, with displacements of now; None where there is no skin."""
         if self.skin == 0 or self._known_too_wide(atoms):
             return None
         found = self._find(atoms, self.cutoff + self._reach)

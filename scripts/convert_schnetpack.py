@@ -75,7 +75,7 @@ def energy_module(model: Any, key: str) -> Any:
 
 
 def references(model: Any, key: str, rows: int) -> torch.Tensor:
-    """What postprocessors add to the energy of each element, in the model's unit, float64 [rows]."""
+    """Energies that postprocessors add for each element, in the model's unit, float64 [rows]."""
     added = torch.zeros(rows, dtype=torch.float64)
     for step in model.postprocessors if model.do_postprocessing else ():
         kind = name_of(step)

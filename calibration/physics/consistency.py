@@ -226,7 +226,7 @@ def choose_step(student: Evaluate, atoms: Atoms, directions: Directions, noise: 
 def _both(
     audited: Audited, atoms: Atoms, directions: Directions, step: float, fine: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What differences and claimed slopes [directions] differ by, of the student and of the engine.
+    """Finite differences minus claimed slopes [directions], of the student and of the engine.
 
     The student in float64 has no noise, so its own is taken with a fine step; the engine is held against it at a step
     that its precision resolves, where both see the same bend.

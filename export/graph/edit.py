@@ -61,7 +61,7 @@ class EditableGraph:
 
     @property
     def types(self) -> Mapping[str, TensorType]:
-        """What each tensor is, by name; see `tensor_types`."""
+        """Element type and shape of each tensor, by name; see `tensor_types`."""
         if self._types is None:
             self._types = tensor_types(self.model())
         return self._types
@@ -161,7 +161,7 @@ def renamed(
 
 
 def tensor_types(model: onnx.ModelProto, sizes: Mapping[str, int] | None = None) -> Mapping[str, TensorType]:
-    """What ONNX infers of the tensors of a model, by name.
+    """Element types and shapes of a model's tensors, as ONNX infers them, by name.
 
     Args:
         model: it is not changed.

@@ -34,7 +34,7 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True)
 class HalfTensors:
-    """What is half in the FP16-mixed graph.
+    """The tensors that are half in the FP16-mixed graph.
 
     Attributes:
         computed: tensors that are computed in half.
@@ -46,7 +46,7 @@ class HalfTensors:
 
 
 def half_tensors(model: Model) -> HalfTensors:
-    """What becomes half of an FP32 graph, by the rules above.
+    """Choose the tensors of an FP32 graph that become half, by the rules above.
 
     Args:
         model: in FP32.

@@ -1,4 +1,4 @@
-"""What an ONNX graph is written with: tensors under their real shapes, and nodes that are never written twice."""
+"""The writer of an ONNX graph: it keeps tensors under their real shapes, and writes no node twice."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What every student is: a configuration, and an energy for each atom of a neighbour graph."""
+"""The base of every student: a configuration, and an energy for each atom of a neighbour graph."""
 
 import copy
 import itertools

@@ -42,7 +42,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the rows, beside the input and the engine.
+    """Settings that decide the rows, beside the input and the engine.
 
     Attributes:
         chunk_rows: rows of a chunk.
@@ -72,7 +72,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a screening came to.
+    """The outcome of a screening.
 
     Attributes:
         rows: in the input.
@@ -87,7 +87,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Job:
-    """What a process must know to compute chunks.
+    """Everything that a process needs to compute chunks.
 
     Attributes:
         bundle: a folder NAME.engine.
@@ -324,7 +324,7 @@ class Folder:
                 path.unlink()
 
     def plan(self) -> dict[str, Any] | None:
-        """What an earlier run recorded; None where there was none."""
+        """The record of an earlier run; None where there was none."""
         try:
             plan: dict[str, Any] = json.loads(self._plan.read_text(encoding="utf-8"))
         except FileNotFoundError:

@@ -47,7 +47,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a look through a whole file told.
+    """The result of a look through a whole file.
 
     Attributes:
         rows: how many.

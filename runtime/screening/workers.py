@@ -26,7 +26,7 @@ WAVE = 2000
 
 
 class Worker:
-    """What Ray keeps in each process: an open engine."""
+    """An open engine, which Ray keeps in each process."""
 
     def __init__(self, job: Job, folder: str, memory: float | None) -> None:
         self._screener, self._folder, self._memory = Screener(job, threads=1), Path(folder), memory

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 BUSY = 0.1
-"""Cores used by others, from which on times are not to be trusted."""
+"""Above this many cores used by other programs, times are reported as unreliable."""
 
 REST = 0.5
 LIBRARIES = ("torch", "onnxruntime", "numpy", "ase", "vesin")

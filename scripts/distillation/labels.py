@@ -29,7 +29,7 @@ REPORT_EVERY = 30.0  # s, where there is no terminal to draw a bar on
 
 
 def load_teacher(teacher: str) -> Callable[[], Any]:
-    """What makes fresh ASE calculators: `tblite:METHOD`, or `package.module:factory` called without arguments."""
+    """The maker of fresh ASE calculators: `tblite:METHOD`, or `package.module:factory` called without arguments."""
     module_name, _, name = teacher.partition(":")
     if not name:
         raise DatasetError(f"--teacher {teacher!r} is neither 'tblite:METHOD' nor 'package.module:factory'")

@@ -1,4 +1,4 @@
-"""What training minimises and reports: errors of energies and forces against the teacher's labels."""
+"""Errors of energies and forces against the teacher's labels, which training minimises and reports."""
 
 import math
 

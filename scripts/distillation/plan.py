@@ -1,4 +1,4 @@
-"""What the training set is made of: the list of molecules, the items built from it, and the split that each is in."""
+"""The plan of the training set: the list of molecules, the items built from it, and the split that each is in."""
 
 import hashlib
 from collections import Counter

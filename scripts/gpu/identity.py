@@ -1,4 +1,4 @@
-"""What the figures of a job on a GPU are of: figures of two machines, versions or students are never mixed."""
+"""The identity of a job's figures: those of two machines, versions or students are never mixed."""
 
 import platform
 from typing import Any

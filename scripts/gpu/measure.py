@@ -1,4 +1,4 @@
-"""What the staged job measures of an engine, and how: cases, errors against float64, clocks of host and device."""
+"""Measurements of the staged job: cases, errors against float64, clocks of host and device."""
 
 import copy
 import statistics
@@ -304,7 +304,7 @@ def _whole_figures(keep: Figures, calculator: PaiNNCalculator, case: Case, clock
 
 
 def _replayed(session: CudaGraphs, case: Case, measure: Callable[[], Any]) -> Any:
-    """What is measured once a case's size was recorded; no plain launch passes for a replay."""
+    """Measurements made once a case's size was recorded; no plain launch passes for a replay."""
     for _ in range(3):
         session.run(case.inputs[0])
     if (reason := session.refused_graphs.get(("graph", *case.inputs[0].mask.shape))) is not None:

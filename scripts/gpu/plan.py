@@ -32,7 +32,7 @@ SLOWER = 6.0
 
 @dataclass(frozen=True)
 class Options:
-    """What a job is asked for.
+    """The request of a job.
 
     Attributes:
         student: a file, or one that ships.

@@ -1,4 +1,4 @@
-"""What the staged job proves of an engine where it runs: that no way of running it gives other results, or leaks."""
+"""Proofs about an engine where it runs: no way of running it gives other results, and none leaks."""
 
 import gc
 import threading
@@ -225,7 +225,7 @@ def threads(subject: Subject) -> tuple[bool, Any]:
 
 
 def others_precision(subject: Subject) -> tuple[bool, Any]:
-    """What another model does to torch's precision changes no result."""
+    """Another model's choice of torch's precision changes no result."""
     inputs = subject.batch(64)
     with subject.open() as calculator:
         want = calculator.run_graph(inputs)

@@ -1,4 +1,4 @@
-"""What the staged job on a GPU has found, on disk at every moment: figures, and the state of each stage.
+"""The record of the staged job on a GPU, on disk at every moment: figures, and the state of each stage.
 
 A folder holds two files. `figures.json` has every figure of every stage, by name; `summary.json` says of each stage
 whether it is done, absent (what it needs is not here) or failed, and why. Both are replaced whole, so that a job may be
@@ -23,7 +23,7 @@ WAITING, UNDER_WAY, DONE, ABSENT, FAILED = "waiting", "under way", "done", "abse
 
 
 class Unavailable(Exception):  # noqa: N818  it is no error: the stage is not for this machine
-    """What a stage needs is not here; the message says what."""
+    """A stage lacks something that it needs here; the message names it."""
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> "Record":
-        """What a folder holds.
+        """The record that a folder holds.
 
         Raises:
             OutputError: it holds no job.

@@ -59,7 +59,7 @@ REPLAYED = ", CUDA graphs"
 
 
 class Job:
-    """What the stages share, each made when it is first needed.
+    """Parts that the stages share, each made when it is first needed.
 
     Args:
         options: of the job.
@@ -91,7 +91,7 @@ class Job:
 
     @cached_property
     def torch_device(self) -> str:
-        """What eager PyTorch runs on: the job's device, or the CPU where torch has no GPU."""
+        """The device of eager PyTorch: the job's, or the CPU where torch has no GPU."""
         return self.device if self.device == "cpu" or torch.cuda.is_available() else "cpu"
 
     def run(self, stage: Stage) -> None:

@@ -23,7 +23,7 @@ from painn_deploy.scripts.kit.wheels import PLATFORMS, Target
 __all__ = ["Downloads", "own_wheel"]
 
 SOURCES = ("tensorrt-rtx", "tensorrt-rtx-cu13")
-"""What is published as source alone, and holds no code that is compiled."""
+"""Packages that are published as source alone, and hold no code that is compiled."""
 MIB = 2**20
 
 
@@ -147,7 +147,7 @@ def _size(folder: Path) -> int:
 
 
 def _reason(text: str) -> str:
-    """What pip complains of, without its long lists."""
+    """Pip's complaint, without its long lists."""
     errors = [line.removeprefix("ERROR: ") for line in text.splitlines() if line.startswith("ERROR: ")]
     reason = " ".join(errors or text.splitlines()[-3:]) or "it said nothing."
     reason = re.sub(r"\(from versions: ([^)]{0,60})[^)]*\)", r"(from versions: \1)", reason)

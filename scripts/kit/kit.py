@@ -33,7 +33,7 @@ EXTRAS = {"inductor": "export", "onnxruntime": "cuda", "tensorrt-rtx": "tensorrt
 """Extra of each engine that can be carried, in the order in which they are."""
 GPU, CPU = canonicalize_name("onnxruntime-gpu"), canonicalize_name("onnxruntime")
 RTX_ARCHITECTURES = (75, 80, 86, 89, 120, 121)
-"""What TensorRT-RTX 1.7 knows."""
+"""Compute capabilities that TensorRT-RTX 1.7 knows."""
 SMALLEST = 2**18
 """Bytes of a portion: what every portion holds takes some of them."""
 JOB = "python3 -m painn_deploy.scripts.gpu_check --output gpu-results --minutes 9"
@@ -41,7 +41,7 @@ JOB = "python3 -m painn_deploy.scripts.gpu_check --output gpu-results --minutes 
 
 @dataclass
 class Load:
-    """What is to be carried.
+    """The packages to carry.
 
     Attributes:
         wheels: files, the most valuable first.

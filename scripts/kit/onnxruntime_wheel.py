@@ -93,7 +93,7 @@ def _provider(whole: Path) -> bytes:
 
 
 def _noted(path: Path) -> str:
-    """What a reduced wheel says was taken out; empty where it cannot be read."""
+    """The list of what was taken out of a reduced wheel, as it holds it; empty where it cannot be read."""
     try:
         with zipfile.ZipFile(path) as wheel:
             (note,) = [name for name in wheel.namelist() if name.endswith(f".dist-info/{NOTE}")]

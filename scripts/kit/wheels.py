@@ -32,9 +32,9 @@ TORCH_BRINGS = (
     *("torch", "triton", "cuda-bindings", "cuda-pathfinder", "filelock", "fsspec", "jinja2", "markupsafe", "mpmath"),
     *("networkx", "setuptools", "sympy", "typing-extensions"),
 )
-"""What is there where torch is there, its CUDA libraries apart."""
+"""Packages that come with torch, its CUDA libraries apart."""
 NEVER = re.compile(r"torch|triton|cuda-toolkit|nvidia-.*")
-"""What is too large to carry, and comes with torch."""
+"""Packages that are too large to carry, and come with torch."""
 Names = Mapping[NormalizedName, Version | None]
 Wheels = Callable[[NormalizedName, SpecifierSet], Path]
 
@@ -51,7 +51,7 @@ class Target:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What markers are evaluated for."""
+        """The environment that markers are evaluated for."""
         return {
             "implementation_name": "cpython",
             "implementation_version": f"{self.python}.0",
@@ -205,7 +205,7 @@ def _version(wheel: Path) -> Version:
 
 
 def _requirements(wheel: Path, extras: Iterable[str], target: Target) -> list[Requirement]:
-    """What a wheel requires on the machine, with these extras."""
+    """Requirements of a wheel on the machine, with these extras."""
     try:
         with zipfile.ZipFile(wheel) as file:
             (name,) = [n for n in file.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", n)]

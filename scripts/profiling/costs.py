@@ -1,4 +1,4 @@
-"""What one evaluation of an ONNX graph costs at a size: multiply-adds, bytes, memory; counted, not measured."""
+"""The cost of one evaluation of an ONNX graph at a size: multiply-adds, bytes, memory; counted, not measured."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What each tensor of a student's ONNX graph is computed for: which part of the model, energy or gradient."""
+"""The purpose of each tensor of a student's ONNX graph: the part of the model, energy or gradient."""
 
 from collections.abc import Mapping
 

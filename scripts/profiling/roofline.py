@@ -37,13 +37,13 @@ MAY_USE = {
     "fp16": (torch.float32, torch.float16),
     "int8": (torch.float32, torch.float16, torch.int8),
 }
-"""Types that an engine of a precision multiplies in: the fastest of them bounds it. Engines here widen half precision
-on a CPU, whose own products of it are slow."""
+"""Data types that an engine of each precision may multiply in; the fastest gives the bound. FP16 is excluded on CPUs,
+where our engines widen it to FP32."""
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """What a machine reaches at most.
+    """The peaks of a machine.
 
     Attributes:
         bytes_per_second: read and written, of a copy.

@@ -46,7 +46,7 @@ def sections(results: Mapping[str, Any]) -> list[str]:
 
 
 def torsion_text(student: Sequence[Sequence[float]], teacher: Sequence[Sequence[float]]) -> str:
-    """What butane's torsion costs.
+    """Sentences about butane's torsion.
 
     Args:
         student: pairs of an angle (degrees) and an energy (meV).
@@ -92,7 +92,7 @@ def conservation_text(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def box_text(box: Mapping[str, Any]) -> str:
-    """What became of the box of `water_box`."""
+    """Sentences about the box of `water_box`."""
     return (
         f"{box['picoseconds']:g} ps at 300 K (Bussi, 0.5 fs) at the density of the liquid, from a lattice; the student "
         f"never saw a periodic cell. The longest O-H bond of any molecule was {box['longest_bond']:.2f} Å; over the "

@@ -27,7 +27,7 @@ CUTOFF = 5.0
 
 @dataclass
 class Comparison:
-    """What was seen.
+    """Counts of a comparison.
 
     Attributes:
         steps: compared.

@@ -1,4 +1,4 @@
-"""What FP16 and INT8 cost, on molecules that no calibration has seen: the tables of docs/precision.md.
+"""The errors of FP16 and INT8 on molecules that no calibration has seen: the tables of docs/precision.md.
 
     python scripts/precision_study.py ../shared/data/distiller/original.safetensors student:base --output study
 

@@ -1,4 +1,4 @@
-"""What the stand-alone validation studies share: what to run against a student, structures, and options."""
+"""Parts that the stand-alone validation studies share: candidates, structures, and options."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,7 +44,7 @@ JsonFile = Annotated[Path | None, typer.Option(help="JSON file to write.")]
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a student is compared to.
+    """A model that a student is compared with.
 
     Attributes:
         name: of the bundle or checkpoint, and what runs it.
