@@ -7,7 +7,6 @@ structure takes as batches double.
 import contextlib
 import hashlib
 import json
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -18,11 +17,10 @@ from ase import Atoms
 
 from painn_deploy.engines import EngineInfo
 from painn_deploy.engines.cache import cache_folder
-from painn_deploy.engines.gpu.driver import gpu_of
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.export.files import to_json, write_whole
-from painn_deploy.runtime.machine import machine, processor
+from painn_deploy.runtime.machine import machine
 from painn_deploy.runtime.matrix import LocalGraph, join
 
 __all__ = ["BatchSizes"]
@@ -99,14 +97,14 @@ class BatchSizes:
                     times[size] = min(times[size], (time.perf_counter() - started) / copies)
         return times
 
-    def _file(self) -> Path:
-        key = json.dumps([dict(self._info), self._threads, platform.node(), *self._machine()])
-        return cache_folder() / f"batch-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
-
-    def _machine(self) -> list[str | int | None]:
+    @property
+    def _machine(self) -> str:
         """Processor and number of cores, and the GPU if the engine runs on one."""
-        gpu = gpu_of(self._info["device"])
-        return [processor(), os.cpu_count(), *([] if gpu is None else [gpu])]
+        return machine([self._info["device"]])
+
+    def _file(self) -> Path:
+        key = json.dumps([dict(self._info), self._threads, platform.node(), self._machine])
+        return cache_folder() / f"batch-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
 
     def _remember(self, slots: int, times: dict[int, float]) -> None:
         """A folder that cannot be written costs the next process a few seconds, and nobody an answer."""
@@ -115,7 +113,7 @@ class BatchSizes:
             "batch_slots": slots,
             "engine": dict(self._info),
             "threads": self._threads,
-            "machine": machine([self._info["device"]]),
+            "machine": self._machine,
             "microseconds_a_structure": {str(size): round(1e6 * spent, 2) for size, spent in times.items()},
         }
         with contextlib.suppress(OSError):

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from painn_deploy.engines.backend import CPU_BATCH_SLOTS
-from painn_deploy.runtime import PaiNNCalculator, sizing
+from painn_deploy.runtime import PaiNNCalculator, machine, sizing
 
 
 def test_measured_once_and_remembered(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,12 +36,12 @@ def test_what_was_measured_on_one_gpu_is_not_believed_of_another(
     with PaiNNCalculator(bundle) as calculator:
         sizes = sizing.BatchSizes(calculator.engine_info, None)
         for gpu in ("NVIDIA First", "NVIDIA Second", None):
-            monkeypatch.setattr(sizing, "gpu_of", lambda device, gpu=gpu: gpu)
+            monkeypatch.setattr(machine, "gpu_of", lambda device, gpu=gpu: gpu)
             assert sizes.remembered() is None
             slots = sizes.measured(calculator.run_graph, 8, calculator.manifest.cutoff, None)
             assert sizes.remembered() == slots
     machines = [json.loads(path.read_text())["machine"] for path in tmp_path.iterdir()]
-    assert sorted(machine.rpartition(" cores")[2] for machine in machines) == ["", ", NVIDIA First", ", NVIDIA Second"]
+    assert sorted(name.rpartition(" cores")[2] for name in machines) == ["", ", NVIDIA First", ", NVIDIA Second"]
 
 
 def test_a_cache_that_cannot_be_written_costs_nobody_an_answer(
