@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from painn_deploy.export.errors import BundleError, OutputError
 from painn_deploy.export.fields import UNITS
+from painn_deploy.export.moved import moved_names
 
 if TYPE_CHECKING:
     from painn_deploy.export.bundle import Bundle, read_bundle, write_bundle
@@ -181,11 +182,12 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 
 
 if not TYPE_CHECKING:  # a checker that saw it would believe that any name is here
+    _moved = moved_names(__name__, dict.fromkeys(("prepare_output", "to_json"), "painn_deploy.export.files"))
 
     def __getattr__(name: str) -> Any:
         """Names that users import from here; their module imports this one, and so is imported when they are used."""
         if name not in ("Bundle", "read_bundle", "write_bundle"):
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return _moved(name)
         import painn_deploy.export.bundle as bundle
 
         return getattr(bundle, name)

@@ -5,7 +5,7 @@ A finder at the end of `sys.meta_path` is asked for what nothing else finds, so 
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-__all__ = ["MOVED", "names_of"]
+__all__ = ["MOVED", "moved_names", "names_of"]
 
 NAMESPACE = "painn_deploy"
 
@@ -180,6 +180,22 @@ def names_of(old: str, new: str) -> Callable[[str], Any]:
         if name.startswith("__") or find_spec(f"{old}.{name}") is not None:
             raise AttributeError(name)
         return getattr(_now(old, new), name)
+
+    return find
+
+
+def moved_names(old: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """A module's `__getattr__` that answers for names which moved out of it.
+
+    Args:
+        old: full name of the module.
+        names: full name of the module that each is in now.
+    """
+
+    def find(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {old!r} has no attribute {name!r}")
+        return getattr(_now(f"{old}.{name}", names[name]), name)
 
     return find
 

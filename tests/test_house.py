@@ -250,6 +250,9 @@ def test_old_import_paths_answer() -> None:
     with pytest.warns(DeprecationWarning, match=r"painn_deploy\.engines\.onnxruntime\.backend"):
         backend = import_module("painn_deploy.engines.onnxruntime").BACKEND
     assert backend is get_backend("onnxruntime")
+    with pytest.warns(DeprecationWarning, match=r"neighbours\.graph_inputs is now painn_deploy\.runtime\.matrix"):
+        graph_inputs = import_module("painn_deploy.runtime.neighbours").graph_inputs
+    assert graph_inputs is import_module("painn_deploy.runtime.matrix").graph_inputs
     with pytest.raises(ModuleNotFoundError, match=r"painn_deploy\.export\.nothing"):
         import_module("painn_deploy.export.nothing")
 
