@@ -202,7 +202,7 @@ def moved_names(old: str, names: Mapping[str, str]) -> Callable[[str], Any]:
 
 def _now(old: str, new: str) -> ModuleType:
     module = import_module(new)
-    warnings.warn(f"{old} is now {new}; import that.", DeprecationWarning, stacklevel=2)
+    warnings.warn(f"{old} is now {new}; import that.", DeprecationWarning, stacklevel=3)
     return module
 
 
