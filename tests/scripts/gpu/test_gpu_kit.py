@@ -226,7 +226,7 @@ def test_the_command_writes_portions_and_says_what_to_run(command: typer.Typer, 
     assert "was reduced from 0.1 MiB to 0.0 MiB" in done.output
     assert "We have not executed it on a GPU. `--whole` carries the whole wheel instead." in done.output
     assert "    bash gpu-kit/0/take.sh\n" in done.output
-    assert "&& python3 -m painn_deploy.scripts.gpu.check --output gpu-results --minutes 9\n" in done.output
+    assert "&& python3 -m painn_deploy.scripts.gpu_check --output gpu-results --minutes 9\n" in done.output
     assert "torch with its CUDA libraries is never carried" in done.output
 
 
