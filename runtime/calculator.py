@@ -69,6 +69,7 @@ class PaiNNCalculator(Closing, Calculator):
         self.evaluator = Evaluator(bundle, device=device, threads=threads)
         self._opened_with = (self.evaluator.source, device, threads, skin)
         self.manifest: Manifest = self.evaluator.manifest
+        self.threads = threads
         self.timings: Timings = self.evaluator.timings
         self.neighbour_list = VerletList(self.manifest.cutoff, skin)
         self._attach(self.evaluator.session)

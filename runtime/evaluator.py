@@ -51,8 +51,8 @@ class Prepared:
 class Evaluator(Closing):
     """An open engine with what it takes to answer for structures: species, size limits and batches.
 
-    It belongs to one thread at a time. ASE's bookkeeping, and the neighbour list of a structure that moves, are
-    `PaiNNCalculator`'s.
+    It belongs to one thread at a time; copying or pickling it opens the bundle again. ASE's bookkeeping, and the
+    neighbour list of a structure that moves, are `PaiNNCalculator`'s.
 
     Args:
         bundle: a folder NAME.engine, made by `painn-deploy export`, or an open bundle.
@@ -79,7 +79,7 @@ class Evaluator(Closing):
         opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
         self.source: Bundle | str = opened if opened.path is None else str(opened.path)
         self.manifest: Manifest = opened.manifest
-        self.threads = threads
+        self.threads, self._device = threads, device
         backend = get_backend(self.manifest.engine)
         self.session: Session = backend.open(opened, device, threads)
         self.references = AtomicReferences(self.manifest.species, self.manifest.atomic_references)
@@ -254,9 +254,17 @@ class Evaluator(Closing):
             results.append(answer)
         return results
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles hold what the evaluator was opened with, not the engine."""
+        return _reopen, (self.source, self._device, self.threads)
+
     def close(self) -> None:
         """Give back the engine's memory; the evaluator cannot be used afterwards."""
         self.session.close()
+
+
+def _reopen(source: Bundle | str, device: str, threads: int | None) -> Evaluator:
+    return Evaluator(source, device=device, threads=threads)
 
 
 def _as_engine_error(error: EngineError | MemoryError) -> EngineError:
