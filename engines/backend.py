@@ -1,6 +1,6 @@
 """The protocol of backends: each builds engines of the graph, and opens sessions that run them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -8,6 +8,7 @@ from painn_deploy.engines.profiles import DEFAULT_PROFILE, Profile
 from painn_deploy.engines.session import Closing, EngineInfo, FollowingSession, ResidentGraph, Session
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.manifest import MODEL
+from painn_deploy.export.progress import Tell
 
 if TYPE_CHECKING:
     import onnx
@@ -163,7 +164,7 @@ class Backend(Protocol):
             EngineUnavailableError: the library is not installed.
         """
 
-    def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = ...) -> BuiltEngine:
+    def build(self, model: bytes, options: BuildOptions, tell: Tell = ...) -> BuiltEngine:
         """Build an engine.
 
         Args:

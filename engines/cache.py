@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine
 from painn_deploy.engines.profiles import Profile
 from painn_deploy.export.files import write_folder_whole
+from painn_deploy.export.progress import Tell, silent
 
 __all__ = ["build_cached", "cache_folder", "cache_key"]
 
@@ -48,7 +48,7 @@ def cache_key(backend: Backend, model: bytes, options: BuildOptions) -> str:
 
 
 def build_cached(
-    backend: Backend, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None
+    backend: Backend, model: bytes, options: BuildOptions, tell: Tell = silent
 ) -> tuple[BuiltEngine, bool]:
     """Build an engine, or take an earlier one of the same graph, backend and options.
 

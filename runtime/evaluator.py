@@ -193,12 +193,11 @@ class Evaluator(Closing):
         Raises:
             EngineError: the engine refuses each one of several, so that they are not to blame.
         """
-        answers: list[Answer] = [EngineError("not run")] * len(prepared)
+        answers: dict[int, Answer] = {}
         sizes = [one.size for one in prepared]
         for batch in group(sizes, self.batch_slots if batch_slots is None else batch_slots, self.most_atoms):
-            for index, answer in zip(batch, self._batch([prepared[index] for index in batch]), strict=True):
-                answers[index] = answer
-        return answers
+            answers |= zip(batch, self._batch([prepared[index] for index in batch]), strict=True)
+        return [answers[index] for index in range(len(prepared))]
 
     def _batch(self, batch: Sequence[Prepared]) -> list[Answer]:
         try:

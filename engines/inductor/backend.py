@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,6 +31,7 @@ from painn_deploy.engines.session import EngineInfo
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import BundleError, EngineUnavailableError
 from painn_deploy.export.fields import GraphInputs
+from painn_deploy.export.progress import Tell, silent
 
 if TYPE_CHECKING:
     import onnx
@@ -133,7 +134,7 @@ class InductorBackend(Backend):
         torch = _torch()
         return (*(f"cuda:{index}" for index in range(torch.cuda.device_count())), "cpu")
 
-    def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None) -> BuiltEngine:
+    def build(self, model: bytes, options: BuildOptions, tell: Tell = silent) -> BuiltEngine:
         """See `Backend.build`."""
         torch = _torch()
         device = self._device(options.device)

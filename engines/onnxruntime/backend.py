@@ -19,6 +19,7 @@ from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
 from painn_deploy.export.fields import AS_WRITTEN, OUTPUTS, GraphInputs
 from painn_deploy.export.manifest import MODEL
+from painn_deploy.export.progress import Tell, silent
 
 __all__ = ["BACKEND", "OnnxRuntimeBackend", "OnnxRuntimeSession", "load_graph", "open_graph"]
 
@@ -51,7 +52,7 @@ class OnnxRuntimeBackend(Backend):
         """
         return devices()
 
-    def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None) -> BuiltEngine:
+    def build(self, model: bytes, options: BuildOptions, tell: Tell = silent) -> BuiltEngine:
         """See `Backend.build`."""
         load_graph(model, "cpu", 1)  # ONNX Runtime reads model.onnx itself, so that loading it is the whole proof
         return BuiltEngine()

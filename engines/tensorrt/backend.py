@@ -1,7 +1,6 @@
 """The `tensorrt` backend: plans built on the very GPU that they will run on, with TensorRT 10.13 or later."""
 
 import importlib
-from collections.abc import Callable
 from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from painn_deploy.engines.tensorrt.session import TensorRTSession
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import BundleError, EngineUnavailableError
 from painn_deploy.export.files import write_whole
+from painn_deploy.export.progress import Tell, silent
 
 if TYPE_CHECKING:
     import onnx
@@ -96,7 +96,7 @@ class TensorRTBackend(PlanBackend):
             )
         return library
 
-    def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None) -> BuiltEngine:
+    def build(self, model: bytes, options: BuildOptions, tell: Tell = silent) -> BuiltEngine:
         """See `Backend.build`."""
         library = self.library()
         if not gpus():

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import INPUTS
+from painn_deploy.export.progress import Tell, silent
 
 __all__ = ["BuiltPlan", "Messages", "build_plan"]
 
@@ -54,7 +55,7 @@ def build_plan(
     *,
     configure: Callable[[Any, Any], None] = lambda _, __: None,
     timing_cache: bytes | None = None,
-    tell: Callable[[str], None] = lambda _: None,
+    tell: Tell = silent,
 ) -> BuiltPlan:
     """Build a serialised engine from the graph.
 
@@ -112,7 +113,7 @@ def build_plan(
     return BuiltPlan(bytes(plan), tuple(dict.fromkeys(messages.warnings)), measured)
 
 
-def _progress(library: Any, tell: Callable[[str], None]) -> Any:
+def _progress(library: Any, tell: Tell) -> Any:
     """A monitor that tells of the outermost phases."""
 
     class Monitor(library.IProgressMonitor):  # type: ignore[misc]

@@ -1,6 +1,6 @@
 """The `tensorrt-rtx` backend: plans for GeForce and RTX GPUs, built anywhere, without a GPU, in about a second."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -10,6 +10,7 @@ from painn_deploy.engines.tensorrt.builder import build_plan
 from painn_deploy.engines.tensorrt.plan import read_plan
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import EngineUnavailableError
+from painn_deploy.export.progress import Tell, silent
 
 __all__ = ["BACKEND", "DEFAULT_CAPABILITIES", "TensorRTRTXBackend"]
 
@@ -36,7 +37,7 @@ class TensorRTRTXBackend(PlanBackend):
             "weights": ", ".join(weights),
         }
 
-    def build(self, model: bytes, options: BuildOptions, tell: Callable[[str], None] = lambda _: None) -> BuiltEngine:
+    def build(self, model: bytes, options: BuildOptions, tell: Tell = silent) -> BuiltEngine:
         """See `Backend.build`."""
         capabilities = options.compute_capabilities or DEFAULT_CAPABILITIES
         library = self.library()

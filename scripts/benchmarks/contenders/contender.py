@@ -7,7 +7,8 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Float
 
-from painn_deploy.engines.backend import Closing
+from painn_deploy.engines.session import Closing
+from painn_deploy.export.errors import EngineError
 
 __all__ = ["COMPILED", "EAGER", "ORB", "PEERS", "SCHNETPACK", "Contender", "OneByOne"]
 
@@ -40,9 +41,13 @@ class Contender(Closing):
         """What `run` reads: structures side by side, their neighbours found."""
         return structures
 
-    def run(self, prepared: Any) -> Any:
-        """Energies and forces of what was prepared, in the host's memory."""
-        raise NotImplementedError(f"{type(self).__name__} cannot run without `prepare`.")
+    def run(self, prepared: Any) -> Any:  # noqa: ARG002 - for those that can
+        """Energies and forces of what was prepared, in the host's memory.
+
+        Raises:
+            EngineError: it makes whole calls only, see `alone`.
+        """
+        raise EngineError(f"{self.name} makes whole calls only; nothing of it runs alone.")
 
     def whole(self, structures: list[Atoms]) -> Any:
         """Energies and forces from structures, everything included."""
