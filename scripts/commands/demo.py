@@ -14,7 +14,7 @@ from rich.table import Table
 from painn_deploy.calibration.accuracy.reference import TorchCalculator
 from painn_deploy.calibration.report.drawing import drawn
 from painn_deploy.calibration.report.validation import Options, Samples, Validation, validate
-from painn_deploy.calibration.structures import aspirin
+from painn_deploy.calibration.structures import aspirin, within_reach
 from painn_deploy.calibration.timing import milliseconds
 from painn_deploy.export import load_student
 from painn_deploy.export.files import prepare_output, to_json
@@ -145,13 +145,17 @@ def run_demo(output: Path, *, picoseconds: float = 2.0, tell: TellProgress = lam
 
 
 def _plot(samples: Samples, record: Record, path: Path) -> None:
-    reference, got = (np.concatenate([r["forces"].ravel() for r in s]) for s in (samples.wanted, samples.results))
+    kept = within_reach([result["forces"] for result in samples.wanted])  # a few distorted ones would set the scale
+    reference, got = (
+        np.concatenate([results[index]["forces"].ravel() for index in kept])
+        for results in (samples.wanted, samples.results)
+    )
     with drawn(path, (10.0, 4.0), columns=2) as (left, right):
         left.plot(reference, got - reference, ".", markersize=3, alpha=0.5)
         left.set(
             xlabel="force, student in float64 (eV/Å)",
             ylabel="engine minus student (eV/Å)",
-            title="Forces of the engine against its student",
+            title=f"Forces of the engine against its student, {len(kept)} of {len(samples.wanted)} structures",
         )
         left.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         picoseconds = record.column("time_fs") / 1e3
