@@ -1,0 +1,153 @@
+"""Where a student may be judged: on the user's structures, or else on those default structures on which it is sane.
+
+Most students know one system. On structures that they never saw their energies mean nothing, and float32 cannot hold
+them; an engine compared with its student there would be condemned for what is not its fault.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from painn_deploy.calibration.accuracy.errors import describe
+from painn_deploy.calibration.accuracy.reference import reference_results
+from painn_deploy.calibration.structures import LARGEST_FORCE
+from painn_deploy.export.errors import DatasetError
+from painn_deploy.export.model.student import Student
+
+__all__ = ["WORST_BLUR", "Domain", "LeftOut", "find_domain", "summary", "unsound"]
+
+WORST_BLUR = 1e-2
+"""eV/Å; where a student's own forces in float32 are further from float64, float32 says nothing about an engine."""
+
+WORST_ENERGY_BLUR = 1e-3
+"""eV an atom, likewise of energies."""
+
+Results = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A structure that nothing is judged by.
+
+    Attributes:
+        index: of the structure in its set, from 0.
+        structure: its name, or its formula.
+        reason: why the student cannot be judged there.
+    """
+
+    index: int
+    structure: str
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Structures that a student is judged on, and what it gives for them.
+
+    Attributes:
+        structures: the structures.
+        name: of the set that they are of.
+        brought: whether the user brought the set; it is a default set otherwise.
+        wanted: energy (eV), forces (eV/Å) and stress (eV/Å³) of each, from the student in float64.
+        single: the same from the student in PyTorch and float32.
+        left_out: the others of the set.
+    """
+
+    structures: Sequence[Atoms]
+    name: str
+    brought: bool
+    wanted: Results
+    single: Results
+    left_out: tuple[LeftOut, ...] = ()
+
+    def __len__(self) -> int:
+        """How many structures are judged on."""
+        return len(self.structures)
+
+    def part(self, indices: Sequence[int], name: str | None = None) -> "Domain":
+        """Some of the structures.
+
+        Args:
+            indices: which, of `structures`.
+            name: of the part; the same name by default.
+        """
+        picked = ([values[i] for i in indices] for values in (self.structures, self.wanted, self.single))
+        structures, wanted, single = picked
+        return Domain(structures, name or self.name, self.brought, wanted, single, self.left_out)
+
+
+def unsound(wanted: Mapping[str, Any], single: Mapping[str, Any], *, largest_force: float = LARGEST_FORCE) -> str:
+    """Say why a student cannot be judged on a structure; empty where it can.
+
+    Args:
+        wanted: energy (eV) and forces (eV/Å [atoms, 3]) of the student in float64.
+        single: the same of the student in float32.
+        largest_force: eV/Å, of a component; infinite where the user says that the student is for this structure.
+    """
+    forces, blurred = np.asarray(wanted["forces"], float), np.asarray(single["forces"], float)
+    if not (np.isfinite(forces).all() and np.isfinite(wanted["energy"])):
+        return "the student gives NaN or infinity there"
+    if np.abs(forces).max(initial=0.0) > largest_force:
+        return f"the student's forces are beyond {largest_force:g} eV/Å there"
+    if not np.abs(forces - blurred).max(initial=0.0) <= WORST_BLUR:  # NaN is not
+        return f"the student's own forces in float32 are over {1e3 * WORST_BLUR:g} meV/Å from float64 there"
+    if not abs(wanted["energy"] - single["energy"]) <= WORST_ENERGY_BLUR * len(forces):
+        return f"the student's own energy in float32 is over {1e3 * WORST_ENERGY_BLUR:g} meV/atom from float64 there"
+    return ""
+
+
+def find_domain(student: Student, structures: Sequence[Atoms], name: str, *, brought: bool) -> Domain:
+    """Evaluate a set of structures with a student, and keep those that it can be judged on.
+
+    Args:
+        student: in float64.
+        structures: the set.
+        name: of the set.
+        brought: whether the user brought the set. Large forces are then the user's business.
+
+    Raises:
+        DatasetError: nothing is left to judge by.
+    """
+    wanted = reference_results(student, structures)
+    single = reference_results(copy.deepcopy(student).float(), structures)
+    largest_force = float("inf") if brought else LARGEST_FORCE
+    reasons = [unsound(*pair, largest_force=largest_force) for pair in zip(wanted, single, strict=True)]
+    left_out = tuple(
+        LeftOut(index, describe(structures[index]), reason) for index, reason in enumerate(reasons) if reason
+    )
+    kept = [index for index, reason in enumerate(reasons) if not reason]
+    whole = Domain(structures, name, brought, wanted, single, left_out)
+    if not kept:
+        remedy = (
+            "Give structures like those that the student was trained on."
+            if brought
+            else "Give structures like those that it was trained on with --structures."
+        )
+        why = "; ".join(summary(left_out)) or "it holds none"
+        raise DatasetError(f"There is no structure of {name} to judge the student by: {why}. {remedy}")
+    return whole.part(kept)
+
+
+def summary(left_out: Sequence[LeftOut], most: int = 4) -> list[str]:
+    """One line a reason: how many structures were left out for it, and the names of some.
+
+    Args:
+        left_out: the structures.
+        most: names in a line.
+    """
+    return list(_summarised(left_out, most))
+
+
+def _summarised(left_out: Sequence[LeftOut], most: int) -> Iterator[str]:
+    for reason in dict.fromkeys(each.reason for each in left_out):
+        names = [f"{each.index} ({each.structure})" for each in left_out if each.reason == reason]
+        others = f" and {len(names) - most} more" if len(names) > most else ""
+        yield f"{len(names)} left out, since {reason}: {', '.join(names[:most])}{others}"
