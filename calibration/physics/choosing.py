@@ -33,7 +33,7 @@ GENTLER = (1.0, 0.5, 0.2)
 MOST_MOLECULES, MOST_CRYSTALS = 4, 3
 """Frames that are audited of molecules, and of periodic structures."""
 
-MOST_ATOMS = 400
+MOST_ATOMS = 250
 """Atoms in all frames of either kind; the smallest frame is audited however large it is."""
 
 FORCE_MARGIN = 2.0

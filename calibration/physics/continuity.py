@@ -9,7 +9,7 @@ from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
 
 from painn_deploy.calibration.physics.resolution import Evaluate, jitter, random_rotations, turned
-from painn_deploy.calibration.physics.subjects import Audited
+from painn_deploy.calibration.physics.subjects import Audited, work
 from painn_deploy.calibration.physics.symmetry import SIGMAS, listed, worse_of
 from painn_deploy.calibration.physics.verdicts import (
     Case,
@@ -46,7 +46,7 @@ REFINED = {8: 24, 64: 12, 512: 6}
 pieces at most: those of the largest steps."""
 
 MOST_REFINED = 100_000
-"""Atoms in all points of one division: pieces of a large structure are divided less often."""
+"""Atoms in all points of one division: fewer pieces of a large structure are divided, and less often."""
 
 LEAST_ENDS = 8
 """Ends of pieces that a path needs for its noise to be told from its bend."""
@@ -295,8 +295,7 @@ def _refined(audited: Audited, bond: _Bond, ends: np.ndarray) -> np.ndarray:
     missing = np.array([_work_missing(evaluate, bond, ends[:-1], ends[1:], 1) for evaluate in evaluators])
     unclear = _steps(missing) > WORK_LIMIT
     for parts, most in REFINED.items():
-        if parts > min(REFINED) and parts * most * len(bond.atoms) > MOST_REFINED:
-            break
+        most = min(most, MOST_REFINED // (2 * parts * work(bond.atoms)))
         before = _steps(missing)
         pieces = {int(i) for row, of in zip(before, unclear, strict=True) for i in np.argsort(-row)[:most] if of[i]}
         if not pieces:

@@ -38,8 +38,8 @@ not settle in a thousand steps would say nothing of its forces. It starts its dy
 MOST_IN_DYNAMICS = 50
 """Atoms: the dynamics of more are shorter in proportion."""
 
-LEAST_POINTS = 8
-"""Energies that a drift needs."""
+LEAST_POINTS = 3
+"""Energies that a line needs; the uncertainty of a few is infinite, which leaves the drift without a verdict."""
 
 
 def energy_drift(

@@ -28,6 +28,7 @@ __all__ = [
     "lowered",
     "symmetric_molecules",
     "why_not",
+    "work",
 ]
 
 MOLECULES = ("H2O", "NH3", "CH3CH2OH", "C6H6")
@@ -44,6 +45,9 @@ COARSENESS_MARGIN = 3.0
 
 MOST_ATOMS = 1500
 """Atoms in all variants of one structure that one property tries; more than fifty benzenes."""
+
+CROWDED = 4
+"""An atom of a crystal counts as so many."""
 
 Triple = Sequence[Any]
 """Results or numbers of the engine, of the student in float64 and of the student in float32."""
@@ -182,7 +186,12 @@ def affordable(count: int, atoms: Atoms, least: int = 4) -> int:
         atoms: the structure.
         least: at least, whatever its size.
     """
-    return min(count, max(least, MOST_ATOMS // len(atoms)))
+    return min(count, max(least, MOST_ATOMS // work(atoms)))
+
+
+def work(atoms: Atoms) -> int:
+    """What an evaluation costs, in atoms of a small molecule: those of a crystal have more neighbours."""
+    return len(atoms) * (CROWDED if atoms.pbc.any() else 1)
 
 
 def choose_subjects(species: Sequence[int], *, verified: bool = True, periodic: bool = True) -> Subjects:
