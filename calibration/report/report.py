@@ -15,6 +15,7 @@ from ase.units import GPa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from painn_deploy.calibration.accuracy.errors import Accuracy
+from painn_deploy.calibration.accuracy.left_out import summary
 from painn_deploy.calibration.physics.verdicts import format_quantity
 from painn_deploy.calibration.report.charts import (
     Errors,
@@ -69,6 +70,7 @@ def page(validations: Sequence[Validation], baseline: Validation | None = None) 
         checkpoint=first.checkpoint,
         structures=first.accuracy.structures,
         measured_on=first.measured_on,
+        left_out=summary(first.left_out, most=20),
         limits=first.limits,
         date=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
         all_engines=[(v.bundle.name, v.accuracy) for v in validations],

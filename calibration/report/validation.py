@@ -1,6 +1,5 @@
 """Validation: bundles compared with the student that they were made from, in float64 and float32, and audited."""
 
-import copy
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,8 +13,9 @@ import torch
 from ase import Atoms
 
 from painn_deploy.calibration.accuracy.breakdown import Breakdown, break_down
+from painn_deploy.calibration.accuracy.domain import find_domain
 from painn_deploy.calibration.accuracy.errors import ERROR_UNITS, Accuracy, Tolerances, compare
-from painn_deploy.calibration.accuracy.reference import reference_results
+from painn_deploy.calibration.accuracy.left_out import LeftOut
 from painn_deploy.calibration.physics.audit import Audit, References, audit
 from painn_deploy.calibration.report.comparison import Change, by_group, compare_accuracies, compare_findings
 from painn_deploy.calibration.validation_set import choose_validation_set, group_of
@@ -95,6 +95,7 @@ class Validation:
         audit: of its physics; None if it was not audited.
         sensitivity: of each GEMM, if the bundle's own validation.json holds it.
         samples: structures with all results on them.
+        left_out: structures of the set on which the student cannot be judged.
     """
 
     bundle: Path
@@ -110,6 +111,7 @@ class Validation:
     audit: Audit | None
     sensitivity: Sequence[Mapping[str, Any]]
     samples: Samples = field(repr=False)
+    left_out: Sequence[LeftOut] = ()
 
     @property
     def failures(self) -> list[str]:
@@ -135,6 +137,7 @@ class Validation:
             "checkpoint": self.checkpoint,
             "engine": dict(self.engine),
             "measured_on": self.measured_on,
+            "left_out": [each.as_dict() for each in self.left_out],
             "units": dict(ERROR_UNITS),
             "limits": vars(self.limits),
             "failures": self.failures,
@@ -162,7 +165,8 @@ def validate(
 
     Raises:
         CheckpointError: the reference is not what a bundle was made from.
-        DatasetError: the structures cannot be read, or hold an element that the student does not know.
+        DatasetError: the structures cannot be read, hold an element that the student does not know, or are none that
+            it can be judged on.
         StructureError: a structure holds NaN, no atoms, or two atoms on one spot; the message says which.
     """
     options = options or Options()
@@ -180,12 +184,11 @@ def _validations(
     tell: Tell,
 ) -> list[Validation]:
     student = load_student(reference, dtype=torch.float64)
-    chosen, named = choose_validation_set(options.structures, student.species)
-    local_graphs(chosen, student.configuration.cutoff)  # of many, it says which is wrong
-    tell(f"{len(chosen)} structures with the student in float64")
-    wanted = reference_results(student, chosen)
-    tell(f"{len(chosen)} structures with the student in float32")
-    single = reference_results(copy.deepcopy(student).float(), chosen)
+    candidates, named = choose_validation_set(options.structures, student)
+    local_graphs(candidates, student.configuration.cutoff)  # of many, it says which is wrong
+    tell(f"{len(candidates)} structures with the student in float64 and float32")
+    domain = find_domain(student, candidates, named, brought=options.structures is not None)
+    chosen, wanted, single = domain.structures, domain.wanted, domain.single
     periodic = any(atoms.pbc.any() for atoms in chosen)  # who brings molecules alone has no use for crystals
     references = References.of(student, periodic=periodic) if options.physics else None
     validations = []
@@ -222,6 +225,7 @@ def _validations(
                     audit=audited,
                     sensitivity=_sensitivity(bundle),
                     samples=Samples(chosen, results, wanted),
+                    left_out=domain.left_out,
                 )
             )
     return validations

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from painn_deploy.calibration.accuracy.errors import Accuracy, Tolerances
+from painn_deploy.calibration.accuracy.left_out import summary
 from painn_deploy.calibration.physics.verdicts import Finding, Verdict, format_number
 from painn_deploy.calibration.report.comparison import Change
 from painn_deploy.calibration.report.validation import (
@@ -96,6 +97,8 @@ def print_validations(
         Whether any bundle failed.
     """
     console.print(error_table(validations, validations[0].limits))
+    for line in summary(validations[0].left_out):
+        console.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
     for validation in validations:
         console.print(group_table(validation))
         if validation.audit is not None:

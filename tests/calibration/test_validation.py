@@ -244,10 +244,10 @@ def test_bad_input(bundle: Path, painn: Path, tmp_path: Path) -> None:
         validate([bundle], painn, Options(tmp_path / "nan.extxyz", physics=False))
     ase.io.write(tmp_path / "uranium.xyz", Atoms("U"))
     with pytest.raises(DatasetError, match="holds U"):
-        choose_validation_set(tmp_path / "uranium.xyz", (1, 8))
+        choose_validation_set(tmp_path / "uranium.xyz", load_student(students.write(tmp_path, "painn", species=[1, 8])))
     (tmp_path / "empty.extxyz").write_text("")
     with pytest.raises(DatasetError, match=r"empty\.extxyz"):
-        choose_validation_set(tmp_path / "empty.extxyz", (1, 8))
+        choose_validation_set(tmp_path / "empty.extxyz", load_student(painn))
     with pytest.raises(OutputError, match="never changes"):
         check_output(bundle / "report")
 
