@@ -80,9 +80,8 @@ def check_parity(
     Args:
         run: evaluates one graph with the engine.
         student: in float64.
-        batches: structures to compare on; by default those `brought`, and then `parity_structures`, of which those
-            with forces beyond chemistry are left out.
-        brought: the user's structures.
+        batches: structures to compare on; by default `parity_structures`, without those of forces beyond chemistry.
+        brought: the user's structures: figures are of them, and `parity_structures` may stop the engine all the same.
 
     Returns:
         Largest error in atomic energies (eV), forces (eV/Å) and virials (eV); `float32_forces` (eV/Å), the largest
@@ -93,14 +92,27 @@ def check_parity(
         ParityError: an error is above its tolerance or not finite; the message names the structure, the tensor, the
             error, the largest value and likely causes. Or no structure with neighbours is left to compare on.
     """
+    if batches is None and brought:
+        found = _compare(run, student, _batches_of(brought))
+        _compare(run, student, parity_structures(student), LARGEST_FORCE, needed=False)  # no figures of this student
+        return found
+    return _compare(run, student, batches or parity_structures(student), LARGEST_FORCE if batches is None else np.inf)
+
+
+def _compare(
+    run: Callable[[GraphInputs], GraphOutputs],
+    student: Student,
+    batches: Sequence[Sequence[Atoms]],
+    largest_force: float = np.inf,
+    *,
+    needed: bool = True,
+) -> dict[str, Any]:
+    """Compare on every structure that float32 can hold the student on; `needed` refuses where there is none."""
     worst = dict.fromkeys((*_TOLERANCES, "float32_forces"), 0.0)
     left_out: dict[str, LeftOut] = {}
     compared, pulled = 0, False
     single = copy.deepcopy(student).float()
-    own = _batches_of(brought) if batches is None else batches
-    foreign = parity_structures(student) if batches is None else []
-    limits = [float("inf")] * len(own) + [LARGEST_FORCE] * len(foreign)
-    for structures, largest_force in zip([*own, *foreign], limits, strict=True):
+    for structures in batches:
         for atoms, got, want, blur in _evaluated(run, student, single, structures):
             name = describe(atoms)
             sums = [{"energy": each[0].sum(), "forces": each[1]} for each in (want, blur)]
@@ -120,7 +132,7 @@ def check_parity(
                         "that is not masked, or an engine that computes in TF32 or FP16. No engine was written."
                     )
                 worst[field.name] = max(worst[field.name], error)
-    if not compared or (left_out and not pulled):  # an atom alone judges no force
+    if needed and (not compared or (left_out and not pulled)):  # an atom alone judges no force
         raise ParityError(
             "There is no structure to compare the engine with its student on: "
             f"{'; '.join(summary([*left_out.values()]))}. Give structures like those that the student was trained on "

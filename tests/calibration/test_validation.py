@@ -32,6 +32,7 @@ from painn_deploy.calibration.report.validation import (
     write_validations,
 )
 from painn_deploy.calibration.validation_set import GROUPS, choose_validation_set, group_of, validation_set
+from painn_deploy.export import load_student
 from painn_deploy.export.errors import CheckpointError, DatasetError, OutputError, StructureError
 from painn_deploy.export.files import to_json
 from painn_deploy.export.manifest import MODEL, VALIDATION, read_bundle, write_bundle
