@@ -72,7 +72,6 @@ def check_parity(
     run: Callable[[GraphInputs], GraphOutputs],
     student: Student,
     batches: Sequence[Sequence[Atoms]] | None = None,
-    *,
     brought: Sequence[Atoms] = (),
 ) -> dict[str, Any]:
     """Compare a float32 engine with the float64 student under plain autograd, which shares no adjoint with the engine.

@@ -82,7 +82,7 @@ class Examiner(Closing):
 
     def _gated(self, engine: PaiNNCalculator) -> dict[str, Any]:
         brought = self._domain.structures if self._domain.brought else ()
-        return check_parity(engine.run_graph, self._exported, brought=brought)
+        return check_parity(engine.run_graph, self._exported, None, brought)
 
     def examine(self, bundle: Bundle, graph: TypedGraph) -> Examined:
         """Measure the engine of a bundle, if it can run here.
