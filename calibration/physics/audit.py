@@ -7,7 +7,9 @@ from typing import Any
 
 from painn_deploy.calibration.accuracy.errors import Tolerances
 from painn_deploy.calibration.accuracy.reference import TorchCalculator
+from painn_deploy.calibration.domain import Domain, LeftOut
 from painn_deploy.calibration.physics import consistency, continuity, motion, reproducibility, symmetry
+from painn_deploy.calibration.physics.choosing import frames_of, sound_subjects
 from painn_deploy.calibration.physics.drift import Drift
 from painn_deploy.calibration.physics.resolution import Evaluate, Resolution, measure_resolution, noise_findings
 from painn_deploy.calibration.physics.subjects import Audited, Subjects, choose_subjects
@@ -43,11 +45,13 @@ class Audit:
         findings: one for each property.
         resolution: of the engine's precision.
         drifts: total energies along dynamics by the names `engine` and `student`; empty if none ran.
+        left_out: structures that nothing was judged on, since the student cannot be judged there.
     """
 
     findings: tuple[Finding, ...]
     resolution: Resolution
     drifts: Mapping[str, Drift]
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def lost(self) -> list[Finding]:
@@ -65,6 +69,7 @@ class Audit:
             "findings": [finding.as_dict() for finding in self.findings],
             "resolution": self.resolution.as_dict(),
             "drifts": {name: drift.as_dict() for name, drift in self.drifts.items()},
+            "left_out": [each.as_dict() for each in self.left_out],
         }
 
 
@@ -85,19 +90,28 @@ class References:
     cutoff: float
 
     @classmethod
-    def of(cls, student: Student, *, periodic: bool = True) -> "References":
-        """Prepare a student to be compared with.
+    def of(cls, student: Student, *, periodic: bool = True, domain: Domain | None = None) -> "References":
+        """Prepare a student to be compared with, on structures that it can be judged on.
 
         Args:
             student: in float64.
-            periodic: whether crystals are audited too.
+            periodic: whether crystals of the default set are audited too.
+            domain: the user's structures, as `find_domain` returned them: all that is audited are some of these. A
+                default set, or None, is for subjects of the student's elements, those on which it is sane.
+
+        Raises:
+            DatasetError: the student cannot be judged on any structure.
         """
-        return cls(
-            TorchCalculator(student, remember=True),
-            TorchCalculator(copy.deepcopy(student).float(), remember=True),
-            choose_subjects(student.species, verified=student.configuration.species is not None, periodic=periodic),
-            student.configuration.cutoff,
-        )
+        calculator = TorchCalculator(student, remember=True)
+        single = TorchCalculator(copy.deepcopy(student).float(), remember=True)
+        evaluators = (calculator.calculate_batch, single.calculate_batch)
+        if domain is not None and domain.brought:
+            subjects = frames_of(domain, *evaluators)
+        else:
+            verified = student.configuration.species is not None
+            chosen = choose_subjects(student.species, verified=verified, periodic=periodic)
+            subjects = sound_subjects(chosen, *evaluators)
+        return cls(calculator, single, subjects, student.configuration.cutoff)
 
 
 def prepare(engine: Any, references: References, precision: str, limits: Tolerances | None = None) -> Audited:
@@ -115,8 +129,7 @@ def prepare(engine: Any, references: References, precision: str, limits: Toleran
         references.student.calculate_batch,
         references.single.calculate_batch,
     )
-    probes = [*subjects.shaken, *subjects.crystals]
-    resolution = measure_resolution(*evaluators, probes, precision=precision, limits=limits)
+    resolution = measure_resolution(*evaluators, subjects.perturbed, precision=precision, limits=limits)
     return Audited(*evaluators, references.cutoff, precision, limits, subjects, resolution)
 
 
@@ -149,10 +162,13 @@ def audit(
         findings += measure(audited)
     tell("two runs")
     findings += reproducibility.equal_to_the_bit(audited, again)
-    findings += motion.relaxation(audited, engine, references.student, tell)
+    findings += motion.relaxation(audited, engine, references.student, tell, single=references.single)
     drifts: Mapping[str, Drift] = {}
     if picoseconds > 0:
-        found, drifts = motion.energy_drift(audited, engine, references.student, picoseconds=picoseconds, tell=tell)
+        found, drifts = motion.energy_drift(
+            audited, engine, references.student, picoseconds=picoseconds, single=references.single, tell=tell
+        )
         findings += found
     order = ("symmetry", "consistency", "dynamics", "reproducibility")
-    return Audit(tuple(sorted(findings, key=lambda f: order.index(f.family))), audited.resolution, drifts)
+    findings.sort(key=lambda finding: order.index(finding.family))
+    return Audit(tuple(findings), audited.resolution, drifts, references.subjects.left_out)

@@ -16,8 +16,8 @@ from ase.units import GPa
 from jaxtyping import Float
 
 from painn_deploy.calibration.physics.resolution import Evaluate
-from painn_deploy.calibration.physics.subjects import Audited
-from painn_deploy.calibration.physics.verdicts import Case, Finding, Property, Sentences, rms
+from painn_deploy.calibration.physics.subjects import Audited, Triple, affordable
+from painn_deploy.calibration.physics.verdicts import Finding, Property, Sentences, rms
 from painn_deploy.export.model.force_head import autograd_forces, explicit_forces, tensors
 from painn_deploy.export.model.student import Student
 from painn_deploy.runtime.matrix import graph_inputs
@@ -75,6 +75,15 @@ class Directions:
     count: int
     move: Callable[[Atoms, float, int], Atoms]
     claimed: Callable[[Mapping[str, Any]], Float[np.ndarray, " directions"]]
+
+    def some(self, chosen: Sequence[int]) -> "Directions":
+        """Some of the directions, by their numbers."""
+        picked = list(chosen)
+        return Directions(
+            len(picked),
+            lambda start, length, which: self.move(start, length, picked[which]),
+            lambda result: self.claimed(result)[picked],
+        )
 
 
 def displacements(atoms: Atoms) -> Directions:
@@ -153,26 +162,27 @@ def is_gradient(error: float, force: float) -> bool:
 def force_gradient(audited: Audited) -> list[Finding]:
     """Forces against finite differences of the energy, along every coordinate or many directions."""
     cases, steps = [], []
-    for atoms in (*audited.subjects.shaken, *audited.subjects.crystals[:1]):
+    for atoms in (*audited.subjects.shaken, *audited.subjects.crystals[: 1 if audited.subjects.shaken else 2]):
         directions, allowed = displacements(atoms), audited.resolution.at(atoms.info["name"])
+        directions = directions.some(range(affordable(directions.count, atoms)))
         noise = allowed.energy_noise * len(atoms) ** 0.5
         step = choose_step(audited.student, atoms, directions, noise, FORCE_STEPS)
-        student, engine = _both(audited, atoms, directions, step, FINE_STEP)
+        slopes = _missed(audited, atoms, directions, step, FINE_STEP)
         blur = UNSURE * STENCIL_NOISE * noise / step
         error = 2 * allowed.force_error
         typical = blur * (1 + 3 / (2 * directions.count) ** 0.5) + error
         worst = 5 * blur + 2 * error
-        name = atoms.info["name"]
-        cases.append(Case.of(f"{name} (RMS of {directions.count} directions)", student, engine, typical, rms))
-        cases.append(Case.of(f"{name} (worst direction)", student, engine, worst))
+        name, most = atoms.info["name"], audited.limits.forces
+        cases.append(audited.case(f"{name} (RMS of {directions.count} directions)", slopes, typical, most, rms))
+        cases.append(audited.case(f"{name} (worst direction)", slopes, worst, most))
         steps.append(step)
     sentences = Sentences(
         holds="Forces are the slope of the engine's own energy, to {lost} (finite differences, steps of "
         f"{min(steps):g} to {max(steps):g} Å chosen from its noise).",
         student="Along {subject} forces and the slope of the energy differ by {student}, in the student as in the "
         "engine: its energy jumps or has a cusp on the way.",
-        engine="Along {subject} the engine's forces are off the slope of its own energy by {lost}: dynamics with them "
-        "do not conserve energy.",
+        engine="Along {subject} the engine adds {lost} to how far forces are off the slope of the energy: dynamics "
+        "with them do not conserve energy.",
     )
     ceiling = max(FORCE_LIMIT, audited.limits.forces)
     return [Property("forces and energy", "consistency", "meV/Å", FORCE_LIMIT, ceiling, sentences).finding(cases)]
@@ -181,23 +191,23 @@ def force_gradient(audited: Audited) -> list[Finding]:
 def stress_gradient(audited: Audited) -> list[Finding]:
     """Stress against finite differences of the energy under six strains."""
     cases = []
-    for atoms in audited.subjects.crystals[1:3] or audited.subjects.crystals:
+    crystals = [atoms for atoms in audited.subjects.crystals if atoms.pbc.all()]
+    for atoms in crystals[1:3] or crystals:
         allowed = audited.resolution.at(atoms.info["name"])
         volume, noise = atoms.get_volume(), allowed.energy_noise * len(atoms) ** 0.5
         step = choose_step(audited.student, atoms, strains(atoms), noise, STRAIN_STEPS)
-        student, engine = (x / volume for x in _both(audited, atoms, strains(atoms), step, FINE_STRAIN))
+        slopes = [x / volume for x in _missed(audited, atoms, strains(atoms), step, FINE_STRAIN)]
         blur = UNSURE * STENCIL_NOISE * noise / (step * volume)
         virial = 4 * allowed.force_error * audited.cutoff * len(atoms) ** 0.5 / volume
-        name = atoms.info["name"]
-        cases.append(Case.of(name, student, engine, 5 * blur + virial))
+        cases.append(audited.case(atoms.info["name"], slopes, 5 * blur + virial, audited.limits.stress))
     if not cases:
         return []
     sentences = Sentences(
         holds="Stress is the slope of the engine's own energy under strain, to {lost}.",
         student="In {subject} stress and the slope of the energy under strain differ by {student}, in the student as "
         "in the engine: pairs cross the cutoff, where its energy jumps.",
-        engine="In {subject} the engine's stress is off the slope of its own energy under strain by {lost}: cells "
-        "relaxed with it find a wrong volume.",
+        engine="In {subject} the engine adds {lost} to how far stress is off the slope of the energy under strain: "
+        "cells relaxed with it find a wrong volume.",
     )
     ceiling = audited.limits.stress
     return [Property("stress and energy", "consistency", "GPa", STRESS_LIMIT, ceiling, sentences).finding(cases)]
@@ -213,24 +223,20 @@ def choose_step(student: Evaluate, atoms: Atoms, directions: Directions, noise: 
         noise: eV, of one energy.
         steps: to choose from.
     """
-    tried = list(range(0, directions.count, max(1, directions.count // 3)))
-    few = Directions(
-        len(tried),
-        lambda start, length, which: directions.move(start, length, tried[which]),
-        lambda result: directions.claimed(result)[tried],
-    )
+    few = directions.some(range(0, directions.count, max(1, directions.count // affordable(3, atoms, 1))))
     bends = {step: float(np.abs(gradient_errors(student, atoms, few, step)).max()) for step in steps}
     return min(steps, key=lambda step: STENCIL_NOISE * noise / step + bends[step])
 
 
-def _both(
-    audited: Audited, atoms: Atoms, directions: Directions, step: float, fine: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Finite differences minus claimed slopes [directions], of the student and of the engine.
+def _missed(audited: Audited, atoms: Atoms, directions: Directions, step: float, fine: float) -> Triple:
+    """Finite differences minus claimed slopes [directions], of the engine, of the student and of float32.
 
-    The student in float64 has no noise, so its own is taken with a fine step; the engine is held against it at a step
-    that its precision resolves, where both see the same bend.
+    The student in float64 has no noise, so its own is taken with a fine step; the others are compared with it at a step
+    that their precision resolves, where all see the same bend.
     """
     own = gradient_errors(audited.student, atoms, directions, fine)
-    engine, student = (gradient_errors(e, atoms, directions, step) for e in (audited.engine, audited.student))
-    return own, own + engine - student
+    engine, student, single = (
+        gradient_errors(evaluate, atoms, directions, step)
+        for evaluate in (audited.engine, audited.student, audited.single)
+    )
+    return own + engine - student, own, own + single - student

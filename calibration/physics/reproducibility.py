@@ -21,7 +21,7 @@ def equal_to_the_bit(audited: Audited, again: Evaluate | None = None) -> list[Fi
         audited: engine and student.
         again: the same engine opened anew, for a third evaluation; None for none.
     """
-    structures = [*audited.subjects.shaken, *audited.subjects.crystals, *audited.subjects.symmetric]
+    structures = [*audited.subjects.perturbed, *audited.subjects.symmetric]
     first = audited.engine(structures)
     runs = [audited.engine(structures)] + ([] if again is None else [again(structures)])
     differing = max(_differing(first, run) for run in runs)
@@ -39,15 +39,18 @@ def equal_to_the_bit(audited: Audited, again: Evaluate | None = None) -> list[Fi
 def batch_and_single(audited: Audited) -> list[Finding]:
     """Evaluate structures together, and one by one."""
     subjects = audited.subjects
-    structures = [*subjects.shaken, *subjects.crystals, *subjects.molecules]
-    together = [evaluate(structures) for evaluate in (audited.engine, audited.student)]
-    alone = [[evaluate([a])[0] for a in structures] for evaluate in (audited.engine, audited.student)]
+    structures = [*subjects.perturbed, *subjects.molecules]
+    evaluators = (audited.engine, audited.student, audited.single)
+    together = [evaluate(structures) for evaluate in evaluators]
+    alone = [[evaluate([a])[0] for a in structures] for evaluate in evaluators]
     return [_compared(audited, "batch and single", structures, together, alone, _sentences("is evaluated in a batch"))]
 
 
 def size_consistency(audited: Audited) -> list[Finding]:
     """Put another molecule far away from each: neither energies nor forces may change."""
     subjects = audited.subjects.shaken
+    if not subjects:
+        return []
     other = subjects[0]
     pairs = []
     for atoms in subjects:
@@ -55,7 +58,7 @@ def size_consistency(audited: Audited) -> list[Finding]:
         moved.positions += atoms.positions.max(0) - other.positions.min(0) + 3 * audited.cutoff
         pairs.append(atoms + moved)
     together, alone = [], []
-    for evaluate in (audited.engine, audited.student):
+    for evaluate in (audited.engine, audited.student, audited.single):
         lone = evaluate([*subjects, other])
         both = evaluate(pairs)
         together.append(
@@ -76,17 +79,16 @@ def _compared(
     plain: Sequence[Sequence[dict[str, Any]]],
     sentences: Sentences,
 ) -> Finding:
-    """Compare energies per atom and forces, engine first and student second; find for the worse of the two."""
+    """Compare energies per atom and forces of engine, student and float32; find for the worse of the two."""
     energies, forces = [], []
     for index, atoms in enumerate(structures):
         allowed = audited.resolution.at(atoms.info["name"])
-        e, s = ((a[index]["energy"] - b[index]["energy"]) / len(atoms) for a, b in zip(changed, plain, strict=True))
-        f, g = (
-            np.asarray(a[index]["forces"]) - np.asarray(b[index]["forces"]) for a, b in zip(changed, plain, strict=True)
-        )
-        noise = SIGMAS * 2 * allowed.energy_noise / len(atoms) ** 0.5
-        energies.append(Case.of(atoms.info["name"], s, e, noise))
-        forces.append(Case.of(atoms.info["name"], g, f, SIGMAS * 2**0.5 * allowed.force_noise))
+        pairs = [(a[index], b[index]) for a, b in zip(changed, plain, strict=True)]
+        each = [(a["energy"] - b["energy"]) / len(atoms) for a, b in pairs]
+        pulls = [np.asarray(a["forces"]) - np.asarray(b["forces"]) for a, b in pairs]
+        label, noise = atoms.info["name"], SIGMAS * 2 * allowed.energy_noise / len(atoms) ** 0.5
+        energies.append(audited.case(label, each, noise, audited.limits.energy))
+        forces.append(audited.case(label, pulls, SIGMAS * 2**0.5 * allowed.force_noise, audited.limits.forces))
     return worse_of(
         Property(name, "reproducibility", "meV/atom", ENERGY_LIMIT, audited.limits.energy, sentences),
         energies,
@@ -99,7 +101,7 @@ def _sentences(how: str) -> Sentences:
     return Sentences(
         holds=f"It makes no difference whether a structure {how}: at most {{engine}}.",
         student=f"{{subject}} changes by {{student}} when it {how}, in the student as in the engine.",
-        engine=f"{{subject}} changes by {{lost}} when it {how}; with its student it does not.",
+        engine=f"The engine adds {{lost}} to how {{subject}} changes when it {how}.",
     )
 
 

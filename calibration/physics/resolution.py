@@ -19,12 +19,16 @@ from painn_deploy.calibration.accuracy.parity import BLUR_FACTOR
 from painn_deploy.calibration.physics.verdicts import Case, Finding, Property, Sentences
 
 __all__ = [
+    "ROUNDOFFS",
+    "SIGMA",
     "Evaluate",
     "Figures",
     "Resolution",
+    "copies",
     "jitter",
     "measure_resolution",
     "noise_findings",
+    "probes",
     "random_rotations",
     "turned",
 ]
@@ -40,6 +44,12 @@ COPIES, SIGMA = 6, 0.1
 
 HALF_ROUNDOFF = 2.0**13
 """Unit roundoff of float16 over that of float32."""
+
+ROUNDOFFS = {"fp32": float(BLUR_FACTOR), "fp16": HALF_ROUNDOFF, "int8": float("inf")}
+"""How many times the student's own error in float32 a precision may explain, at most."""
+
+COARSE = ("energy_error", "force_error")
+"""The figures by which a precision is compared with float32."""
 
 NOISE_LIMIT = 1e-5
 """eV for each √atom: a surface with less noise is smooth to any simulation."""
@@ -95,6 +105,14 @@ class Resolution:
         """Plain JSON types, in the units of `Figures`."""
         return asdict(self)
 
+    def coarseness(self) -> float:
+        """How many times coarser than float32 the engine is: the median ratio of the smaller of two figures."""
+        ratios = [
+            min(getattr(found, key) / max(getattr(self.single[name], key), getattr(FLOOR, key)) for key in COARSE)
+            for name, found in self.measured.items()
+        ]
+        return float(np.nanmedian(ratios)) if ratios else 1.0
+
 
 def measure_resolution(
     engine: Evaluate,
@@ -111,17 +129,17 @@ def measure_resolution(
         engine: evaluates with the engine.
         student: evaluates with the student in float64.
         single: evaluates with the student in float32.
-        structures: to measure on; `info["name"]` names each.
+        structures: to measure on; `info["name"]` names each, see `probes`.
         precision: of the engine, `fp32`, `fp16` or `int8`.
         limits: accepted errors; rounding may excuse none that is larger.
     """
-    scale = {"fp32": BLUR_FACTOR, "fp16": HALF_ROUNDOFF, "int8": float("inf")}[precision]
+    scale = ROUNDOFFS[precision]
     caps = Figures(limits.energy, limits.forces, limits.energy, limits.forces)
     measured: dict[str, Figures] = {}
     own: dict[str, Figures] = {}
     permitted: dict[str, Figures] = {}
     for index, atoms in enumerate(structures):
-        name, tried = atoms.info["name"], [*_path(atoms, index), *_copies(atoms, index)]
+        name, tried = atoms.info["name"], probes(atoms, index)
         wanted = student(tried)
         measured[name] = _figures(engine(tried), wanted, len(atoms))
         own[name] = _figures(single(tried), wanted, len(atoms))
@@ -141,6 +159,8 @@ def noise_findings(resolution: Resolution, limits: Tolerances) -> list[Finding]:
         ("energies", "energy_noise", "meV", NOISE_LIMIT, limits.energy),
         ("forces", "force_noise", "meV/Å", FORCE_NOISE_LIMIT, limits.forces),
     ):
+        if not resolution.measured:
+            return []
         sentences = Sentences(
             holds=f"From point to point along a path of {2 * SPAN:g} Å, {quantity} jitter by {{lost}} at most: smooth.",
             student="",
@@ -181,6 +201,17 @@ def turned(atoms: Atoms, rotation: Float[np.ndarray, "3 3"]) -> Atoms:
     return made
 
 
+def probes(atoms: Atoms, seed: int = 0) -> list[Atoms]:
+    """Geometries around a structure: a short path for its noise, and then turned copies for its scatter.
+
+    Args:
+        atoms: the structure; `info["seed"]` and `info["sigma"]` (Å, of the copies) go before what is usual.
+        seed: of the path and of the copies.
+    """
+    seed = int(atoms.info.get("seed", seed))
+    return [*_path(atoms, seed), *copies(atoms, seed, float(atoms.info.get("sigma", SIGMA)))]
+
+
 def _path(atoms: Atoms, seed: int) -> list[Atoms]:
     direction = np.random.default_rng(seed).normal(size=atoms.positions.shape)
     direction /= np.linalg.norm(direction, axis=1).max()
@@ -192,13 +223,20 @@ def _path(atoms: Atoms, seed: int) -> list[Atoms]:
     return path
 
 
-def _copies(atoms: Atoms, seed: int) -> list[Atoms]:
-    rng, copies = np.random.default_rng(1000 + seed), []
+def copies(atoms: Atoms, seed: int, sigma: float = SIGMA) -> list[Atoms]:
+    """Perturbed copies of a structure, each turned its own way.
+
+    Args:
+        atoms: the structure.
+        seed: of the perturbations.
+        sigma: Å, of the perturbation.
+    """
+    rng, made = np.random.default_rng(1000 + seed), []
     for rotation in random_rotations(COPIES, 1000 + seed):
         shaken = atoms.copy()
-        shaken.positions += rng.normal(0, SIGMA, atoms.positions.shape)
-        copies.append(turned(shaken, rotation))
-    return copies
+        shaken.positions += rng.normal(0, sigma, atoms.positions.shape)
+        made.append(turned(shaken, rotation))
+    return made
 
 
 def _figures(results: Sequence[Any], wanted: Sequence[Any], atoms: int) -> Figures:

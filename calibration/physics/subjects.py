@@ -1,7 +1,9 @@
 """The subjects of a physics audit: an engine, its student in two precisions, and a few structures of their elements."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -9,18 +11,42 @@ from ase.build import molecule
 from ase.data import covalent_radii
 
 from painn_deploy.calibration.accuracy.errors import Tolerances
-from painn_deploy.calibration.physics.resolution import Evaluate, Figures, Resolution
-from painn_deploy.calibration.structures import default_structures
+from painn_deploy.calibration.domain import LeftOut, unsound
+from painn_deploy.calibration.physics.resolution import ROUNDOFFS, Evaluate, Figures, Resolution
+from painn_deploy.calibration.physics.verdicts import Case, largest
+from painn_deploy.calibration.structures import LARGEST_FORCE, default_structures
 from painn_deploy.calibration.validation_set import molecules_of
 
-__all__ = ["Audited", "Subjects", "choose_subjects"]
+__all__ = [
+    "MOST_ELEMENTS",
+    "MOST_SYMMETRIC",
+    "Audited",
+    "Subjects",
+    "Triple",
+    "affordable",
+    "choose_subjects",
+    "lowered",
+    "symmetric_molecules",
+    "why_not",
+]
 
 MOLECULES = ("H2O", "NH3", "CH3CH2OH", "C6H6")
 SYMMETRIC = ("CO2", "CH4", "C2H2", "CF4", "SiH4", "CS2", "BF3", "N2", "H2")
 """Molecules in which symmetry makes every vector on some atom vanish."""
 
+MOST_SYMMETRIC = 4
+
 MOST_ELEMENTS, UNVERIFIED_ELEMENTS = 6, 4
 """How many elements are tried at the cutoff: of a student that lists its elements, and of one that does not."""
+
+COARSENESS_MARGIN = 3.0
+"""An engine in a lower precision may be so many times its measured coarseness off: a figure is one draw of rounding."""
+
+MOST_ATOMS = 1500
+"""Atoms in all variants of one structure that one property tries; more than fifty benzenes."""
+
+Triple = Sequence[Any]
+"""Results or numbers of the engine, of the student in float64 and of the student in float32."""
 
 COMMON = (1, 6, 7, 8, 9, 16, 17, 15, 14)
 
@@ -35,6 +61,10 @@ class Subjects:
         crystals: small and periodic, perturbed by 0.1 Å.
         symmetric: perfectly symmetric molecules.
         elements: atomic numbers whose pairs are tried at the cutoff.
+        foreign: names of those symmetric molecules that are none of the user's; the student is not judged on them.
+        largest_force: eV/Å, of a component: a path ends where the student's forces are beyond it.
+        brought: whether they are the user's structures. Where dynamics leave for large forces is then a finding.
+        left_out: structures on which the student cannot be judged.
     """
 
     molecules: tuple[Atoms, ...]
@@ -42,6 +72,15 @@ class Subjects:
     crystals: tuple[Atoms, ...]
     symmetric: tuple[Atoms, ...]
     elements: tuple[int, ...]
+    foreign: frozenset[str] = frozenset()
+    largest_force: float = LARGEST_FORCE
+    brought: bool = False
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def perturbed(self) -> tuple[Atoms, ...]:
+        """All that are perturbed: molecules, then crystals."""
+        return self.shaken + self.crystals
 
 
 @dataclass(frozen=True)
@@ -70,8 +109,78 @@ class Audited:
 
     @property
     def typical(self) -> Figures:
-        """The worst resolution on the perturbed molecules."""
-        return self.resolution.worst([atoms.info["name"] for atoms in self.subjects.shaken])
+        """The worst resolution on the perturbed molecules, or on the crystals where there is no molecule."""
+        return self.resolution.worst([a.info["name"] for a in self.subjects.shaken or self.subjects.crystals])
+
+    @property
+    def coarseness(self) -> float:
+        """How many times the student's own error in float32 this engine may add, at any one geometry."""
+        if self.precision == "fp32":
+            return ROUNDOFFS["fp32"]
+        return min(ROUNDOFFS[self.precision], COARSENESS_MARGIN * max(1.0, self.resolution.coarseness()))
+
+    def evaluated(self, structures: Sequence[Atoms]) -> Triple:
+        """Results of structures by the engine, by the student in float64 and by the student in float32."""
+        return self.engine(structures), self.student(structures), self.single(structures)
+
+    def excused(self, allowance: float, own: float, most: float) -> float:
+        """An allowance that was measured around the equilibrium, or what float32 costs at the very geometry if more.
+
+        Args:
+            allowance: as measured elsewhere.
+            own: what the student's own float32 adds at the structures that are compared, in the same unit.
+            most: the most that this may excuse: the errors that the user accepts.
+        """
+        here = min(most, self.coarseness * own)
+        return max(allowance, here) if np.isfinite(here) else allowance
+
+    def case(
+        self,
+        subject: str,
+        numbers: Triple,
+        allowance: float,
+        most: float,
+        size: Callable[[np.ndarray], float] = largest,
+    ) -> Case:
+        """Make a case, excused by what float32 costs the student itself at the same geometries.
+
+        Args:
+            subject: name of the structure, pair or path.
+            numbers: that are zero where the property holds, of engine, student and float32; eV, eV/Å or eV/Å³.
+            allowance: as measured around the equilibrium.
+            most: the most that float32's own figure may excuse.
+            size: one number for an array of them.
+        """
+        engine, student, single = (np.atleast_1d(np.asarray(each, float)) for each in numbers)
+        return Case.of(subject, student, engine, self.excused(allowance, size(single - student), most), size)
+
+    def sound(self, structures: Sequence[Atoms]) -> list[bool]:
+        """Whether the student can be judged on each structure: its forces are sane, and float32 resolves them."""
+        return [not reason for reason in why_not(self.student, self.single, structures, self.subjects.largest_force)]
+
+
+def why_not(student: Evaluate, single: Evaluate, structures: Sequence[Atoms], largest_force: float) -> list[str]:
+    """Why a student cannot be judged on each structure; empty where it can, see `unsound`.
+
+    Args:
+        student: evaluates with the student in float64.
+        single: evaluates with the student in float32.
+        structures: to look at.
+        largest_force: eV/Å, of a component.
+    """
+    pairs = zip(student(structures), single(structures), strict=True)
+    return [unsound(wanted, blurred, largest_force=largest_force) for wanted, blurred in pairs]
+
+
+def affordable(count: int, atoms: Atoms, least: int = 4) -> int:
+    """How many variants of a structure are tried: `count` of a small one, and fewer of hundreds of atoms.
+
+    Args:
+        count: at most.
+        atoms: the structure.
+        least: at least, whatever its size.
+    """
+    return min(count, max(least, MOST_ATOMS // len(atoms)))
 
 
 def choose_subjects(species: Sequence[int], *, verified: bool = True, periodic: bool = True) -> Subjects:
@@ -93,12 +202,18 @@ def choose_subjects(species: Sequence[int], *, verified: bool = True, periodic: 
         moved = atoms.copy()
         moved.positions += rng.normal(0, 0.1, atoms.positions.shape)
         shaken.append(moved)
-    crystals = sorted((_lowered(a, rng) for a in others if periodic and a.pbc.all()), key=len)[:3]
-    symmetric = [molecule(name) for name in SYMMETRIC if set(molecule(name).numbers.tolist()) <= known][:4]
-    for atoms in symmetric:
+    crystals = sorted((lowered(a, rng) for a in others if periodic and a.pbc.all()), key=len)[:3]
+    symmetric = symmetric_molecules(known)[:MOST_SYMMETRIC]
+    return Subjects(tuple(molecules), tuple(shaken), tuple(crystals), tuple(symmetric), tuple(sorted(elements)))
+
+
+def symmetric_molecules(known: AbstractSet[int]) -> list[Atoms]:
+    """Perfectly symmetric molecules of known elements, by atomic number."""
+    found = [molecule(name) for name in SYMMETRIC if set(molecule(name).numbers.tolist()) <= known]
+    for atoms in found:
         atoms.set_initial_magnetic_moments(None)
         atoms.info["name"] = str(atoms.symbols)
-    return Subjects(tuple(molecules), tuple(shaken), tuple(crystals), tuple(symmetric), tuple(sorted(elements)))
+    return found
 
 
 def _trimer(species: Sequence[int]) -> Atoms:
@@ -110,11 +225,17 @@ def _trimer(species: Sequence[int]) -> Atoms:
     return made
 
 
-def _lowered(atoms: Atoms, rng: np.random.Generator) -> Atoms:
-    """A crystal of one atom, which stays symmetric however it is shaken, as a perturbed cell of four atoms."""
+def lowered(atoms: Atoms, rng: np.random.Generator) -> Atoms:
+    """A crystal of one atom, which stays symmetric however it is shaken, as a perturbed cell of some atoms.
+
+    Args:
+        atoms: a crystal; it is returned as it is if it has more than one atom.
+        rng: of the perturbation.
+    """
     if len(atoms) > 1:
         return atoms
-    larger = atoms.repeat((2, 2, 1))
+    times = (2, 2, 1) if atoms.pbc.all() else [2 if axis else 1 for axis in atoms.pbc]
+    larger = atoms.repeat(times)
     larger.positions += rng.normal(0, 0.1, larger.positions.shape)
-    larger.info["name"] = f"{larger.symbols[0]}, 4 atoms"
+    larger.info["name"] = f"{larger.symbols[0]}, {len(larger)} atoms"
     return larger

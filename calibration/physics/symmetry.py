@@ -9,7 +9,7 @@ import numpy as np
 from ase import Atoms
 
 from painn_deploy.calibration.physics.resolution import random_rotations, turned
-from painn_deploy.calibration.physics.subjects import Audited
+from painn_deploy.calibration.physics.subjects import Audited, affordable
 from painn_deploy.calibration.physics.verdicts import (
     Case,
     Finding,
@@ -54,32 +54,35 @@ TORQUE_LIMIT = 1e-3
 
 
 def rotation(audited: Audited) -> list[Finding]:
-    """Compare energies of turned molecules, and their forces turned back."""
-    rotations = random_rotations(ORIENTATIONS, 1)
-    energies, forces = [], []
-    for atoms in audited.subjects.molecules:
+    """Compare energies of turned molecules, and their forces turned back; of crystals where there is no molecule."""
+    energies, forces, ways = [], [], []
+    for atoms in audited.subjects.molecules or audited.subjects.crystals:
         name = atoms.info["name"]
         allowed = audited.resolution.at(name)
-        structures = [turned(atoms, matrix) for matrix in rotations]
-        got, want = audited.engine(structures), audited.student(structures)
-        e, s = (np.array([r["energy"] for r in results]) for results in (got, want))
-        f, g = (np.array([r["forces"] @ m for r, m in zip(x, rotations, strict=True)]) for x in (got, want))
+        rotations = random_rotations(affordable(ORIENTATIONS, atoms), 1)
+        results = audited.evaluated([turned(atoms, matrix) for matrix in rotations])
+        total = [np.array([r["energy"] for r in each]) for each in results]
+        back = [np.array([r["forces"] @ m for r, m in zip(each, rotations, strict=True)]) for each in results]
+        most = audited.limits.energy * len(atoms)
         noise = SIGMAS * (allowed.energy_error * len(atoms) + allowed.energy_noise * len(atoms) ** 0.5)
-        spread = min(noise, audited.limits.energy * len(atoms))
-        energies.append(Case.of(name, s, e, spread, _spread))
-        forces.append(Case.of(name, g, f, 2 * allowed.force_error, _deviation))
+        energies.append(audited.case(name, total, min(noise, most), most, _spread))
+        forces.append(audited.case(name, back, 2 * allowed.force_error, audited.limits.forces, _deviation))
+        ways.append(len(rotations))
+    what = "molecule" if audited.subjects.molecules else "crystal"
+    many = f"{max(ways)}" if min(ways) == max(ways) else f"{min(ways)} to {max(ways)}"
     energy_sentences = Sentences(
-        holds=f"Turned {ORIENTATIONS} ways, no molecule changes its energy by more than {{engine}}.",
-        student=f"Turning {{subject}} {ORIENTATIONS} ways changes its energy by {{student}}, in the student as in the "
-        "engine: it knows x from z, so results depend on how a molecule lies in space. Only another student mends it.",
-        engine="The engine changes the energy of {subject} by {lost} when it is turned, and its student does not: "
-        "results depend on how a molecule lies in space.",
+        holds=f"Turned {many} ways, no {what} changes its energy by more than {{engine}}.",
+        student=f"Turning {{subject}} {many} ways changes its energy by {{student}}, in the student as in the "
+        f"engine: it knows x from z, so results depend on how a {what} lies in space. Only another student mends it.",
+        engine="The engine adds {lost} to how the energy of {subject} changes when it is turned: results depend on how "
+        f"a {what} lies in space.",
     )
     force_sentences = Sentences(
-        holds="Forces turn with the molecule, to {engine} (RMS).",
+        holds=f"Forces turn with the {what}, to {{engine}} (RMS).",
         student="Forces on {subject} do not turn with it: they differ by {student} (RMS) from one orientation to the "
         "next, in the student as in the engine.",
-        engine="Forces on {subject} do not turn with it: the engine adds {lost} (RMS) to what its student does.",
+        engine="Forces on {subject} do not turn with it: the engine adds {lost} (RMS) from one orientation to the "
+        "next.",
     )
     found = Property("rotation, energy", "symmetry", "meV", ROTATION_LIMIT, np.inf, energy_sentences).finding(energies)
     if found.verdict == "student: broken":
@@ -93,7 +96,7 @@ def translation(audited: Audited) -> list[Finding]:
     """Move every structure as a whole, by tens of Å."""
     rng = np.random.default_rng(1)
     before, after = [], []
-    for atoms in (*audited.subjects.shaken, *audited.subjects.crystals):
+    for atoms in audited.subjects.perturbed:
         for _ in range(3):
             moved = atoms.copy()
             moved.positions += rng.uniform(-50, 50, 3)
@@ -105,7 +108,7 @@ def translation(audited: Audited) -> list[Finding]:
 def permutation(audited: Audited) -> list[Finding]:
     """List the atoms of every structure in another order."""
     rng, before, after, orders = np.random.default_rng(2), [], [], []
-    for atoms in (*audited.subjects.shaken, *audited.subjects.crystals):
+    for atoms in audited.subjects.perturbed:
         for _ in range(3):
             order = rng.permutation(len(atoms))
             before.append(atoms)
@@ -119,11 +122,13 @@ def lattice_shift(audited: Audited) -> list[Finding]:
     rng, before, after, orders = np.random.default_rng(3), [], [], []
     for atoms in audited.subjects.crystals:
         shifted, wrapped = atoms.copy(), atoms.copy()
-        shifted.positions += rng.integers(-2, 3, (len(atoms), 3)) @ np.asarray(atoms.cell)
-        wrapped.positions += rng.uniform(0, 1, 3) @ np.asarray(atoms.cell)
+        shifted.positions += (rng.integers(-2, 3, (len(atoms), 3)) * atoms.pbc) @ np.asarray(atoms.cell)
+        wrapped.positions += (rng.uniform(0, 1, 3) * atoms.pbc) @ np.asarray(atoms.cell)
         wrapped.wrap()
+        repeats = np.ones(3, int)
+        repeats[np.argmax(atoms.pbc)] = 2  # along the first periodic direction
         before += [atoms, atoms, atoms]
-        after += [shifted, wrapped, atoms.repeat((2, 1, 1))]
+        after += [shifted, wrapped, atoms.repeat(repeats)]
         orders += [np.arange(len(atoms)), np.arange(len(atoms)), np.tile(np.arange(len(atoms)), 2)]
     if not before:
         return []
@@ -149,16 +154,16 @@ def judge_change(
         after: the same structures after the change.
         orders: of each structure, the index in `before` of each atom in `after`; by default the atoms keep their order.
     """
-    results = [(evaluate(before), evaluate(after)) for evaluate in (audited.engine, audited.student)]
+    results = list(zip(audited.evaluated(before), audited.evaluated(after), strict=True))
     energies, forces = [], []
     for index, (one, other) in enumerate(zip(before, after, strict=True)):
         allowed = audited.resolution.at(one.info["name"])
         order = np.arange(len(one)) if orders is None else orders[index]
-        e, s = (b[index]["energy"] / len(other) - a[index]["energy"] / len(one) for a, b in results)
-        f, g = (np.asarray(b[index]["forces"]) - np.asarray(a[index]["forces"])[order] for a, b in results)
-        noise = SIGMAS * 2**0.5 * allowed.energy_noise / len(one) ** 0.5
-        energies.append(Case.of(one.info["name"], s, e, noise))
-        forces.append(Case.of(one.info["name"], g, f, SIGMAS * 2**0.5 * allowed.force_noise))
+        each = [b[index]["energy"] / len(other) - a[index]["energy"] / len(one) for a, b in results]
+        pulls = [np.asarray(b[index]["forces"]) - np.asarray(a[index]["forces"])[order] for a, b in results]
+        label, noise = one.info["name"], SIGMAS * 2**0.5 * allowed.energy_noise / len(one) ** 0.5
+        energies.append(audited.case(label, each, noise, audited.limits.energy))
+        forces.append(audited.case(label, pulls, SIGMAS * 2**0.5 * allowed.force_noise, audited.limits.forces))
     return worse_of(
         Property(name, "symmetry", "meV/atom", ENERGY_LIMIT, audited.limits.energy, _change_sentences("energy", how)),
         energies,
@@ -169,7 +174,7 @@ def judge_change(
 
 def net_force(audited: Audited) -> list[Finding]:
     """Add up all forces: the sum is zero in any precision that adds in float32, since forces come in pairs."""
-    structures = [*audited.subjects.shaken, *audited.subjects.crystals]
+    structures = audited.subjects.perturbed
     got, want, single = (f(structures) for f in (audited.engine, audited.student, audited.single))
     cases = []
     for atoms, e, s, f in zip(structures, got, want, single, strict=True):
@@ -179,8 +184,8 @@ def net_force(audited: Audited) -> list[Finding]:
         holds="Forces add up to nothing, to {engine} for each √atom: no structure pushes itself through space.",
         student="The forces on {subject} add up to {student} for each √atom, in the student as in the engine: it "
         "pushes itself through space.",
-        engine="The forces on {subject} add up to {lost} for each √atom: the engine pushes it through space, and its "
-        "student does not. Momentum is not conserved.",
+        engine="The engine adds {lost} for each √atom to the sum of the forces on {subject}: it pushes it through "
+        "space, and momentum is not conserved.",
     )
     ceiling = audited.limits.forces
     return [Property("net force", "symmetry", "meV/Å", NET_FORCE_LIMIT, ceiling, sentences).finding(cases)]
@@ -189,18 +194,20 @@ def net_force(audited: Audited) -> list[Finding]:
 def torque(audited: Audited) -> list[Finding]:
     """Add up all torques on a molecule: the sum is zero if its energy does not depend on its orientation."""
     cases = []
-    got, want = (f(audited.subjects.shaken) for f in (audited.engine, audited.student))
-    for atoms, e, s in zip(audited.subjects.shaken, got, want, strict=True):
+    for atoms, *results in zip(audited.subjects.shaken, *audited.evaluated(audited.subjects.shaken), strict=True):
         arms = atoms.positions - atoms.positions.mean(0)
-        engine, student = (np.cross(arms, np.asarray(r["forces"])).sum(0) for r in (e, s))
+        torques = [np.cross(arms, np.asarray(r["forces"])).sum(0) for r in results]
         error = audited.resolution.at(atoms.info["name"]).force_error
         lever = float(np.sqrt(np.square(arms).sum()))
-        cases.append(Case.of(atoms.info["name"], student, engine, 4 * error * lever, length))
+        most = audited.limits.forces * lever
+        cases.append(audited.case(atoms.info["name"], torques, 4 * error * lever, most, length))
+    if not cases:
+        return []
     sentences = Sentences(
         holds="Forces spin no molecule: the largest torque is {engine}.",
         student="The forces on {subject} spin it with a torque of {student}, in the student as in the engine: the "
         "other face of an energy that depends on orientation. Angular momentum is not conserved.",
-        engine="The engine spins {subject} with a torque of {lost} that its student does not have.",
+        engine="The engine spins {subject}: it adds a torque of {lost}.",
     )
     return [Property("torque", "symmetry", "meV", TORQUE_LIMIT, np.inf, sentences).finding(cases)]
 
@@ -233,12 +240,12 @@ def listed(cases: Sequence[Case]) -> str:
 
 
 def _change_sentences(what: str, how: str) -> Sentences:
-    which = {"energy": "The energy of {subject}", "force": "A force on {subject}"}[what]
+    which = {"energy": "the energy of {subject}", "force": "a force on {subject}"}[what]
     return Sentences(
         holds=f"No {what} changes by more than {{engine}} when {how}.",
-        student=f"{which} changes by {{student}} when {how}, in the student as in the engine.",
-        engine=f"{which} changes by {{lost}} when {how}, and with its student it does not: neighbours are missed, or "
-        "the engine mixes up atoms.",
+        student=f"{which[0].upper()}{which[1:]} changes by {{student}} when {how}, in the student as in the engine.",
+        engine=f"The engine adds {{lost}} to how {which} changes when {how}: neighbours are missed, or it mixes up "
+        "atoms.",
     )
 
 

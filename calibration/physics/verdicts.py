@@ -102,7 +102,8 @@ class Sentences:
     Attributes:
         holds: the sentence if engine and student have the property.
         student: the sentence if the student lacks it, and the engine follows the student.
-        engine: the sentence if the student has it and the engine lost it.
+        engine: the sentence about what the engine adds, and nothing about the student: whether the student has the
+            property is said after it.
     """
 
     holds: str
@@ -163,7 +164,17 @@ class Property:
             engine_verdict=gravest,
             sentence="",
         )
-        return found.with_sentence(self._sentence(worst, own, gravest))
+        return found.with_sentence(self._sentence(worst, own, gravest) + self._beside(student, own, gravest))
+
+    def _beside(self, case: Case, own: Verdict, engine: Verdict) -> str:
+        """What the student does, after a sentence about what its engine adds."""
+        if engine != Verdict.BROKEN:
+            return ""
+        if own != Verdict.BROKEN:
+            return " Its student does not show this."
+        size = self._in_unit(case.student)
+        figure = f", by {format_quantity(size, self.unit)}" if math.isfinite(size) else ""
+        return f" Its student shows it too{figure} on {case.subject}; the engine adds to that."
 
     def _sentence(self, case: Case, own: Verdict, engine: Verdict) -> str:
         values = {
@@ -182,7 +193,10 @@ class Property:
             )
         sentence = self.sentences.holds.format(**values)
         if engine == Verdict.WITHIN:
-            sentence += f" More than the student's, and explained by this precision's rounding ({values['allowance']})."
+            sentence += (
+                f" The engine adds {values['lost']} to its student's, which this precision's rounding explains "
+                f"({values['allowance']})."
+            )
         return sentence
 
     def _in_unit(self, value: float) -> float:
