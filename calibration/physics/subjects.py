@@ -10,8 +10,9 @@ from ase import Atoms
 from ase.build import molecule
 from ase.data import covalent_radii
 
+from painn_deploy.calibration.accuracy.domain import unsound
 from painn_deploy.calibration.accuracy.errors import Tolerances
-from painn_deploy.calibration.domain import LeftOut, unsound
+from painn_deploy.calibration.accuracy.left_out import LeftOut
 from painn_deploy.calibration.physics.resolution import ROUNDOFFS, Evaluate, Figures, Resolution
 from painn_deploy.calibration.physics.verdicts import Case, largest
 from painn_deploy.calibration.structures import LARGEST_FORCE, default_structures

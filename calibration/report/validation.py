@@ -190,7 +190,7 @@ def _validations(
     domain = find_domain(student, candidates, named, brought=options.structures is not None)
     chosen, wanted, single = domain.structures, domain.wanted, domain.single
     periodic = any(atoms.pbc.any() for atoms in chosen)  # who brings molecules alone has no use for crystals
-    references = References.of(student, periodic=periodic) if options.physics else None
+    references = References.of(student, periodic=periodic, domain=domain) if options.physics else None
     validations = []
     for path, bundle in zip(paths, opened, strict=True):
         label = f"{path.name}: " if len(opened) > 1 else ""
