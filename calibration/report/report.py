@@ -108,7 +108,7 @@ def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters |= {"figure": _figure, "with_unit": format_quantity}
+    environment.filters |= {"summary": summary, "figure": _figure, "with_unit": format_quantity}
     environment.globals |= {"GPa": GPa, "verdict_classes": VERDICT_CLASSES}
     return environment.get_template("report.html.j2")
 

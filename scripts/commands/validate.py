@@ -103,6 +103,8 @@ def print_validations(
         console.print(group_table(validation))
         if validation.audit is not None:
             findings = validation.audit.findings
+            for line in summary(validation.audit.left_out):
+                console.print(f"[yellow]physics: {escape(line)}[/]", soft_wrap=True)
             console.print(audit_table(findings, f"{validation.bundle.name}: physics"))
             for finding in (each for each in findings if each.verdict != Verdict.HOLDS):
                 console.print(f"{coloured(finding)} {finding.name}: {escape(finding.sentence)}", soft_wrap=True)

@@ -1,5 +1,6 @@
 """A student is judged where it lives: foreign structures are left out, named, and never condemn an engine."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from painn_deploy.calibration.accuracy.domain import find_domain, unsound
 from painn_deploy.calibration.accuracy.left_out import LeftOut, summary
 from painn_deploy.calibration.accuracy.parity import check_parity
+from painn_deploy.calibration.report.report import page
+from painn_deploy.calibration.report.validation import Options, validate
 from painn_deploy.engines.onnxruntime.backend import open_graph
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import DatasetError, ParityError
@@ -21,6 +25,7 @@ from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.graph.onnx_graph import export_onnx
 from painn_deploy.export.manifest import read_bundle
 from painn_deploy.scripts import export_engines
+from painn_deploy.scripts.commands.validate import print_validations
 from tests import students
 
 
@@ -71,6 +76,23 @@ def test_foreign_structures_are_left_out_named_and_nothing_absurd_is_stored(narr
     assert all(each["reason"].startswith("the student") for each in validation["left_out"])
     assert max(map(abs, numbers(validation))) < 1e4
     assert validation["force_max"] < 1e-3
+
+
+def test_validate_condemns_no_engine_for_what_its_student_never_saw(narrow: Path, tmp_path: Path) -> None:
+    """Errors, audit, report and screen name what is left out, hold no absurd number, and find the engine faithful."""
+    (path,) = export_engines(narrow, tmp_path)
+    (found,) = validate([path], narrow, Options(picoseconds=0.0))
+    assert found.failures == []
+    assert {"CH4", "NH3"} <= {each.structure for each in found.left_out}
+    assert found.audit is not None
+    assert {each.structure.split(",")[0] for each in found.audit.left_out} >= {"NH3"}
+    assert max(map(abs, numbers(found.as_dict()))) < 1e6
+    report = page([found])
+    assert "left out, since the student" in report
+    screen = io.StringIO()
+    assert not print_validations(Console(file=screen, width=200), [found], None, strict=False)
+    assert "left out, since the student" in screen.getvalue()
+    assert "physics: " in screen.getvalue()
 
 
 def test_the_user_s_frames_are_the_domain(narrow: Path, tmp_path: Path) -> None:
