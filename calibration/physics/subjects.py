@@ -62,6 +62,7 @@ class Subjects:
         crystals: small and periodic, perturbed by 0.1 Å.
         symmetric: perfectly symmetric molecules.
         elements: atomic numbers whose pairs are tried at the cutoff.
+        ideal: the crystals before they were perturbed, where they were.
         foreign: names of those symmetric molecules that are none of the user's; the student is not judged on them.
         largest_force: eV/Å, of a component: a path ends where the student's forces are beyond it.
         brought: whether they are the user's structures. Where dynamics leave for large forces is then a finding.
@@ -73,6 +74,7 @@ class Subjects:
     crystals: tuple[Atoms, ...]
     symmetric: tuple[Atoms, ...]
     elements: tuple[int, ...]
+    ideal: tuple[Atoms, ...] = ()
     foreign: frozenset[str] = frozenset()
     largest_force: float = LARGEST_FORCE
     brought: bool = False
@@ -196,16 +198,27 @@ def choose_subjects(species: Sequence[int], *, verified: bool = True, periodic: 
     elements = ranked[: MOST_ELEMENTS if verified else UNVERIFIED_ELEMENTS]
     species = species if verified else elements
     known, rng = set(species), np.random.default_rng(3)
-    others = default_structures(species)
+    others, calm = default_structures(species), default_structures(species, sigma=0.0)
     molecules = molecules_of(MOLECULES, species, len(MOLECULES)) or [_trimer(ranked)]
     shaken = []
     for atoms in molecules:
         moved = atoms.copy()
         moved.positions += rng.normal(0, 0.1, atoms.positions.shape)
         shaken.append(moved)
-    crystals = sorted((lowered(a, rng) for a in others if periodic and a.pbc.all()), key=len)[:3]
+    pairs = [(lowered(a, rng), b) for a, b in zip(others, calm, strict=True) if periodic and a.pbc.all()]
+    pairs = sorted(pairs, key=lambda pair: len(pair[0]))[:3]
+    crystals = [a for a, _ in pairs]
+    # one that was repeated has no ideal of as many atoms: it is its own
+    ideal = [b if len(a) == len(b) else a for a, b in pairs]
     symmetric = symmetric_molecules(known)[:MOST_SYMMETRIC]
-    return Subjects(tuple(molecules), tuple(shaken), tuple(crystals), tuple(symmetric), tuple(sorted(elements)))
+    return Subjects(
+        molecules=tuple(molecules),
+        shaken=tuple(shaken),
+        crystals=tuple(crystals),
+        symmetric=tuple(symmetric),
+        elements=tuple(sorted(elements)),
+        ideal=tuple(ideal),
+    )
 
 
 def symmetric_molecules(known: AbstractSet[int]) -> list[Atoms]:

@@ -279,7 +279,7 @@ def test_a_whole_audit_of_a_sound_engine(invariant: References, monkeypatch: pyt
     found = audit(engine, invariant, precision="fp32", picoseconds=0.01, again=engine.calculate_batch, tell=told.append)
     assert found.lost == []
     names = [finding.name for finding in found.findings]
-    assert len(names) == len(set(names)) == 19
+    assert len(names) == len(set(names)) == 19, names
     assert len(told) > 15
     plain = found.as_dict()
     assert {f["verdict"] for f in plain["findings"]} <= {
