@@ -84,7 +84,7 @@ class Judged:
 
     reach: float
     elements: tuple[int, ...]
-    surroundings: tuple[UInt8[np.ndarray, "kept features"], ...]
+    surroundings: tuple[UInt8[np.ndarray, "_ features"], ...]
     limits: tuple[float, ...]
     closest: Float64[np.ndarray, "elements elements"]
 

@@ -99,7 +99,7 @@ class Resolution:
 
     def worst(self, names: Sequence[str]) -> Figures:
         """The largest figures of some structures, to judge a structure that was not measured."""
-        return _map(max, *(self.at(name) for name in names))
+        return _map(lambda *values: max(values), *(self.at(name) for name in names))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types, in the units of `Figures`."""

@@ -17,6 +17,7 @@ from painn_deploy.calibration.physics.resolution import ROUNDOFFS, Evaluate, Fig
 from painn_deploy.calibration.physics.verdicts import Case, largest
 from painn_deploy.calibration.structures import LARGEST_FORCE, default_structures
 from painn_deploy.calibration.validation_set import molecules_of
+from painn_deploy.export.errors import StructureError
 
 __all__ = [
     "MOST_ELEMENTS",
@@ -171,7 +172,12 @@ def why_not(student: Evaluate, single: Evaluate, structures: Sequence[Atoms], la
         structures: to look at.
         largest_force: eV/Å, of a component.
     """
-    pairs = zip(student(structures), single(structures), strict=True)
+    try:
+        pairs = list(zip(student(structures), single(structures), strict=True))
+    except StructureError:  # a relaxation or a path may end where atoms meet
+        if len(structures) == 1:
+            return ["two of its atoms are on one spot there"]
+        return [why_not(student, single, [one], largest_force)[0] for one in structures]
     return [unsound(wanted, blurred, largest_force=largest_force) for wanted, blurred in pairs]
 
 

@@ -26,7 +26,7 @@ from painn_deploy.calibration.report.charts import (
     sensitivity_bars,
 )
 from painn_deploy.calibration.report.comparison import Change
-from painn_deploy.calibration.report.validation import Validation, changes, check_output
+from painn_deploy.calibration.report.validation import Validation, changes, check_output, far_line
 from painn_deploy.calibration.validation_set import group_of
 from painn_deploy.export.files import write_output
 
@@ -108,7 +108,7 @@ def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters |= {"summary": summary, "figure": _figure, "with_unit": format_quantity}
+    environment.filters |= {"summary": summary, "far_line": far_line, "figure": _figure, "with_unit": format_quantity}
     environment.globals |= {"GPa": GPa, "verdict_classes": VERDICT_CLASSES}
     return environment.get_template("report.html.j2")
 

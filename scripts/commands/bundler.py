@@ -30,6 +30,7 @@ from painn_deploy.export.model.student import Student
 from painn_deploy.export.progress import Tell
 from painn_deploy.export.versions import installed
 from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime.familiarity import JUDGED_ON, Judged
 from painn_deploy.runtime.grouping import group, padding_waste
 from painn_deploy.runtime.matrix import local_graphs
 from painn_deploy.scripts.commands.measuring import GATE, Examiner
@@ -103,6 +104,7 @@ class Bundler(Closing):
         tell("evaluating structures with the student in float64 and float32")
         self._trial = choose_trial(reference, structures, training, fits=fits or table_error is not None)
         self._domain = self._trial.domain
+        self._judged_on = Judged.of(self._domain.structures, reference.configuration.cutoff).as_dict()
         self._table: Tabled | None = None
         exported = reference
         if table_error is not None:
@@ -155,6 +157,7 @@ class Bundler(Closing):
             examined = self._examiner.examine(bundle, graph)
             if not examined.excess:
                 validation: dict[str, Any] = {"reference": REFERENCE, "measured_on": self._domain.name}
+                validation |= {JUDGED_ON: self._judged_on}
                 validation |= {"left_out": [each.as_dict() for each in self._domain.left_out]}
                 validation |= {"graph_parity": self._examiner.parity, **facts, **examined.found}
                 return Made(bundle.with_file(VALIDATION, to_json(validation)), examined.accuracy)

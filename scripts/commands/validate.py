@@ -18,6 +18,7 @@ from painn_deploy.calibration.report.validation import (
     Validation,
     changes,
     check_output,
+    far_line,
     validate,
     write_validations,
 )
@@ -101,6 +102,8 @@ def print_validations(
         console.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
     for validation in validations:
         console.print(group_table(validation))
+        if validation.far:
+            console.print(f"[yellow]{escape(far_line(validation))}[/]", soft_wrap=True)
         if validation.audit is not None:
             findings = validation.audit.findings
             for line in summary(validation.audit.left_out):
