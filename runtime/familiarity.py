@@ -84,7 +84,7 @@ class Judged:
 
     reach: float
     elements: tuple[int, ...]
-    surroundings: tuple[UInt8[np.ndarray, "kept features"], ...]
+    surroundings: tuple[UInt8[np.ndarray, "_ features"], ...]
     limits: tuple[float, ...]
     closest: Float64[np.ndarray, "elements elements"]
 
@@ -213,10 +213,13 @@ class Judged:
         if VALIDATION not in bundle.manifest.files:
             return None
         try:
-            values = json.loads(bundle.file(VALIDATION)).get(JUDGED_ON)
-        except (ValueError, AttributeError) as error:
-            raise BundleError(f"{VALIDATION} of {bundle} cannot be read ({error}). Export it again.") from error
-        return None if values is None else cls.from_dict(values)
+            validation = json.loads(bundle.file(VALIDATION))
+            values = validation.get(JUDGED_ON, {}) if isinstance(validation, dict) else None
+        except ValueError as error:
+            raise BundleError(f"{VALIDATION} of {bundle} is no JSON ({error}). Export it again.") from error
+        if not isinstance(values, dict):
+            raise BundleError(f"{VALIDATION} of {bundle} holds values that make no sense. Export it again.")
+        return cls.from_dict(values) if values else None
 
 
 def far_structures(judged: Judged | None, structures: Sequence[Atoms]) -> list[tuple[int, str]]:
