@@ -37,10 +37,10 @@ REACH = 5.0
 TAPER = 1.0
 """Å before the reach, within which neighbours lose their weight."""
 
-BINS, SHORTEST = 12, 0.5
-"""Of a histogram, evenly over the logarithm of the distance, from so many Å up: bonds are resolved by 0.2 Å."""
+BINS, SHORTEST = 8, 0.5
+"""Of a histogram, evenly over the logarithm of the distance, and its start, Å; more would see more of plain warmth."""
 
-FALL = 1.5
+FALL = 2.0
 """Power of the distance, Å, by which a neighbour's weight falls: bonds count for more than what lies around."""
 
 STEPS = 80.0
