@@ -37,10 +37,10 @@ REACH = 5.0
 TAPER = 1.0
 """Å before the reach, within which neighbours lose their weight."""
 
-BINS, SHORTEST = 12, 0.5
-"""Of a histogram, evenly over the logarithm of the distance, from so many Å up: bonds are resolved by 0.2 Å."""
+BINS, SHORTEST = 8, 0.5
+"""Of a histogram, evenly over the logarithm of the distance, and its start, Å; more would see more of plain warmth."""
 
-FALL = 1.5
+FALL = 2.0
 """Power of the distance, Å, by which a neighbour's weight falls: bonds count for more than what lies around."""
 
 STEPS = 80.0
@@ -213,10 +213,13 @@ class Judged:
         if VALIDATION not in bundle.manifest.files:
             return None
         try:
-            values = json.loads(bundle.file(VALIDATION)).get(JUDGED_ON)
-        except (ValueError, AttributeError) as error:
-            raise BundleError(f"{VALIDATION} of {bundle} cannot be read ({error}). Export it again.") from error
-        return None if values is None else cls.from_dict(values)
+            validation = json.loads(bundle.file(VALIDATION))
+            values = validation.get(JUDGED_ON, {}) if isinstance(validation, dict) else None
+        except ValueError as error:
+            raise BundleError(f"{VALIDATION} of {bundle} is no JSON ({error}). Export it again.") from error
+        if not isinstance(values, dict):
+            raise BundleError(f"{VALIDATION} of {bundle} holds values that make no sense. Export it again.")
+        return cls.from_dict(values) if values else None
 
 
 def far_structures(judged: Judged | None, structures: Sequence[Atoms]) -> list[tuple[int, str]]:

@@ -80,14 +80,14 @@ def test_other_molecules_of_the_same_elements_are_far(ethanol: Judged) -> None:
 
 
 def test_what_is_far_is_named(ethanol: Judged) -> None:
-    assert ethanol.far(molecule("CH3NH2")) == "it holds N, which no judged structure does"
+    assert ethanol.far(molecule("NH3")) == "it holds N, which no judged structure does"
     assert ethanol.far(molecule("CH3SH")) == "it holds S, which no judged structure does"
     pair = molecule("CH3CH2OH")
     pair.positions[3] = pair.positions[2] + [0, 0, 0.4]
     words = ethanol.far(pair)
     assert words.startswith("atoms 2 (O) and 3 (H) are 0.40 Å apart, and nothing below 0.")
     broken = stretched(molecule("CH3CH2OH"), [3], 2, 1.8)
-    assert ethanol.far(broken).startswith("the surroundings of atom 2 (O) are unlike all judged ones: ")
+    assert ethanol.far(broken).startswith("the surroundings of atom 3 (H) are unlike all judged ones: ")
 
 
 def test_two_molecules_are_far_until_they_are_out_of_reach(ethanol: Judged) -> None:
@@ -100,7 +100,7 @@ def test_two_molecules_are_far_until_they_are_out_of_reach(ethanol: Judged) -> N
 
 def test_a_set_of_one_structure(copper: Judged) -> None:
     one = Judged.of([molecule("CH3CH2OH")], CUTOFF)
-    assert far_share(one, [thermal(seed) for seed in range(200)]) == 0
+    assert far_share(one, [thermal(seed) for seed in range(500)]) < 0.02
     assert one.far(molecule("CH3OH"))
     assert one.far(stretched(molecule("CH3CH2OH"), [3], 2, 1.8))
     assert Judged.of([Atoms("He")], CUTOFF).far(Atoms("He")) == ""
@@ -115,7 +115,7 @@ def test_a_crystal_that_expands_melts_or_ends_is_far(copper: Judged) -> None:
         other = crystal.copy()
         other.set_cell(other.cell * factor, scale_atoms=True)
         assert copper.far(other)
-    for other in (rattled(crystal, 0.3), fcc111("Cu", (4, 4, 6), vacuum=8.0), molecule("Cu2")):
+    for other in (rattled(crystal, 0.3), fcc111("Cu", (4, 4, 6), vacuum=8.0), Atoms("Cu2", [[0, 0, 0], [0, 0, 2.22]])):
         assert copper.far(other)
 
 
@@ -144,7 +144,8 @@ def test_what_is_far_does_not_depend_on_place_order_or_cell(ethanol: Judged, cop
     boxed.set_cell([30, 30, 30])
     boxed.pbc = True
     boxed.positions[2] += [30, -60, 0]  # an image of the same atom
-    assert {bool(ethanol.far(each)) for each in (atoms, turned, boxed)} == {True}
+    (found,) = {ethanol.far(each).partition(": ")[2] for each in (atoms, turned, boxed)}  # the two numbers
+    assert "from the nearest" in found
     crystal = rattled(bulk("Cu", cubic=True), 0.16, 2)
     one, many = copper.far(crystal), copper.far(crystal * (3, 3, 3))
     assert one[-30:] == many[-30:] != ""
@@ -206,6 +207,12 @@ def test_a_bundle_says_what_it_was_judged_on_or_nothing(bundle: Path, ethanol: J
     found = Judged.in_bundle(with_validation(bundle, to_json(values | {JUDGED_ON: ethanol.as_dict()})))
     assert found is not None
     assert found.as_dict() == ethanol.as_dict()
-    for content in (b"{", b"[]", to_json({JUDGED_ON: 3}), to_json({JUDGED_ON: {}})):
+    for content in (
+        b"{",
+        b"[]",
+        to_json({JUDGED_ON: 3}),
+        to_json({JUDGED_ON: None}),
+        to_json({JUDGED_ON: {"reach": 5}}),
+    ):
         with pytest.raises(BundleError):
             Judged.in_bundle(with_validation(bundle, content))
