@@ -19,11 +19,12 @@ from painn_deploy.export.model.student import Student
 
 __all__ = [
     "CALIBRATION_NAME",
+    "DEFAULT_NAME",
+    "LARGEST_FORCE",
     "aspirin",
     "box_of",
     "calibration_structures",
     "check_species",
-    "choose_structures",
     "default_structures",
     "read_structures",
     "seed_structures",
@@ -216,29 +217,6 @@ def check_species(structures: Sequence[Atoms], species: Sequence[int], source: s
             raise DatasetError(
                 f"Structure {index} of {source} holds {names}, which the student does not know; leave it out."
             )
-
-
-def choose_structures(given: str | Path | Sequence[Atoms] | None, species: Sequence[int]) -> tuple[list[Atoms], str]:
-    """The user's structures, or the default set if there are none.
-
-    Args:
-        given: structures, a file of any format that ASE reads, or None.
-        species: atomic numbers that the student knows.
-
-    Returns:
-        The structures, and a name for the set.
-
-    Raises:
-        DatasetError: the file cannot be read, or a structure holds an element that the student does not know.
-    """
-    if given is None:
-        return default_structures(species), DEFAULT_NAME
-    if isinstance(given, str | Path):
-        structures, name = read_structures(given), Path(given).name
-    else:
-        structures, name = list(given), f"{len(given)} structures given in Python"
-    check_species(structures, species, name)
-    return structures, name
 
 
 def read_structures(path: str | Path) -> list[Atoms]:

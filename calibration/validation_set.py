@@ -12,7 +12,14 @@ from ase.build import bulk, molecule
 from ase.collections import g2
 from ase.data import chemical_symbols, reference_states
 
-from painn_deploy.calibration.structures import box_of, check_species, default_structures, read_structures
+from painn_deploy.calibration.structures import (
+    box_of,
+    check_species,
+    default_structures,
+    read_structures,
+    trusted_species,
+)
+from painn_deploy.export.model.student import Student
 
 __all__ = ["GROUPS", "choose_validation_set", "group_of", "molecules_of", "validation_set"]
 
@@ -47,12 +54,12 @@ def validation_set(species: Sequence[int], *, seed: int = 0) -> list[Atoms]:
     return [*structures, *_liquid(known, rng), *_distorted(known, rng)]
 
 
-def choose_validation_set(given: Path | None, species: Sequence[int]) -> tuple[list[Atoms], str]:
+def choose_validation_set(given: Path | None, student: Student) -> tuple[list[Atoms], str]:
     """The user's structures, or the default set if there are none.
 
     Args:
         given: a file of any format that ASE reads, or None.
-        species: atomic numbers that the student knows.
+        student: whose elements they are of.
 
     Returns:
         The structures, and a name for the set.
@@ -61,9 +68,9 @@ def choose_validation_set(given: Path | None, species: Sequence[int]) -> tuple[l
         DatasetError: the file cannot be read, or a structure holds an element that the student does not know.
     """
     if given is None:
-        return validation_set(species), VALIDATION_NAME
+        return validation_set(trusted_species(student)), VALIDATION_NAME
     structures = read_structures(given)
-    check_species(structures, species, given.name)
+    check_species(structures, student.species, given.name)
     return structures, given.name
 
 

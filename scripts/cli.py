@@ -66,7 +66,14 @@ def export(
     precision: Annotated[
         list[str] | None, typer.Option(help="fp32, fp16, int8, auto; repeatable; fp32 if not given.")
     ] = None,
-    structures: Structures = None,
+    structures: Annotated[
+        Path | None,
+        typer.Option(help="What the student is for, in any format that ASE reads: engines are judged on it."),
+    ] = None,
+    training: Annotated[
+        Path | None,
+        typer.Option(help="To fit INT8 and radial tables on; else --structures, of which a fifth is held out."),
+    ] = None,
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(help="Of GPUs, such as 86, for tensorrt-rtx; repeatable; else 86, 89, 120."),
@@ -101,6 +108,7 @@ def export(
             engines=engine or ("onnxruntime",),
             precisions=precision or ("fp32",),
             structures=structures,
+            training=training,
             compute_capabilities=compute_capability or (),
             limits=lossy_limits(max_energy_error, max_force_error),
             device=device,

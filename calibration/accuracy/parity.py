@@ -1,13 +1,21 @@
-"""The parity gate: no engine is written unless it gives the student's own energies, forces and virials."""
+"""The parity gate: no engine is written unless it gives the student's own energies, forces and virials.
+
+It asks of each structure whether the engine is as good as float32 can be there. Where float32 cannot hold the student
+itself it asks nothing.
+"""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from ase import Atoms
 
-from painn_deploy.calibration.structures import default_structures, seed_structures
+from painn_deploy.calibration.accuracy.domain import unsound
+from painn_deploy.calibration.accuracy.errors import describe
+from painn_deploy.calibration.accuracy.left_out import LeftOut, summary
+from painn_deploy.calibration.structures import LARGEST_FORCE, default_structures, seed_structures, trusted_species
 from painn_deploy.export.errors import ParityError
 from painn_deploy.export.fields import OUTPUTS, GraphInputs, GraphOutputs
 from painn_deploy.export.model.force_head import autograd_forces, tensors
@@ -30,15 +38,15 @@ BLUR_FACTOR = 10
 its error replaces the tolerance: float32 resolves no more where symmetry makes a vector norm vanish, or where forces
 are huge."""
 
-WORST_BLUR = 1e-2
-"""eV/Å; a student whose own forces in float32 are further from float64 cannot be deployed in float32."""
+MOST_ALONE = 8
+"""Structures of the user's that the gate evaluates one by one; as many more are in one batch."""
 
 _TOLERANCES = {"atomic_energies": ENERGY_TOLERANCE, "forces": FORCE_TOLERANCE, "virials": VIRIAL_TOLERANCE}
 
 
 def parity_structures(student: Student) -> list[list[Atoms]]:
     """Batches that exporters get wrong: padding, an isolated atom, symmetric molecules, images, a mixture."""
-    species = student.species
+    species = trusted_species(student)
     smooth = student.configuration.architecture == "painn"  # a `distiller` has a cusp on symmetric molecules
     molecules = seed_structures(species, symmetric=smooth)
     alone = Atoms([species[0]], [[0.0, 0.0, 0.0]])
@@ -51,54 +59,106 @@ def parity_structures(student: Student) -> list[list[Atoms]]:
     ]
 
 
+def _batches_of(brought: Sequence[Atoms]) -> list[list[Atoms]]:
+    """Some structures of the user's one by one, and more of them, with an atom that has no neighbours, in one batch."""
+    if not brought:
+        return []
+    picked = [brought[int(i)] for i in np.unique(np.linspace(0, len(brought) - 1, 2 * MOST_ALONE).astype(int))]
+    alone = Atoms(picked[0].numbers[:1], [[0.0, 0.0, 0.0]])
+    return [*([atoms] for atoms in picked[::2]), [*picked, alone]]
+
+
 def check_parity(
-    run: Callable[[GraphInputs], GraphOutputs], student: Student, batches: Sequence[Sequence[Atoms]] | None = None
-) -> dict[str, float]:
+    run: Callable[[GraphInputs], GraphOutputs],
+    student: Student,
+    batches: Sequence[Sequence[Atoms]] | None = None,
+    brought: Sequence[Atoms] = (),
+) -> dict[str, Any]:
     """Compare a float32 engine with the float64 student under plain autograd, which shares no adjoint with the engine.
 
     Args:
         run: evaluates one graph with the engine.
         student: in float64.
-        batches: structures; by default `parity_structures`.
+        batches: structures to compare on; by default `parity_structures`, without those of forces beyond chemistry.
+        brought: the user's structures: figures are of them, and `parity_structures` may stop the engine all the same.
 
     Returns:
-        Largest error in atomic energies (eV), forces (eV/Å) and virials (eV), and `float32_forces`, the largest error
-        of the student's own forces in PyTorch and float32.
+        Largest error in atomic energies (eV), forces (eV/Å) and virials (eV); `float32_forces` (eV/Å), the largest
+        error of the student's own forces in PyTorch and float32; how many `structures` were compared, and those
+        `left_out`, on which float32 cannot hold the student itself. Plain JSON types.
 
     Raises:
-        ParityError: an error is above its tolerance or not finite; the message names the tensor, the error, the largest
-            value and likely causes.
+        ParityError: an error is above its tolerance or not finite; the message names the structure, the tensor, the
+            error, the largest value and likely causes. Or no structure with neighbours is left to compare on.
     """
+    if batches is None and brought:
+        found = _compare(run, student, _batches_of(brought))
+        _compare(run, student, parity_structures(student), LARGEST_FORCE, needed=False)  # no figures of this student
+        return found
+    return _compare(run, student, batches or parity_structures(student), LARGEST_FORCE if batches is None else np.inf)
+
+
+def _compare(
+    run: Callable[[GraphInputs], GraphOutputs],
+    student: Student,
+    batches: Sequence[Sequence[Atoms]],
+    largest_force: float = np.inf,
+    *,
+    needed: bool = True,
+) -> dict[str, Any]:
+    """Compare on every structure that float32 can hold the student on; `needed` refuses where there is none."""
     worst = dict.fromkeys((*_TOLERANCES, "float32_forces"), 0.0)
-    cutoff, single = student.configuration.cutoff, copy.deepcopy(student).float()
-    for structures in batches if batches is not None else parity_structures(student):
-        inputs = graph_inputs(structures, cutoff)
-        outputs = run(inputs)
-        wanted = autograd_forces(student, tensors(graph_inputs(structures, cutoff, np.float64), torch.float64))
-        blurred = autograd_forces(single, tensors(inputs, torch.float32))
-        own = _error(blurred.forces.numpy(), wanted.forces.numpy())
-        names = ", ".join(str(a.info.get("name", a.symbols)) for a in structures)
-        if not np.isfinite(wanted.forces.numpy()).all():
-            raise ParityError(f"The student itself gives NaN or infinite forces on {names}; it cannot be deployed.")
-        if not own <= WORST_BLUR:
-            raise ParityError(
-                f"In float32 the student's own forces, in PyTorch, are {own:.2e} eV/Å from float64 on {names}. Its "
-                "weights are too steep for float32, so no engine of it could be trusted; train it with weight decay."
-            )
-        worst["float32_forces"] = max(worst["float32_forces"], own)
-        for field, got, want, blur in zip(OUTPUTS, outputs, wanted, blurred, strict=True):
-            error, own = _error(got, want.numpy()), _error(blur.numpy(), want.numpy())
-            tolerance = max(_TOLERANCES[field.name], BLUR_FACTOR * own)
-            if not error <= tolerance:  # NaN is not
-                raise ParityError(
-                    f"The engine's {field.name} differ from the student's by {error:.2e} {field.unit} "
-                    f"(tolerance {tolerance:.1e}, largest value {float(want.abs().max()):.2e}) on {names}. "
-                    "Likely causes: an epsilon that was lost in translation (isolated atoms, symmetric molecules), a "
-                    "padded slot that is not masked, or an engine that computes in TF32 or FP16. No engine was written."
-                )
-            worst[field.name] = max(worst[field.name], error)
-    return worst
+    left_out: dict[str, LeftOut] = {}
+    compared, pulled = 0, False
+    single = copy.deepcopy(student).float()
+    for structures in batches:
+        for atoms, got, want, blur in _evaluated(run, student, single, structures):
+            name = describe(atoms)
+            sums = [{"energy": each[0].sum(), "forces": each[1]} for each in (want, blur)]
+            if reason := unsound(*sums, largest_force=largest_force):
+                left_out.setdefault(name, LeftOut(None, name, reason))
+                continue
+            compared, pulled = compared + 1, pulled or bool(np.any(want[1]))
+            worst["float32_forces"] = max(worst["float32_forces"], _error(blur[1], want[1]))
+            for field, one, other, blurred in zip(OUTPUTS, got, want, blur, strict=True):
+                error = _error(one, other)
+                tolerance = max(_TOLERANCES[field.name], BLUR_FACTOR * _error(blurred, other))
+                if not error <= tolerance:  # NaN is not
+                    raise ParityError(
+                        f"On {name} the engine's {field.name} differ from the student's by {error:.2e} {field.unit} "
+                        f"(tolerance {tolerance:.1e}, largest value {float(np.abs(other).max()):.2e}). Likely causes: "
+                        "an epsilon that was lost in translation (isolated atoms, symmetric molecules), a padded slot "
+                        "that is not masked, or an engine that computes in TF32 or FP16. No engine was written."
+                    )
+                worst[field.name] = max(worst[field.name], error)
+    if needed and (not compared or (left_out and not pulled)):  # an atom alone judges no force
+        raise ParityError(
+            "There is no structure to compare the engine with its student on: "
+            f"{'; '.join(summary([*left_out.values()]))}. Give structures like those that the student was trained on "
+            "with --structures. If these are such, its weights are too steep for float32: train it with weight decay."
+        )
+    return {**worst, "structures": compared, "left_out": [each.as_dict() for each in left_out.values()]}
+
+
+Rows = tuple[np.ndarray, ...]
+
+
+def _evaluated(
+    run: Callable[[GraphInputs], GraphOutputs], student: Student, single: Student, structures: Sequence[Atoms]
+) -> Iterator[tuple[Atoms, Rows, Rows, Rows]]:
+    """Each structure of a batch with what its atoms get of the engine, the student in float64, and it in float32."""
+    cutoff = student.configuration.cutoff
+    inputs = graph_inputs(structures, cutoff)
+    got = tuple(run(inputs))
+    exact = autograd_forces(student, tensors(graph_inputs(structures, cutoff, np.float64), torch.float64))
+    blurred = autograd_forces(single, tensors(inputs, torch.float32))
+    start = 0
+    for atoms in structures:
+        rows = slice(start, start + len(atoms))
+        start = rows.stop
+        own, other = (tuple(tensor[rows].double().numpy() for tensor in each) for each in (exact, blurred))
+        yield atoms, tuple(np.asarray(each, np.float64)[rows] for each in got), own, other
 
 
 def _error(got: np.ndarray, want: np.ndarray) -> float:
-    return float(np.max(np.abs(got.astype(np.float64) - want)))
+    return float(np.max(np.abs(got - want)))

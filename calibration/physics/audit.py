@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from painn_deploy.calibration.accuracy.domain import Domain
 from painn_deploy.calibration.accuracy.errors import Tolerances
+from painn_deploy.calibration.accuracy.left_out import LeftOut
 from painn_deploy.calibration.accuracy.reference import TorchCalculator
-from painn_deploy.calibration.domain import Domain, LeftOut
 from painn_deploy.calibration.physics import consistency, continuity, motion, reproducibility, symmetry
 from painn_deploy.calibration.physics.choosing import frames_of, sound_subjects
 from painn_deploy.calibration.physics.drift import Drift

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from ase import Atoms
 
+from painn_deploy.calibration.accuracy.domain import Domain
 from painn_deploy.calibration.accuracy.errors import describe
-from painn_deploy.calibration.domain import Domain, LeftOut, summary
+from painn_deploy.calibration.accuracy.left_out import LeftOut, summary
 from painn_deploy.calibration.physics.resolution import SIGMA, Evaluate, copies, probes
 from painn_deploy.calibration.physics.subjects import (
     MOST_ELEMENTS,

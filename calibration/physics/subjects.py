@@ -10,12 +10,14 @@ from ase import Atoms
 from ase.build import molecule
 from ase.data import covalent_radii
 
+from painn_deploy.calibration.accuracy.domain import unsound
 from painn_deploy.calibration.accuracy.errors import Tolerances
-from painn_deploy.calibration.domain import LeftOut, unsound
+from painn_deploy.calibration.accuracy.left_out import LeftOut
 from painn_deploy.calibration.physics.resolution import ROUNDOFFS, Evaluate, Figures, Resolution
 from painn_deploy.calibration.physics.verdicts import Case, largest
 from painn_deploy.calibration.structures import LARGEST_FORCE, default_structures
 from painn_deploy.calibration.validation_set import molecules_of
+from painn_deploy.export.errors import StructureError
 
 __all__ = [
     "MOST_ELEMENTS",
@@ -174,7 +176,12 @@ def why_not(student: Evaluate, single: Evaluate, structures: Sequence[Atoms], la
         structures: to look at.
         largest_force: eV/Å, of a component.
     """
-    pairs = zip(student(structures), single(structures), strict=True)
+    try:
+        pairs = list(zip(student(structures), single(structures), strict=True))
+    except StructureError:  # a relaxation or a path may end where atoms meet
+        if len(structures) == 1:
+            return ["two of its atoms are on one spot there"]
+        return [why_not(student, single, [one], largest_force)[0] for one in structures]
     return [unsound(wanted, blurred, largest_force=largest_force) for wanted, blurred in pairs]
 
 

@@ -15,6 +15,7 @@ from ase.units import GPa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from painn_deploy.calibration.accuracy.errors import Accuracy
+from painn_deploy.calibration.accuracy.left_out import summary
 from painn_deploy.calibration.physics.verdicts import format_quantity
 from painn_deploy.calibration.report.charts import (
     Errors,
@@ -25,7 +26,7 @@ from painn_deploy.calibration.report.charts import (
     sensitivity_bars,
 )
 from painn_deploy.calibration.report.comparison import Change
-from painn_deploy.calibration.report.validation import Validation, changes, check_output
+from painn_deploy.calibration.report.validation import Validation, changes, check_output, far_line
 from painn_deploy.calibration.validation_set import group_of
 from painn_deploy.export.files import write_output
 
@@ -69,6 +70,7 @@ def page(validations: Sequence[Validation], baseline: Validation | None = None) 
         checkpoint=first.checkpoint,
         structures=first.accuracy.structures,
         measured_on=first.measured_on,
+        left_out=summary(first.left_out, most=20),
         limits=first.limits,
         date=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
         all_engines=[(v.bundle.name, v.accuracy) for v in validations],
@@ -106,7 +108,7 @@ def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters |= {"figure": _figure, "with_unit": format_quantity}
+    environment.filters |= {"summary": summary, "far_line": far_line, "figure": _figure, "with_unit": format_quantity}
     environment.globals |= {"GPa": GPa, "verdict_classes": VERDICT_CLASSES}
     return environment.get_template("report.html.j2")
 

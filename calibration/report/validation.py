@@ -1,6 +1,5 @@
 """Validation: bundles compared with the student that they were made from, in float64 and float32, and audited."""
 
-import copy
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,8 +13,9 @@ import torch
 from ase import Atoms
 
 from painn_deploy.calibration.accuracy.breakdown import Breakdown, break_down
-from painn_deploy.calibration.accuracy.errors import ERROR_UNITS, Accuracy, Tolerances, compare
-from painn_deploy.calibration.accuracy.reference import reference_results
+from painn_deploy.calibration.accuracy.domain import find_domain
+from painn_deploy.calibration.accuracy.errors import ERROR_UNITS, Accuracy, Tolerances, compare, describe
+from painn_deploy.calibration.accuracy.left_out import LeftOut
 from painn_deploy.calibration.physics.audit import Audit, References, audit
 from painn_deploy.calibration.report.comparison import Change, by_group, compare_accuracies, compare_findings
 from painn_deploy.calibration.validation_set import choose_validation_set, group_of
@@ -27,6 +27,7 @@ from painn_deploy.export.files import prepare_output, to_json, write_output
 from painn_deploy.export.manifest import MANIFEST, VALIDATION
 from painn_deploy.export.progress import Tell, silent
 from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime.familiarity import Judged, far_structures
 from painn_deploy.runtime.matrix import local_graphs
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Validation",
     "changes",
     "check_output",
+    "far_line",
     "open_bundles",
     "validate",
     "write_validations",
@@ -95,6 +97,8 @@ class Validation:
         audit: of its physics; None if it was not audited.
         sensitivity: of each GEMM, if the bundle's own validation.json holds it.
         samples: structures with all results on them.
+        left_out: structures of the set on which the student cannot be judged.
+        far: structures that are far from all that the bundle was judged on at export, with what of them is.
     """
 
     bundle: Path
@@ -110,6 +114,8 @@ class Validation:
     audit: Audit | None
     sensitivity: Sequence[Mapping[str, Any]]
     samples: Samples = field(repr=False)
+    left_out: Sequence[LeftOut] = ()
+    far: Sequence[LeftOut] = ()
 
     @property
     def failures(self) -> list[str]:
@@ -135,6 +141,8 @@ class Validation:
             "checkpoint": self.checkpoint,
             "engine": dict(self.engine),
             "measured_on": self.measured_on,
+            "left_out": [each.as_dict() for each in self.left_out],
+            "far": [each.as_dict() for each in self.far],
             "units": dict(ERROR_UNITS),
             "limits": vars(self.limits),
             "failures": self.failures,
@@ -162,7 +170,8 @@ def validate(
 
     Raises:
         CheckpointError: the reference is not what a bundle was made from.
-        DatasetError: the structures cannot be read, or hold an element that the student does not know.
+        DatasetError: the structures cannot be read, hold an element that the student does not know, or are none that
+            it can be judged on.
         StructureError: a structure holds NaN, no atoms, or two atoms on one spot; the message says which.
     """
     options = options or Options()
@@ -180,14 +189,13 @@ def _validations(
     tell: Tell,
 ) -> list[Validation]:
     student = load_student(reference, dtype=torch.float64)
-    chosen, named = choose_validation_set(options.structures, student.species)
-    local_graphs(chosen, student.configuration.cutoff)  # of many, it says which is wrong
-    tell(f"{len(chosen)} structures with the student in float64")
-    wanted = reference_results(student, chosen)
-    tell(f"{len(chosen)} structures with the student in float32")
-    single = reference_results(copy.deepcopy(student).float(), chosen)
+    candidates, named = choose_validation_set(options.structures, student)
+    local_graphs(candidates, student.configuration.cutoff)  # of many, it says which is wrong
+    tell(f"{len(candidates)} structures with the student in float64 and float32")
+    domain = find_domain(student, candidates, named, brought=options.structures is not None)
+    chosen, wanted, single = domain.structures, domain.wanted, domain.single
     periodic = any(atoms.pbc.any() for atoms in chosen)  # who brings molecules alone has no use for crystals
-    references = References.of(student, periodic=periodic) if options.physics else None
+    references = References.of(student, periodic=periodic, domain=domain) if options.physics else None
     validations = []
     for path, bundle in zip(paths, opened, strict=True):
         label = f"{path.name}: " if len(opened) > 1 else ""
@@ -222,9 +230,16 @@ def _validations(
                     audit=audited,
                     sensitivity=_sensitivity(bundle),
                     samples=Samples(chosen, results, wanted),
+                    left_out=domain.left_out,
+                    far=_far(bundle, chosen),
                 )
             )
     return validations
+
+
+def _far(bundle: Bundle, structures: Sequence[Atoms]) -> list[LeftOut]:
+    found = far_structures(Judged.in_bundle(bundle), structures)
+    return [LeftOut(index, describe(structures[index]), words) for index, words in found]
 
 
 def open_bundles(bundles: Sequence[Path], reference: str | Path) -> tuple[list[Bundle], Checkpoint]:
@@ -265,6 +280,23 @@ def changes(before: Validation, after: Validation) -> list[Change]:
     if before.audit is not None and after.audit is not None:
         found += compare_findings(before.audit.findings, after.audit.findings)
     return found
+
+
+def far_line(validation: Validation, most: int = 4) -> str:
+    """One line about the structures that are far from all that a bundle was judged on; empty where none is.
+
+    Args:
+        validation: of the bundle.
+        most: structures that are named.
+    """
+    if not (far := validation.far):
+        return ""
+    names = ", ".join(f"{each.index} ({each.structure})" for each in far[:most])
+    others = f" and {len(far) - most} more" if len(far) > most else ""
+    return (
+        f"{len(far)} of {validation.accuracy.structures} structures are far from all that {validation.bundle.name} was "
+        f"judged on at export: {names}{others}. Of {far[0].index}, {far[0].reason}."
+    )
 
 
 def check_output(folder: Path) -> Path:

@@ -13,14 +13,8 @@ import torch
 from ase import Atoms
 
 from painn_deploy.calibration.accuracy.errors import Accuracy, Tolerances
-from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.accuracy.tabling import Tabled, find_table
-from painn_deploy.calibration.structures import (
-    CALIBRATION_NAME,
-    calibration_structures,
-    choose_structures,
-    trusted_species,
-)
+from painn_deploy.calibration.structures import CALIBRATION_NAME, calibration_structures, trusted_species
 from painn_deploy.calibration.timing import milliseconds
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing
@@ -36,9 +30,11 @@ from painn_deploy.export.model.student import Student
 from painn_deploy.export.progress import Tell
 from painn_deploy.export.versions import installed
 from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime.familiarity import JUDGED_ON, Judged
 from painn_deploy.runtime.grouping import group, padding_waste
 from painn_deploy.runtime.matrix import local_graphs
-from painn_deploy.scripts.commands.measuring import GATE, Examiner, TrialSet
+from painn_deploy.scripts.commands.measuring import GATE, Examiner
+from painn_deploy.scripts.commands.trials import Given, choose_trial
 from painn_deploy.scripts.commands.typed_graphs import INT8_LIMITS, TypedGraph, TypedGraphs
 
 __all__ = ["Bundler", "Made"]
@@ -71,6 +67,8 @@ class Bundler(Closing):
     Args:
         checkpoint: a .safetensors or .pt file, or a student that ships.
         structures: see `painn_deploy.scripts.export_engines`, as for the others.
+        training: to fit on.
+        fits: whether INT8 is asked for, which is fitted.
         compute_capabilities: of GPUs.
         limits: errors that lower precisions may cost.
         device: that engines are built for which are bound to a kind of device.
@@ -81,17 +79,20 @@ class Bundler(Closing):
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
-        DatasetError: the structures cannot be read, or hold an element that the student does not know.
+        DatasetError: structures cannot be read, hold an element that the student does not know, or are none that it
+            can be judged on.
         ParityError: the graph does not give the student's energies and forces.
     """
 
     def __init__(
         self,
         checkpoint: str | Path,
-        structures: str | Path | Sequence[Atoms] | None,
+        structures: Given,
+        training: Given,
         compute_capabilities: Sequence[str],
         limits: Tolerances | None,
         *,
+        fits: bool,
         device: str,
         tf32: bool,
         form: str,
@@ -100,13 +101,18 @@ class Bundler(Closing):
     ) -> None:
         self._tell = tell
         reference, self._source = load_checkpoint(checkpoint, dtype=torch.float64)
-        given, named = choose_structures(structures, reference.species)
-        self._tests = TrialSet(given, named, reference_results(reference, given), structures is not None)
+        tell("evaluating structures with the student in float64 and float32")
+        self._trial = choose_trial(reference, structures, training, fits=fits or table_error is not None)
+        self._domain = self._trial.domain
+        self._judged_on = Judged.of(self._domain.structures, reference.configuration.cutoff).as_dict()
         self._table: Tabled | None = None
         exported = reference
         if table_error is not None:
             tell("measuring radial tables")
-            self._table = find_table(reference, given, named, table_error, self._tests.wanted)
+            fitted, fitted_on = self._trial.fitted, self._trial.fitted_on
+            if not fitted:
+                fitted, fitted_on = self._domain.structures, self._domain.name
+            self._table = find_table(reference, fitted, fitted_on, table_error)
             exported = reference.with_radial_table(self._table.rank, self._table.intervals)
         self._student = copy.deepcopy(exported).float()
         cutoff = self._student.configuration.cutoff
@@ -114,11 +120,11 @@ class Bundler(Closing):
         model = export_onnx(self._student, _provenance(self._source, self._student, self._table))
         graph = TypedGraph(model.SerializeToString())
         self._exact = Bundle.in_memory(self._manifest(GATE, "fp32", graph, BuiltEngine()), {MODEL: graph.model})
-        self._sizes = [g.size for g in local_graphs(given, cutoff)] if self._tests.brought else []
+        self._sizes = [g.size for g in local_graphs(self._trial.own, cutoff)] if self._trial.own else []
         self._options = BuildOptions(tuple(compute_capabilities), plan_profile(self._sizes), device, tf32, form)
         self._graphs = TypedGraphs(model, cutoff, self._calibration, limits or INT8_LIMITS, tell)
         tell("comparing the graph with the student in float64")
-        self._examiner = Examiner(reference, exported, self._exact, self._tests, limits, tell)
+        self._examiner = Examiner(exported, self._exact, self._domain, limits, tell)
 
     def close(self) -> None:
         """Close the engine that the gate opened; may be called twice."""
@@ -150,7 +156,9 @@ class Bundler(Closing):
             self._tell(f"measuring {engine} in {precision}")
             examined = self._examiner.examine(bundle, graph)
             if not examined.excess:
-                validation: dict[str, Any] = {"reference": REFERENCE, "measured_on": self._tests.name}
+                validation: dict[str, Any] = {"reference": REFERENCE, "measured_on": self._domain.name}
+                validation |= {JUDGED_ON: self._judged_on}
+                validation |= {"left_out": [each.as_dict() for each in self._domain.left_out]}
                 validation |= {"graph_parity": self._examiner.parity, **facts, **examined.found}
                 return Made(bundle.with_file(VALIDATION, to_json(validation)), examined.accuracy)
             excess = excess or examined.excess
@@ -178,7 +186,7 @@ class Bundler(Closing):
             except PrecisionError as error:
                 table.append({"precision": precision, "refused": str(error)})
         self._tell(f"timing {engine} in {', '.join(made)}")
-        structures = self._tests.structures
+        structures = self._domain.structures
         with ExitStack() as stack:
             opened = {name: stack.enter_context(PaiNNCalculator(each.bundle)) for name, each in made.items()}
             times = milliseconds(opened, structures[:: max(1, len(structures) // TIMED)])
@@ -209,8 +217,8 @@ class Bundler(Closing):
         return bundle, facts
 
     def _calibration(self) -> tuple[Sequence[Atoms], str]:
-        if self._tests.brought:
-            return self._tests.structures, self._tests.name
+        if self._trial.fitted:
+            return self._trial.fitted, self._trial.fitted_on
         return calibration_structures(trusted_species(self._student)), CALIBRATION_NAME
 
     def _manifest(self, engine: str, precision: str, graph: TypedGraph, built: BuiltEngine) -> Manifest:

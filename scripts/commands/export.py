@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ase import Atoms
-
 from painn_deploy.calibration.accuracy.errors import Tolerances
 from painn_deploy.calibration.accuracy.tabling import LARGEST_ERROR
 from painn_deploy.engines import BACKENDS, get_backend
@@ -15,9 +13,12 @@ from painn_deploy.export.manifest import PRECISIONS, SUFFIX, check_free
 from painn_deploy.export.progress import Tell, silent
 from painn_deploy.scripts.commands.bundler import Bundler
 from painn_deploy.scripts.commands.measuring import GATE
+from painn_deploy.scripts.commands.trials import Given
 from painn_deploy.scripts.commands.typed_graphs import AUTO
 
 __all__ = ["export_engines"]
+
+INT8 = "int8"
 
 
 def export_engines(
@@ -26,7 +27,8 @@ def export_engines(
     *,
     engines: Sequence[str] = ("onnxruntime",),
     precisions: Sequence[str] = ("fp32",),
-    structures: str | Path | Sequence[Atoms] | None = None,
+    structures: Given = None,
+    training: Given = None,
     compute_capabilities: Sequence[str] = (),
     limits: Tolerances | None = None,
     device: str = "auto",
@@ -44,8 +46,10 @@ def export_engines(
         output: folder to write bundles NAME-ENGINE-PRECISION.engine into.
         engines: backends by name.
         precisions: `fp32`, `fp16`, `int8`; or `auto`, the fastest of them within the limits, measured here.
-        structures: to calibrate INT8 on, to measure the engines' errors on, and to plan their shape profiles for, as
-            Atoms or a file that ASE reads; default sets and a default profile otherwise.
+        structures: what the student is for, as Atoms or a file that ASE reads: engines are judged on them, and their
+            shape profiles planned for them; without, on those default structures where the student is sane.
+        training: what INT8 and radial tables are fitted on, likewise; without, `structures`, of which every fifth is
+            then held out and alone judges; without either, a default set.
         compute_capabilities: of the GPUs that TensorRT-RTX plans are built for, such as `86`.
         limits: what FP16 and INT8 may cost against FP32; by default 10 meV/atom and 50 meV/Å for FP16, 3 meV/atom and
             20 meV/Å for INT8, which is searched for within them.
@@ -70,6 +74,10 @@ def export_engines(
     if tf32:
         _check_tf32(engines, device)
 
+    fits = any(INT8 in (get_backend(engine).precisions if AUTO in precisions else precisions) for engine in engines)
+    if training is not None and not (fits or radial_table):
+        tell(f"nothing in {', '.join(precisions)} is fitted: the training structures are not used")
+
     def target(engine: str, precision: str) -> Path:
         return Path(output) / f"{name}-{engine}-{precision}{SUFFIX}"
 
@@ -82,8 +90,10 @@ def export_engines(
     with Bundler(
         checkpoint,
         structures,
+        training,
         compute_capabilities,
         limits,
+        fits=fits,
         device=device,
         tf32=tf32,
         form=form,

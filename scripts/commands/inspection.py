@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from painn_deploy.calibration.accuracy.left_out import LeftOut, summary
 from painn_deploy.engines import BACKENDS, get_backend
 from painn_deploy.export.bundle import Bundle, read_bundle
 from painn_deploy.export.manifest import VALIDATION
@@ -71,6 +72,10 @@ def print_errors(bundle: Bundle, out: Console) -> None:
         out.print(f"  [yellow]built, not executed[/]: {errors['not_executed']}", soft_wrap=True)
     else:
         out.print(f"  against the student in float64: {_errors(errors)}", soft_wrap=True)
+    if "left_out" in errors:
+        out.print(f"  judged on: {escape(errors['measured_on'])}", soft_wrap=True)
+        for line in summary([LeftOut(**each) for each in errors["left_out"]]):
+            out.print(f"    [yellow]{escape(line)}[/]", soft_wrap=True)
     if (table := bundle.manifest.radial_table) is not None:
         out.print(
             f"  radial table of {table['rank']} functions: it changes forces by at most "

@@ -23,8 +23,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from painn_deploy.calibration.physics.drift import Drift
+from painn_deploy.export.bundle import read_bundle
 from painn_deploy.export.errors import OutputError, StructureError
 from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime.familiarity import Judged
 
 __all__ = ["ENSEMBLES", "Plan", "Record", "run_md", "simulate"]
 
@@ -101,6 +103,8 @@ def run_md(
 ) -> None:
     """Simulate a structure with a bundle's engine; write md.extxyz and md.csv, and print a summary.
 
+    A start or a frame that is far from all structures that the bundle was judged on is named once, and changes nothing.
+
     Args:
         bundle: folder NAME.engine.
         structure: a file that ASE reads; its last structure is the start.
@@ -109,10 +113,11 @@ def run_md(
         overwrite: replace a trajectory that is there.
         device: that the engine runs on.
         out: console for the summary.
-        err: console for progress, and for the word that the run was interrupted.
+        err: console for progress, for what is far from the judged structures, and for the word of an interruption.
 
     Raises:
         BadParameter: the plan makes no sense.
+        BundleError: the bundle is damaged, foreign or of a newer format.
         DatasetError: the structure cannot be read.
         OutputError: a trajectory is there, or a file cannot be written.
         StructureError: the structure cannot be simulated so, or the simulation diverged.
@@ -130,15 +135,21 @@ def run_md(
     atoms = read_structures(structure)[-1]
     if len(atoms) == 0:
         raise StructureError(f"{structure} holds no atoms.")
-    with PaiNNCalculator(bundle, device=device) as calculator:
+    opened = read_bundle(bundle)
+    watch = _Watch(Judged.in_bundle(opened), plan, err)
+    with PaiNNCalculator(opened, device=device) as calculator:
         atoms.calc = calculator
         info = calculator.engine_info
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"))
         with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as progress:
             task = progress.add_task(f"{plan.ensemble}, {len(atoms)} atoms", total=plan.steps)
-            record = simulate(
-                atoms, plan, trajectory=trajectory, log=log, progress=lambda n: progress.update(task, completed=n)
-            )
+
+            def note(done: int) -> None:
+                progress.update(task, completed=done)
+                watch.look(atoms, done)
+
+            watch.look(atoms, 0)
+            record = simulate(atoms, plan, trajectory=trajectory, log=log, progress=note)
     made = Table(
         title=f"{atoms.get_chemical_formula()}, {plan.ensemble}, {record.steps * plan.timestep / 1e3:g} ps",
         show_header=False,
@@ -150,6 +161,8 @@ def run_md(
     if plan.ensemble == "nve":
         made.add_row("drift", f"{record.drift:+.4f} meV/atom/ps (linear fit of the total energy)")
         made.add_row("fluctuation", f"{record.fluctuation:.4f} meV/atom (standard deviation of the total energy)")
+    if watch.outcome:
+        made.add_row("judged structures", watch.outcome)
     made.add_row("frames", escape(str(trajectory)))
     out.print(made)
     if record.interrupted:
@@ -158,6 +171,27 @@ def run_md(
             f"{escape(str(trajectory))}"
         )
         raise typer.Exit(130)
+
+
+class _Watch:
+    """Says once on a console when a simulation is far from all that the bundle was judged on."""
+
+    def __init__(self, judged: Judged | None, plan: Plan, err: Console) -> None:
+        self.outcome = "" if judged is None else "every frame is near one"
+        self._judged, self._plan, self._err = judged, plan, err
+
+    def look(self, atoms: Atoms, step: int) -> None:
+        """Look at a frame; no longer once one was far."""
+        if self._judged is None or not (words := self._judged.far(atoms)):
+            return
+        self._judged = None
+        when = f"at step {step} ({step * self._plan.timestep:g} fs)" if step else "at the start"
+        self.outcome = f"[yellow]far from all[/] {when}"
+        self._err.print(
+            f"[yellow]far from all that the bundle was judged on[/] {when}: {escape(words)}",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 def _check(plan: Plan) -> None:

@@ -6,20 +6,21 @@ from typing import Any
 
 from ase import Atoms
 
+from painn_deploy.calibration.accuracy.domain import Domain
 from painn_deploy.calibration.accuracy.errors import ERROR_UNITS, Accuracy, Tolerances, compare
 from painn_deploy.calibration.accuracy.parity import check_parity
-from painn_deploy.calibration.accuracy.reference import reference_results
-from painn_deploy.calibration.structures import default_structures, trusted_species, within_reach
+from painn_deploy.calibration.structures import LARGEST_FORCE, within_reach
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import Closing
 from painn_deploy.export.bundle import Bundle
+from painn_deploy.export.errors import PrecisionError
 from painn_deploy.export.manifest import MODEL
 from painn_deploy.export.model.student import Student
 from painn_deploy.export.progress import Tell
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts.commands.typed_graphs import INT8_LIMITS, TypedGraph
 
-__all__ = ["GATE", "Examined", "Examiner", "TrialSet"]
+__all__ = ["GATE", "Examined", "Examiner"]
 
 GATE = "onnxruntime"
 """Engine that the graph itself is compared with the student in, on the CPU, whatever else is built of the graph."""
@@ -27,23 +28,6 @@ GATE = "onnxruntime"
 SIMULATED = "every half tensor of the graph rounded to half, in ONNX Runtime on the CPU: no engine loses more"
 
 Results = Sequence[Mapping[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrialSet:
-    """Structures that engines are measured on, and what the student gives for them.
-
-    Attributes:
-        structures: the structures.
-        name: of the set.
-        wanted: energy (eV), forces (eV/Å) and stress (eV/Å³) of each, from the student in float64.
-        brought: whether the user brought the structures; they are the default set otherwise.
-    """
-
-    structures: Sequence[Atoms]
-    name: str
-    wanted: Results
-    brought: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +49,9 @@ class Examiner(Closing):
     """Measures engines of one student. Its own FP32 graph stays open in ONNX Runtime: what FP32 gives is asked there.
 
     Args:
-        reference: the student in float64, that errors are measured against.
         exported: the student in float64 as its graphs compute it, with the radial table if there is one.
         exact: bundle in memory of the FP32 graph for the engine `GATE`.
-        tests: structures to measure on.
+        domain: structures to measure on, with what the student gives there in float64: errors are against that.
         limits: errors that FP16 and INT8 may cost against FP32; None for the default of each precision.
         tell: called with a line about each limit that is exceeded.
 
@@ -81,22 +64,25 @@ class Examiner(Closing):
 
     def __init__(
         self,
-        reference: Student,
         exported: Student,
         exact: Bundle,
-        tests: TrialSet,
+        domain: Domain,
         limits: Tolerances | None,
         tell: Tell,
     ) -> None:
-        self._reference, self._exported, self._exact, self._tests = reference, exported, exact, tests
+        self._exported, self._exact, self._domain = exported, exact, domain
         self._limits, self._tell = limits, tell
         self._gate = PaiNNCalculator(exact, device="cpu")
-        self.parity = check_parity(self._gate.run_graph, exported)
+        self.parity = self._gated(self._gate)
         self._near: tuple[Sequence[Atoms], Results, Results, int] | None = None
 
     def close(self) -> None:
         """Close the FP32 graph; may be called twice."""
         self._gate.close()
+
+    def _gated(self, engine: PaiNNCalculator) -> dict[str, Any]:
+        brought = self._domain.structures if self._domain.brought else ()
+        return check_parity(engine.run_graph, self._exported, None, brought)
 
     def examine(self, bundle: Bundle, graph: TypedGraph) -> Examined:
         """Measure the engine of a bundle, if it can run here.
@@ -115,12 +101,12 @@ class Examiner(Closing):
         if not devices:
             return Examined(_not_executed(engine))
         if bundle is self._exact and devices[0] == "cpu":  # the gate has opened this very engine
-            parity, results = self.parity, self._gate.calculate_batch(self._tests.structures)
+            parity, results = self.parity, self._gate.calculate_batch(self._domain.structures)
         else:
             with PaiNNCalculator(bundle) as calculator:
-                parity = check_parity(calculator.run_graph, self._exported)
-                results = calculator.calculate_batch(self._tests.structures)
-        accuracy = compare(self._tests.structures, results, self._tests.wanted)
+                parity = self._gated(calculator)
+                results = calculator.calculate_batch(self._domain.structures)
+        accuracy = compare(self._domain.structures, results, self._domain.wanted)
         return Examined({"units": dict(ERROR_UNITS), "parity": parity, **accuracy.as_dict()})
 
     def _lossy(self, bundle: Bundle, graph: TypedGraph, *, runs: bool) -> Examined:
@@ -173,12 +159,13 @@ class Examiner(Closing):
         Where the student's forces are far beyond chemistry, FP32's own errors are too, and nothing is learnt.
         """
         if self._near is None:
-            structures, wanted = self._tests.structures, self._tests.wanted
-            trusted = trusted_species(self._reference)
-            if not self._tests.brought and trusted != self._reference.species:
-                structures = default_structures(trusted)
-                wanted = reference_results(self._reference, structures)
+            structures, wanted = self._domain.structures, self._domain.wanted
             kept = within_reach([result["forces"] for result in wanted])
+            if not kept:
+                raise PrecisionError(
+                    f"No structure of {self._domain.name} has forces of at most {LARGEST_FORCE:g} eV/Å, and beyond "
+                    "lower precisions are not measured. Give others with --structures, or take fp32."
+                )
             left_out = len(structures) - len(kept)
             structures, wanted = [structures[i] for i in kept], [wanted[i] for i in kept]
             self._near = structures, wanted, self._gate.calculate_batch(structures), left_out

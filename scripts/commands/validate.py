@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from painn_deploy.calibration.accuracy.errors import Accuracy, Tolerances
+from painn_deploy.calibration.accuracy.left_out import summary
 from painn_deploy.calibration.physics.verdicts import Finding, Verdict, format_number
 from painn_deploy.calibration.report.comparison import Change
 from painn_deploy.calibration.report.validation import (
@@ -17,6 +18,7 @@ from painn_deploy.calibration.report.validation import (
     Validation,
     changes,
     check_output,
+    far_line,
     validate,
     write_validations,
 )
@@ -96,10 +98,16 @@ def print_validations(
         Whether any bundle failed.
     """
     console.print(error_table(validations, validations[0].limits))
+    for line in summary(validations[0].left_out):
+        console.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
     for validation in validations:
         console.print(group_table(validation))
+        if validation.far:
+            console.print(f"[yellow]{escape(far_line(validation))}[/]", soft_wrap=True)
         if validation.audit is not None:
             findings = validation.audit.findings
+            for line in summary(validation.audit.left_out):
+                console.print(f"[yellow]physics: {escape(line)}[/]", soft_wrap=True)
             console.print(audit_table(findings, f"{validation.bundle.name}: physics"))
             for finding in (each for each in findings if each.verdict != Verdict.HOLDS):
                 console.print(f"{coloured(finding)} {finding.name}: {escape(finding.sentence)}", soft_wrap=True)

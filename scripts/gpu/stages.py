@@ -14,8 +14,8 @@ import torch
 from ase.md.velocitydistribution import thermalize_momenta
 from rich.console import Console
 
+from painn_deploy.calibration.accuracy.domain import find_domain
 from painn_deploy.calibration.accuracy.errors import Tolerances, compare
-from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.physics.drift import Drift
 from painn_deploy.calibration.physics.motion import DRIFT_LIMIT, total_energies
 from painn_deploy.calibration.structures import aspirin, default_structures, trusted_species
@@ -211,9 +211,9 @@ class Job:
     def _accuracy(self, bundle: Path, precision: str) -> Any:
         species = trusted_species(self.exact)
         structures = [atoms for atoms in default_structures(species) if len(atoms) <= 64]
-        wanted = reference_results(self.exact, structures)
+        domain = find_domain(self.exact, structures, "the default set", brought=False)
         with PaiNNCalculator(bundle, device=self.device) as calculator:
-            accuracy = compare(structures, calculator.calculate_batch(structures), wanted)
+            accuracy = compare(domain.structures, calculator.calculate_batch(domain.structures), domain.wanted)
         problems = accuracy.failures(LIMITS[precision])
         return {"holds": not problems, "problems": problems, **accuracy.as_dict()}
 

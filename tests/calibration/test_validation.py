@@ -32,6 +32,7 @@ from painn_deploy.calibration.report.validation import (
     write_validations,
 )
 from painn_deploy.calibration.validation_set import GROUPS, choose_validation_set, group_of, validation_set
+from painn_deploy.export import load_student
 from painn_deploy.export.errors import CheckpointError, DatasetError, OutputError, StructureError
 from painn_deploy.export.files import to_json
 from painn_deploy.export.manifest import MODEL, VALIDATION, read_bundle, write_bundle
@@ -244,10 +245,10 @@ def test_bad_input(bundle: Path, painn: Path, tmp_path: Path) -> None:
         validate([bundle], painn, Options(tmp_path / "nan.extxyz", physics=False))
     ase.io.write(tmp_path / "uranium.xyz", Atoms("U"))
     with pytest.raises(DatasetError, match="holds U"):
-        choose_validation_set(tmp_path / "uranium.xyz", (1, 8))
+        choose_validation_set(tmp_path / "uranium.xyz", load_student(students.write(tmp_path, "painn", species=[1, 8])))
     (tmp_path / "empty.extxyz").write_text("")
     with pytest.raises(DatasetError, match=r"empty\.extxyz"):
-        choose_validation_set(tmp_path / "empty.extxyz", (1, 8))
+        choose_validation_set(tmp_path / "empty.extxyz", load_student(painn))
     with pytest.raises(OutputError, match="never changes"):
         check_output(bundle / "report")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,12 @@ from pathlib import Path
 
 import ase.io
 import pytest
+from ase import Atoms
 
+from painn_deploy.export.bundle import read_bundle
+from painn_deploy.export.files import to_json
+from painn_deploy.export.manifest import VALIDATION
+from painn_deploy.runtime.familiarity import JUDGED_ON, Judged
 from tests import students
 
 
@@ -92,6 +98,53 @@ def test_md_leaves_frames_and_a_summary(bundle: Path, molecules: Path, tmp_path:
     again = run("md", bundle, molecules, "-o", tmp_path / "md", "--steps", 1)
     assert again.returncode == 2
     assert "--overwrite" in again.stderr
+
+
+def judged_on(bundle: Path, atoms: Atoms, path: Path) -> Path:
+    """The bundle, as if one structure alone had been judged; a copy without that word lies beside it."""
+    read = read_bundle(bundle)
+    validation = json.loads(read.file(VALIDATION))
+    validation.pop(JUDGED_ON, None)
+    read.with_file(VALIDATION, to_json(validation)).write(path.with_name("silent.engine"))
+    judged = Judged.of([atoms], read.manifest.cutoff).as_dict()
+    read.with_file(VALIDATION, to_json(validation | {JUDGED_ON: judged})).write(path)
+    return path
+
+
+def test_md_says_once_when_it_is_far_from_what_was_judged(bundle: Path, tmp_path: Path) -> None:
+    water, start = students.water(), tmp_path / "water.extxyz"
+    ase.io.write(start, water)
+    judged = judged_on(bundle, water, tmp_path / "judged.engine")
+    plan = ("--ensemble", "langevin", "--temperature", 3000, "--steps", 300, "--overwrite")
+    far = "far from all that the bundle was judged on"
+
+    near = run("md", judged, start, "-o", tmp_path / "near", "--steps", 20, "--timestep", 0.001)
+    assert near.returncode == 0, near.stderr
+    assert far not in near.stderr
+    assert "every frame is near one" in near.stdout
+
+    hot = run("md", judged, start, "-o", tmp_path / "hot", *plan)
+    assert hot.returncode == 0, hot.stderr
+    (line,) = [line for line in hot.stderr.splitlines() if far in line]
+    step, words = re.search(r"at step (\d+) \([\d.]+ fs\): (.+)", line).groups()
+    assert f"far from all at step {step} " in hot.stdout
+    frames = ase.io.read(tmp_path / "hot" / "md.extxyz", index=":")
+    found = [Judged.in_bundle(read_bundle(judged)).far(frame) for frame in frames]
+    assert found.index(words) == int(step) // 10 > 0
+    assert not any(found[: int(step) // 10])
+
+    silent = run("md", tmp_path / "silent.engine", start, "-o", tmp_path / "silent", *plan)
+    assert far not in silent.stderr
+    assert "judged" not in silent.stdout
+    assert (tmp_path / "silent" / "md.extxyz").read_bytes() == (tmp_path / "hot" / "md.extxyz").read_bytes()
+
+    water.positions[1] = water.positions[0] + 1.6 * (water.positions[1] - water.positions[0])
+    ase.io.write(start, water)
+    broken = run("md", judged, start, "-o", tmp_path / "broken", "--steps", 20)
+    assert broken.returncode == 0, broken.stderr
+    (line,) = [line for line in broken.stderr.splitlines() if far in line]
+    assert "at the start: the surroundings of atom" in line
+    assert "far from all at the start" in broken.stdout
 
 
 def test_md_that_is_interrupted_keeps_its_frames(bundle: Path, molecules: Path, tmp_path: Path) -> None:

@@ -38,10 +38,10 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         found["session"] += 1
         return session(*arguments, **options)
 
-    def gating(*arguments: Any) -> dict[str, float]:
+    def gating(*arguments: Any, **options: Any) -> dict[str, Any]:
         found["gate"] += 1
         assert found["write model.onnx"] == 0, "written before it was gated"
-        return gate(*arguments)
+        return gate(*arguments, **options)
 
     monkeypatch.setattr(Path, "read_bytes", reading)
     monkeypatch.setattr(Path, "write_bytes", writing)
@@ -109,11 +109,11 @@ def test_nothing_is_left_of_an_engine_that_fails_the_gate(
     monkeypatch.setattr(type(backend), "devices", lambda _: ("cpu:0", "cpu"))
     gate, calls = measuring.check_parity, []
 
-    def refuse(*arguments: Any) -> dict[str, float]:
+    def refuse(*arguments: Any, **options: Any) -> dict[str, Any]:
         calls.append(arguments)
         if len(calls) == failing:
             raise ParityError("wrong forces")
-        return gate(*arguments)
+        return gate(*arguments, **options)
 
     opened = measuring.PaiNNCalculator
     monkeypatch.setattr(measuring, "check_parity", refuse)

@@ -58,6 +58,7 @@ def test_each_bundle_says_its_precision_and_its_cost(bundles: dict[str, Path]) -
 
 
 def test_a_calculator_runs_them_and_says_which(bundles: dict[str, Path], frames: list[Atoms]) -> None:
+    frames = frames[4::5]  # INT8 was fitted on the others
     with PaiNNCalculator(bundles["onnxruntime-fp32"]) as exact:
         want = exact.calculate_batch(frames)
     for precision in ("fp16", "int8"):

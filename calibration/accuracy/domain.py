@@ -5,7 +5,7 @@ them; an engine compared with its student there would be condemned for what is n
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,13 @@ import numpy as np
 from ase import Atoms
 
 from painn_deploy.calibration.accuracy.errors import describe
+from painn_deploy.calibration.accuracy.left_out import LeftOut, summary
 from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.structures import LARGEST_FORCE
 from painn_deploy.export.errors import DatasetError
 from painn_deploy.export.model.student import Student
 
-__all__ = ["WORST_BLUR", "Domain", "LeftOut", "find_domain", "summary", "unsound"]
+__all__ = ["WORST_BLUR", "Domain", "find_domain", "unsound"]
 
 WORST_BLUR = 1e-2
 """eV/Å; where a student's own forces in float32 are further from float64, float32 says nothing about an engine."""
@@ -27,25 +28,6 @@ WORST_ENERGY_BLUR = 1e-3
 """eV an atom, likewise of energies."""
 
 Results = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A structure that nothing is judged by.
-
-    Attributes:
-        index: of the structure in its set, from 0.
-        structure: its name, or its formula.
-        reason: why the student cannot be judged there.
-    """
-
-    index: int
-    structure: str
-    reason: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -134,20 +116,3 @@ def find_domain(student: Student, structures: Sequence[Atoms], name: str, *, bro
         why = "; ".join(summary(left_out)) or "it holds none"
         raise DatasetError(f"There is no structure of {name} to judge the student by: {why}. {remedy}")
     return whole.part(kept)
-
-
-def summary(left_out: Sequence[LeftOut], most: int = 4) -> list[str]:
-    """One line a reason: how many structures were left out for it, and the names of some.
-
-    Args:
-        left_out: the structures.
-        most: names in a line.
-    """
-    return list(_summarised(left_out, most))
-
-
-def _summarised(left_out: Sequence[LeftOut], most: int) -> Iterator[str]:
-    for reason in dict.fromkeys(each.reason for each in left_out):
-        names = [f"{each.index} ({each.structure})" for each in left_out if each.reason == reason]
-        others = f" and {len(names) - most} more" if len(names) > most else ""
-        yield f"{len(names)} left out, since {reason}: {', '.join(names[:most])}{others}"

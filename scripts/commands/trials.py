@@ -1,0 +1,111 @@
+"""Which structures an export judges a student's engines on, and which it fits something of them on: never the same."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+
+from painn_deploy.calibration.accuracy.domain import Domain, find_domain
+from painn_deploy.calibration.structures import (
+    DEFAULT_NAME,
+    check_species,
+    default_structures,
+    read_structures,
+    trusted_species,
+)
+from painn_deploy.export.model.student import Student
+
+__all__ = ["Given", "Trial", "choose_trial"]
+
+Given = str | Path | Sequence[Atoms] | None
+"""Structures of the user's: a file of any format that ASE reads, or themselves; None where there are none."""
+
+HELD_OUT = 5
+"""Where one set both fits and judges, every structure with this multiple as its number is held out for judging."""
+
+MOST = 1000
+"""Structures of a set that are used; of a longer trajectory as many, evenly spread."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The structures of an export.
+
+    Attributes:
+        domain: that engines are judged on, with what the student gives there.
+        fitted: structures of the user's that INT8 and radial tables are fitted on; none where default sets are.
+        fitted_on: name of these.
+        own: all structures of the user's, which shape profiles are planned for; none where the user brought none.
+    """
+
+    domain: Domain
+    fitted: Sequence[Atoms]
+    fitted_on: str
+    own: Sequence[Atoms]
+
+
+def choose_trial(student: Student, structures: Given, training: Given, *, fits: bool) -> Trial:
+    """Choose what an export judges on, and what it fits on.
+
+    Args:
+        student: in float64.
+        structures: of the user's, to judge on; the default set without.
+        training: of the user's, to fit on. Without, all `structures` but every fifth, which alone then judges; without
+            either a default set.
+        fits: whether anything is fitted.
+
+    Raises:
+        DatasetError: a file cannot be read, a structure holds an element that the student does not know, or no
+            structure is left to judge by.
+    """
+    judging, fitting = _read(structures, student), _read(training, student)
+    own = [*judging[0], *([] if _same(structures, training) else fitting[0])]
+    judged, named = judging
+    fitted, fitted_on = fitting
+    if structures is None:
+        judged, named = default_structures(trusted_species(student)), DEFAULT_NAME
+    elif fits and (training is None or _same(structures, training)):
+        judged, named, fitted, fitted_on = _parted(*judging)
+    judged, named = _spread(judged, named)
+    domain = find_domain(student, judged, named, brought=structures is not None)
+    return Trial(domain, *_spread(fitted, fitted_on), own)
+
+
+def _read(given: Given, student: Student) -> tuple[list[Atoms], str]:
+    if given is None:
+        return [], ""
+    if isinstance(given, str | Path):
+        structures, name = read_structures(given), Path(given).name
+    else:
+        structures, name = list(given), f"{len(given)} structures given in Python"
+    check_species(structures, student.species, name)
+    return structures, name
+
+
+def _same(one: Given, other: Given) -> bool:
+    if isinstance(one, str | Path) and isinstance(other, str | Path):
+        return Path(one).resolve() == Path(other).resolve()
+    return one is not None and one is other
+
+
+def _parted(structures: list[Atoms], name: str) -> tuple[list[Atoms], str, list[Atoms], str]:
+    """Every fifth structure, the others, and names for both; fewer than five structures are all in both."""
+    count = len(structures)
+    if count < HELD_OUT:
+        both = f"{name}, whose {count} structures both fit and judge: give {HELD_OUT} or more to hold some out"
+        return structures, both, structures, both
+    judged = structures[HELD_OUT - 1 :: HELD_OUT]
+    fitted = [atoms for index, atoms in enumerate(structures) if index % HELD_OUT != HELD_OUT - 1]
+    return (
+        *(judged, f"{name}: every fifth of {count} structures, held out from what was fitted"),
+        *(fitted, f"{name}: {len(fitted)} of {count} structures, all but every fifth"),
+    )
+
+
+def _spread(structures: Sequence[Atoms], name: str) -> tuple[list[Atoms], str]:
+    if len(structures) <= MOST:
+        return list(structures), name
+    picked = np.linspace(0, len(structures) - 1, MOST).astype(int)
+    return [structures[i] for i in picked], f"{name} ({MOST} of {len(structures)}, evenly spread)"
