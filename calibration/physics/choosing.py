@@ -105,7 +105,7 @@ def frames_of(domain: Domain, student: Evaluate, single: Evaluate) -> Subjects:
     student, which need not know them: they are `foreign`.
 
     Args:
-        domain: the user's structures, as `find_domain` returned them.
+        domain: the user's structures; frames are named by their number in it.
         student: evaluates with the student in float64.
         single: evaluates with the student in float32.
 
@@ -115,14 +115,12 @@ def frames_of(domain: Domain, student: Evaluate, single: Evaluate) -> Subjects:
     largest = max((float(np.abs(result["forces"]).max(initial=0.0)) for result in domain.wanted), default=0.0)
     largest_force = max(LARGEST_FORCE, FORCE_MARGIN * largest)
     why, left_out = _why(student, single, largest_force), list[LeftOut]()
-    missing = {each.index for each in domain.left_out}
-    numbers = [i for i in range(len(domain) + len(missing)) if i not in missing]
     molecules: list[Atoms] = []
     shaken: list[Atoms] = []
     crystals: list[Atoms] = []
     for index in chosen_frames(domain.structures):
         rng = np.random.default_rng(index)
-        atoms = _bare(domain.structures[index], numbers[index])
+        atoms = _bare(domain.structures[index], index)
         periodic = bool(atoms.pbc.any())
         if periodic:
             name = atoms.info["name"]
@@ -131,7 +129,7 @@ def frames_of(domain: Domain, student: Evaluate, single: Evaluate) -> Subjects:
         shift = rng.normal(0, SIGMA, atoms.positions.shape)
         found, reason = _perturbed(atoms, shift, len(molecules) + len(crystals), why)
         if found is None:
-            left_out.append(LeftOut(numbers[index], atoms.info["name"], reason))
+            left_out.append(LeftOut(index, atoms.info["name"], reason))
         elif periodic:
             crystals.append(found)
         else:

@@ -18,8 +18,8 @@ from ase import Atoms
 from ase.build import bulk
 from safetensors.torch import save_file
 
+from painn_deploy.calibration.accuracy.domain import Domain, find_domain
 from painn_deploy.calibration.accuracy.reference import TorchCalculator
-from painn_deploy.calibration.domain import Domain, find_domain
 from painn_deploy.calibration.physics import consistency, continuity, motion, reproducibility, symmetry
 from painn_deploy.calibration.physics.audit import PROPERTIES, Audit, References, audit, prepare
 from painn_deploy.calibration.physics.choosing import chosen_frames
