@@ -10,7 +10,6 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 from jaxtyping import Float
 
-from painn_deploy.calibration.accuracy.parity import BLUR_FACTOR
 from painn_deploy.calibration.physics.drift import Drift
 from painn_deploy.calibration.physics.subjects import Audited, affordable
 from painn_deploy.calibration.physics.verdicts import Case, Finding, Property, Sentences, format_number
@@ -38,8 +37,8 @@ not settle in a thousand steps would say nothing of its forces. It starts its dy
 MOST_IN_DYNAMICS = 50
 """Atoms: the dynamics of more are shorter in proportion."""
 
-LEAST_POINTS = 3
-"""Energies that a line needs; the uncertainty of a few is infinite, which leaves the drift without a verdict."""
+LEAST_POINTS = 8
+"""Energies that the uncertainty of a drift needs: dynamics that end before are left out."""
 
 
 def energy_drift(
@@ -89,7 +88,7 @@ def energy_drift(
     if single is not None and not lost <= max(error, DRIFT_LIMIT):
         # what float32 makes of this trajectory is not the engine's; a float32 that diverges excuses one that diverges
         apart = abs(run("student in float32", single, picoseconds).slope - own.slope)
-        error = max(error, BLUR_FACTOR * apart)
+        error = max(error, 2 * apart)
     both = (
         f"{got.slope:+.3f} ± {got.uncertainty:.3f} meV/atom/ps, its student's {own.slope:+.3f} ± {own.uncertainty:.3f}"
     )

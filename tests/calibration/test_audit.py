@@ -276,7 +276,9 @@ def test_a_whole_audit_of_a_sound_engine(invariant: References, monkeypatch: pyt
     monkeypatch.setattr(motion, "MOST_STEPS", 30)
     told: list[str] = []
     engine = Changed(invariant.single.student)
-    found = audit(engine, invariant, precision="fp32", picoseconds=0.01, again=engine.calculate_batch, tell=told.append)
+    # random weights leave what is sane at once: where a user's own frames go, dynamics are judged all the same
+    known = replace(invariant, subjects=replace(invariant.subjects, brought=True))
+    found = audit(engine, known, precision="fp32", picoseconds=0.01, again=engine.calculate_batch, tell=told.append)
     assert found.lost == []
     names = [finding.name for finding in found.findings]
     assert len(names) == len(set(names)) == 19
