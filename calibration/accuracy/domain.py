@@ -86,7 +86,14 @@ def unsound(wanted: Mapping[str, Any], single: Mapping[str, Any], *, largest_for
     return ""
 
 
-def find_domain(student: Student, structures: Sequence[Atoms], name: str, *, brought: bool) -> Domain:
+def find_domain(
+    student: Student,
+    structures: Sequence[Atoms],
+    name: str,
+    *,
+    brought: bool,
+    numbers: Sequence[int] | None = None,
+) -> Domain:
     """Evaluate a set of structures with a student, and keep those that it can be judged on.
 
     Args:
@@ -94,6 +101,7 @@ def find_domain(student: Student, structures: Sequence[Atoms], name: str, *, bro
         structures: the set.
         name: of the set.
         brought: whether the user brought the set. Large forces are then the user's business.
+        numbers: of the structures in the file that they are from, to name them by; their places by default.
 
     Raises:
         DatasetError: nothing is left to judge by.
@@ -102,8 +110,11 @@ def find_domain(student: Student, structures: Sequence[Atoms], name: str, *, bro
     single = reference_results(copy.deepcopy(student).float(), structures)
     largest_force = float("inf") if brought else LARGEST_FORCE
     reasons = [unsound(*pair, largest_force=largest_force) for pair in zip(wanted, single, strict=True)]
+    places = range(len(structures)) if numbers is None else numbers
     left_out = tuple(
-        LeftOut(index, describe(structures[index]), reason) for index, reason in enumerate(reasons) if reason
+        LeftOut(place, describe(atoms), reason)
+        for place, atoms, reason in zip(places, structures, reasons, strict=True)
+        if reason
     )
     kept = [index for index, reason in enumerate(reasons) if not reason]
     whole = Domain(structures, name, brought, wanted, single, left_out)

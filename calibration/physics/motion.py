@@ -187,8 +187,7 @@ def relaxation(
     sentences = Sentences(
         holds=f"Relaxed with the engine to {1e3 * force:g} meV/Å, {what} end in the student's minima: {apart:.4f} Å "
         f"(RMSD) from their bottoms and {format_number(1e3 * highest)} meV/atom above them.",
-        student=f"{{subject}} does not settle to {1e3 * TIGHT:g} meV/Å in hundreds of steps, with the student itself: "
-        "its forces may jump near the minimum.",
+        student=f"{{subject}} does not settle to {1e3 * TIGHT:g} meV/Å in hundreds of steps, with the student itself.",
         engine="Relaxed from one start, {subject} ends elsewhere with the engine, {lost} from the student's minimum on "
         "the student's surface (infinite: with the engine it does not settle at all).",
     )

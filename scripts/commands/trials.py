@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from ase import Atoms
@@ -24,6 +25,8 @@ Given = str | Path | Sequence[Atoms] | None
 
 HELD_OUT = 5
 """Where one set both fits and judges, every structure with this multiple as its number is held out for judging."""
+
+Item = TypeVar("Item")
 
 MOST = 1000
 """Structures of a set that are used; of a longer trajectory as many, evenly spread."""
@@ -60,16 +63,18 @@ def choose_trial(student: Student, structures: Given, training: Given, *, fits: 
         DatasetError: a file cannot be read, a structure holds an element that the student does not know, or no
             structure is left to judge by.
     """
-    judging, fitting = _read(structures, student), _read(training, student)
-    own = [*judging[0], *([] if _same(structures, training) else fitting[0])]
-    judged, named = judging
-    fitted, fitted_on = fitting
+    (given, given_name), (fitted, fitted_on) = _read(structures, student), _read(training, student)
+    same = _same(structures, training)
+    own = given if same else [*given, *fitted]
     if structures is None:
-        judged, named = default_structures(trusted_species(student)), DEFAULT_NAME
-    elif fits and (training is None or _same(structures, training)):
-        judged, named, fitted, fitted_on = _parted(*judging)
+        given, given_name = default_structures(trusted_species(student)), DEFAULT_NAME
+    judged, named = list(range(len(given))), given_name
+    if structures is not None and fits and (training is None or same):
+        judged, named, rest, fitted_on = _parted(len(given), given_name)
+        fitted = [given[index] for index in rest]
     judged, named = _spread(judged, named)
-    domain = find_domain(student, judged, named, brought=structures is not None)
+    brought = structures is not None
+    domain = find_domain(student, [given[index] for index in judged], named, brought=brought, numbers=judged)
     return Trial(domain, *_spread(fitted, fitted_on), own)
 
 
@@ -90,22 +95,22 @@ def _same(one: Given, other: Given) -> bool:
     return one is not None and one is other
 
 
-def _parted(structures: list[Atoms], name: str) -> tuple[list[Atoms], str, list[Atoms], str]:
+def _parted(count: int, name: str) -> tuple[list[int], str, list[int], str]:
     """Every fifth structure, the others, and names for both; fewer than five structures are all in both."""
-    count = len(structures)
+    numbers = list(range(count))
     if count < HELD_OUT:
         both = f"{name}, whose {count} structures both fit and judge: give {HELD_OUT} or more to hold some out"
-        return structures, both, structures, both
-    judged = structures[HELD_OUT - 1 :: HELD_OUT]
-    fitted = [atoms for index, atoms in enumerate(structures) if index % HELD_OUT != HELD_OUT - 1]
+        return numbers, both, numbers, both
+    judged = numbers[HELD_OUT - 1 :: HELD_OUT]
+    rest = [index for index in numbers if index % HELD_OUT != HELD_OUT - 1]
     return (
         *(judged, f"{name}: every fifth of {count} structures, held out from what was fitted"),
-        *(fitted, f"{name}: {len(fitted)} of {count} structures, all but every fifth"),
+        *(rest, f"{name}: {len(rest)} of {count} structures, all but every fifth"),
     )
 
 
-def _spread(structures: Sequence[Atoms], name: str) -> tuple[list[Atoms], str]:
-    if len(structures) <= MOST:
-        return list(structures), name
-    picked = np.linspace(0, len(structures) - 1, MOST).astype(int)
-    return [structures[i] for i in picked], f"{name} ({MOST} of {len(structures)}, evenly spread)"
+def _spread(items: Sequence[Item], name: str) -> tuple[list[Item], str]:
+    if len(items) <= MOST:
+        return list(items), name
+    picked = np.linspace(0, len(items) - 1, MOST).astype(int)
+    return [items[i] for i in picked], f"{name} ({MOST} of {len(items)}, evenly spread)"

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from painn_deploy.calibration.accuracy.breakdown import break_down
 from painn_deploy.calibration.accuracy.errors import Tolerances
+from painn_deploy.calibration.accuracy.left_out import LeftOut
 from painn_deploy.calibration.physics.audit import Audit
 from painn_deploy.calibration.physics.resolution import Resolution
 from painn_deploy.calibration.physics.verdicts import Finding, Verdict
@@ -204,18 +205,26 @@ def test_names_are_text_never_markup(validation: Validation, hostile: str) -> No
         audit=Audit((finding(Verdict.HOLDS, Verdict.BROKEN, f"sentence {hostile}"),), Resolution({}, {}, {}), {}),
         sensitivity=rows,
         samples=dataclasses.replace(samples, structures=structures),
+        left_out=[LeftOut(0, f"absent {hostile}", f"reason {hostile}")],
+        far=[LeftOut(1, f"distant {hostile}", f"words {hostile}")],
     )
     same = dataclasses.replace(
         named, bundle=Path("bundle"), checkpoint="checkpoint", measured_on="file", sensitivity=[]
     )
     found, plain = Page(page([named], named)), Page(page([validation], validation))
-    assert set(found.elements) - set(plain.elements) <= {"strong", "em", "span"}  # of the audit
+    assert set(found.elements) - set(plain.elements) <= {
+        "strong",
+        "em",
+        "span",
+        "ul",
+        "li",
+    }  # of the audit, and of what is left out
     assert found.attributes - plain.attributes <= {"colspan"}
     assert len(found.elements) == len(Page(page([same], same)).elements) + len(("h3", "figure", "img", "p"))
-    for what in ("structure", "group", "checkpoint", "file", "sentence"):
+    for what in ("structure", "group", "checkpoint", "file", "sentence", "absent", "reason", "distant", "words"):
         assert f"{what} {hostile}" in found.text
     assert f"100 % in KIND {hostile.upper()}" in found.text
-    assert found.text.count(f"bundle {hostile}".replace("/", "|")) == 2  # its own heading, and that of the comparison
+    assert found.text.count(f"bundle {hostile}".replace("/", "|")) == 3  # a heading, the comparison's, and what is far
 
 
 def test_the_sensitivity_chart_names_its_gemms() -> None:
