@@ -21,7 +21,16 @@ from painn_deploy.export.schnetpack.archive import Archive
 from painn_deploy.export.schnetpack.files import is_plain, read_model
 from painn_deploy.export.units import energy_unit, length_unit
 
-__all__ = ["ARCHITECTURES", "Checkpoint", "find_checkpoint", "load_checkpoint", "load_student", "resolve_checkpoint"]
+__all__ = [
+    "ARCHITECTURES",
+    "Checkpoint",
+    "build_student",
+    "find_checkpoint",
+    "load_checkpoint",
+    "load_student",
+    "read_weights",
+    "resolve_checkpoint",
+]
 
 ARCHITECTURES: Mapping[str, type[PaiNN] | type[Distiller]] = {"painn": PaiNN, "distiller": Distiller}
 SHIPPED = Path(__file__).parent / "students"
@@ -50,6 +59,11 @@ class Checkpoint:
     sha256: str
     declared: Declaration | None = None
     remarks: tuple[str, ...] = ()
+
+    def as_declared(self) -> dict[str, Any]:
+        """What a manifest keeps of it, see `Manifest.declared`; JSON types."""
+        said = {} if self.declared is None else self.declared.as_dict()
+        return said | ({"remarks": list(self.remarks)} if self.remarks else {})
 
 
 def find_checkpoint(checkpoint: str | Path) -> tuple[Path, str]:
@@ -132,13 +146,54 @@ def load_checkpoint(
         ConfigurationError: see `load_student`.
         DeclarationError: see `load_student`.
     """
-    if dtype not in (torch.float32, torch.float64):
-        raise CheckpointError(f"Students are loaded in float32 or float64, not in {dtype}.")
+    state, configuration, made = read_weights(path, declared)
+    return build_student(state, configuration, str(made.path), dtype=dtype), made
+
+
+def read_weights(
+    path: str | Path, declared: Declaration | None = None
+) -> tuple[Mapping[str, Tensor], Configuration, Checkpoint]:
+    """Read what a student is made of; the weights are not looked at yet.
+
+    Args:
+        path: see `load_student`.
+        declared: see `load_student`.
+
+    Returns:
+        Tensors in eV and Å by the training code's names, in the precision that they were stored in; the configuration;
+        and the checkpoint.
+
+    Raises:
+        CheckpointError: see `load_student`.
+        ConfigurationError: see `load_student`.
+        DeclarationError: see `load_student`.
+    """
     file, name = find_checkpoint(path)
-    content, source = _content(file), str(file)
+    content = _content(file)
     declared = declared or Declaration()
     declared.check()
     state, configuration, remarks = _read(content, file, declared)
+    said = None if declared == Declaration() else declared
+    return state, configuration, Checkpoint(file, name, hashlib.sha256(content).hexdigest(), said, remarks)
+
+
+def build_student(
+    state: Mapping[str, Tensor], configuration: Configuration, source: str, *, dtype: torch.dtype = torch.float32
+) -> Student:
+    """Make a student of what `read_weights` gives.
+
+    Args:
+        state: tensors by the training code's names.
+        configuration: that they are held against.
+        source: the file, for messages.
+        dtype: see `load_student`.
+
+    Raises:
+        CheckpointError: the tensors are not those of a known architecture.
+        ConfigurationError: they are not what the configuration says.
+    """
+    if dtype not in (torch.float32, torch.float64):
+        raise CheckpointError(f"Students are loaded in float32 or float64, not in {dtype}.")
     if configuration.architecture not in ARCHITECTURES:
         raise CheckpointError(
             f"{source} is of the architecture {configuration.architecture!r}; "
@@ -155,8 +210,7 @@ def load_checkpoint(
         ) from error
     student = student.to(dtype).eval().requires_grad_(False)
     check_student(student, source)
-    said = None if declared == Declaration() else declared
-    return student, Checkpoint(file, name, hashlib.sha256(content).hexdigest(), said, remarks)
+    return student
 
 
 def _read(

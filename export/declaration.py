@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ase.data import atomic_numbers, chemical_symbols
 
 from painn_deploy.export.errors import DeclarationError
 from painn_deploy.export.units import energy_unit, length_unit
 
-__all__ = ["ENERGY_KEY", "Declaration", "parse_species", "species_text"]
+if TYPE_CHECKING:
+    from painn_deploy.export.manifest import Manifest
+
+__all__ = ["ENERGY_KEY", "Declaration", "declaration_of", "parse_species", "species_text"]
 
 ENERGY_KEY = "energy"
 """What SchNetPack calls the energy unless it is told otherwise."""
@@ -81,7 +84,8 @@ class Declaration:
             missing.append("--length-unit (of its positions: Ang, Bohr, nm, ...)")
         if self.energy_unit is None or self.length_unit is None:
             raise DeclarationError(
-                f"The file does not say its units, and nobody else can: give {' and '.join(missing)}."
+                f"The file does not say its units; its owner has to. Give {' and '.join(missing)}. Where there are "
+                "no such options, `painn-deploy convert FILE -o student.safetensors` makes a file that says them."
             )
         return energy_unit(self.energy_unit), length_unit(self.length_unit)
 
@@ -101,6 +105,16 @@ class Declaration:
         """
         units = {key: str(values[key]) for key in ("energy_unit", "length_unit", "energy_key") if key in values}
         return cls.of(**units, species=[str(symbol) for symbol in values.get("species", ())])
+
+
+def declaration_of(manifest: "Manifest") -> Declaration | None:
+    """What was declared of the checkpoint when a bundle was made of it; None where nothing was.
+
+    Raises:
+        DeclarationError: the manifest holds what is no unit or element.
+    """
+    made = Declaration.from_dict(manifest.declared)
+    return None if made == Declaration() else made
 
 
 def parse_species(texts: Sequence[str]) -> tuple[int, ...]:

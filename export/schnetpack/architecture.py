@@ -143,15 +143,12 @@ class Checker:
     def _activation(self, layer: StandIn) -> str | None:
         if not layer.has("activation"):
             return self._scripted_activation(layer)
-        match layer.part("activation"):
-            case None:
-                return None
-            case Name(_, name):
-                return name
-            case StandIn() as module:
-                self.module(module, (module.kind,), "an activation")
-                return module.kind
-        self.refuse(f"an activation is {kind_of(layer.part('activation'))}")
+        activation = layer.part("activation")
+        if activation is None or isinstance(activation, Name):
+            return None if activation is None else activation.name
+        if not isinstance(activation, StandIn):
+            self.refuse(f"an activation is {kind_of(activation)}")
+        return self.module(activation, (activation.kind,), "an activation").kind
 
     def _scripted_activation(self, layer: StandIn) -> str | None:
         """The function that a layer's text calls: TorchScript keeps no attribute that is a function."""

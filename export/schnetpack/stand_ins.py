@@ -5,6 +5,7 @@ looked up in the lists below, and is text whatever happens. So nothing can run, 
 all the same, since what it stands for may change the model.
 """
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -156,8 +157,13 @@ def refused(name: Name, source: str) -> CheckpointError:
         name: that the pickle mentions.
         source: the file, for the message.
     """
+    root = name.module.partition(".")[0]
+    yours = (
+        f" If {name.name} is a class of your own and you trust the file, {CONVERTER} converts it where you trained it."
+        if root not in sys.stdlib_module_names | {"__builtin__", "torch", "numpy"} or root == "__main__"
+        else ""
+    )
     return CheckpointError(
         f"{source} is a pickle that names {name}, which no model of SchNetPack is made of. Nothing was executed, and "
-        f"nothing of it is read. If {name.name} is a class of your own and you trust the file, {CONVERTER} converts it "
-        "where you trained it."
+        f"nothing of it is read.{yours}"
     )

@@ -28,6 +28,7 @@ from painn_deploy.engines.cache import build_cached
 from painn_deploy.engines.profiles import plan_profile
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.checkpoint import Checkpoint, load_checkpoint
+from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import PrecisionError
 from painn_deploy.export.files import to_json
 from painn_deploy.export.graph.onnx_graph import export_onnx
@@ -78,6 +79,7 @@ class Bundler(Closing):
         form: of the graph, for `inductor`.
         table_error: eV/Å, the most that a radial table may cost a force component; None for no table.
         tell: called with a line about each step.
+        declared: units, elements and the energy's name, of a checkpoint that does not say.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
@@ -97,9 +99,10 @@ class Bundler(Closing):
         form: str,
         table_error: float | None,
         tell: Tell,
+        declared: Declaration | None = None,
     ) -> None:
         self._tell = tell
-        reference, self._source = load_checkpoint(checkpoint, dtype=torch.float64)
+        reference, self._source = load_checkpoint(checkpoint, dtype=torch.float64, declared=declared)
         given, named = choose_structures(structures, reference.species)
         self._tests = TrialSet(given, named, reference_results(reference, given), structures is not None)
         self._table: Tabled | None = None
@@ -233,6 +236,7 @@ class Bundler(Closing):
             radial_table=None if self._table is None else self._table.as_dict(),
             profiles=tuple(profile.as_dict() for profile in built.profiles),
             tf32=built.tf32,
+            declared=self._source.as_declared(),
         )
 
 
