@@ -12,7 +12,7 @@ from painn_deploy.export.units import energy_unit, length_unit
 if TYPE_CHECKING:
     from painn_deploy.export.manifest import Manifest
 
-__all__ = ["ENERGY_KEY", "Declaration", "declaration_of", "parse_species", "species_text"]
+__all__ = ["ENERGY_KEY", "Declaration", "declaration_of", "joined_species", "parse_species", "species_text"]
 
 ENERGY_KEY = "energy"
 """What SchNetPack calls the energy unless it is told otherwise."""
@@ -131,6 +131,20 @@ def parse_species(texts: Sequence[str]) -> tuple[int, ...]:
     if not words:
         raise DeclarationError("--species names no element. Give symbols, such as H,C,O, or leave it out.")
     return tuple(sorted({int(atomic_numbers[word]) for word in words}))
+
+
+def joined_species(arguments: Sequence[str]) -> list[str]:
+    """A command line on which elements that follow `--species` as words of their own are one word.
+
+    An option takes one word, and `--species H C O` is what the converter of SchNetPack's environment takes.
+    """
+    joined: list[str] = []
+    for word in arguments:
+        if len(joined) > 1 and joined[-2] == "--species" and atomic_numbers.get(word):
+            joined[-1] += f",{word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def species_text(species: Sequence[int], *, verified: bool, most: int = 24) -> str:

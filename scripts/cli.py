@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from painn_deploy.export.declaration import joined_species
 from painn_deploy.export.errors import PaiNNDeployError
 from painn_deploy.export.versions import installed
 
@@ -298,7 +299,7 @@ def demo(
 def main() -> None:
     """The command `painn-deploy`: errors of ours are one line and exit status 2, never a traceback."""
     try:
-        app()
+        app(joined_species(sys.argv[1:]))
     except PaiNNDeployError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)

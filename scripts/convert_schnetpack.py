@@ -1,6 +1,6 @@
 """Turn a PaiNN that SchNetPack saved into a checkpoint that `painn-deploy export` reads.
 
-    python convert_schnetpack.py best_model --energy-unit kcal/mol --length-unit Ang --species H,C,O -o student.safetensors
+    python convert_schnetpack.py best_model --energy-unit kcal/mol --length-unit Ang --species H,C -o s.safetensors
 
 painn-deploy reads SchNetPack's files itself (`painn-deploy convert`), without running anything in them. This is for a
 file that it refuses because it names what SchNetPack does not. Here the file is opened as it asks to be, so run this

@@ -62,6 +62,7 @@ DTYPES = (
 TORCH = frozenset(
     {*(f"torch.{s}Storage" for s in STORAGES), *(f"torch.{d}" for d in (*DTYPES, "long", "bool", "uint8"))}
 )
+ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class StandIn:
 
     def has(self, name: str) -> bool:
         """Whether there is such a part."""
-        return self.part(name, self) is not self
+        return self.part(name, ABSENT) is not ABSENT
 
     def children(self) -> Iterator[tuple[str, "StandIn"]]:
         """Submodules by name: of a module as Python pickles it, or of one that TorchScript flattened."""

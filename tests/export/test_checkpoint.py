@@ -154,7 +154,7 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for damage in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
         path.write_bytes(damage)
-        with pytest.raises(CheckpointError, match="not a safetensors file"):
+        with pytest.raises(CheckpointError, match="not a safetensors file|is empty"):
             load_student(path)
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match="not a state dict"):
