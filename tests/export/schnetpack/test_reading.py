@@ -87,6 +87,15 @@ def test_weights_are_those_of_the_state_dict_and_not_of_the_model_beside_it(tmp_
     assert changed.readout[-1].bias.item() != before.readout[-1].bias.item()
 
 
+def test_a_pickled_task_holds_its_model(tmp_path: Path) -> None:
+    """SchNetPack's task is 100 kB of metrics around a model: here it is the model with nothing else around it."""
+    model = Archive((FILES / "gaussian.best_model").read_bytes(), "").record("data.pkl")
+    task = b"cschnetpack.task\nAtomisticTask\n)\x81}" + text("_modules") + b"}" + text("model") + model[2:-1] + b"ssb."
+    path = tmp_path / "best_model.task"
+    edited(FILES / "gaussian.best_model", path, {model: model[:2] + task})
+    agrees(load_student(path, dtype=torch.float64, declared=KCAL), "gaussian.best_model")
+
+
 REFUSED = {
     "another representation": ({b"painn PaiNN\n": b"painn MyPaiNN\n"}, "representation is MyPaiNN, not PaiNN"),
     "cutoff function": ({b"CosineCutoff\n": b"MollifierCutoff\n"}, "cutoff function is MollifierCutoff"),
