@@ -154,7 +154,7 @@ class Checker:
         """The function that a layer's text calls: TorchScript keeps no attribute that is a function."""
         record = f"code/{layer.name.module.replace('.', '/')}.py"
         if not self._archive.has(record):
-            return None
+            self.refuse(f"nothing says which activation {layer.name} has")
         text = self._archive.record(record).decode("utf-8", "replace")
         found = re.search(rf"^class {re.escape(layer.kind)}\(Module\):\n(.*?)(?=^\S|\Z)", text, re.S | re.M)
         body = re.search(r"def forward\(.*?\) -> Tensor:\n(.*)", found[1], re.S) if found else None

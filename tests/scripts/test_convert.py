@@ -21,6 +21,7 @@ from painn_deploy.scripts import export_engines
 from painn_deploy.scripts.commands.convert import convert_checkpoint
 from tests import students
 from tests.export.schnetpack.edits import FILES, KCAL
+from tests.export.schnetpack.test_reading import bare
 from tests.scripts.test_cli import run
 
 MODEL = FILES / "gaussian.best_model"
@@ -126,8 +127,6 @@ def test_elements_that_nobody_named_are_unverified_in_every_message(tmp_path: Pa
 
 
 def test_what_was_assumed_is_printed_at_export_and_by_inspect(tmp_path: Path) -> None:
-    from tests.export.schnetpack.test_reading import bare
-
     (bundle,) = export_engines(bare(tmp_path), tmp_path, structures=[students.water()], declared=KCAL)
     for done in (run("inspect", bundle), run("convert", bare(tmp_path), *UNITS, "-o", tmp_path / "s.safetensors")):
         assert done.returncode == 0, done.stderr
