@@ -1,31 +1,45 @@
-"""From a file to a student: weights only, nothing in a checkpoint is ever executed."""
+"""From a file to a student: whatever the file is, nothing in it is ever executed."""
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from painn_deploy.export.errors import CheckpointError, ConfigurationError
+from painn_deploy.export.declaration import Declaration, species_text
+from painn_deploy.export.errors import CheckpointError, ConfigurationError, DeclarationError
 from painn_deploy.export.model.distiller import Distiller
 from painn_deploy.export.model.painn import PaiNN
 from painn_deploy.export.model.student import Configuration, Student
 from painn_deploy.export.model.weights import check_student, check_tensors
+from painn_deploy.export.plain import read_safetensors, read_torch
+from painn_deploy.export.schnetpack.archive import Archive
+from painn_deploy.export.schnetpack.files import is_plain, read_model
+from painn_deploy.export.units import energy_unit, length_unit
 
-__all__ = ["ARCHITECTURES", "Checkpoint", "find_checkpoint", "load_checkpoint", "load_student", "resolve_checkpoint"]
+__all__ = [
+    "ARCHITECTURES",
+    "Checkpoint",
+    "build_student",
+    "find_checkpoint",
+    "load_checkpoint",
+    "load_student",
+    "read_weights",
+    "resolve_checkpoint",
+]
 
 ARCHITECTURES: Mapping[str, type[PaiNN] | type[Distiller]] = {"painn": PaiNN, "distiller": Distiller}
 SHIPPED = Path(__file__).parent / "students"
-STATE_KEYS = ("state_dict", "model_state_dict")
-CONFIGURATION_KEYS = ("configuration", "config")
 LONGEST_NAME = 150
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"
+READ = (
+    "What can be read: .safetensors or .pt with weights alone and their configuration as JSON beside them; what "
+    "SchNetPack saves (best_model, best_inference_model, a .ckpt of Lightning, TorchScript of spkdeploy); student:base."
+)
 
 
 @dataclass(frozen=True)
@@ -33,14 +47,23 @@ class Checkpoint:
     """Where a student's weights are.
 
     Attributes:
-        path: the .safetensors or .pt file.
+        path: of the file.
         name: what bundles are named after.
         sha256: of the file's bytes.
+        declared: what its owner said of it, as it was used; None where nothing was said.
+        remarks: sentences that whoever uses it should read.
     """
 
     path: Path
     name: str
     sha256: str
+    declared: Declaration | None = None
+    remarks: tuple[str, ...] = ()
+
+    def as_declared(self) -> dict[str, Any]:
+        """What a manifest keeps of it, see `Manifest.declared`; JSON types."""
+        said = {} if self.declared is None else self.declared.as_dict()
+        return said | ({"remarks": list(self.remarks)} if self.remarks else {})
 
 
 def find_checkpoint(checkpoint: str | Path) -> tuple[Path, str]:
@@ -61,13 +84,10 @@ def find_checkpoint(checkpoint: str | Path) -> tuple[Path, str]:
             raise CheckpointError(f"No student named {text!r} ships with this version; those that do: {listed}.")
         return SHIPPED / f"{size}.safetensors", f"student-{size}"
     path = Path(checkpoint)
-    if path.suffix not in (".safetensors", ".pt"):
-        raise CheckpointError(
-            f"{path} is neither .safetensors nor .pt. Save the state dict with safetensors.torch.save_file, "
-            "with its configuration as JSON beside it."
-        )
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder. Give the file in it that holds the model. {READ}")
     if not path.is_file():
-        raise CheckpointError(f"There is no file {path}. Give a .safetensors or .pt file, or student:base.")
+        raise CheckpointError(f"There is no file {path}. {READ}")
     if len(path.stem) > LONGEST_NAME:
         raise CheckpointError(f"{path.stem[:40]}... is too long a name to name bundles after; rename the file.")
     return path, path.stem
@@ -83,31 +103,40 @@ def resolve_checkpoint(checkpoint: str | Path) -> Checkpoint:
     return Checkpoint(path, name, hashlib.sha256(_content(path)).hexdigest())
 
 
-def load_student(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Student:
+def load_student(
+    path: str | Path, *, dtype: torch.dtype = torch.float32, declared: Declaration | None = None
+) -> Student:
     """Load a student force field: the torch model that is the reference for every engine made from it.
 
-    The configuration is JSON beside the weights (same stem, .json) or inside them. Pickles are never executed.
+    The file is known by its content. Weights alone come with a configuration: JSON beside them (same stem, .json), or
+    inside them. What SchNetPack saved says it all but units and elements. Pickles are never executed.
 
     Args:
-        path: .safetensors or .pt file, or the name of a student that ships, such as `student:base`.
+        path: of the file, or the name of a student that ships, such as `student:base`.
         dtype: torch.float32 or torch.float64, of weights and arithmetic.
+        declared: units, elements and the energy's name, of a file that does not say.
 
     Returns:
         The student in evaluation mode, its parameters frozen.
 
     Raises:
-        CheckpointError: the file is missing, corrupt, a pickle of more than tensors, or not of a known architecture.
+        CheckpointError: the file is missing, corrupt, a pickle that names what we do not know, or not of a known
+            architecture.
         ConfigurationError: the configuration is missing, lacks a key, or does not fit the weights.
+        DeclarationError: a unit is needed and was not named, or what was declared contradicts the file.
     """
-    return load_checkpoint(path, dtype=dtype)[0]
+    return load_checkpoint(path, dtype=dtype, declared=declared)[0]
 
 
-def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Student, Checkpoint]:
+def load_checkpoint(
+    path: str | Path, *, dtype: torch.dtype = torch.float32, declared: Declaration | None = None
+) -> tuple[Student, Checkpoint]:
     """Load a student as `load_student` does, together with the hash of the very bytes that its weights came from.
 
     Args:
         path: see `load_student`.
         dtype: see `load_student`.
+        declared: see `load_student`.
 
     Returns:
         The student, and its checkpoint; the file is read once for both.
@@ -115,13 +144,56 @@ def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
     Raises:
         CheckpointError: see `load_student`.
         ConfigurationError: see `load_student`.
+        DeclarationError: see `load_student`.
+    """
+    state, configuration, made = read_weights(path, declared)
+    return build_student(state, configuration, str(made.path), dtype=dtype), made
+
+
+def read_weights(
+    path: str | Path, declared: Declaration | None = None
+) -> tuple[Mapping[str, Tensor], Configuration, Checkpoint]:
+    """Read what a student is made of; the weights are not looked at yet.
+
+    Args:
+        path: see `load_student`.
+        declared: see `load_student`.
+
+    Returns:
+        Tensors in eV and Å by the training code's names, in the precision that they were stored in; the configuration;
+        and the checkpoint.
+
+    Raises:
+        CheckpointError: see `load_student`.
+        ConfigurationError: see `load_student`.
+        DeclarationError: see `load_student`.
+    """
+    file, name = find_checkpoint(path)
+    content = _content(file)
+    declared = declared or Declaration()
+    declared.check()
+    state, configuration, remarks = _read(content, file, declared)
+    said = None if declared == Declaration() else declared
+    return state, configuration, Checkpoint(file, name, hashlib.sha256(content).hexdigest(), said, remarks)
+
+
+def build_student(
+    state: Mapping[str, Tensor], configuration: Configuration, source: str, *, dtype: torch.dtype = torch.float32
+) -> Student:
+    """Make a student of what `read_weights` gives.
+
+    Args:
+        state: tensors by the training code's names.
+        configuration: that they are held against.
+        source: the file, for messages.
+        dtype: see `load_student`.
+
+    Raises:
+        CheckpointError: the tensors are not those of a known architecture.
+        ConfigurationError: they are not what the configuration says.
     """
     if dtype not in (torch.float32, torch.float64):
         raise CheckpointError(f"Students are loaded in float32 or float64, not in {dtype}.")
-    file, name = find_checkpoint(path)
-    content, source = _content(file), str(file)
-    state, inside = _tensors(content, file)
-    configuration = _configuration(file, inside)
     if configuration.architecture not in ARCHITECTURES:
         raise CheckpointError(
             f"{source} is of the architecture {configuration.architecture!r}; "
@@ -138,7 +210,56 @@ def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
         ) from error
     student = student.to(dtype).eval().requires_grad_(False)
     check_student(student, source)
-    return student, Checkpoint(file, name, hashlib.sha256(content).hexdigest())
+    return student
+
+
+def _read(
+    content: bytes, path: Path, declared: Declaration
+) -> tuple[Mapping[str, Tensor], Configuration, tuple[str, ...]]:
+    """Tensors in eV and Å by the training code's names, the configuration, and remarks."""
+    if not content:
+        raise CheckpointError(f"{path} is empty. {READ}")
+    if content.startswith(ZIP):
+        archive = Archive(content, str(path))
+        tree = archive.tree()
+        if not is_plain(tree, path.suffix):
+            found = read_model(archive, tree, declared, _beside(path))
+            configuration = Configuration.from_mapping(found.configuration, str(path))
+            return found.tensors, _with_species(configuration, declared, path), found.remarks
+        tensors, inside = read_torch(content, path)
+    elif path.suffix == ".safetensors" or content[8:9] == b"{":
+        tensors, inside = read_safetensors(content, path)
+    elif path.suffix == ".pt" or content.startswith(PICKLE):  # as torch wrote before 1.6; of weights alone
+        tensors, inside = read_torch(content, path)
+    else:
+        raise CheckpointError(f"{path} is of no kind that we know. {READ}")
+    return tensors, _with_species(_configuration(path, inside), _of_ours(declared, path), path), ()
+
+
+def _of_ours(declared: Declaration, path: Path) -> Declaration:
+    """What may be said of a file in eV and Å whose energy has one name."""
+    values = declared.as_dict()
+    units = {"energy_unit": energy_unit, "length_unit": length_unit}
+    wrong = [key for key, value in units.items() if key in values and value(values[key]) != 1.0]
+    if wrong or declared.energy_key is not None:
+        key = wrong[0] if wrong else "energy_key"
+        raise DeclarationError(
+            f"{path} is in eV and Å by its format: --{key.replace('_', '-')} {values[key]} is for files that do not "
+            "say. Leave it out."
+        )
+    return declared
+
+
+def _with_species(configuration: Configuration, declared: Declaration, path: Path) -> Configuration:
+    """The configuration with the elements that were declared, which do not contradict its own."""
+    if declared.species is None:
+        return configuration
+    if configuration.species not in (None, declared.species):
+        raise DeclarationError(
+            f"{path} was trained on {species_text(configuration.species or (), verified=True)}, as its configuration "
+            f"says, and --species says {species_text(declared.species, verified=True)}. Leave --species out."
+        )
+    return replace(configuration, species=declared.species)
 
 
 def _content(path: Path) -> bytes:
@@ -148,79 +269,28 @@ def _content(path: Path) -> bytes:
         raise CheckpointError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
-def _tensors(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and whatever configuration the file itself holds."""
-    if path.suffix == ".safetensors":
-        try:
-            tensors = safetensors.torch.load(content)
-            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        except (safetensors.SafetensorError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{path} is not a safetensors file, or is cut short: {error}.") from error
-        return tensors, _from_metadata(header.get("__metadata__", {}))
+def _beside(path: Path) -> dict[str, Any] | None:
+    """The JSON beside the file."""
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        return None
     try:
-        read = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its unpickler met; every one of them means the same to the user
-        raise CheckpointError(
-            f"{path} cannot be read as weights only ({type(error).__name__}): it is corrupt, or holds pickled "
-            "objects, which could run code and are never opened. Save model.state_dict() instead."
-        ) from error
-    return _unwrap(read, path)
-
-
-def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A state dict alone, or one beside a configuration in a dict."""
-    inside: dict[str, Any] = {}
-    if isinstance(content, dict):
-        inside = next((content[k] for k in CONFIGURATION_KEYS if isinstance(content.get(k), dict)), {})
-        content = next((content[k] for k in STATE_KEYS if isinstance(content.get(k), dict)), content)
-    if (
-        not isinstance(content, dict)
-        or not content
-        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
-    ):
-        raise CheckpointError(
-            f"{path} is not a state dict: expected a dict of tensors, alone or under {' or '.join(STATE_KEYS)} "
-            f"with the configuration under {' or '.join(CONFIGURATION_KEYS)}."
-        )
-    return content, inside
-
-
-def _from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """safetensors holds strings alone: the configuration as one JSON string, or a string for each key."""
-    for key in CONFIGURATION_KEYS:
-        if key in metadata:
-            try:
-                values = json.loads(metadata[key])
-            except json.JSONDecodeError:
-                values = None
-            if not isinstance(values, dict):
-                raise ConfigurationError(f"The metadata key {key!r} does not hold a JSON object.")
-            return values
-    return {key: _plain(value) for key, value in metadata.items()} if "architecture" in metadata else {}
-
-
-def _plain(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+        values = json.loads(beside.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{beside} is not JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{beside} holds no JSON object.")
+    return values
 
 
 def _configuration(path: Path, inside: Mapping[str, Any]) -> Configuration:
-    beside = path.with_suffix(".json")
-    values: dict[str, Any] = {}
-    if beside.is_file():
-        try:
-            values = json.loads(beside.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"{beside} is not JSON: {error}.") from error
-        if not isinstance(values, dict):
-            raise ConfigurationError(f"{beside} holds no JSON object.")
-    elif not inside:
+    beside, values = path.with_suffix(".json"), _beside(path)
+    if values is None and not inside:
         raise ConfigurationError(
             f"{path} holds no configuration and there is no {beside.name} beside it. Write one with architecture, "
             "hidden_dim, num_interactions, num_rbf and cutoff."
         )
-    if disagree := sorted(key for key in values.keys() & inside.keys() if values[key] != inside[key]):
+    read = values or {}
+    if disagree := sorted(key for key in read.keys() & inside.keys() if read[key] != inside[key]):
         raise ConfigurationError(f"{beside} and {path} disagree about {', '.join(disagree)}; make them say the same.")
-    return Configuration.from_mapping({**inside, **values}, str(beside if values else path))
+    return Configuration.from_mapping({**inside, **read}, str(beside if read else path))

@@ -5,7 +5,8 @@ who has never heard of painn-deploy would catch.
 
     PaiNNDeployError
     ├── CheckpointError        a checkpoint that is missing, corrupt, a pickle, or of an architecture we do not know
-    │   └── ConfigurationError     its configuration lacks a key, or holds a value that does not fit the weights
+    │   ├── ConfigurationError     its configuration lacks a key, or holds a value that does not fit the weights
+    │   └── DeclarationError       units or elements that its owner did not name, or that contradict it
     ├── StructureError         atoms that no force field can answer for: none, NaN, two on one spot, a flat cell
     │   └── SpeciesError           an element that the student has no embedding for
     ├── DatasetError           training or validation data that cannot be used
@@ -26,6 +27,7 @@ __all__ = [
     "CheckpointError",
     "ConfigurationError",
     "DatasetError",
+    "DeclarationError",
     "DeviceMemoryError",
     "EngineError",
     "EngineUnavailableError",
@@ -51,6 +53,10 @@ class CheckpointError(PaiNNDeployError, ValueError):
 
 class ConfigurationError(CheckpointError):
     """A student's configuration lacks a key, or holds a value that does not fit the weights."""
+
+
+class DeclarationError(CheckpointError):
+    """What its owner says of a checkpoint is missing, is no unit or element, or contradicts the file."""
 
 
 class StructureError(PaiNNDeployError, ValueError):

@@ -59,6 +59,9 @@ class Manifest:
             (`86`, `cuda:90`), vector instructions of a CPU (`cpu:AVX512`); empty where it runs anywhere.
         radial_table: what replaced the radial network, and its measured force error; None where nothing did.
         profiles: ranges of atoms and slots that the engine was built for; empty where any is served.
+        declared: what the checkpoint's owner said of it (`energy_unit`, `length_unit`, `species`, `energy_key`), see
+            `painn_deploy.export.declaration`; and `remarks`, sentences about what was assumed. Empty for a checkpoint
+            that says it all.
         tf32: whether FP32 products may round their operands to ten bits; only where a user asked for it.
         units: of every quantity.
         files: SHA-256 of every other file.
@@ -84,6 +87,7 @@ class Manifest:
     radial_table: Mapping[str, Any] | None = None
     profiles: tuple[Mapping[str, Any], ...] = ()
     tf32: bool = False
+    declared: Mapping[str, Any] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=lambda: dict(UNITS))
     files: Mapping[str, str] = field(default_factory=dict)
     manifest_sha256: str = ""
@@ -120,7 +124,7 @@ class Manifest:
                 "Upgrade painn-deploy, or export the bundle again with this one."
             )
         known = {f.name: KEYS.get(f.name, f.name) for f in fields(cls)}
-        stored, values = values, {"tf32": False, **values}  # younger than the format
+        stored, values = values, {"tf32": False, "declared": {}, **values}  # younger than the format
         if missing := sorted(set(known.values()) - values.keys()):
             raise BundleError(f"{source} lacks {', '.join(missing)}. Export the bundle again.")
         if values["manifest_sha256"] != manifest_digest(stored):
@@ -155,6 +159,7 @@ def _check(values: Mapping[str, Any], source: str | Path) -> None:
         and all(isinstance(e, float) and abs(e) < float("inf") for e in references)
         and len(references) == len(species),
         "files": isinstance(values["files"], Mapping),
+        "declared": isinstance(values["declared"], Mapping),
         "precision": values["precision"] in PRECISIONS,
         "engine": isinstance(values["engine"], str),
     }

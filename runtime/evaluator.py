@@ -82,7 +82,9 @@ class Evaluator(Closing):
         self.threads, self._device = threads, device
         backend = get_backend(self.manifest.engine)
         self.session: Session = backend.open(opened, device, threads)
-        self.references = AtomicReferences(self.manifest.species, self.manifest.atomic_references)
+        self.references = AtomicReferences(
+            self.manifest.species, self.manifest.atomic_references, verified=self.manifest.species_verified
+        )
         self.timings = Timings()
         on_cpu = self.engine_info["device"] == "cpu"
         self.limits = SizeLimits(

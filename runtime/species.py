@@ -6,6 +6,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from jaxtyping import Float64, Int
 
+from painn_deploy.export.declaration import species_text
 from painn_deploy.export.errors import SpeciesError
 
 __all__ = ["AtomicReferences"]
@@ -20,9 +21,11 @@ class AtomicReferences:
     Args:
         species: atomic numbers that the student knows.
         energies: of an isolated atom of each, eV.
+        verified: whether it is known to have been trained on them; else they are the rows of its embedding.
     """
 
-    def __init__(self, species: Sequence[int], energies: Sequence[float]) -> None:
+    def __init__(self, species: Sequence[int], energies: Sequence[float], *, verified: bool = True) -> None:
+        self._verified = verified
         self._species = tuple(species)
         self._table = np.full(len(chemical_symbols) + 1, np.nan)
         self._table[list(species)] = energies
@@ -46,10 +49,9 @@ class AtomicReferences:
         return references
 
     def _unknown(self, atom: int, number: int) -> SpeciesError:
-        known = " ".join(chemical_symbols[z] for z in self._species[:NAMED])
-        more = " ..." if len(self._species) > NAMED else ""
+        known = species_text(self._species, verified=self._verified, most=NAMED)
         symbol = chemical_symbols[number] if 0 <= number < len(chemical_symbols) else "no element"
         return SpeciesError(
-            f"Atom {atom} is {symbol} (Z = {number}), which this student has no embedding for; it knows {known}{more}. "
+            f"Atom {atom} is {symbol} (Z = {number}), which this student has no embedding for; it knows {known}. "
             "Use a student that was trained on it."
         )

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from painn_deploy.export.declaration import joined_species
 from painn_deploy.export.errors import PaiNNDeployError
 from painn_deploy.export.versions import installed
 
@@ -37,6 +38,18 @@ OneBundle = Annotated[Path, typer.Argument(help="A folder NAME.engine.", metavar
 Structures = Annotated[
     Path | None, typer.Option(help="Structures in any format that ASE reads; a default set otherwise.")
 ]
+Checkpoint = Annotated[
+    str, typer.Argument(help="A file: best_model, .ckpt, .pt, .safetensors; or student:base.", metavar="FILE")
+]
+EnergyUnit = Annotated[
+    str | None,
+    typer.Option(help="Of a file that does not say, as SchNetPack's: eV, kcal/mol, Hartree, or a number of eV."),
+]
+LengthUnit = Annotated[str | None, typer.Option(help="Likewise: Ang, Bohr, nm, or a number of Å.")]
+Species = Annotated[
+    list[str] | None, typer.Option(help="Elements that it was trained on: H,C,O; repeatable; unverified if not given.")
+]
+EnergyKey = Annotated[str | None, typer.Option(help="What the model calls its energy; energy if not given.")]
 Device = Annotated[str, typer.Option(help="auto, or what the engine names, such as cpu or cuda:0.")]
 
 
@@ -58,10 +71,12 @@ def options(
 
 @app.command()
 def export(
-    checkpoint: Annotated[
-        str, typer.Argument(help="A .safetensors or .pt file, or student:base.", metavar="CHECKPOINT")
-    ],
+    checkpoint: Checkpoint,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write bundles into.")],
+    energy_unit: EnergyUnit = None,
+    length_unit: LengthUnit = None,
+    species: Species = None,
+    energy_key: EnergyKey = None,
     engine: Annotated[list[str] | None, typer.Option(help="Repeatable; onnxruntime if not given.")] = None,
     precision: Annotated[
         list[str] | None, typer.Option(help="fp32, fp16, int8, auto; repeatable; fp32 if not given.")
@@ -96,6 +111,7 @@ def export(
 ) -> None:
     """Make engines of a student, each in a bundle NAME-ENGINE-PRECISION.engine."""
     from painn_deploy.export.bundle import read_bundle
+    from painn_deploy.export.declaration import Declaration
     from painn_deploy.scripts import export_engines
     from painn_deploy.scripts.commands.inspection import print_errors
     from painn_deploy.scripts.commands.progress import steps
@@ -117,10 +133,32 @@ def export(
             max_table_error=force_limit(max_table_error),
             overwrite=overwrite,
             tell=tell,
+            declared=Declaration.of(energy_unit, length_unit, species, energy_key),
         )
     for path in paths:
         out.print(f"wrote {escape(str(path))}", soft_wrap=True)
         print_errors(read_bundle(path), out)
+
+
+@app.command()
+def convert(
+    checkpoint: Checkpoint,
+    output: Annotated[Path, typer.Option("--output", "-o", help=".safetensors; a .json is written beside it.")],
+    energy_unit: EnergyUnit = None,
+    length_unit: LengthUnit = None,
+    species: Species = None,
+    energy_key: EnergyKey = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+) -> None:
+    """Turn a model's file, such as SchNetPack's best_model, into weights in eV and Å with their configuration."""
+    from painn_deploy.export.declaration import Declaration
+    from painn_deploy.scripts.commands.convert import convert_checkpoint, summary
+
+    declared = Declaration.of(energy_unit, length_unit, species, energy_key)
+    made, student = convert_checkpoint(checkpoint, output, declared=declared, overwrite=overwrite)
+    out.print(escape(summary(output, student)), soft_wrap=True)
+    for remark in made.remarks:
+        out.print(f"  [yellow]of the checkpoint[/]: {escape(remark)}", soft_wrap=True)
 
 
 @app.command()
@@ -269,7 +307,7 @@ def demo(
 def main() -> None:
     """The command `painn-deploy`: errors of ours are one line and exit status 2, never a traceback."""
     try:
-        app()
+        app(joined_species(sys.argv[1:]))
     except PaiNNDeployError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)

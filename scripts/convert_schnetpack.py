@@ -1,9 +1,11 @@
 """Turn a PaiNN that SchNetPack saved into a checkpoint that `painn-deploy export` reads.
 
-    python convert_schnetpack.py best_model --energy-unit kcal/mol --length-unit Ang -o student.safetensors
+    python convert_schnetpack.py best_model --energy-unit kcal/mol --length-unit Ang --species H,C -o s.safetensors
 
-SchNetPack saves pickled modules, which painn-deploy never opens. This file opens yours, so run it where you trained: in
-SchNetPack's own environment, with a model that you trust. It stands alone and needs nothing from painn-deploy.
+painn-deploy reads SchNetPack's files itself (`painn-deploy convert`), without running anything in them. This is for a
+file that it refuses because it names what SchNetPack does not. Here the file is opened as it asks to be, so run this
+where you trained: in SchNetPack's own environment, with a model that you trust. It stands alone and needs nothing from
+painn-deploy.
 
 The energy's mean, the atomic references and the units are folded into what is written: energies in eV, lengths in Å.
 What the architecture of painn-deploy cannot express raises, and nothing is written.
@@ -17,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+SANE = {"eV": (1e-6, 1e3), "Ang": (1e-3, 1e3)}
+"""What a unit of energy per particle, or of length, can be: a kcal without its mol is 2.6e22 eV."""
 
 DERIVED = {"Forces", "Response", "Strain"}  # modules that follow from the energy; Strain only prepares its derivative
 HARMLESS = {"CastTo64", "CastTo32", "CastTo16", "CastMap"}  # postprocessors
@@ -157,15 +162,28 @@ def unit(text: str, target: str) -> float:
     from schnetpack.units import convert_units
 
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        pass
-    try:
-        return float(convert_units(text, target))
-    except Exception as error:  # it raises whatever its parser met
-        raise ConversionError(
-            f"{text!r} is no unit that SchNetPack knows ({error}): give its value in {target}"
-        ) from error
+        try:
+            value = float(convert_units(text, target))
+        except Exception as error:  # it raises whatever its parser met
+            raise ConversionError(
+                f"{text!r} is no unit that SchNetPack knows ({error}): give its value in {target}"
+            ) from error
+    low, high = SANE[target]
+    meant = ": an energy per particle, such as kcal/mol, is meant" if target == "eV" else ""
+    require(low <= value <= high, f"the unit {text!r} is {value:g} {target}, and no model's is{meant}")
+    return value
+
+
+def elements(words: list[list[str]]) -> list[str]:
+    """Symbols, however they were given: `H C O`, `H,C,O`, or the option repeated."""
+    from ase.data import chemical_symbols
+
+    found = [symbol for given in words for word in given for symbol in word.replace(",", " ").split()]
+    unknown = [symbol for symbol in found if symbol not in chemical_symbols[1:]]
+    require(not unknown, f"{', '.join(unknown)}: no such element; give symbols, such as H,C,O")
+    return list(dict.fromkeys(found))
 
 
 def main() -> None:
@@ -176,7 +194,9 @@ def main() -> None:
     parser.add_argument("--energy-unit", required=True, help="of the training data: eV, kcal/mol, Hartree, ...")
     parser.add_argument("--length-unit", required=True, help="of the training data: Ang, Bohr, nm, ...")
     parser.add_argument("--energy-key", default="energy", help="what the model calls the energy")
-    parser.add_argument("--species", nargs="*", help="elements that it was trained on, such as H C N O")
+    parser.add_argument(
+        "--species", nargs="*", action="append", help="elements that it was trained on, such as H,C,N,O"
+    )
     options = parser.parse_args()
     try:
         convert(options)
@@ -191,14 +211,15 @@ def convert(options: argparse.Namespace) -> None:
         import schnetpack  # noqa: F401  (its classes are what the pickle names)
     except ImportError as error:
         raise ConversionError(f"run this where SchNetPack is installed ({error})") from error
+    energy, length = unit(options.energy_unit, "eV"), unit(options.length_unit, "Ang")
+    species = elements(options.species or [])
     model = torch.load(options.model, map_location="cpu", weights_only=False)
     model = getattr(model, "model", model)  # a task holds its model
     for part in ("representation", "output_modules", "postprocessors"):
         require(hasattr(model, part), f"it holds {name_of(model)}, which is no NeuralNetworkPotential of SchNetPack")
-    energy, length = unit(options.energy_unit, "eV"), unit(options.length_unit, "Ang")
     tensors, configuration = converted(model, options.energy_key, energy, length)
-    if options.species:
-        configuration["species"] = options.species
+    if species:
+        configuration["species"] = species
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_safetensors(options.output, tensors)
     options.output.with_suffix(".json").write_text(json.dumps(configuration, indent=1) + "\n", encoding="utf-8")

@@ -22,6 +22,7 @@ from painn_deploy.calibration.validation_set import choose_validation_set, group
 from painn_deploy.engines import EngineInfo
 from painn_deploy.export.bundle import Bundle, read_bundle
 from painn_deploy.export.checkpoint import Checkpoint, load_student, resolve_checkpoint
+from painn_deploy.export.declaration import declaration_of
 from painn_deploy.export.errors import CheckpointError, OutputError
 from painn_deploy.export.files import prepare_output, to_json, write_output
 from painn_deploy.export.manifest import MANIFEST, VALIDATION
@@ -188,7 +189,7 @@ def _validations(
     options: Options,
     tell: Tell,
 ) -> list[Validation]:
-    student = load_student(reference, dtype=torch.float64)
+    student = load_student(reference, dtype=torch.float64, declared=declaration_of(opened[0].manifest))
     candidates, named = choose_validation_set(options.structures, student)
     local_graphs(candidates, student.configuration.cutoff)  # of many, it says which is wrong
     tell(f"{len(candidates)} structures with the student in float64 and float32")
@@ -254,7 +255,7 @@ def open_bundles(bundles: Sequence[Path], reference: str | Path) -> tuple[list[B
 
     Raises:
         BundleError: one is damaged.
-        CheckpointError: the reference is not what a bundle was made from.
+        CheckpointError: the reference is not what a bundle was made from, or they were made with other units.
     """
     opened = [read_bundle(path) for path in bundles]
     source = resolve_checkpoint(reference)
@@ -264,6 +265,11 @@ def open_bundles(bundles: Sequence[Path], reference: str | Path) -> tuple[list[B
                 f"{bundle} was not made from {source.path} (its SHA-256 is "
                 f"{bundle.manifest.checkpoint_sha256[:12]}..., the file's {source.sha256[:12]}...). "
                 "Give the checkpoint that it was made from, or export it again."
+            )
+        if declaration_of(bundle.manifest) != declaration_of(opened[0].manifest):
+            raise CheckpointError(
+                f"{bundle} and {opened[0]} were made from one file with other units or elements: they are of different "
+                "students. Validate them one by one, or export one again."
             )
     return opened, source
 

@@ -30,7 +30,9 @@ from painn_deploy.calibration.accuracy.reference import TorchCalculator
 from painn_deploy.calibration.structures import aspirin, default_structures
 from painn_deploy.calibration.timing import mover, samples
 from painn_deploy.export import load_student
+from painn_deploy.export.bundle import read_bundle
 from painn_deploy.export.checkpoint import resolve_checkpoint
+from painn_deploy.export.declaration import declaration_of
 from painn_deploy.export.errors import CheckpointError
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.grouping import group, padding_waste
@@ -176,7 +178,8 @@ def replica_rates(bundle: Path, student: str, plan: Plan = FULL, *, steps: int =
         model, dt=torch.tensor(5e-4 * float(MetalUnits.time)), kT=torch.tensor(300 * float(MetalUnits.temperature))
     )
     state = begin(torch_sim.io.atoms_to_state([start] * plan.replicas, model.device, model.dtype))
-    weights, loops = load_student(student), []
+    said = declaration_of(read_bundle(bundle).manifest)
+    weights, loops = load_student(student, declared=said), []
     for seed in range(plan.replicas):
         atoms = start.copy()
         atoms.calc = TorchCalculator(weights)

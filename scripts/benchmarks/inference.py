@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from painn_deploy.engines import get_backend
 from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
+from painn_deploy.export.declaration import declaration_of
 from painn_deploy.export.errors import BundleError, PaiNNDeployError
 from painn_deploy.export.files import prepare_output, to_json, write_output
 from painn_deploy.export.manifest import read_bundle
@@ -175,13 +176,19 @@ def bench_bundles(
     Raises:
         BundleError: one cannot be read, or was not made of the reference.
     """
-    student = None if reference is None else load_student(reference)
-    made = {}
+    made: dict[str, Path] = {}
+    said = {}
     for path in bundles:
         bundle = read_bundle(path)
+        said[path] = declaration_of(bundle.manifest)
         if reference is not None and bundle.manifest.checkpoint_sha256 != resolve_checkpoint(reference).sha256:
             raise BundleError(f"{path} was not made of {reference}, so that it is no baseline for it.")
         made[path.stem if path.stem not in made else str(path)] = path
+    if reference is not None and any(each != said[bundles[0]] for each in said.values()):
+        raise BundleError(
+            f"The bundles were made of {reference} with other units or elements: there is no one baseline."
+        )
+    student = None if reference is None else load_student(reference, declared=said[bundles[0]])
     sources = {read_bundle(path).manifest.checkpoint_sha256 for path in bundles}
     if output is not None:
         prepare_output(output)

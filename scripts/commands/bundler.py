@@ -22,6 +22,7 @@ from painn_deploy.engines.cache import build_cached
 from painn_deploy.engines.profiles import plan_profile
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.checkpoint import Checkpoint, load_checkpoint
+from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import PrecisionError
 from painn_deploy.export.files import to_json
 from painn_deploy.export.graph.onnx_graph import export_onnx
@@ -76,6 +77,7 @@ class Bundler(Closing):
         form: of the graph, for `inductor`.
         table_error: eV/Å, the most that a radial table may cost a force component; None for no table.
         tell: called with a line about each step.
+        declared: units, elements and the energy's name, of a checkpoint that does not say.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
@@ -98,9 +100,10 @@ class Bundler(Closing):
         form: str,
         table_error: float | None,
         tell: Tell,
+        declared: Declaration | None = None,
     ) -> None:
         self._tell = tell
-        reference, self._source = load_checkpoint(checkpoint, dtype=torch.float64)
+        reference, self._source = load_checkpoint(checkpoint, dtype=torch.float64, declared=declared)
         tell("evaluating structures with the student in float64 and float32")
         self._trial = choose_trial(reference, structures, training, fits=fits or table_error is not None)
         self._domain = self._trial.domain
@@ -241,6 +244,7 @@ class Bundler(Closing):
             radial_table=None if self._table is None else self._table.as_dict(),
             profiles=tuple(profile.as_dict() for profile in built.profiles),
             tf32=built.tf32,
+            declared=self._source.as_declared(),
         )
 
 

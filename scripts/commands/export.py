@@ -7,6 +7,7 @@ from painn_deploy.calibration.accuracy.errors import Tolerances
 from painn_deploy.calibration.accuracy.tabling import LARGEST_ERROR
 from painn_deploy.engines import BACKENDS, get_backend
 from painn_deploy.export.checkpoint import find_checkpoint
+from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import ExportError
 from painn_deploy.export.files import prepare_output
 from painn_deploy.export.manifest import PRECISIONS, SUFFIX, check_free
@@ -38,11 +39,12 @@ def export_engines(
     max_table_error: float = LARGEST_ERROR,
     overwrite: bool = False,
     tell: Tell = silent,
+    declared: Declaration | None = None,
 ) -> list[Path]:
     """Export a student to one bundle for each engine and precision.
 
     Args:
-        checkpoint: a .safetensors or .pt file, or a student that ships, such as `student:base`.
+        checkpoint: a file, see `painn_deploy.export.load_student`, or a student that ships, such as `student:base`.
         output: folder to write bundles NAME-ENGINE-PRECISION.engine into.
         engines: backends by name.
         precisions: `fp32`, `fp16`, `int8`; or `auto`, the fastest of them within the limits, measured here.
@@ -60,6 +62,7 @@ def export_engines(
         max_table_error: eV/Å, the most that this may change a force component, measured on `structures` in float64.
         overwrite: replace bundles that are there.
         tell: called with a line about each step as it begins.
+        declared: units, elements and the energy's name, of a checkpoint that does not say: what SchNetPack saves.
 
     Returns:
         The bundles' paths, engine by engine.
@@ -99,6 +102,7 @@ def export_engines(
         form=form,
         table_error=max_table_error if radial_table else None,
         tell=tell,
+        declared=declared,
     ) as bundler:
         for engine in engines:
             for precision in precisions:

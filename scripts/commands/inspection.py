@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ase.data import chemical_symbols
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -12,12 +11,10 @@ from rich.table import Table
 from painn_deploy.calibration.accuracy.left_out import LeftOut, summary
 from painn_deploy.engines import BACKENDS, get_backend
 from painn_deploy.export.bundle import Bundle, read_bundle
+from painn_deploy.export.declaration import species_text
 from painn_deploy.export.manifest import VALIDATION
 
 __all__ = ["print_bundle", "print_errors"]
-
-MOST_SPECIES = 24
-"""Elements that are listed; an embedding may have a row for every one."""
 
 
 def print_bundle(path: Path, out: Console) -> None:
@@ -32,8 +29,6 @@ def print_bundle(path: Path, out: Console) -> None:
     """
     bundle = read_bundle(path)
     m = bundle.manifest
-    symbols = " ".join(chemical_symbols[z] for z in m.species[:MOST_SPECIES])
-    symbols += " ..." if len(m.species) > MOST_SPECIES else ""
     made = Table(title=escape(path.name), show_header=False)
     made.add_column()
     made.add_column(overflow="fold")
@@ -41,7 +36,9 @@ def print_bundle(path: Path, out: Console) -> None:
     made.add_row("bound to", ", ".join(m.bound_to) or "nothing: it runs on any machine")
     made.add_row("architecture", f"{m.architecture}: {json.dumps(dict(m.configuration))}")
     made.add_row("cutoff", f"{m.cutoff:g} Å")
-    made.add_row("species", symbols if m.species_verified else f"{symbols} (unverified: the embedding's rows)")
+    made.add_row("species", species_text(m.species, verified=m.species_verified))
+    if said := {key: value for key, value in m.declared.items() if key != "remarks"}:
+        made.add_row("declared", ", ".join(f"{key} {_words(value)}" for key, value in said.items()))
     made.add_row("profiles", "any atoms, any slots" if not m.profiles else json.dumps(list(m.profiles)))
     made.add_row("radial table", "none" if m.radial_table is None else json.dumps(dict(m.radial_table)))
     made.add_row("checkpoint", f"sha256 {m.checkpoint_sha256}")
@@ -68,6 +65,8 @@ def print_errors(bundle: Bundle, out: Console) -> None:
         BundleError: the file is gone, was altered, or never was there.
     """
     errors = json.loads(bundle.file(VALIDATION))
+    for remark in bundle.manifest.declared.get("remarks", ()):
+        out.print(f"  [yellow]of the checkpoint[/]: {escape(str(remark))}", soft_wrap=True)
     if "not_executed" in errors:
         out.print(f"  [yellow]built, not executed[/]: {errors['not_executed']}", soft_wrap=True)
     else:
@@ -102,6 +101,10 @@ def print_errors(bundle: Bundle, out: Console) -> None:
             "from float64, most on symmetric molecules",
             soft_wrap=True,
         )
+
+
+def _words(value: Any) -> str:
+    return escape(" ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def _errors(found: dict[str, Any]) -> str:

@@ -34,6 +34,7 @@ from painn_deploy.scripts.studies.shared import (
     OfStudent,
     Structures,
     choose,
+    declared_in,
     open_candidate,
 )
 
@@ -124,7 +125,8 @@ def main(
 ) -> None:
     """Hold explicit forces against autograd and finite differences; exit status 1 where they are not the gradient."""
     console = Console()
-    double, single = load_student(checkpoint, dtype=torch.float64), load_student(checkpoint)
+    said = declared_in(compare_to, checkpoint)
+    double, single = (load_student(checkpoint, dtype=dtype, declared=said) for dtype in (torch.float64, torch.float32))
     chosen, named = choose(structures, double)
     with open_candidate(compare_to, checkpoint, device) as candidate:
         rows = study(double, single, chosen, candidate)

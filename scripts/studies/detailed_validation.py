@@ -32,6 +32,7 @@ from painn_deploy.scripts.studies.shared import (
     OfStudent,
     Structures,
     choose,
+    declared_in,
     labels,
     open_candidate,
 )
@@ -52,7 +53,7 @@ def main(
 ) -> None:
     """Tables of every structure; exit status 1 where an engine of this student is past the default limits."""
     console = Console()
-    student = load_student(checkpoint, dtype=torch.float64)
+    student = load_student(checkpoint, dtype=torch.float64, declared=declared_in(compare_to, checkpoint))
     chosen, named = choose(structures, student)
     labelled = labels(chosen, named) if against_labels else None
     wanted = reference_results(student, chosen)

@@ -15,6 +15,7 @@ from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.physics.subjects import choose_subjects
 from painn_deploy.calibration.structures import check_species, read_structures, seed_structures
 from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
+from painn_deploy.export.declaration import Declaration, declaration_of
 from painn_deploy.export.errors import DatasetError
 from painn_deploy.export.manifest import MANIFEST, read_bundle
 from painn_deploy.export.model.student import Student
@@ -28,6 +29,7 @@ __all__ = [
     "OfStudent",
     "Structures",
     "choose",
+    "declared_in",
     "labels",
     "open_candidate",
 ]
@@ -55,6 +57,23 @@ class Candidate:
     name: str
     evaluate: Callable[[Sequence[Atoms]], list[dict[str, Any]]]
     same_student: bool
+
+
+def declared_in(compare_to: Path | str | None, checkpoint: str) -> Declaration | None:
+    """What was declared of a checkpoint when the bundle was made that it is compared with; None where nothing was.
+
+    Args:
+        compare_to: what is named; only a bundle of this very checkpoint counts.
+        checkpoint: the student.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        CheckpointError: the checkpoint cannot be read.
+    """
+    if compare_to is None or not (Path(compare_to) / MANIFEST).is_file():
+        return None
+    manifest = read_bundle(compare_to).manifest
+    return declaration_of(manifest) if manifest.checkpoint_sha256 == resolve_checkpoint(checkpoint).sha256 else None
 
 
 @contextmanager

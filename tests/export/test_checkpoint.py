@@ -137,7 +137,7 @@ def test_pickles_are_never_executed(tmp_path: Path) -> None:
         ("b.pt", lambda p: p.write_bytes(pickle.dumps(_Trap()))),
     ):
         save(tmp_path / name)
-        with pytest.raises(CheckpointError, match="never opened"):
+        with pytest.raises(CheckpointError, match="Nothing was executed|never opened"):
             load_student(tmp_path / name)
     assert not (tmp_path / "sprung").exists()
 
@@ -146,14 +146,15 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
     path = students.write(tmp_path, "painn")
     with pytest.raises(CheckpointError, match="There is no file"):
         load_student(tmp_path / "absent.safetensors")
-    with pytest.raises(CheckpointError, match=r"neither \.safetensors nor \.pt"):
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x0a")
+    with pytest.raises(CheckpointError, match=r"of no kind that we know. What can be read: \.safetensors"):
         load_student(tmp_path / "model.onnx")
     with pytest.raises(CheckpointError, match="student:base|those that do"):
         load_student("student:huge")
     whole = path.read_bytes()
     for damage in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
         path.write_bytes(damage)
-        with pytest.raises(CheckpointError, match="not a safetensors file"):
+        with pytest.raises(CheckpointError, match="not a safetensors file|is empty"):
             load_student(path)
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match="not a state dict"):

@@ -14,6 +14,7 @@ from ase.build import molecule
 
 from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.export import load_student
+from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import PaiNNDeployError
 from painn_deploy.scripts import convert_schnetpack
 from painn_deploy.scripts.benchmarks.contenders.schnetpack_contender import schnetpack
@@ -87,6 +88,23 @@ def test_energies_and_forces_are_schnetpack_s_own(trained: Path, environment: di
             np.testing.assert_allclose(result["forces"], force, rtol=0, atol=2e-6 * np.abs(force).max())
             assert abs(result["energy"] - energy) < 1e-5
             assert abs(energy) > 10  # the references are in it
+    # our own reader of the very file that SchNetPack wrote: the same numbers, of which it rounds none
+    declared = Declaration("kcal/mol", "Bohr", energy_key="energy_U0")
+    read = load_student(trained / basis / "best_model", dtype=torch.float64, declared=declared)
+    converted, wanted = student.state_dict(), read.state_dict()
+    assert converted.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(converted[name], tensor, rtol=2e-7, atol=0)
+    torch.testing.assert_close(student.atomic_references, read.atomic_references, rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("given", [["H", "C"], ["H,C"], ["H", "--species", "C"]])
+def test_elements_are_given_as_to_painn_deploy(trained: Path, environment: dict[str, str], given: list[str]) -> None:
+    folder = trained / "gaussian"
+    command = (CONVERTER, folder / "best_model", "-o", folder / "species.safetensors", "--energy-key", "energy_U0")
+    done = run(environment, *command, "--energy-unit", "eV", "--length-unit", "Ang", "--species", *given)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "species.json").read_text())["species"] == ["H", "C"]
 
 
 def test_a_file_that_is_not_there_is_an_error_without_a_traceback(tmp_path: Path) -> None:
@@ -113,6 +131,9 @@ REFUSED = {
     "m.output_modules.append(spk.atomistic.Aggregation(['energy_U0'], 'energy_U0'))": "comes from Aggregation",
     "m.input_modules.append(spk.atomistic.StaticExternalFields())": "input module StaticExternalFields is not known",
     "unit('calories', 'eV')": "'calories' is no unit that SchNetPack knows",
+    "unit('kcal', 'eV')": "the unit 'kcal' is 2.61145e+22 eV",
+    "unit('1e-9', 'Ang')": "the unit '1e-9' is 1e-09 Ang",
+    "elements([['H,C', 'CL']])": "CL: no such element",
 }
 
 
@@ -120,7 +141,7 @@ def test_what_changes_the_equations_is_refused(trained: Path, environment: dict[
     code = f"""
 import json, sys, torch, schnetpack as spk
 sys.path.insert(0, {str(CONVERTER.parent)!r})
-from convert_schnetpack import ConversionError, converted, unit
+from convert_schnetpack import ConversionError, converted, elements, unit
 messages = dict()
 for change in json.loads(sys.argv[2]):
     m = torch.load(sys.argv[1], weights_only=False)

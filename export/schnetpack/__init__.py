@@ -1,0 +1,1 @@
+"""Models that SchNetPack saved, read without SchNetPack and without trust: nothing in them is ever executed."""

@@ -1,0 +1,85 @@
+"""Which kind of SchNetPack's files one is, and where in it the model and its weights are."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from painn_deploy.export.declaration import Declaration
+from painn_deploy.export.errors import CheckpointError
+from painn_deploy.export.schnetpack.archive import Archive, kind_of
+from painn_deploy.export.schnetpack.potential import Potential, read_potential
+from painn_deploy.export.schnetpack.stand_ins import CONVERTER, StandIn
+from painn_deploy.export.schnetpack.state import read_state
+
+__all__ = ["is_plain", "read_model"]
+
+LIGHTNING = "pytorch-lightning_version"
+WRAPPER = "model."
+"""What SchNetPack's task puts before the names of its model's tensors."""
+
+
+def is_plain(tree: Any, suffix: str) -> bool:
+    """Whether a file holds tensors alone, and is none of Lightning's: a checkpoint of our own format.
+
+    Args:
+        tree: of the file, see `Archive.tree`.
+        suffix: of the file's name.
+    """
+    return not isinstance(tree, StandIn) and not (isinstance(tree, Mapping) and lightning(tree, suffix))
+
+
+def lightning(tree: Mapping[Any, Any], suffix: str) -> bool:
+    """Whether a mapping is a checkpoint that Lightning wrote."""
+    return isinstance(tree.get("state_dict"), Mapping) and (LIGHTNING in tree or suffix == ".ckpt")
+
+
+def read_model(archive: Archive, tree: Any, declared: Declaration, beside: Mapping[str, Any] | None) -> Potential:
+    """Read a model that SchNetPack saved: `best_model`, a task, a checkpoint of Lightning, or TorchScript.
+
+    Args:
+        archive: of the file.
+        tree: of the archive.
+        declared: units, and what the model calls the energy.
+        beside: the configuration in JSON beside a file of weights alone; None where there is none.
+
+    Raises:
+        CheckpointError: it is no model that can be deployed; the message says what stands in the way.
+        ConfigurationError: the JSON beside the file is wrong.
+        DeclarationError: a unit was not named, or the model calls its energy otherwise.
+    """
+    if isinstance(tree, StandIn):
+        inner = tree.part("model")  # a task holds its model
+        return read_potential(archive, inner if isinstance(inner, StandIn) else tree, declared)
+    if not isinstance(tree, Mapping) or not isinstance(state := tree.get("state_dict"), Mapping):
+        raise CheckpointError(f"{archive.source} holds {kind_of(tree)}, which is no model of SchNetPack.")
+    weights = _weights(archive, state)
+    model = _items(tree.get("hyper_parameters")).get("model")
+    if not isinstance(model, StandIn):
+        return read_state(archive.source, weights, declared, beside)
+    found = read_potential(archive, model, declared, weights)
+    if any("MovingAverage" in str(name) for name in _items(tree.get("callbacks"))):
+        remark = "It also holds averaged weights (ExponentialMovingAverage); read are those of the last step. "
+        remark += "SchNetPack's best_inference_model holds the average."
+        return Potential(found.tensors, found.configuration, (*found.remarks, remark))
+    return found
+
+
+def _items(thing: Any) -> Mapping[Any, Any]:
+    held = thing.items if isinstance(thing, StandIn) else thing
+    return held if isinstance(held, Mapping) else {}
+
+
+def _weights(archive: Archive, state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors of a model by their names in it."""
+    names = [name for name in state if isinstance(name, str)]
+    wrapped = any(name.startswith(f"{WRAPPER}representation.") for name in names)
+    prefix = WRAPPER if wrapped else ""
+    found = {name.removeprefix(prefix): state[name] for name in names if name.startswith(prefix)}
+    if not any(name.startswith("representation.") for name in found):
+        raise CheckpointError(
+            f"{archive.source} is a checkpoint of Lightning, but its state dict is not that of a "
+            f"NeuralNetworkPotential of SchNetPack. For a task of your own, {CONVERTER} may help."
+        )
+    kept = {n: t for n, t in found.items() if n.startswith(("representation.", "output_modules.", "postprocessors."))}
+    return {name: archive.tensor(thing, name, integers=True) for name, thing in kept.items()}
