@@ -19,6 +19,7 @@ from painn_deploy.export.model.weights import check_student, check_tensors
 from painn_deploy.export.plain import read_safetensors, read_torch
 from painn_deploy.export.schnetpack.archive import Archive
 from painn_deploy.export.schnetpack.files import is_plain, read_model
+from painn_deploy.export.schnetpack.pickles import check_names
 from painn_deploy.export.units import energy_unit, length_unit
 
 __all__ = [
@@ -230,6 +231,7 @@ def _read(
     elif path.suffix == ".safetensors" or content[8:9] == b"{":
         tensors, inside = read_safetensors(content, path)
     elif path.suffix == ".pt" or content.startswith(PICKLE):  # as torch wrote before 1.6; of weights alone
+        check_names(content, str(path))
         tensors, inside = read_torch(content, path)
     else:
         raise CheckpointError(f"{path} is of no kind that we know. {READ}")

@@ -70,9 +70,11 @@ class Declaration:
         if self.length_unit is not None:
             length_unit(self.length_unit)
 
-    @property
-    def scales(self) -> tuple[float, float]:
+    def scales(self, source: str) -> tuple[float, float]:
         """The units in eV and Å.
+
+        Args:
+            source: the file, for the message.
 
         Raises:
             DeclarationError: one was not named, or is none.
@@ -84,7 +86,7 @@ class Declaration:
             missing.append("--length-unit (of its positions: Ang, Bohr, nm, ...)")
         if self.energy_unit is None or self.length_unit is None:
             raise DeclarationError(
-                f"The file does not say its units; its owner has to. Give {' and '.join(missing)}. Where there are "
+                f"{source} does not say its units; its owner has to. Give {' and '.join(missing)}. Where there are "
                 "no such options, `painn-deploy convert FILE -o student.safetensors` makes a file that says them."
             )
         return energy_unit(self.energy_unit), length_unit(self.length_unit)

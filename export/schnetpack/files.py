@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from painn_deploy.export.declaration import Declaration
@@ -12,7 +13,7 @@ from painn_deploy.export.schnetpack.potential import Potential, read_potential
 from painn_deploy.export.schnetpack.stand_ins import CONVERTER, StandIn
 from painn_deploy.export.schnetpack.state import read_state
 
-__all__ = ["is_plain", "read_model"]
+__all__ = ["holds_average", "is_plain", "read_model"]
 
 LIGHTNING = "pytorch-lightning_version"
 WRAPPER = "model."
@@ -58,11 +59,29 @@ def read_model(archive: Archive, tree: Any, declared: Declaration, beside: Mappi
     if not isinstance(model, StandIn):
         return read_state(archive.source, weights, declared, beside)
     found = read_potential(archive, model, declared, weights)
-    if any("MovingAverage" in str(name) for name in _items(tree.get("callbacks"))):
-        remark = "It also holds averaged weights (ExponentialMovingAverage); read are those of the last step. "
-        remark += "SchNetPack's best_inference_model holds the average."
+    if not holds_average(archive, tree, weights):
+        remark = "It also holds averaged weights (ExponentialMovingAverage) that differ from its state dict, which is "
+        remark += "what was read. SchNetPack's best_inference_model holds the average."
         return Potential(found.tensors, found.configuration, (*found.remarks, remark))
     return found
+
+
+def holds_average(archive: Archive, tree: Mapping[Any, Any], weights: Mapping[str, Tensor]) -> bool:
+    """Whether the weights are the running average, where SchNetPack's callback kept one.
+
+    They are in a checkpoint that was written after a validation, and are not in one that was written between steps.
+
+    Args:
+        archive: of the file.
+        tree: of the archive, a checkpoint of Lightning.
+        weights: that were read of it.
+    """
+    for name, callback in _items(tree.get("callbacks")).items():
+        shadows = _items(_items(callback).get("ema")).get("shadow_params")
+        if "MovingAverage" in str(name) and isinstance(shadows, list):
+            tensors = [archive.tensor(thing, f"{name}, weight {i}") for i, thing in enumerate(shadows)]
+            return all(any(torch.equal(tensor, weight) for weight in weights.values()) for tensor in tensors)
+    return True
 
 
 def _items(thing: Any) -> Mapping[Any, Any]:

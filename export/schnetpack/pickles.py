@@ -2,12 +2,13 @@
 
 import io
 import pickletools
+from contextlib import suppress
 from typing import Any
 
 from painn_deploy.export.errors import CheckpointError
-from painn_deploy.export.schnetpack.stand_ins import Name, StandIn, Storage, known, refused
+from painn_deploy.export.schnetpack.stand_ins import CONVERTER, Name, StandIn, Storage, known, refused
 
-__all__ = ["read_pickle"]
+__all__ = ["check_names", "read_pickle"]
 
 LARGEST = 8 * 2**20
 """Bytes of a pickle: a hundred times SchNetPack's. The numbers of a model are in records of their own."""
@@ -23,6 +24,9 @@ EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SE
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 BUILTINS = ("builtins", "__builtin__")
 SEQUENCES = ("set", "frozenset", "list", "tuple")
+PROTO = b"\x80"
+"""How a pickle begins since its second protocol."""
+
 MARK = object()
 
 
@@ -47,6 +51,42 @@ def read_pickle(data: bytes, source: str) -> Any:
         raise
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{source}: its pickle is corrupt or cut short ({error}).") from error
+
+
+def check_names(data: bytes, source: str) -> None:
+    """Refuse pickles, one after the other as torch wrote them before 1.6, that name more than tensors need.
+
+    Args:
+        data: of the file; what follows the pickles is numbers.
+        source: the file, for messages.
+
+    Raises:
+        CheckpointError: a name is in no list, or is that of a module; it is in the message.
+    """
+    for name in _names(data):
+        if not known(name):
+            raise refused(name, source)
+        if name.module.startswith("schnetpack."):
+            raise CheckpointError(
+                f"{source} holds a model ({name}) as torch wrote it before 1.6, which is not read. Load and save it "
+                f"with a newer torch, or convert it with {CONVERTER}, both where you trained it."
+            )
+
+
+def _names(data: bytes) -> list[Name]:
+    """What pickles mention, the first first; nothing of them is built."""
+    stream, found, words = io.BytesIO(data), list[Name](), ["", ""]
+    with suppress(ValueError, IndexError):  # where the pickles end
+        while data[stream.tell() : stream.tell() + 1] == PROTO:
+            for code, argument, _ in pickletools.genops(stream):
+                if code.name in ("GLOBAL", "INST"):
+                    module, _, name = str(argument).partition(" ")
+                    found.append(Name(module, name))
+                elif code.name == "STACK_GLOBAL":
+                    found.append(Name(*words))
+                elif isinstance(argument, str):
+                    words = [words[1], argument]
+    return found
 
 
 class _Machine:

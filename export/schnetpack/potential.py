@@ -92,7 +92,7 @@ class _Reader:
         check, key = self._check, declared.energy_key or ENERGY_KEY
         painn = check.representation(self._model.part("representation"))
         place, atomwise = check.energy(self._model, key)
-        energy, length = declared.scales
+        energy, length = declared.scales(self._archive.source)
         tensors = {"representation.embedding.weight": self._embedding(painn.part("embedding"))}
         basis, cutoff = painn.part("radial_basis"), painn.part("cutoff_fn")
         names = ("offsets", "widths") if basis.kind == "GaussianRBF" else ("freqs",)

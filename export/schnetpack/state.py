@@ -42,7 +42,7 @@ def read_state(
         ConfigurationError: the JSON is wrong.
         DeclarationError: a unit was not named.
     """
-    energy, length = declared.scales
+    energy, length = declared.scales(source)
     tensors = {name: t for name, t in weights.items() if name.startswith(("representation.", "output_modules."))}
     if f"{EMBEDDING}.element_embedding" in tensors:
         parts = ("element_embedding", "electron_config", "config_linear.weight")

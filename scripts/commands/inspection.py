@@ -67,6 +67,8 @@ def print_errors(bundle: Bundle, out: Console) -> None:
     errors = json.loads(bundle.file(VALIDATION))
     for remark in bundle.manifest.declared.get("remarks", ()):
         out.print(f"  [yellow]of the checkpoint[/]: {escape(str(remark))}", soft_wrap=True)
+    if not bundle.manifest.species_verified:
+        out.print("  [yellow]elements unverified[/]: nobody said which the student was trained on", soft_wrap=True)
     if "not_executed" in errors:
         out.print(f"  [yellow]built, not executed[/]: {errors['not_executed']}", soft_wrap=True)
     else:

@@ -95,4 +95,4 @@ def test_a_declaration_survives_a_manifest() -> None:
     made = Declaration.of("kcal/mol", "Bohr", ["H,C"], "energy_U0")
     assert Declaration.from_dict({**made.as_dict(), "remarks": ["x"]}) == made
     assert Declaration().as_dict() == {}
-    np.testing.assert_allclose(made.scales, (0.0433641, 0.52917721), rtol=1e-6)
+    np.testing.assert_allclose(made.scales("a file"), (0.0433641, 0.52917721), rtol=1e-6)

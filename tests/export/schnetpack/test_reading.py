@@ -16,6 +16,7 @@ from painn_deploy.export.checkpoint import load_checkpoint
 from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import CheckpointError, ConfigurationError, DeclarationError
 from painn_deploy.export.schnetpack.archive import Archive
+from painn_deploy.export.schnetpack.files import holds_average
 from tests.conftest import reference_systems
 from tests.export.schnetpack.edits import FILES, KCAL, edited, packed, records, text
 
@@ -83,6 +84,18 @@ def test_weights_are_those_of_the_state_dict_and_not_of_the_model_beside_it(tmp_
     changed, before = (load_student(p, dtype=torch.float64, declared=KCAL) for p in (path, FILES / "last.ckpt"))
     assert changed.readout[-1].bias.item() == pytest.approx(5.0 * 0.0433641, rel=1e-5)
     assert changed.readout[-1].bias.item() != before.readout[-1].bias.item()
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-3])
+def test_averaged_weights_that_are_not_those_that_were_read_are_told_of(tmp_path: Path, apart: float) -> None:
+    """SchNetPack's callback keeps the average, which is also what a checkpoint after a validation holds."""
+    weights = {"representation.a": torch.arange(6.0).reshape(2, 3), "output_modules.b": torch.ones(2)}
+    shadows = [weights["representation.a"] + apart, weights["output_modules.b"].clone()]
+    callbacks = {"EarlyStopping": {"patience": 3}, "ExponentialMovingAverage": {"ema": {"shadow_params": shadows}}}
+    torch.save({"callbacks": callbacks}, tmp_path / "x.ckpt")
+    archive = Archive((tmp_path / "x.ckpt").read_bytes(), "x.ckpt")
+    assert holds_average(archive, archive.tree(), weights) == (apart == 0)
+    assert holds_average(archive, {}, weights)
 
 
 def test_a_pickled_task_holds_its_model(tmp_path: Path) -> None:
@@ -181,7 +194,7 @@ def test_species_have_to_be_in_the_embedding() -> None:
     path = FILES / "gaussian.best_model"
     student = load_student(path, declared=Declaration("kcal/mol", "Ang", (1, 6, 8)))
     assert student.species == (1, 6, 8)
-    with pytest.raises(ConfigurationError, match="lists element 105, but the embedding ends at 99"):
+    with pytest.raises(ConfigurationError, match=r"lists element 105 \(Db\), but the embedding ends at 99"):
         load_student(path, declared=Declaration("kcal/mol", "Ang", (1, 105)))
 
 

@@ -51,6 +51,23 @@ def test_names_that_no_model_is_made_of_are_refused_by_name(tmp_path: Path, prot
     assert not mark.exists()
 
 
+def test_pickles_without_a_zip_around_them_are_refused_by_name(tmp_path: Path) -> None:
+    mark, path = tmp_path / "sprung", tmp_path / "x.pkl"
+    for thing, name in ((Calls(os.system, f"touch {mark}"), "posix.system"), (OfTheUser(), "OfTheUser")):
+        for protocol in (2, 4):
+            torch.save(thing, path, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
+            with pytest.raises(CheckpointError, match=rf"names .*{name}.*Nothing was executed"):
+                load_student(path, declared=KCAL)
+        path.write_bytes(pickle.dumps(thing))
+        with pytest.raises(CheckpointError, match=rf"names .*{name}.*Nothing was executed"):
+            load_student(path, declared=KCAL)
+    assert not mark.exists()
+    old = b"\x80\x02cschnetpack.model.base\nNeuralNetworkPotential\n)\x81."
+    path.write_bytes(old)
+    with pytest.raises(CheckpointError, match=r"Potential\) as torch wrote it before 1\.6.*convert_schnet"):
+        load_student(path, declared=KCAL)
+
+
 def test_a_class_of_the_user_s_own_is_sent_to_the_converter(tmp_path: Path) -> None:
     torch.save(OfTheUser(), tmp_path / "best_model")
     with pytest.raises(CheckpointError, match=r"OfTheUser.*scripts/convert_schnetpack\.py"):
