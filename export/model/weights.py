@@ -139,8 +139,8 @@ def check_student(student: Student, source: str) -> None:
         raise CheckpointError(f"{source}: the embedding has {rows} rows, and hydrogen needs row 1.")
     if species and species[-1] >= rows:
         raise ConfigurationError(
-            f"{source}: its configuration lists element {species[-1]} ({chemical_symbols[species[-1]]}), but the embedding "
-            f"ends at {rows - 1}. Name the elements that the student was trained on."
+            f"{source}: its configuration lists element {species[-1]} ({chemical_symbols[species[-1]]}), but the "
+            f"embedding ends at {rows - 1}. Name the elements that the student was trained on."
         )
     if not all(torch.isfinite(parameter).all() for parameter in student.parameters()):
         raise CheckpointError(f"{source}: a weight is too large for {student.dtype}.")
