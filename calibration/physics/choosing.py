@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from ase import Atoms
+from ase.data import covalent_radii
 
 from painn_deploy.calibration.accuracy.domain import Domain
 from painn_deploy.calibration.accuracy.errors import describe
@@ -25,6 +26,7 @@ from painn_deploy.calibration.physics.subjects import (
 )
 from painn_deploy.calibration.structures import LARGEST_FORCE
 from painn_deploy.export.errors import DatasetError
+from painn_deploy.runtime.neighbours import find_pairs
 
 __all__ = ["chosen_frames", "frames_of", "sound_subjects"]
 
@@ -39,6 +41,9 @@ MOST_ATOMS = 250
 
 FORCE_MARGIN = 2.0
 """A perturbed frame may have forces so many times larger than the largest of the user's frames."""
+
+BONDED = 1.3
+"""Of the sum of covalent radii, within which two atoms are bonded."""
 
 Why = Callable[[Sequence[Atoms]], str]
 """Structures to the reason why the student cannot be judged on one of them; empty where it can on all."""
@@ -153,9 +158,23 @@ def frames_of(domain: Domain, student: Evaluate, single: Evaluate) -> Subjects:
         elements=tuple(z for z, _ in common.most_common(MOST_ELEMENTS)),
         foreign=frozenset(a.info["name"] for a in symmetric if a.get_chemical_formula() not in formulas),
         largest_force=largest_force,
+        bonds=_bonds(domain.structures),
         brought=True,
         left_out=tuple(left_out),
     )
+
+
+def _bonds(structures: Sequence[Atoms]) -> dict[tuple[int, int], tuple[float, float]]:
+    found: dict[tuple[int, int], tuple[float, float]] = {}
+    for atoms in structures:
+        radii = covalent_radii[atoms.numbers]
+        pairs = find_pairs(atoms, 2 * BONDED * float(radii.max()))
+        first, second, distances = pairs.pairs.first, pairs.pairs.second, pairs.distances
+        for pair in np.flatnonzero(distances < BONDED * (radii[first] + radii[second])):
+            one, other = sorted((int(atoms.numbers[first[pair]]), int(atoms.numbers[second[pair]])))
+            low, high = found.get((one, other), (np.inf, 0.0))
+            found[one, other] = min(low, float(distances[pair])), max(high, float(distances[pair]))
+    return found
 
 
 def chosen_frames(structures: Sequence[Atoms]) -> list[int]:

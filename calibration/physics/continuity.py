@@ -38,6 +38,9 @@ FORCE_JUMP_LIMIT = 1e-2
 WORK_LIMIT = 1e-4
 """eV, between the energy and the work of the force over one piece of a bond's path."""
 
+WIDER = 0.95, 1.05
+"""Of the shortest and the longest bond of the user's structures, between which a bond of theirs is stretched."""
+
 PIECES, SHORTEST, LONGEST = 60, 0.75, 2.0
 """How many pieces a bond's path has, and its ends in equilibrium lengths."""
 
@@ -170,12 +173,13 @@ def cusp(audited: Audited) -> list[Finding]:
 def bond_stretch(audited: Audited) -> list[Finding]:
     """Compare the energy with the work of the force along a bond, from 0.75 to 2 times its length.
 
-    The path ends early where the student cannot be judged: where its forces are beyond reason or float32 is blurred.
+    In the user's structures it is stretched over the lengths that such bonds have there. The path ends early where the
+    student cannot be judged: where its forces are beyond reason or float32 is blurred.
     """
     cases, whole = [], True
     for atoms in audited.subjects.shaken[:3] or audited.subjects.crystals[:2]:
         bond = _Bond.shortest(atoms)
-        ends = _sound_part(audited, bond, bond.length * np.linspace(SHORTEST, LONGEST, PIECES + 1))
+        ends = _sound_part(audited, bond, np.linspace(*_span(audited, bond), PIECES + 1))
         if len(ends) < LEAST_ENDS:
             continue
         missing = _refined(audited, bond, ends)
@@ -190,7 +194,10 @@ def bond_stretch(audited: Audited) -> list[Finding]:
         cases.append(audited.case(name, list(missing), noise, audited.limits.energy))
     if not cases:
         return []
-    path = f"({SHORTEST:g} to {LONGEST:g} times its length{'' if whole else ', where the student is sound'})"
+    path = f"{SHORTEST:g} to {LONGEST:g} times its length"
+    if audited.subjects.brought:
+        path = "over the lengths that it has in your structures"
+    path = f"({path}{'' if whole else ', where the student is sound'})"
     sentences = Sentences(
         holds=f"Along a stretched bond {path} the energy is the work of the force, to {{engine}} for each of "
         f"{'' if whole else 'up to '}{PIECES} pieces.",
@@ -201,6 +208,15 @@ def bond_stretch(audited: Audited) -> list[Finding]:
     )
     ceiling = audited.limits.energy
     return [Property("bond stretch", "consistency", "meV", WORK_LIMIT, ceiling, sentences).finding(cases)]
+
+
+def _span(audited: Audited, bond: "_Bond") -> tuple[float, float]:
+    """Lengths, Å, that a bond is stretched over."""
+    one, other = sorted(int(bond.atoms.numbers[i]) for i in (bond.one, bond.other))
+    known = audited.subjects.bonds.get((one, other))
+    if known is None:
+        return SHORTEST * bond.length, LONGEST * bond.length
+    return WIDER[0] * min(known[0], bond.length), WIDER[1] * max(known[1], bond.length)
 
 
 def _float32_jumps(

@@ -1,8 +1,8 @@
 """The subjects of a physics audit: an engine, its student in two precisions, and a few structures of their elements."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,7 @@ class Subjects:
         ideal: the crystals before they were perturbed, where they were.
         foreign: names of those symmetric molecules that are none of the user's; the student is not judged on them.
         largest_force: eV/Å, of a component: a path ends where the student's forces are beyond it.
+        bonds: Å, shortest and longest bond of each two elements in the user's structures, by ascending atomic numbers.
         brought: whether they are the user's structures. Where dynamics leave for large forces is then a finding.
         left_out: structures on which the student cannot be judged.
     """
@@ -82,6 +83,7 @@ class Subjects:
     ideal: tuple[Atoms, ...] = ()
     foreign: frozenset[str] = frozenset()
     largest_force: float = LARGEST_FORCE
+    bonds: Mapping[tuple[int, int], tuple[float, float]] = field(default_factory=dict)
     brought: bool = False
     left_out: tuple[LeftOut, ...] = ()
 
