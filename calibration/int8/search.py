@@ -177,8 +177,8 @@ def _enough(structures: Sequence[Atoms]) -> None:
     if len(structures) < LEAST_STRUCTURES:
         raise DatasetError(
             f"INT8 is calibrated on structures with forces of at most {LARGEST_FORCE:g} eV/Å, and {len(structures)} "
-            f"are too few: give at least {LEAST_STRUCTURES} with --training, such as frames of a trajectory, or a "
-            "quarter more with --structures alone, of which every fifth is held out to judge."
+            f"are too few: give at least {LEAST_STRUCTURES} with --structures, such as frames of a trajectory, and a "
+            "quarter more where nothing is given with --training, since every fifth then judges."
         )
 
 
