@@ -11,9 +11,11 @@ import torch
 import typer
 from ase import Atoms
 
+from painn_deploy.calibration.accuracy.domain import find_domain
+from painn_deploy.calibration.accuracy.left_out import summary
 from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.physics.subjects import choose_subjects
-from painn_deploy.calibration.structures import check_species, read_structures, seed_structures
+from painn_deploy.calibration.structures import check_species, read_structures, seed_structures, trusted_species
 from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
 from painn_deploy.export.declaration import Declaration, declaration_of
 from painn_deploy.export.errors import DatasetError
@@ -115,22 +117,26 @@ def open_candidate(compare_to: Path | str | None, checkpoint: str, device: str) 
 def choose(given: Path | None, student: Student) -> tuple[list[Atoms], str]:
     """Structures of a file, or the seed project's eight cases and a few small crystals; and what to call them.
 
+    Those on which the student cannot be judged are left out, which the name says.
+
     Args:
         given: the file, in any format that ASE reads.
-        student: that must know their elements.
+        student: in float64; it must know their elements.
 
     Raises:
-        DatasetError: the file cannot be read, or holds an element that the student does not know.
+        DatasetError: the file cannot be read, holds an element that the student does not know, or nothing that the
+            student can be judged on.
     """
     if given is not None:
-        structures = read_structures(given)
-        check_species(structures, student.species, given.name)
-        return structures, given.name
-    configuration = student.configuration
-    verified = configuration.species is not None
-    crystals = choose_subjects(student.species, verified=verified).crystals
-    cases = seed_structures(student.species, symmetric=configuration.architecture == "painn")
-    return [*cases, *crystals], "the seed project's eight cases, and small crystals"
+        structures, name = read_structures(given), given.name
+        check_species(structures, student.species, name)
+    else:
+        configuration, species = student.configuration, trusted_species(student)
+        crystals = choose_subjects(species, verified=configuration.species is not None).crystals
+        cases = seed_structures(species, symmetric=configuration.architecture == "painn")
+        structures, name = [*cases, *crystals], "the seed project's eight cases, and small crystals"
+    domain = find_domain(student, structures, name, brought=given is not None)
+    return list(domain.structures), "; ".join([name, *summary(domain.left_out)])
 
 
 def labels(structures: Sequence[Atoms], source: str) -> list[Mapping[str, Any]]:
