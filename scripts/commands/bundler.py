@@ -33,7 +33,6 @@ from painn_deploy.export.versions import installed
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.familiarity import JUDGED_ON, Judged
 from painn_deploy.runtime.grouping import group, padding_waste
-from painn_deploy.runtime.matrix import local_graphs
 from painn_deploy.scripts.commands.measuring import GATE, Examiner
 from painn_deploy.scripts.commands.trials import Given, choose_trial
 from painn_deploy.scripts.commands.typed_graphs import INT8_LIMITS, TypedGraph, TypedGraphs
@@ -123,7 +122,7 @@ class Bundler(Closing):
         model = export_onnx(self._student, _provenance(self._source, self._student, self._table))
         graph = TypedGraph(model.SerializeToString())
         self._exact = Bundle.in_memory(self._manifest(GATE, "fp32", graph, BuiltEngine()), {MODEL: graph.model})
-        self._sizes = [g.size for g in local_graphs(self._trial.own, cutoff)] if self._trial.own else []
+        self._sizes = list(self._trial.sizes)
         self._options = BuildOptions(tuple(compute_capabilities), plan_profile(self._sizes), device, tf32, form)
         self._graphs = TypedGraphs(model, cutoff, self._calibration, limits or INT8_LIMITS, tell)
         tell("comparing the graph with the student in float64")

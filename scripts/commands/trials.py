@@ -17,6 +17,7 @@ from painn_deploy.calibration.structures import (
     trusted_species,
 )
 from painn_deploy.export.model.student import Student
+from painn_deploy.runtime.matrix import local_graphs
 
 __all__ = ["Given", "Trial", "choose_trial"]
 
@@ -40,13 +41,13 @@ class Trial:
         domain: that engines are judged on, with what the student gives there.
         fitted: structures of the user's that INT8 and radial tables are fitted on; none where default sets are.
         fitted_on: name of these.
-        own: all structures of the user's, which shape profiles are planned for; none where the user brought none.
+        sizes: atoms and slots of all structures of the user's, which shape profiles are planned for.
     """
 
     domain: Domain
     fitted: Sequence[Atoms]
     fitted_on: str
-    own: Sequence[Atoms]
+    sizes: Sequence[tuple[int, int]]
 
 
 def choose_trial(student: Student, structures: Given, training: Given, *, fits: bool) -> Trial:
@@ -62,10 +63,13 @@ def choose_trial(student: Student, structures: Given, training: Given, *, fits: 
     Raises:
         DatasetError: a file cannot be read, a structure holds an element that the student does not know, or no
             structure is left to judge by.
+        StructureError: a structure holds NaN, no atoms, or two atoms on one spot; the message gives its number.
     """
     (given, given_name), (fitted, fitted_on) = _read(structures, student), _read(training, student)
     same = _same(structures, training)
-    own = given if same else [*given, *fitted]
+    cutoff = student.configuration.cutoff
+    # each set as a whole: an error about a structure gives its number in the file
+    sizes = [graph.size for each in ([given] if same else [given, fitted]) for graph in local_graphs(each, cutoff)]
     if structures is None:
         given, given_name = default_structures(trusted_species(student)), DEFAULT_NAME
     judged, named = list(range(len(given))), given_name
@@ -75,7 +79,7 @@ def choose_trial(student: Student, structures: Given, training: Given, *, fits: 
     judged, named = _spread(judged, named)
     brought = structures is not None
     domain = find_domain(student, [given[index] for index in judged], named, brought=brought, numbers=judged)
-    return Trial(domain, *_spread(fitted, fitted_on), own)
+    return Trial(domain, *_spread(fitted, fitted_on), sizes)
 
 
 def _read(given: Given, student: Student) -> tuple[list[Atoms], str]:

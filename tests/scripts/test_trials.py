@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import ase.io
+import numpy as np
 import pytest
 import torch
 from ase import Atoms
 
 from painn_deploy.calibration.accuracy.errors import Tolerances
 from painn_deploy.export import load_student
-from painn_deploy.export.errors import DatasetError
+from painn_deploy.export.errors import DatasetError, StructureError
 from painn_deploy.export.manifest import read_bundle
 from painn_deploy.export.model.student import Student
 from painn_deploy.scripts import export_engines
@@ -36,7 +37,7 @@ def places(some: list[Atoms], of: list[Atoms]) -> list[int]:
 
 def test_nothing_is_held_out_where_nothing_is_fitted(student: Student, frames: list[Atoms]) -> None:
     trial = choose_trial(student, frames, None, fits=False)
-    assert (len(trial.domain), trial.fitted, len(trial.own)) == (23, [], 23)
+    assert (len(trial.domain), trial.fitted, len(trial.sizes)) == (23, [], 23)
 
 
 def test_every_fifth_frame_is_held_out(student: Student, frames: list[Atoms]) -> None:
@@ -45,7 +46,7 @@ def test_every_fifth_frame_is_held_out(student: Student, frames: list[Atoms]) ->
     assert places(list(trial.fitted), frames) == [i for i in range(23) if i not in (4, 9, 14, 19)]
     assert "every fifth of 23 structures, held out" in trial.domain.name
     assert "19 of 23 structures, all but every fifth" in trial.fitted_on
-    assert len(trial.own) == 23
+    assert len(trial.sizes) == 23
 
 
 def test_few_frames_do_both_and_that_is_said(student: Student, frames: list[Atoms]) -> None:
@@ -62,7 +63,7 @@ def test_training_fits_and_structures_judge(student: Student, frames: list[Atoms
     (tmp_path / "sub").mkdir()
     same = tmp_path / "sub" / ".." / "a.extxyz"
     trial = choose_trial(student, tmp_path / "a.extxyz", same, fits=True)
-    assert (len(trial.domain), len(trial.fitted), len(trial.own)) == (4, 19, 23)
+    assert (len(trial.domain), len(trial.fitted), len(trial.sizes)) == (4, 19, 23)
     trial = choose_trial(student, None, frames, fits=True)
     assert not trial.domain.brought
     assert len(trial.fitted) == 23
@@ -77,6 +78,11 @@ def test_a_long_trajectory_is_thinned_and_that_is_said(student: Student) -> None
 def test_bad_training_structures(student: Student, frames: list[Atoms], tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"Cannot read structures from .*none\.extxyz"):
         choose_trial(student, frames, tmp_path / "none.extxyz", fits=True)
+    frames = [atoms.copy() for atoms in frames]
+    frames[9].positions[0, 0] = np.nan
+    for given in ((frames, None), (None, frames)):
+        with pytest.raises(StructureError, match=r"Structure 9 .*NaN"):
+            choose_trial(student, *given, fits=True)
     with pytest.raises(DatasetError, match="holds Og"):
         choose_trial(student, frames, [Atoms("Og")], fits=True)
 
