@@ -144,7 +144,7 @@ def frames_of(domain: Domain, student: Evaluate, single: Evaluate) -> Subjects:
         reasons = "; ".join(summary(left_out)) or "no structure has two atoms"
         raise DatasetError(
             f"There is no structure of {domain.name} to audit the student on: {reasons}. "
-            "Give structures like those that the student was trained on."
+            "Give structures like those that the student was trained on, or leave the audit out with --no-audit."
         )
     common = Counter(int(z) for atoms in domain.structures for z in atoms.numbers)
     formulas = {atoms.get_chemical_formula() for atoms in domain.structures if not atoms.pbc.any()}
