@@ -26,6 +26,7 @@ __all__ = [
     "calibration_structures",
     "check_species",
     "default_structures",
+    "read_known",
     "read_structures",
     "seed_structures",
     "trusted_species",
@@ -232,4 +233,19 @@ def read_structures(path: str | Path) -> list[Atoms]:
     structures: list[Atoms] = list(read) if isinstance(read, list) else [read]
     if not structures:
         raise DatasetError(f"{path} holds no structures.")
+    return structures
+
+
+def read_known(path: str | Path, species: Sequence[int]) -> list[Atoms]:
+    """Read every structure in a file, all of elements that a student knows.
+
+    Args:
+        path: of any format that ASE reads.
+        species: atomic numbers that the student knows.
+
+    Raises:
+        DatasetError: see `read_structures` and `check_species`.
+    """
+    structures = read_structures(path)
+    check_species(structures, species, Path(path).name)
     return structures

@@ -14,9 +14,8 @@ from ase.data import chemical_symbols, reference_states
 
 from painn_deploy.calibration.structures import (
     box_of,
-    check_species,
     default_structures,
-    read_structures,
+    read_known,
     trusted_species,
 )
 from painn_deploy.export.model.student import Student
@@ -69,9 +68,7 @@ def choose_validation_set(given: Path | None, student: Student) -> tuple[list[At
     """
     if given is None:
         return validation_set(trusted_species(student)), VALIDATION_NAME
-    structures = read_structures(given)
-    check_species(structures, student.species, given.name)
-    return structures, given.name
+    return read_known(given, student.species), given.name
 
 
 def group_of(atoms: Atoms) -> str:

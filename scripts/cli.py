@@ -153,12 +153,12 @@ def convert(
     """Turn a model's file, such as SchNetPack's best_model, into weights in eV and Å with their configuration."""
     from painn_deploy.export.declaration import Declaration
     from painn_deploy.scripts.commands.convert import convert_checkpoint, summary
+    from painn_deploy.scripts.commands.inspection import print_remarks
 
     declared = Declaration.of(energy_unit, length_unit, species, energy_key)
     made, student = convert_checkpoint(checkpoint, output, declared=declared, overwrite=overwrite)
     out.print(escape(summary(output, student)), soft_wrap=True)
-    for remark in made.remarks:
-        out.print(f"  [yellow]of the checkpoint[/]: {escape(remark)}", soft_wrap=True)
+    print_remarks(made.remarks, out)
 
 
 @app.command()

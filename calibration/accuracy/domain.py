@@ -19,7 +19,7 @@ from painn_deploy.calibration.structures import LARGEST_FORCE
 from painn_deploy.export.errors import DatasetError
 from painn_deploy.export.model.student import Student
 
-__all__ = ["WORST_BLUR", "Domain", "find_domain", "unsound"]
+__all__ = ["Domain", "find_domain", "unsound"]
 
 WORST_BLUR = 1e-2
 """eV/Å; where a student's own forces in float32 are further from float64, float32 says nothing about an engine."""
@@ -53,17 +53,6 @@ class Domain:
     def __len__(self) -> int:
         """How many structures are judged on."""
         return len(self.structures)
-
-    def part(self, indices: Sequence[int], name: str | None = None) -> "Domain":
-        """Some of the structures.
-
-        Args:
-            indices: which, of `structures`.
-            name: of the part; the same name by default.
-        """
-        picked = ([values[i] for i in indices] for values in (self.structures, self.wanted, self.single))
-        structures, wanted, single = picked
-        return Domain(structures, name or self.name, self.brought, wanted, single, self.left_out)
 
 
 def unsound(wanted: Mapping[str, Any], single: Mapping[str, Any], *, largest_force: float = LARGEST_FORCE) -> str:
@@ -117,7 +106,6 @@ def find_domain(
         if reason
     )
     kept = [index for index, reason in enumerate(reasons) if not reason]
-    whole = Domain(structures, name, brought, wanted, single, left_out)
     if not kept:
         remedy = (
             "Give structures like those that the student was trained on."
@@ -126,4 +114,11 @@ def find_domain(
         )
         why = "; ".join(summary(left_out)) or "it holds none"
         raise DatasetError(f"There is no structure of {name} to judge the student by: {why}. {remedy}")
-    return whole.part(kept)
+    return Domain(
+        structures=[structures[index] for index in kept],
+        name=name,
+        brought=brought,
+        wanted=[wanted[index] for index in kept],
+        single=[single[index] for index in kept],
+        left_out=left_out,
+    )

@@ -1,10 +1,10 @@
 """Structures that nothing is judged by, and why: counted and named wherever results are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["LeftOut", "summary"]
+__all__ = ["LeftOut", "named", "summary"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,17 @@ class LeftOut:
         return dict(vars(self))
 
 
+def named(structures: Sequence[LeftOut], most: int) -> str:
+    """Numbers and names of the first structures, and how many more there are.
+
+    Args:
+        structures: of one kind.
+        most: names.
+    """
+    names = [each.structure if each.index is None else f"{each.index} ({each.structure})" for each in structures[:most]]
+    return ", ".join(names) + (f" and {len(structures) - most} more" if len(structures) > most else "")
+
+
 def summary(left_out: Sequence[LeftOut], most: int = 4) -> list[str]:
     """One line a reason: how many structures were left out for it, and the names of some.
 
@@ -33,15 +44,7 @@ def summary(left_out: Sequence[LeftOut], most: int = 4) -> list[str]:
         left_out: the structures.
         most: names in a line.
     """
-    return list(_summarised(left_out, most))
-
-
-def _summarised(left_out: Sequence[LeftOut], most: int) -> Iterator[str]:
-    for reason in dict.fromkeys(each.reason for each in left_out):
-        names = [
-            each.structure if each.index is None else f"{each.index} ({each.structure})"
-            for each in left_out
-            if each.reason == reason
-        ]
-        others = f" and {len(names) - most} more" if len(names) > most else ""
-        yield f"{len(names)} left out, since {reason}: {', '.join(names[:most])}{others}"
+    reasons: dict[str, list[LeftOut]] = {}
+    for each in left_out:
+        reasons.setdefault(each.reason, []).append(each)
+    return [f"{len(some)} left out, since {reason}: {named(some, most)}" for reason, some in reasons.items()]

@@ -61,26 +61,20 @@ def sound_subjects(subjects: Subjects, student: Evaluate, single: Evaluate) -> S
         DatasetError: no molecule and no crystal is left.
     """
     why, left_out = _why(student, single, subjects.largest_force), list[LeftOut]()
-    molecules: list[Atoms] = []
-    shaken: list[Atoms] = []
-    crystals: list[Atoms] = []
-    ideal: list[Atoms] = []
     names = [atoms.info["name"] for atoms in (*subjects.molecules, *subjects.crystals, *subjects.symmetric)]
-    for seed, (atoms, moved) in enumerate(zip(subjects.molecules, subjects.shaken, strict=True)):
-        found, reason = _perturbed(atoms, moved.positions - atoms.positions, seed, why)
-        if found is None:
-            left_out.append(LeftOut(seed, atoms.info["name"], reason))
-        else:
-            molecules.append(atoms)
-            shaken.append(found)
-    pairs = zip(subjects.ideal, subjects.crystals, strict=True)
-    for seed, (atoms, moved) in enumerate(pairs, start=len(subjects.molecules)):
-        found, reason = _perturbed(atoms, moved.positions - atoms.positions, seed, why)
-        if found is None:
-            left_out.append(LeftOut(seed, atoms.info["name"], reason))
-        else:
-            crystals.append(found)
-            ideal.append(atoms)
+
+    def sound(starts: Sequence[Atoms], perturbed: Sequence[Atoms], first: int) -> list[tuple[Atoms, Atoms]]:
+        pairs = []
+        for seed, (atoms, moved) in enumerate(zip(starts, perturbed, strict=True), start=first):
+            found, reason = _perturbed(atoms, moved.positions - atoms.positions, seed, why)
+            if found is None:
+                left_out.append(LeftOut(seed, atoms.info["name"], reason))
+            else:
+                pairs.append((atoms, found))
+        return pairs
+
+    molecules = sound(subjects.molecules, subjects.shaken, 0)
+    crystals = sound(subjects.ideal, subjects.crystals, len(subjects.molecules))
     if not (molecules or crystals):
         raise DatasetError(
             f"There is no default structure to audit the student on: {'; '.join(summary(left_out))}. "
@@ -94,11 +88,11 @@ def sound_subjects(subjects: Subjects, student: Evaluate, single: Evaluate) -> S
             symmetric.append(atoms)
     return dataclasses.replace(
         subjects,
-        molecules=tuple(molecules),
-        shaken=tuple(shaken),
-        crystals=tuple(crystals),
+        molecules=tuple(atoms for atoms, _ in molecules),
+        shaken=tuple(moved for _, moved in molecules),
+        crystals=tuple(moved for _, moved in crystals),
         symmetric=tuple(symmetric),
-        ideal=tuple(ideal),
+        ideal=tuple(atoms for atoms, _ in crystals),
         left_out=tuple(left_out),
     )
 

@@ -15,7 +15,7 @@ from ase import Atoms
 from painn_deploy.calibration.accuracy.breakdown import Breakdown, break_down
 from painn_deploy.calibration.accuracy.domain import find_domain
 from painn_deploy.calibration.accuracy.errors import ERROR_UNITS, Accuracy, Tolerances, compare, describe
-from painn_deploy.calibration.accuracy.left_out import LeftOut
+from painn_deploy.calibration.accuracy.left_out import LeftOut, named
 from painn_deploy.calibration.physics.audit import Audit, References, audit
 from painn_deploy.calibration.report.comparison import Change, by_group, compare_accuracies, compare_findings
 from painn_deploy.calibration.validation_set import choose_validation_set, group_of
@@ -297,11 +297,9 @@ def far_line(validation: Validation, most: int = 4) -> str:
     """
     if not (far := validation.far):
         return ""
-    names = ", ".join(f"{each.index} ({each.structure})" for each in far[:most])
-    others = f" and {len(far) - most} more" if len(far) > most else ""
     return (
         f"{len(far)} of {validation.accuracy.structures} structures are far from all that {validation.bundle.name} was "
-        f"judged on at export: {names}{others}. Of {far[0].index}, {far[0].reason}."
+        f"judged on at export: {named(far, most)}. Of {far[0].index}, {far[0].reason}."
     )
 
 

@@ -1,6 +1,7 @@
 """What a bundle is, and the errors that were measured at its export: what `inspect` and `export` print."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from painn_deploy.export.bundle import Bundle, read_bundle
 from painn_deploy.export.declaration import species_text
 from painn_deploy.export.manifest import VALIDATION
 
-__all__ = ["print_bundle", "print_errors"]
+__all__ = ["print_bundle", "print_errors", "print_remarks"]
 
 
 def print_bundle(path: Path, out: Console) -> None:
@@ -65,8 +66,7 @@ def print_errors(bundle: Bundle, out: Console) -> None:
         BundleError: the file is gone, was altered, or never was there.
     """
     errors = json.loads(bundle.file(VALIDATION))
-    for remark in bundle.manifest.declared.get("remarks", ()):
-        out.print(f"  [yellow]of the checkpoint[/]: {escape(str(remark))}", soft_wrap=True)
+    print_remarks(bundle.manifest.declared.get("remarks", ()), out)
     if not bundle.manifest.species_verified:
         out.print("  [yellow]elements unverified[/]: nobody said which the student was trained on", soft_wrap=True)
     if "not_executed" in errors:
@@ -103,6 +103,17 @@ def print_errors(bundle: Bundle, out: Console) -> None:
             "from float64, most on symmetric molecules",
             soft_wrap=True,
         )
+
+
+def print_remarks(remarks: Sequence[str], out: Console) -> None:
+    """Print what a user should know about how a checkpoint was read.
+
+    Args:
+        remarks: see `painn_deploy.export.checkpoint.Checkpoint`.
+        out: console to print on.
+    """
+    for remark in remarks:
+        out.print(f"  [yellow]of the checkpoint[/]: {escape(str(remark))}", soft_wrap=True)
 
 
 def _words(value: Any) -> str:

@@ -13,7 +13,7 @@ from painn_deploy.calibration.structures import (
     DEFAULT_NAME,
     check_species,
     default_structures,
-    read_structures,
+    read_known,
     trusted_species,
 )
 from painn_deploy.export.model.student import Student
@@ -86,11 +86,10 @@ def _read(given: Given, student: Student) -> tuple[list[Atoms], str]:
     if given is None:
         return [], ""
     if isinstance(given, str | Path):
-        structures, name = read_structures(given), Path(given).name
-    else:
-        structures, name = list(given), f"{len(given)} structures given in Python"
-    check_species(structures, student.species, name)
-    return structures, name
+        return read_known(given, student.species), Path(given).name
+    name = f"{len(given)} structures given in Python"
+    check_species(given, student.species, name)
+    return list(given), name
 
 
 def _same(one: Given, other: Given) -> bool:

@@ -15,7 +15,7 @@ from painn_deploy.calibration.accuracy.domain import find_domain
 from painn_deploy.calibration.accuracy.left_out import summary
 from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.physics.subjects import choose_subjects
-from painn_deploy.calibration.structures import check_species, read_structures, seed_structures, trusted_species
+from painn_deploy.calibration.structures import read_known, seed_structures, trusted_species
 from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
 from painn_deploy.export.declaration import Declaration, declaration_of
 from painn_deploy.export.errors import DatasetError
@@ -128,8 +128,7 @@ def choose(given: Path | None, student: Student) -> tuple[list[Atoms], str]:
             student can be judged on.
     """
     if given is not None:
-        structures, name = read_structures(given), given.name
-        check_species(structures, student.species, name)
+        structures, name = read_known(given, student.species), given.name
     else:
         configuration, species = student.configuration, trusted_species(student)
         crystals = choose_subjects(species, verified=configuration.species is not None).crystals
