@@ -18,6 +18,8 @@ MOST_RECORDS, MOST_NUMBERS = 100_000, 2**40
 LARGEST_TEXT = 2**22
 """Bytes of a text of TorchScript, unpacked; those of SchNetPack have a few thousand."""
 
+REMEDY = "Give the file that torch.save or SchNetPack wrote, such as best_model."
+
 FLOATS = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -55,9 +57,9 @@ class Archive:
             raise CheckpointError(f"{source} declares more numbers than it has bytes: it is corrupt.")
         self._entries = {entry.filename.partition("/")[2]: entry for entry in entries}
         if len(self._entries) != len(entries) or len({e.filename.partition("/")[0] for e in entries}) != 1:
-            raise CheckpointError(f"{source} is a zip file, but none that torch wrote.")
+            raise CheckpointError(f"{source} is a zip file, but none that torch wrote. {REMEDY}")
         if "data.pkl" not in self._entries:
-            raise CheckpointError(f"{source} is a zip file, but none that torch wrote: it has no data.pkl.")
+            raise CheckpointError(f"{source} is a zip file, but none that torch wrote: it has no data.pkl. {REMEDY}")
         if "byteorder" in self._entries and self.record("byteorder").strip() != b"little":
             raise CheckpointError(f"{source} was written on a big-endian machine, whose numbers are not read here.")
         self.scripted = any(name.startswith("code/") for name in self._entries)
