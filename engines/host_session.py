@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from painn_deploy.engines.contract import check_inputs, padded
+from painn_deploy.engines.owner import SoleUse
 from painn_deploy.engines.session import Closing, EngineInfo
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
@@ -25,11 +26,12 @@ class HostSession(Closing):
         self._info, self._least = info, least
         self._checked: GraphInputs | None = None
         self._closed = False
+        self._sole = SoleUse(f"This session of {info['backend']}")
 
     @property
     def info(self) -> EngineInfo:
         """See `Session.info`."""
-        return self._info
+        return self._info.copy()
 
     @property
     def cuda_graphs(self) -> bool:
@@ -49,16 +51,17 @@ class HostSession(Closing):
 
     def run(self, inputs: GraphInputs) -> GraphOutputs:
         """See `Session.run`."""
-        if self._closed:
-            raise EngineError("This session is closed; open another one.")
-        if inputs is not self._checked:  # a step of dynamics writes into the arrays of the step before
-            check_inputs(inputs)
-            self._checked = inputs
-        atoms, slots = inputs.mask.shape
-        if atoms >= self._least <= slots:
-            return GraphOutputs(*self._evaluate(inputs))
-        outputs = self._evaluate(padded(inputs, max(atoms, self._least), max(slots, self._least)))
-        return GraphOutputs(*(output[:atoms] for output in outputs))
+        with self._sole:
+            if self._closed:
+                raise EngineError("This session is closed; open another one.")
+            if inputs is not self._checked:  # a step of dynamics writes into the arrays of the step before
+                check_inputs(inputs)
+                self._checked = inputs
+            atoms, slots = inputs.mask.shape
+            if atoms >= self._least <= slots:
+                return GraphOutputs(*self._evaluate(inputs))
+            outputs = self._evaluate(padded(inputs, max(atoms, self._least), max(slots, self._least)))
+            return GraphOutputs(*(output[:atoms] for output in outputs))
 
     @abstractmethod
     def _evaluate(self, inputs: GraphInputs) -> Sequence[np.ndarray]:

@@ -17,6 +17,7 @@ who has never heard of painn-deploy would catch.
     ├── EngineError            an engine that failed to build, load or run
     │   ├── EngineUnavailableError  a backend or device that is asked for and is not here
     │   ├── DeviceMemoryError       a GPU that has too little free memory
+    │   ├── OwnershipError          an open engine in the hands of another thread, or of a process forked from its own
     │   └── ShapeError              arrays that do not keep the graph contract, or lie outside every shape profile
     ├── ServerError            a server that a driver answers: not there, gone before its end, or silent
     └── OutputError            a file or folder that cannot be written, or would be overwritten
@@ -33,6 +34,7 @@ __all__ = [
     "EngineUnavailableError",
     "ExportError",
     "OutputError",
+    "OwnershipError",
     "PaiNNDeployError",
     "ParityError",
     "PrecisionError",
@@ -97,6 +99,10 @@ class EngineUnavailableError(EngineError):
 
 class DeviceMemoryError(EngineError):
     """A GPU that has too little free memory."""
+
+
+class OwnershipError(EngineError):
+    """An open engine is used by another thread at the same time, or in a process forked from the one that opened it."""
 
 
 class ShapeError(EngineError):

@@ -1,6 +1,7 @@
 """`PaiNNCalculator`: an engine as an ASE calculator, for one structure or for many at once."""
 
 import math
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,14 +11,16 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 
 from painn_deploy.engines import EngineInfo, Session
+from painn_deploy.engines.owner import SoleUse
 from painn_deploy.engines.session import Closing, FollowingSession
 from painn_deploy.export.bundle import Bundle
-from painn_deploy.export.errors import StructureError
+from painn_deploy.export.errors import OwnershipError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest
-from painn_deploy.runtime.evaluator import Evaluator
+from painn_deploy.runtime.evaluator import Evaluator, the_same
 from painn_deploy.runtime.results import checked_results
 from painn_deploy.runtime.streaming import Outcome, stream
+from painn_deploy.runtime.structures import check_structure
 from painn_deploy.runtime.timings import Timings
 from painn_deploy.runtime.verlet import WIDER, VerletList
 
@@ -27,8 +30,10 @@ __all__ = ["PaiNNCalculator"]
 class PaiNNCalculator(Closing, Calculator):
     """An ASE calculator backed by an engine.
 
-    A calculator belongs to one thread at a time, as every ASE calculator does; open one for each. Copying or pickling
-    it opens the bundle again, from its folder; a bundle that is in memory alone is copied or pickled with it, whole.
+    A calculator belongs to one thread at a time, as every ASE calculator does; open one for each. A second thread that
+    asks at the same time, or reads results after another's took the place of its own, gets an error, and so does a
+    process that was forked from the one that opened it. Copying or pickling it opens the same bundle again, from its
+    folder; a bundle that is in memory alone is copied or pickled with it, whole.
     Energies are in eV, forces in eV/Å, stresses in eV/Å³ (Voigt order xx, yy, zz, yz, xz, xy, ASE's sign). The stress
     is that of the symmetrised virial, for any structure whose cell has a volume.
 
@@ -52,6 +57,10 @@ class PaiNNCalculator(Closing, Calculator):
     """
 
     implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
+    _last: Atoms | None = None
+    _spare: Atoms | None = None
+    _given: Atoms | None = None
+    _told: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -63,15 +72,14 @@ class PaiNNCalculator(Closing, Calculator):
     ) -> None:
         if skin is not None and not 0 <= skin < float("inf"):
             raise ValueError(f"skin = {skin!r} is not a length in Å; give 0 to search at every step, or None.")
+        self._sole, self._mine, self._answered = SoleUse("This calculator"), threading.local(), 0
         super().__init__()
-        self.atoms: Atoms | None = None
-        self._spare: Atoms | None = None
         self.evaluator = Evaluator(bundle, device=device, threads=threads)
-        self._opened_with = (self.evaluator.source, device, threads, skin)
+        self._opened_with = (self.evaluator.source, self.engine_info["bundle_sha256"], device, threads, skin)
         self.manifest: Manifest = self.evaluator.manifest
         self.threads = threads
         self.timings: Timings = self.evaluator.timings
-        self.neighbour_list = VerletList(self.manifest.cutoff, skin)
+        self.neighbour_list = VerletList(self.manifest.cutoff, skin, admit=self.evaluator.limits.check)
         self._attach(self.evaluator.session)
 
     def _attach(self, session: Session) -> None:
@@ -94,7 +102,7 @@ class PaiNNCalculator(Closing, Calculator):
     def calculate(
         self,
         atoms: Atoms | None = None,
-        properties: Sequence[str] = ("energy",),
+        properties: Sequence[str] | None = ("energy",),
         system_changes: Sequence[str] = all_changes,  # noqa: ARG002  ASE passes it, and we look ourselves
     ) -> None:
         """ASE's entry: everything is computed at once, since forces cost less than a second call would.
@@ -108,16 +116,97 @@ class PaiNNCalculator(Closing, Calculator):
             StructureError: see `calculate_batch`.
             PropertyNotImplementedError: a stress is asked for and the cell has no volume.
         """
-        if atoms is None and self.atoms is None:
-            raise StructureError("There is no structure to calculate: attach the calculator to Atoms, or give them.")
-        with self.timings.phase("ase"):
-            self._remember(atoms)
-        self.results = self._single(self.atoms)
+        with self._sole:
+            if atoms is not None:
+                with self.timings.phase("ase"):
+                    self._remember(check_structure(atoms))
+            if self._last is None:
+                raise StructureError(
+                    "There is no structure to calculate: attach the calculator to Atoms, or give them."
+                )
+            self.results = self._single(self._last)
         for name in ("stress", "stresses"):
-            if name in properties and name not in self.results:
+            if name in (properties or ()) and name not in self._results:
                 raise PropertyNotImplementedError(
                     f"{name}: the cell has no volume; set three cell vectors that are independent."
                 )
+
+    def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
+        """ASE's way to a result, which is computed if it is not that of the last calculation.
+
+        Args:
+            name: of the result.
+            atoms: the structure; None for the one of before.
+            allow_calculation: whether it may be computed; else None is returned.
+
+        Raises:
+            OwnershipError: another thread is asking.
+            StructureError: see `calculate_batch`.
+            PropertyNotImplementedError: an engine has no such result, or not for such a cell.
+        """
+        if name not in self.implemented_properties:
+            raise PropertyNotImplementedError(f"{name}: an engine gives {', '.join(self.implemented_properties)}.")
+        with self._sole:  # from the calculation to its result: another thread's must not come between
+            if atoms is not None and self.check_state(atoms):
+                self.reset()
+            if name not in self._results:
+                if not allow_calculation:
+                    return None
+                self.calculate(atoms, [name])
+            result = self._results[name]
+        return _copied(result)
+
+    def calculation_required(self, atoms: Atoms, properties: Sequence[str]) -> bool:
+        """Whether ASE would have to ask for a calculation.
+
+        Args:
+            atoms: the structure.
+            properties: names of results.
+        """
+        return bool(self.check_state(atoms)) or any(name not in self._results for name in properties)
+
+    def calculate_properties(self, atoms: Atoms, properties: Sequence[str]) -> Any:
+        """ASE's `Properties` of a structure; see `get_property`.
+
+        Args:
+            atoms: the structure.
+            properties: names of results.
+        """
+        with self._sole:
+            return super().calculate_properties(atoms, properties)
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """A copy of the results of the last calculation, which the next one leaves as it is.
+
+        Raises:
+            OwnershipError: this thread has calculated, and another's results have taken the place of its own.
+        """
+        if self._answered != threading.get_ident() and getattr(self._mine, "answered", False):
+            raise OwnershipError(
+                "The results of this calculator are by now another thread's. Open a calculator for each thread; "
+                "copy.deepcopy opens another of the same bundle."
+            )
+        if self._told is None:
+            self._told = {name: _copied(value) for name, value in self._results.items()}
+        return self._told
+
+    @results.setter
+    def results(self, results: dict[str, Any]) -> None:
+        self._results, self._told = results, None
+        self._answered, self._mine.answered = threading.get_ident(), True
+
+    @property
+    def atoms(self) -> Atoms | None:
+        """A copy of the structure of the last calculation, which the next one leaves as it is."""
+        if self._given is None and self._last is not None:
+            self._given = self._last.copy()
+        return self._given
+
+    @atoms.setter
+    def atoms(self, atoms: Atoms | None) -> None:
+        self._given = None
+        self._last = None if atoms is None else check_structure(atoms).copy()
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:  # noqa: ARG002  ASE passes it
         """List what changed since the last calculation, to the last bit; ASE's own comparison takes a third of a step.
@@ -128,24 +217,25 @@ class PaiNNCalculator(Closing, Calculator):
             atoms: the structure.
             tol: ASE passes it; not used.
         """
-        last = self.atoms
-        if last is None or len(last) != len(atoms):
+        last = self._last
+        try:
+            if last is None or len(last) != len(atoms):
+                return list(all_changes)
+            changes = [name for name in ("positions", "numbers") if _differ(last.arrays[name], atoms.arrays[name])]
+            changes += ["cell"] if _differ(last.cell.array, atoms.cell.array) else []
+            return [*changes, "pbc"] if _differ(last.pbc, atoms.pbc) else changes
+        except (AttributeError, KeyError, TypeError):  # no structure: `calculate` says what is wrong with it
             return list(all_changes)
-        changes = [name for name in ("positions", "numbers") if _differ(last.arrays[name], atoms.arrays[name])]
-        changes += ["cell"] if _differ(last.cell.array, atoms.cell.array) else []
-        return [*changes, "pbc"] if _differ(last.pbc, atoms.pbc) else changes
 
-    def _remember(self, atoms: Atoms | None) -> None:
+    def _remember(self, atoms: Atoms) -> None:
         """Keep what is calculated, as ASE's own `calculate` does; where atoms only moved, in the copy of before."""
-        if atoms is None:
-            return
         spare = self._spare
         if spare is None or _differ(spare.numbers, atoms.numbers) or _differ(spare.pbc, atoms.pbc):
             spare = self._spare = atoms.copy()
         else:
             spare.positions[:] = atoms.positions
             spare.cell.array[:] = atoms.cell.array
-        self.atoms = spare
+        self._last, self._given = spare, None
 
     def reset(self) -> None:
         """Forget the last structure and its results, as ASE does before each new one."""
@@ -159,7 +249,6 @@ class PaiNNCalculator(Closing, Calculator):
             resident = None if follower is None else self.neighbour_list.resident(atoms, follower.following)
             if resident is None:
                 inputs = self.neighbour_list.inputs(atoms)
-                self.evaluator.limits.check(*inputs.mask.shape)
         with self.timings.phase("engine"):
             if follower is None or resident is None:
                 outputs = self.evaluator.session.run(inputs)
@@ -225,10 +314,16 @@ class PaiNNCalculator(Closing, Calculator):
         self.evaluator.close()
 
 
-def _differ(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two arrays of one shape and type differ in a bit, which is quicker to see than whether numbers do."""
+def _copied(value: Any) -> Any:
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _differ(one: np.ndarray, other: Any) -> bool:
+    """Whether an array of ours and another differ in type, shape or a bit, which is quicker to see than in a number."""
+    if type(other) is not np.ndarray or one.dtype != other.dtype or one.shape != other.shape:
+        return True
     return one.tobytes() != other.tobytes()
 
 
-def _reopen(bundle: Bundle | str, device: str, threads: int | None, skin: float | None) -> PaiNNCalculator:
-    return PaiNNCalculator(bundle, device=device, threads=threads, skin=skin)
+def _reopen(source: Bundle | str, sha256: str, device: str, threads: int | None, skin: float | None) -> PaiNNCalculator:
+    return PaiNNCalculator(the_same(source, sha256), device=device, threads=threads, skin=skin)

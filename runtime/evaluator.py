@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from painn_deploy.engines import EngineInfo, Session, get_backend
 from painn_deploy.engines.session import Closing
 from painn_deploy.export.bundle import Bundle, read_bundle
-from painn_deploy.export.errors import EngineError, ShapeError, StructureError
+from painn_deploy.export.errors import BundleError, EngineError, OwnershipError, ShapeError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest
 from painn_deploy.runtime.grouping import group
@@ -21,6 +21,7 @@ from painn_deploy.runtime.matrix import LocalGraph, join
 from painn_deploy.runtime.results import checked_results
 from painn_deploy.runtime.sizing import BatchSizes
 from painn_deploy.runtime.species import AtomicReferences
+from painn_deploy.runtime.structures import check_structure
 from painn_deploy.runtime.timings import Timings
 
 __all__ = ["Evaluator", "Prepared"]
@@ -77,7 +78,8 @@ class Evaluator(Closing):
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
             raise ValueError(f"threads = {threads!r} is not a number of threads; give 1 or more, or None.")
         opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
-        self.source: Bundle | str = opened if opened.path is None else str(opened.path)
+        # absolute, so that copies find it whatever the current folder is by then
+        self.source: Bundle | str = opened if opened.path is None else str(opened.path.resolve())
         self.manifest: Manifest = opened.manifest
         self.threads, self._device = threads, device
         backend = get_backend(self.manifest.engine)
@@ -155,6 +157,7 @@ class Evaluator(Closing):
             ShapeError: it is larger than the engine was built for, or than there is memory.
         """
         with self.timings.phase("neighbours"):
+            atoms = check_structure(atoms)
             references = self.references(atoms.numbers)
             graph = LocalGraph.of(atoms, self.manifest.cutoff)
         self.limits.check(*graph.size)
@@ -204,6 +207,8 @@ class Evaluator(Closing):
     def _batch(self, batch: Sequence[Prepared]) -> list[Answer]:
         try:
             return self.run_prepared(batch)
+        except OwnershipError:  # no structure's fault
+            raise
         except (EngineError, MemoryError) as error:
             if len(batch) == 1:
                 return [_as_engine_error(error)]
@@ -215,6 +220,8 @@ class Evaluator(Closing):
         for one in batch:
             try:
                 answers += self.run_prepared([one])
+            except OwnershipError:
+                raise
             except (EngineError, MemoryError) as error:
                 answers.append(_as_engine_error(error))
                 refusals.append(error)
@@ -257,15 +264,34 @@ class Evaluator(Closing):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles hold what the evaluator was opened with, not the engine."""
-        return _reopen, (self.source, self._device, self.threads)
+        return _reopen, (self.source, self.engine_info["bundle_sha256"], self._device, self.threads)
 
     def close(self) -> None:
         """Give back the engine's memory; the evaluator cannot be used afterwards."""
         self.session.close()
 
 
-def _reopen(source: Bundle | str, device: str, threads: int | None) -> Evaluator:
-    return Evaluator(source, device=device, threads=threads)
+def the_same(source: Bundle | str, sha256: str) -> Bundle:
+    """The bundle that a copy was made of.
+
+    Args:
+        source: see `Evaluator.source`.
+        sha256: of the bundle that the original had opened.
+
+    Raises:
+        BundleError: it is gone from its folder, or another one is there.
+    """
+    found = source if isinstance(source, Bundle) else read_bundle(source)
+    if found.sha256 != sha256:
+        raise BundleError(
+            f"{found} is not the bundle that was there when this copy was made: its engine was replaced. Open the "
+            "calculator anew from it, or put the old bundle back."
+        )
+    return found
+
+
+def _reopen(source: Bundle | str, sha256: str, device: str, threads: int | None) -> Evaluator:
+    return Evaluator(the_same(source, sha256), device=device, threads=threads)
 
 
 def _as_engine_error(error: EngineError | MemoryError) -> EngineError:

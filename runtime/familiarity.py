@@ -124,7 +124,7 @@ class Judged:
         Raises:
             StructureError: no force field can answer for it.
         """
-        check_structure(atoms)
+        atoms = check_structure(atoms)
         if unknown := sorted(set(atoms.numbers.tolist()) - set(self.elements)):
             return f"it holds {', '.join(chemical_symbols[z] for z in unknown)}, which no judged structure does"
         seen = _Seen.of([atoms], self.elements, self.reach)
@@ -247,10 +247,9 @@ class _Seen(NamedTuple):
 
     @classmethod
     def of(cls, structures: Sequence[Atoms], elements: tuple[int, ...], reach: float) -> "_Seen":
-        closest, features = np.full((len(elements), len(elements)), np.inf), []
-        for atoms in structures:
-            check_structure(atoms)
-            features.append(_histograms(atoms, elements, reach, closest))
+        closest = np.full((len(elements), len(elements)), np.inf)
+        structures = [check_structure(atoms) for atoms in structures]
+        features = [_histograms(atoms, elements, reach, closest) for atoms in structures]
         sizes = [len(atoms) for atoms in structures]
         numbers = np.concatenate([atoms.numbers for atoms in structures]).astype(np.int64)
         return cls(np.concatenate(features), numbers, np.repeat(np.arange(len(sizes)), sizes), closest)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float64, Int32
 from painn_deploy.export.errors import StructureError
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.runtime.neighbours import Pairs, find_pairs, slots_for
-from painn_deploy.runtime.structures import check_structure
+from painn_deploy.runtime.structures import as_elements, check_structure
 
 __all__ = ["LocalGraph", "NeighbourMatrix", "graph_inputs", "join", "local_graphs"]
 
@@ -106,18 +106,17 @@ class LocalGraph:
 
     @classmethod
     def of(cls, atoms: Atoms, cutoff: float) -> "LocalGraph":
-        """Check a structure and find its neighbours.
+        """Find the neighbours of a structure.
 
         Args:
-            atoms: the structure.
+            atoms: a structure that `check_structure` gave back.
             cutoff: Å.
 
         Raises:
-            StructureError: it is nothing that a force field can answer for.
+            StructureError: an atom is no element's, two are on one spot, or more are crowded than in any matter.
         """
-        check_structure(atoms)
-        found = find_pairs(atoms, cutoff)
-        return cls(atoms.numbers.astype(np.int32), found.pairs, found.vectors, slots_for(found.pairs.counts()))
+        numbers, found = as_elements(atoms.numbers), find_pairs(atoms, cutoff)
+        return cls(numbers, found.pairs, found.vectors, slots_for(found.pairs.counts()))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -138,7 +137,7 @@ def local_graphs(structures: Sequence[Atoms], cutoff: float) -> list[LocalGraph]
     graphs = []
     for index, atoms in enumerate(structures):
         try:
-            graphs.append(LocalGraph.of(atoms, cutoff))
+            graphs.append(LocalGraph.of(check_structure(atoms), cutoff))
         except StructureError as error:
             if len(structures) == 1:
                 raise

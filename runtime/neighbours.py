@@ -4,9 +4,10 @@ vesin finds the pairs; in a small molecule, where calling it would take longer, 
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import vesin
@@ -30,6 +31,13 @@ MOST_CELLS = 2e4
 
 MOST_IMAGES = 3e6
 """Atoms times images of the cell within the cutoff, past which a search would take minutes and gigabytes."""
+
+
+CROWD = 500
+"""Atoms of a box as wide as the cutoff: of diamond, the densest of matter here, 58 fit into one of 12 Å."""
+
+MOST_CROWDED = 1_000_000
+"""Pairs of so crowded atoms; those that lie in different boxes may be fifty times as many, and take gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -179,58 +187,133 @@ def _all_pairs(atoms: int) -> Pairs:
 def _candidates(atoms: Atoms, cell: Float64[np.ndarray, "3 3"], cutoff: float) -> Pairs:
     """Every pair within the cutoff, and perhaps some that are a rounding beyond it."""
     periodic = np.asarray(atoms.pbc)
-    points, moved, reach = _searchable(atoms.positions, cell, periodic, cutoff)
-    search = vesin.NeighborList(cutoff=reach, full_list=False, n_threads=1)
-    indices, shifts = search.compute(points, cell, periodic, "PS", copy=True)
+    view = _searchable(atoms.positions, cell, periodic, cutoff)
+    search = vesin.NeighborList(cutoff=view.reach, full_list=False, n_threads=1)
+    indices, shifts = search.compute(view.points, view.cell, periodic, "PS", copy=True)
     first, second = indices[:, 0].astype(np.int64), indices[:, 1].astype(np.int64)
     images = None
     if periodic.any():
         images = shifts.astype(np.int64)
-        if moved is not None:
-            images += moved[first] - moved[second]
+        if view.moved is not None:
+            images += view.moved[first] - view.moved[second]
     return Pairs(first, second, images)
+
+
+class _View(NamedTuple):
+    """A structure as vesin's grid of cells can hold it, with the same neighbours.
+
+    Attributes:
+        points: positions, Å.
+        cell: rows are cell vectors, Å.
+        moved: whole cells that each atom was moved by; None where nothing repeats.
+        reach: cutoff of the search, no smaller than the true one, Å.
+    """
+
+    points: Float64[np.ndarray, "atoms 3"]
+    cell: Float64[np.ndarray, "3 3"]
+    moved: Int64[np.ndarray, "atoms 3"] | None
+    reach: float
 
 
 def _searchable(
     positions: Float64[np.ndarray, "atoms 3"], cell: Float64[np.ndarray, "3 3"], periodic: np.ndarray, cutoff: float
-) -> tuple[Float64[np.ndarray, "atoms 3"], Int64[np.ndarray, "atoms 3"] | None, float]:
-    """Positions with the same neighbours that vesin's grid of cells can hold, the cells they were moved by, its cutoff.
+) -> _View:
+    """A structure that is searched as it is, or made smaller where its empty parts are.
 
     vesin divides by zero where its grid is long in one direction and thin in another, as when a molecule has flown
-    apart or an atom was never wrapped. So atoms are wrapped along periodic directions, gaps wider than the cutoff are
-    narrowed along the others, which brings no pair within the cutoff, and cells are widened while there are too many.
+    apart or an atom was never wrapped, and its time grows with the cells of the grid. So atoms are wrapped along
+    periodic directions; empty stretches wider than twice the cutoff are cut down to that, which brings no pair within
+    the cutoff; and the cells of the grid are widened while there are too many.
     """
-    reach = cutoff * (1 + 1e-9)
+    # as far as float64 places an atom: no pair within the cutoff is missed for a rounding of its search
+    reach = cutoff * (1 + 1e-9) + 16 * float(np.spacing(max(np.abs(positions).max(), np.abs(cell).max())))
     if not periodic.any():
+        _refuse_crowds(positions, np.full(3, np.inf), cutoff / math.sqrt(3), cutoff)
         extents = np.ptp(positions, axis=0)
         if extents.max() <= NARROW * cutoff:
-            return positions, None, reach
-        points = _narrowed(positions, cutoff)
-        return points, None, _widened(np.ptp(points, axis=0), reach)
+            return _View(positions, cell, None, reach)
+        points, extents = _narrowed(positions, np.full(3, np.inf), cutoff)
+        return _View(points, cell, None, _widened(extents, reach))
     inverse = np.linalg.inv(cell)
     fractions = positions @ inverse
     whole = np.where(periodic, np.floor(fractions), 0.0)
     if np.abs(whole).max() > 2**52:
         raise StructureError("An atom is so many cells away that float64 cannot place it; wrap the structure.")
     fractions -= whole
-    if not periodic.all():
-        fractions[:, ~periodic] = _narrowed(fractions[:, ~periodic], cutoff)  # along unit vectors: Å
-    heights = np.where(periodic, 1 / np.linalg.norm(inverse, axis=0), np.ptp(fractions, axis=0))
+    heights = 1 / np.linalg.norm(inverse, axis=0)  # along a direction that does not repeat a unit vector stands
     images = float(np.prod(2 * np.ceil(cutoff / heights[periodic]) + 1))
     if images * len(positions) > MOST_IMAGES:
         raise StructureError(
             f"The cell is so small that {images:.1e} of its images lie within {cutoff:g} Å; check its units."
         )
-    return fractions @ cell, whole.astype(np.int64), _widened(heights, reach)
+    lengths = np.linalg.norm(cell, axis=1)
+    _refuse_crowds(fractions * lengths, np.where(periodic, lengths, np.inf), cutoff / 3, cutoff)
+    if not periodic.all() or np.prod(np.maximum(heights / reach, 1.0)) > MOST_CELLS:
+        periods = np.where(periodic, heights, np.inf)
+        coordinates, extents = _narrowed(fractions * heights, periods, cutoff)
+        extents = np.where(
+            periodic, extents, extents + reach
+        )  # vesin is slow where a cell is thinner than atoms spread
+        cell = cell * (extents / heights)[:, None]
+        fractions, heights = coordinates / extents, extents
+    return _View(fractions @ cell, cell, whole.astype(np.int64), _widened(heights, reach))
 
 
-def _narrowed(coordinates: Float64[np.ndarray, "atoms axes"], cutoff: float) -> Float64[np.ndarray, "atoms axes"]:
-    """Coordinates with every empty stretch longer than twice the cutoff cut down to that."""
-    order = np.argsort(coordinates, axis=0, kind="stable")
-    steps = np.minimum(np.diff(np.take_along_axis(coordinates, order, axis=0), axis=0), 2 * cutoff)
-    narrowed = np.zeros_like(coordinates)
-    np.put_along_axis(narrowed, order, np.concatenate([narrowed[:1], np.cumsum(steps, axis=0)]), axis=0)
-    return narrowed
+def _narrowed(
+    coordinates: Float64[np.ndarray, "atoms axes"], periods: Float64[np.ndarray, " axes"], cutoff: float
+) -> tuple[Float64[np.ndarray, "atoms axes"], Float64[np.ndarray, " axes"]]:
+    """Coordinates with every empty stretch longer than twice the cutoff cut down to that, and what they extend over.
+
+    Where a direction repeats, the stretch from the last atom to the first one's image is one too: the period becomes
+    shorter by what was cut. Between the atoms of a pair within the cutoff nothing is cut, in the period as it is or
+    in the shorter one, so that the pair has the same displacement and the same image in both.
+
+    Args:
+        coordinates: distances along each direction's normal, Å; within one period, where it repeats.
+        periods: after which each direction repeats, Å; infinite where it does not.
+        cutoff: Å.
+
+    Returns:
+        The coordinates, Å; and their extent, or the new period where there is one, Å.
+    """
+    order, repeats = np.argsort(coordinates, axis=0, kind="stable"), np.isfinite(periods)
+    ranked = np.take_along_axis(coordinates, order, axis=0)
+    around = np.where(repeats, np.where(repeats, periods, 0.0) - (ranked[-1] - ranked[0]), 0.0)
+    steps = np.minimum(np.diff(ranked, axis=0), 2 * cutoff)
+    reached = np.concatenate([np.zeros_like(ranked[:1]), np.cumsum(steps, axis=0)])
+    narrowed = np.empty_like(coordinates)
+    np.put_along_axis(narrowed, order, reached, axis=0)
+    return narrowed, reached[-1] + np.minimum(around, 2 * cutoff)
+
+
+def _refuse_crowds(
+    coordinates: Float64[np.ndarray, "atoms axes"], periods: Float64[np.ndarray, " axes"], side: float, cutoff: float
+) -> None:
+    """Refuse what is denser than any matter before its pairs, which may be billions, take all memory.
+
+    All atoms in one box whose diagonal is no longer than the cutoff are neighbours of each other, their images in it
+    among them. So the squares of the numbers of atoms in such boxes are a lower bound of the number of pairs.
+
+    Args:
+        coordinates: along each edge of the boxes, Å.
+        periods: after which each direction repeats, Å; infinite where it does not.
+        side: of the boxes, Å.
+        cutoff: Å.
+
+    Raises:
+        StructureError: there are more than `MOST_CROWDED` pairs, and each atom shares its box with more than `CROWD`.
+    """
+    images = float(np.prod(np.maximum(np.floor(side / periods), 1.0)))
+    if len(coordinates) * images <= CROWD:
+        return
+    places = np.floor((coordinates - coordinates.min(axis=0)) / side).astype(np.int64)
+    _, counts = np.unique(places, axis=0, return_counts=True)
+    neighbours = float((counts * (counts * images - 1)).sum())
+    if neighbours > 2 * MOST_CROWDED and neighbours > CROWD * len(coordinates):
+        raise StructureError(
+            f"The atoms are so crowded that each has {neighbours / len(coordinates):.0f} others within {cutoff:g} Å "
+            "and more; check the units of positions and cell."
+        )
 
 
 def _widened(extents: Float64[np.ndarray, " axes"], reach: float) -> float:

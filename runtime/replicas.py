@@ -14,7 +14,7 @@ from painn_deploy.export.errors import StructureError
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.runtime.grouping import group
 from painn_deploy.runtime.neighbours import Displacements, Pairs, find_pairs, slots_for
-from painn_deploy.runtime.structures import ONE_SPOT, check_structure, periodic_cell
+from painn_deploy.runtime.structures import ONE_SPOT, as_elements, check_structure, periodic_cell
 from painn_deploy.runtime.verlet import StandingPairs, slack, still_covered
 
 __all__ = ["Batch", "ReplicaList"]
@@ -144,9 +144,8 @@ class ReplicaList:
 
     def _search(self, now: _Frame, system: int) -> None:
         self.searches += 1
-        atoms = now.atoms(system)
         try:
-            check_structure(atoms)
+            atoms = check_structure(now.atoms(system))
             found = find_pairs(atoms, self.cutoff + self.skin)
         except StructureError as error:
             raise StructureError(f"Structure {system}: {error}") from error
@@ -170,7 +169,7 @@ class ReplicaList:
         parts, together = [self._pairs[system] for system in systems], np.concatenate(rows)
         owners = np.repeat(systems, [len(part.first) for part in parts])
         found = Displacements(Pairs.joined(parts, [len(own) for own in rows]), owners)
-        return Batch(systems, together, owners, StandingPairs(now.numbers[together].astype(np.int32), found))
+        return Batch(systems, together, owners, StandingPairs(as_elements(now.numbers[together]), found))
 
     def _renew(self, batch: Batch, now: _Frame) -> None:
         """Displacements and mask of now."""

@@ -10,8 +10,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from ase import Atoms
+import numpy as np
+from ase import Atoms, units
 from ase.calculators.socketio import SocketClient, SocketClosed, actualunixsocketname
+from ase.stress import voigt_6_to_full_3x3_stress
 
 from painn_deploy.export.errors import ServerError
 from painn_deploy.runtime.calculator import PaiNNCalculator
@@ -50,20 +52,23 @@ def drive(
         How many answers were given.
 
     Raises:
-        ServerError: it cannot be reached, went away before it was done, fell silent, or speaks another protocol.
+        ServerError: it cannot be reached, went away before it was done, fell silent, speaks another protocol, or has
+            another number of atoms.
         StructureError, EngineError: as the calculator raises them; the server sees its driver leave.
     """
     where = f"UNIX socket {actualunixsocketname(unixsocket)}" if unixsocket else f"{host}:{port}"
     client = _connected(host, port, unixsocket, patience, timeout, where)
     listener = _Listener(client.protocol.recvmsg)
     client.protocol.recvmsg = listener
-    atoms.calc = calculator
+    client.protocol.recvposdata = lambda: _positions(client.protocol, len(atoms), where)
+    client.calculate = lambda moved, _: _answer(calculator, moved)
     answers = 0
     try:
-        # the stress, and so a virial, exists for any cell with a volume, periodic or not
-        for _ in client.irun(atoms, use_stress=atoms.cell.rank == 3 or bool(atoms.pbc.any())):
+        for _ in client.irun(atoms, use_stress=True):
             answers += 1
             progress(answers)
+    except ServerError:
+        raise
     except TimeoutError as error:
         raise ServerError(
             f"The server at {where} was silent for {timeout:g} s, after {answers} answers. See whether it still runs; "
@@ -77,13 +82,35 @@ def drive(
         ) from error
     finally:
         client.close()
-        atoms.calc = None
     if listener.last != "EXIT":
         raise ServerError(
             f"The server at {where} went away after {answers} answers without saying that it was done. Its own output "
             "says why; start it again from its restart file, and this driver with it."
         )
     return answers
+
+
+def _positions(protocol: Any, atoms: int, where: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cell, inverse cell and positions of a message, as ASE reads them; of another number of atoms nothing is read."""
+    cell, inverse = (protocol.recv((3, 3), np.float64).T.copy() for _ in range(2))
+    count = int(protocol.recv(1, np.int32)[0])
+    if count != atoms:
+        raise ServerError(
+            f"The server at {where} has {count} atoms, and this driver's structure {atoms}. Give it the structure that "
+            "the server's own input begins with."
+        )
+    positions = protocol.recv((count, 3), np.float64)
+    return cell * units.Bohr, inverse / units.Bohr, positions * units.Bohr
+
+
+def _answer(calculator: PaiNNCalculator, atoms: Atoms) -> tuple[float, np.ndarray, np.ndarray]:
+    """Energy, forces and virial; a cell without a volume has none, whether the structure repeats or not."""
+    calculator.calculate(atoms)
+    results = calculator.results
+    virial = np.zeros((3, 3))
+    if "stress" in results:
+        virial = -atoms.get_volume() * voigt_6_to_full_3x3_stress(results["stress"])
+    return results["energy"], results["forces"], virial
 
 
 class _Listener:

@@ -29,22 +29,26 @@ class AtomicReferences:
         self._species = tuple(species)
         self._table = np.full(len(chemical_symbols) + 1, np.nan)
         self._table[list(species)] = energies
-        self._last: tuple[bytes, np.ndarray] = (b"", np.empty(0))  # a step of dynamics asks for the same again
+        self._last: tuple[tuple[str, bytes], np.ndarray] = (
+            ("", b""),
+            np.empty(0),
+        )  # a step of dynamics asks for the same again
 
     def __call__(self, numbers: Int[np.ndarray, " atoms"]) -> Float64[np.ndarray, " atoms"]:
-        """The reference energy of each atom, eV.
+        """The reference energy of each atom, eV; the array is closed for writing.
 
         Raises:
             SpeciesError: one of them is no element that the student has learnt.
         """
-        key = numbers.tobytes()
-        if self._last[0] == key:
-            return self._last[1]
+        key, last = (numbers.dtype.str, numbers.tobytes()), self._last  # read once: another thread may replace it
+        if last[0] == key:
+            return last[1]
         inside = (numbers >= 0) & (numbers < len(self._table))
         references = self._table[np.where(inside, numbers, 0)]
         unknown = np.isnan(references)
         if unknown.any():
             raise self._unknown(int(unknown.argmax()), int(numbers[unknown.argmax()]))
+        references.flags.writeable = False  # it is handed out again and again
         self._last = key, references
         return references
 

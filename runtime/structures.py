@@ -1,14 +1,26 @@
-"""Checks of a structure that a force field is asked about, and the cell that its neighbours are searched in."""
+"""The one way into an engine for structures: what their arrays hold is converted or refused; their completed cell."""
+
+from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 from ase.geometry import complete_cell
-from jaxtyping import Float64, Int64, Integer
+from jaxtyping import Float64, Int32, Int64, Integer
 
-from painn_deploy.export.errors import StructureError
+from painn_deploy.export.errors import SpeciesError, StructureError
 
-__all__ = ["FLAT", "ONE_SPOT", "check_structure", "periodic_cell", "refuse_one_spot"]
+__all__ = [
+    "FARTHEST",
+    "FLAT",
+    "ONE_SPOT",
+    "as_elements",
+    "as_numbers",
+    "as_reals",
+    "check_structure",
+    "periodic_cell",
+    "refuse_one_spot",
+]
 
 ONE_SPOT = 1e-3
 """Å; atoms closer than this are one atom written twice, not chemistry."""
@@ -16,36 +28,109 @@ ONE_SPOT = 1e-3
 FLAT = 1e-6
 """Volume, area or length of the periodic vectors, over the product of their lengths, below which they are dependent."""
 
+FARTHEST = 2.0**33
+"""Å; numbers of float64 as large as this are more than 1e-6 Å apart, and forces on atoms there are rounding."""
 
-def check_structure(atoms: Atoms) -> None:
-    """Refuse what no force field can answer for.
+FLOATS, WHOLES = np.dtype(np.float64), np.dtype(np.int64)
+
+
+def check_structure(atoms: Atoms) -> Atoms:
+    """Refuse what no force field can answer for, and give the rest in the arrays that engines compute with.
+
+    Whatever `atoms.arrays` holds is converted where that is exact or a rounding to float64: numbers and positions of
+    other types, orders of bytes and layouts, whole numbers written as floats. A cell vector that does not repeat and
+    is not finite counts as none.
+
+    Returns:
+        The very same structure where there is nothing to convert, which is quick to see; else another one with its
+        numbers (int64), positions and cell (float64, C order) and periodic directions, and nothing else of it.
 
     Raises:
-        StructureError: no atoms, positions or cell not finite, or linearly dependent periodic cell vectors.
+        StructureError: no atoms, arrays that are none of numbers or of other shapes, positions or cell not finite or
+            past `FARTHEST`, or periodic cell vectors that are dependent or shorter than `ONE_SPOT`.
     """
-    if len(atoms) == 0:
+    try:
+        numbers, positions = atoms.arrays["numbers"], atoms.arrays["positions"]
+        cell, periodic = atoms.cell.array, atoms.pbc
+    except Exception as error:  # whatever a structure that was put together by hand raises
+        raise StructureError(
+            f"This structure has no arrays of numbers, positions, cell and pbc ({type(error).__name__}: {error}). "
+            "Make it with ase.Atoms(numbers=..., positions=..., cell=..., pbc=...)."
+        ) from error
+    sound = numbers, positions, cell, periodic
+    if not (_is_plain(numbers, WHOLES) and _is_plain(positions, FLOATS) and _is_plain(cell, FLOATS)):
+        numbers, positions = as_numbers(numbers), as_reals(positions, "positions")
+        cell = as_reals(cell, "the cell")
+    if type(periodic) is not np.ndarray or periodic.dtype != bool or periodic.shape != (3,):
+        periodic = _flags(periodic)
+    if positions.ndim != 2 or positions.shape[1] != 3 or numbers.shape != positions.shape[:1] or cell.shape != (3, 3):
+        raise StructureError(
+            f"The arrays of this structure have the shapes {numbers.shape} (numbers), {positions.shape} (positions) "
+            f"and {cell.shape} (cell); they must be (atoms,), (atoms, 3) and (3, 3)."
+        )
+    if len(positions) == 0:
         raise StructureError("The structure has no atoms.")
-    finite = np.isfinite(atoms.positions)
-    if not finite.all():
-        index = int(np.argmin(finite.all(1)))
+    if not np.abs(positions).max() < FARTHEST:  # NaN is not less
+        raise _misplaced(numbers, positions)
+    if cell.any():
+        cell = _sound_cell(cell, periodic)
+    elif periodic.any():
+        raise _dependent(cell, periodic)
+    now = numbers, positions, cell, periodic
+    if all(one is other for one, other in zip(now, sound, strict=True)):
+        return atoms
+    converted = Atoms(numbers, positions, pbc=periodic)
+    converted.cell.array[:] = cell
+    return converted
+
+
+def as_numbers(values: Any) -> Int64[np.ndarray, "..."]:
+    """Atomic numbers as int64, of any array of whole numbers, floats that are whole among them.
+
+    Raises:
+        StructureError: they are something else.
+    """
+    found = _unmasked(values, "numbers")
+    if found.dtype.kind == "f" and np.isfinite(found).all() and (np.rint(found) == found).all():
+        found = np.clip(found, -1, 2**31).astype(np.int64)  # beyond, it is no element either
+    if found.dtype.kind == "u":
+        found = np.minimum(found, np.uint64(2**31))
+    if found.dtype.kind not in "iu":
         raise StructureError(
-            f"Atom {index} ({atoms.symbols[index]}) is at {atoms.positions[index]}: NaN or infinite positions. "
-            "A simulation that got here has diverged; look at the frames before, or use a shorter time step."
+            f"The atomic numbers of this structure are {_described(found)}, and not whole numbers: {_some(found)}."
         )
-    periodic = np.asarray(atoms.pbc)
-    if not periodic.any():
-        return
-    vectors = np.asarray(atoms.cell)[periodic]
-    if not np.isfinite(vectors).all():
-        raise StructureError(f"The cell holds NaN or infinity: {np.asarray(atoms.cell).tolist()}.")
-    lengths = np.linalg.norm(vectors, axis=1)
-    volume = np.sqrt(max(np.linalg.det(vectors @ vectors.T), 0.0))
-    if volume <= FLAT * lengths.prod():
-        axes = ", ".join(axis for axis, flag in zip("abc", periodic, strict=True) if flag)
+    return np.ascontiguousarray(found, np.int64)
+
+
+def as_reals(values: Any, name: str) -> Float64[np.ndarray, "..."]:
+    """Real numbers of any type as float64.
+
+    Args:
+        values: an array.
+        name: for messages.
+
+    Raises:
+        StructureError: they are something else.
+    """
+    found = _unmasked(values, name)
+    if found.dtype.kind not in "iuf":
         raise StructureError(
-            f"The periodic cell vectors {axes} are linearly dependent: {vectors.tolist()}. "
-            "Set a cell, or switch pbc off in the directions that do not repeat."
+            f"For {name} this structure holds {_described(found)}, and not real numbers: {_some(found)}."
         )
+    with np.errstate(over="ignore"):  # infinity is refused in its turn
+        return np.ascontiguousarray(found, np.float64)
+
+
+def as_elements(numbers: Int64[np.ndarray, " atoms"]) -> Int32[np.ndarray, " atoms"]:
+    """Atomic numbers as the graph contract has them.
+
+    Raises:
+        SpeciesError: one is no element's, and might become one in 32 bits.
+    """
+    if numbers.min() < 0 or numbers.max() >= len(chemical_symbols):
+        wrong = int(((numbers < 0) | (numbers >= len(chemical_symbols))).argmax())
+        raise SpeciesError(f"Atom {wrong} is no element (Z = {numbers[wrong]}); give the atomic number of one.")
+    return numbers.astype(np.int32)
 
 
 def periodic_cell(atoms: Atoms) -> Float64[np.ndarray, "3 3"]:
@@ -79,6 +164,97 @@ def refuse_one_spot(
     worst = int(distances.argmin())
     one, other = int(first[worst]), int(second[worst])
     raise StructureError(
-        f"Atoms {one} ({chemical_symbols[numbers[one]]}) and {other} ({chemical_symbols[numbers[other]]}) are on one "
+        f"Atoms {one} ({_symbol(numbers[one])}) and {other} ({_symbol(numbers[other])}) are on one "
         f"spot, {distances[worst]:.2e} Å apart; remove the one that was written twice."
     )
+
+
+def _is_plain(values: Any, kind: np.dtype) -> bool:
+    """Whether an array can be computed with as it is; a subclass may answer otherwise than an array does."""
+    return type(values) is np.ndarray and values.dtype == kind and values.flags.c_contiguous
+
+
+def _unmasked(values: Any, name: str) -> np.ndarray:
+    """Values as a bare array; objects as what they are numbers of."""
+    if isinstance(values, np.ma.MaskedArray):
+        if np.ma.getmaskarray(values).any():
+            raise StructureError(f"Some of {name} are masked, so that they are not known. Fill them in.")
+        values = values.data
+    try:
+        found = np.asarray(values)
+        return np.asarray(found.tolist()) if found.dtype.kind == "O" else found
+    except Exception as error:  # objects may raise anything when they are turned into numbers
+        raise StructureError(f"{name.capitalize()} of this structure are no array of numbers: {error}.") from error
+
+
+def _flags(values: Any) -> np.ndarray:
+    found = _unmasked(values, "pbc")
+    if found.shape != (3,) or not (found.dtype == bool or (found.dtype.kind in "iuf" and np.isin(found, (0, 1)).all())):
+        raise StructureError(f"pbc is {_some(found)}, and not three times true or false.")
+    return found.astype(bool)
+
+
+def _sound_cell(cell: Float64[np.ndarray, "3 3"], periodic: np.ndarray) -> Float64[np.ndarray, "3 3"]:
+    """The cell, without vectors that are not finite where they do not repeat."""
+    largest = np.abs(cell).max(axis=1)
+    if not (largest < FARTHEST).all():
+        if not np.isfinite(largest[periodic]).all():
+            raise StructureError(f"The cell holds NaN or infinity: {cell.tolist()}.")
+        if (largest[np.isfinite(largest)] >= FARTHEST).any():
+            raise StructureError(
+                f"The cell vector {'abc'[int(np.nanargmax(largest))]} is {np.nanmax(largest):.1e} Å long, and float64 "
+                f"cannot place atoms in cells past {FARTHEST:.0e} Å. Check its units, or leave out what does not "
+                "repeat."
+            )
+        cell = np.where(np.isfinite(largest)[:, None], cell, 0.0)
+    if not periodic.any():
+        return cell
+    vectors = cell[periodic]
+    lengths = np.linalg.norm(vectors, axis=1)
+    short = (lengths < ONE_SPOT) & vectors.any(axis=1)
+    if short.any():
+        axis, vector = "abc"[np.flatnonzero(periodic)[short.argmax()]], vectors[short.argmax()]
+        raise StructureError(
+            f"The cell vector {axis} is {vector.tolist()} Å, so short that an atom would lie on its own image; check "
+            "its units."
+        )
+    volume = np.sqrt(max(np.linalg.det(vectors @ vectors.T), 0.0))
+    if volume <= FLAT * lengths.prod():
+        raise _dependent(cell, periodic)
+    return cell
+
+
+def _dependent(cell: np.ndarray, periodic: np.ndarray) -> StructureError:
+    axes = ", ".join(axis for axis, flag in zip("abc", periodic, strict=True) if flag)
+    return StructureError(
+        f"The periodic cell vectors {axes} are linearly dependent: {cell[periodic].tolist()}. "
+        "Set a cell, or switch pbc off in the directions that do not repeat."
+    )
+
+
+def _misplaced(numbers: np.ndarray, positions: np.ndarray) -> StructureError:
+    with np.errstate(invalid="ignore"):
+        index = int(np.argmin((np.abs(positions) < FARTHEST).all(1)))
+    where = f"Atom {index} ({_symbol(numbers[index])}) is at {positions[index]}"
+    if np.isfinite(positions[index]).all():
+        return StructureError(
+            f"{where}, where numbers are more than 1e-6 Å apart, so that its forces would be rounding. Wrap the "
+            "structure, or check its units."
+        )
+    return StructureError(
+        f"{where}: NaN or infinite positions. "
+        "A simulation that got here has diverged; look at the frames before, or use a shorter time step."
+    )
+
+
+def _symbol(number: Any) -> str:
+    return chemical_symbols[number] if 0 <= number < len(chemical_symbols) else f"Z = {number}"
+
+
+def _described(found: np.ndarray) -> str:
+    kinds = {"b": "true and false", "c": "complex numbers", "f": "floats", "U": "text", "S": "bytes", "O": "objects"}
+    return kinds.get(found.dtype.kind, f"values of the type {found.dtype}")
+
+
+def _some(found: np.ndarray) -> str:
+    return repr(found.ravel()[:4].tolist())[:80]

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from painn_deploy.engines import EngineInfo
+from painn_deploy.engines.owner import SoleUse
 from painn_deploy.export.errors import StructureError
 from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.replicas import ReplicaList
 from painn_deploy.runtime.results import cell_volume, not_finite
+from painn_deploy.runtime.structures import as_numbers, as_reals
 from painn_deploy.runtime.verlet import DEFAULT_SKIN
 
 try:
@@ -62,7 +64,7 @@ class PaiNNModel(ModelInterface):
         super().__init__()
         if not 0 <= skin < float("inf"):
             raise ValueError(f"skin = {skin!r} is not a length in Å; give 0 to search at every step.")
-        self.evaluator = Evaluator(bundle, device=device, threads=threads)
+        self.evaluator, self._sole = Evaluator(bundle, device=device, threads=threads), SoleUse("This model")
         self._device, self._dtype = torch.device(state_device), dtype
         self._compute_stress = self._compute_forces = True
         self._memory_scales_with = "n_atoms_x_density"
@@ -87,22 +89,35 @@ class PaiNNModel(ModelInterface):
 
         Raises:
             StructureError: a system is nothing that a force field can answer for; the message says which.
-            EngineError: the engine failed, or gave NaN or infinity.
+            EngineError: the engine failed, or gave NaN or infinity; another thread is asking (OwnershipError).
         """
         if isinstance(state, dict):
             state = torch_sim.SimState(**{"masses": torch.ones_like(state["positions"][:, 0]), **state})
         timings = self.evaluator.timings
         with timings.phase("transfer"):
-            numbers = _array(state.atomic_numbers).astype(np.int64)
-            positions, cells = _array(state.positions).astype(np.float64), _array(state.row_vector_cell)
-            owners = _array(state.system_idx)
-        cells = np.ascontiguousarray(cells, np.float64).reshape(-1, 3, 3)
-        counts = np.bincount(owners, minlength=len(cells))
-        if (np.diff(owners) < 0).any() or (counts == 0).any():
+            numbers, owners = as_numbers(_array(state.atomic_numbers)), as_numbers(_array(state.system_idx))
+            positions = as_reals(_array(state.positions), "positions")
+            cells = as_reals(_array(state.row_vector_cell), "cells")
+        if numbers.shape != owners.shape or positions.shape != (*numbers.shape, 3) or cells.shape[1:] != (3, 3):
+            raise StructureError(
+                f"A state cannot have atomic numbers of the shape {numbers.shape}, positions of {positions.shape}, "
+                f"system_idx of {owners.shape} and cells of {cells.shape}; they must be (atoms,), (atoms, 3), (atoms,) "
+                "and (systems, 3, 3)."
+            )
+        sorted_by_system = len(owners) > 0 and owners[0] == 0 and np.isin(np.diff(owners), (0, 1)).all()
+        if not sorted_by_system or owners[-1] != len(cells) - 1:
             raise StructureError("A state must list its atoms system by system, and every system must have one.")
+        counts = np.bincount(owners)
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        references = self.evaluator.references(numbers)
         periodic = np.broadcast_to(np.asarray(_array(state.pbc), dtype=bool), (3,)).copy()
+        with self._sole:  # the lists of neighbours are one thread's
+            return self._answer(numbers, positions, cells, periodic, starts)
+
+    def _answer(
+        self, numbers: np.ndarray, positions: np.ndarray, cells: np.ndarray, periodic: np.ndarray, starts: np.ndarray
+    ) -> dict[str, torch.Tensor]:
+        timings = self.evaluator.timings
+        references = self.evaluator.references(numbers)
         with timings.phase("neighbours"):
             batches = self.neighbours.batches(numbers, positions, cells, periodic, starts)
         energies, forces = references.copy(), np.zeros_like(positions)

@@ -18,6 +18,7 @@ its cell and be compared as if there were several, which takes half as many arra
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -28,8 +29,8 @@ from jaxtyping import Float64, Int32
 from painn_deploy.engines.backend import ResidentGraph
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.runtime.matrix import NeighbourMatrix
-from painn_deploy.runtime.neighbours import Displacements, find_pairs, slots_for
-from painn_deploy.runtime.structures import check_structure, periodic_cell, refuse_one_spot
+from painn_deploy.runtime.neighbours import Displacements, Pairs, find_pairs, slots_for
+from painn_deploy.runtime.structures import as_elements, periodic_cell, refuse_one_spot
 
 __all__ = ["DEFAULT_SKIN", "WIDER", "StandingPairs", "VerletList", "slack", "still_covered"]
 
@@ -202,6 +203,7 @@ class VerletList:
         skin: Å; 0 searches at every step; None for `DEFAULT_SKIN` where it widens the matrix little, and else 0.
         slot_step: that the number of columns is a multiple of.
         most_widening: columns with `DEFAULT_SKIN` over those without, up to which it is used where `skin` is None.
+        admit: called with the atoms and slots of each new matrix before it is made; it raises where one is too large.
         searches: how many searches there were.
         updates: how many steps reused one.
     """
@@ -210,6 +212,7 @@ class VerletList:
     skin: float | None
     slot_step: int = 1
     most_widening: float = WIDER
+    admit: Callable[[int, int], None] = lambda atoms, slots: None  # noqa: ARG005
     searches: int = 0
     updates: int = 0
     _stored: _Stored | None = field(default=None, repr=False)
@@ -220,12 +223,12 @@ class VerletList:
         return DEFAULT_SKIN if self.skin is None else self.skin
 
     def inputs(self, atoms: Atoms) -> GraphInputs:
-        """The contract's inputs for `atoms`; their arrays are overwritten by the next call.
+        """The contract's inputs for `atoms`, which `check_structure` gave back; overwritten by the next call.
 
         Raises:
-            StructureError: it is nothing that a force field can answer for.
+            StructureError: two atoms are on one spot, or more are crowded than in any matter.
+            ShapeError: as `admit` raises it.
         """
-        check_structure(atoms)
         stored = self._reused(atoms)
         if stored is not None:
             found = stored.standing.found
@@ -236,19 +239,20 @@ class VerletList:
         if stored is not None:
             return stored.standing.write(self.cutoff)
         found = self._find(atoms, self.cutoff)
-        return NeighbourMatrix(atoms.numbers.astype(np.int32), found.pairs, self.slot_step).write(found.vectors)
+        self._admitted(found.pairs, len(atoms))
+        return NeighbourMatrix(as_elements(atoms.numbers), found.pairs, self.slot_step).write(found.vectors)
 
     def resident(self, atoms: Atoms, last: ResidentGraph | None) -> ResidentGraph | None:
         """The arrays that stay on a device while the neighbours stand; None where there is no skin: use `inputs`.
 
         Args:
-            atoms: the structure.
+            atoms: a structure that `check_structure` gave back.
             last: what was returned before; the very same again as long as it holds.
 
         Raises:
-            StructureError: it is nothing that a force field can answer for.
+            StructureError: see `inputs`.
+            ShapeError: see `inputs`.
         """
-        check_structure(atoms)
         stored = self._reused(atoms) or self._searched(atoms)
         if stored is None:
             return None
@@ -276,13 +280,18 @@ class VerletList:
             if widening > self.most_widening:
                 self._stored, self._widened = None, (seen, widening)
                 return None
-        standing = StandingPairs(atoms.numbers.astype(np.int32), found, self.slot_step)
+        self._admitted(pairs, len(atoms))
+        standing = StandingPairs(as_elements(atoms.numbers), found, self.slot_step)
         self._stored = _Stored(seen, atoms.positions.copy(), found.cell, standing)
         return self._stored
 
     def _find(self, atoms: Atoms, reach: float) -> Displacements:
         self.searches += 1
         return find_pairs(atoms, reach)
+
+    def _admitted(self, pairs: Pairs, atoms: int) -> None:
+        """Ask whether there may be a matrix before one is made."""
+        self.admit(atoms, slots_for(pairs.counts(), self.slot_step))
 
     def _known_too_wide(self, atoms: Atoms) -> bool:
         """Whether the default skin was found to widen the matrix of such a structure too much."""

@@ -13,6 +13,7 @@ from painn_deploy.engines.gpu.arena import Arena
 from painn_deploy.engines.gpu.cuda import on_device, runtime
 from painn_deploy.engines.gpu.executor import Executor
 from painn_deploy.engines.gpu.lane import Lane
+from painn_deploy.engines.owner import SoleUse
 from painn_deploy.engines.session import Closing, DeviceTime, EngineInfo, ResidentGraph
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
@@ -60,6 +61,7 @@ class GpuSession(Closing):
         self.cuda_graphs = cuda_graphs
         self._most_number = max(species, default=None)
         self._most_lanes = lanes
+        self._sole = SoleUse(f"This session of {info['backend']}")
         self._lanes: list[Lane] = []
         self._held = (self._cuda, index, self._lanes, release)
         self._dropped = weakref.finalize(self, _dropped, *self._held)
@@ -69,7 +71,7 @@ class GpuSession(Closing):
     @property
     def info(self) -> EngineInfo:
         """See `Session.info`."""
-        return self._info
+        return self._info.copy()
 
     @property
     def graphs(self) -> bool:
@@ -100,19 +102,20 @@ class GpuSession(Closing):
             EngineError: as for `run`.
         """
         waiting: int | None = None
-        for number, inputs in enumerate(batches):
-            self._check(inputs)
-            chosen = number % self._most_lanes
-            if waiting == chosen:
-                yield self._collected(waiting)
-                waiting = None
-            with self._on_lane(chosen) as lane:
-                lane.submit(inputs)
+        with self._sole:  # what was submitted is not collected yet
+            for number, inputs in enumerate(batches):
+                self._check(inputs)
+                chosen = number % self._most_lanes
+                if waiting == chosen:
+                    yield self._collected(waiting)
+                    waiting = None
+                with self._on_lane(chosen) as lane:
+                    lane.submit(inputs)
+                if waiting is not None:
+                    yield self._collected(waiting)
+                waiting = chosen
             if waiting is not None:
                 yield self._collected(waiting)
-            waiting = chosen
-        if waiting is not None:
-            yield self._collected(waiting)
 
     def _collected(self, number: int) -> GraphOutputs:
         with self._on_lane(number) as lane:
@@ -172,7 +175,7 @@ class GpuSession(Closing):
         """A lane, with its GPU the current one of this thread, which is put back afterwards."""
         if not self._dropped.alive:
             raise EngineError("This session is closed; open another one.")
-        with on_device(self._cuda, self._index):
+        with self._sole, on_device(self._cuda, self._index):
             while len(self._lanes) <= number:
                 self._lanes.append(Lane(self._cuda, self._index, self._make))
             lane = self._lanes[number]

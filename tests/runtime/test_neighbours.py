@@ -166,7 +166,7 @@ def test_only_periodic_vectors_must_be_independent() -> None:
         (Atoms("H2", [[0, 0, 0], [0, 0, 1]], cell=[2000, 2000, 3.5], pbc=True), 8),
         (Atoms("H3", [[0, 0, 0], [0, 0, 1], [1e4, 1e4, 0]], cell=[0, 0, 4.5], pbc=[False, False, True]), 4),
         (Atoms("H2", [[0, 0, 0], [0, 0, 1e5]], cell=[4.5, 4.5, 0], pbc=[True, True, False]), 0),
-        (Atoms("H3", [[0, 0, 0], [0, 0, 1], [0, 2, 1e10]], cell=[4.5, 4.5, 4.5], pbc=True), 12),
+        (Atoms("H3", [[0, 0, 0], [0, 0, 1], [0, 2, 4.5e9 + 1]], cell=[4.5, 4.5, 4.5], pbc=True), 12),
     ],
 )
 def test_atoms_that_flew_apart_or_were_never_wrapped(atoms: Atoms, edges: int) -> None:

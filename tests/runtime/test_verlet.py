@@ -24,6 +24,7 @@ from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.runtime.neighbours import Displacements
 from painn_deploy.runtime.replicas import ReplicaList
+from painn_deploy.runtime.structures import check_structure
 from painn_deploy.runtime.verlet import WIDER, VerletList
 from painn_deploy.scripts.studies.card_studies import box_of_water
 from painn_deploy.scripts.studies.neighbours import compare
@@ -117,7 +118,7 @@ def test_errors_are_found_while_a_list_is_reused() -> None:
         verlet.inputs(atoms)
     atoms.positions[1] = np.nan
     with pytest.raises(StructureError, match="NaN"):
-        verlet.inputs(atoms)
+        verlet.inputs(check_structure(atoms))
 
 
 def test_a_trajectory_with_a_skin_is_the_one_without(bundle: Path) -> None:
