@@ -124,6 +124,7 @@ class PaiNNCalculator(Closing, Calculator):
                 raise StructureError(
                     "There is no structure to calculate: attach the calculator to Atoms, or give them."
                 )
+            self.results = {}  # should this calculation fail, the results of the one before are not its own
             self.results = self._single(self._last)
         for name in ("stress", "stresses"):
             if name in (properties or ()) and name not in self._results:
@@ -194,7 +195,7 @@ class PaiNNCalculator(Closing, Calculator):
     @results.setter
     def results(self, results: dict[str, Any]) -> None:
         self._results, self._told = results, None
-        self._answered, self._mine.answered = threading.get_ident(), True
+        self._answered, self._mine.answered = threading.get_ident(), bool(results)
 
     @property
     def atoms(self) -> Atoms | None:

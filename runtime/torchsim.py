@@ -92,7 +92,7 @@ class PaiNNModel(ModelInterface):
             EngineError: the engine failed, or gave NaN or infinity; another thread is asking (OwnershipError).
         """
         if isinstance(state, dict):
-            state = torch_sim.SimState(**{"masses": torch.ones_like(state["positions"][:, 0]), **state})
+            state = _as_state(state)
         timings = self.evaluator.timings
         with timings.phase("transfer"):
             numbers, owners = as_numbers(_array(state.atomic_numbers)), as_numbers(_array(state.system_idx))
@@ -144,6 +144,13 @@ class PaiNNModel(ModelInterface):
         stress = np.divide(symmetric, volumes, out=np.full_like(symmetric, np.nan), where=volumes > 0)
         results = {"energy": energy, "forces": forces, "stress": stress}
         return {name: torch.as_tensor(value, dtype=self.dtype, device=self.device) for name, value in results.items()}
+
+
+def _as_state(fields: dict[str, Any]) -> Any:
+    try:
+        return torch_sim.SimState(**{"masses": torch.ones_like(fields["positions"][:, 0]), **fields})
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+        raise StructureError(f"This is no state of TorchSim ({type(error).__name__}): {error}.") from error
 
 
 def _array(value: Any) -> np.ndarray:
