@@ -6,6 +6,7 @@ Adding a backend is adding its module, which holds a `BACKEND`, and its line in 
 from importlib import import_module
 from types import MappingProxyType
 
+import painn_deploy.engines.inductor.openmp  # noqa: F401 - it must know of a fork that comes before any engine is opened
 from painn_deploy.engines.backend import Backend
 from painn_deploy.engines.session import EngineInfo, Session
 from painn_deploy.export.errors import EngineUnavailableError

@@ -10,8 +10,10 @@ import json
 import os
 import shutil
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,8 +26,11 @@ from painn_deploy.engines.gpu.driver import check_driver, driver
 from painn_deploy.engines.gpu.session import GpuSession
 from painn_deploy.engines.host_session import HostSession
 from painn_deploy.engines.inductor.compile import SEVERAL, Asked, compiled_form, compiling
+from painn_deploy.engines.inductor.cores import CORES
 from painn_deploy.engines.inductor.gpu import LEAST, LoadedPackage, TorchExecutor, torch_in_words
+from painn_deploy.engines.inductor.loaded import lend
 from painn_deploy.engines.inductor.matmul_precision import matmul_precision
+from painn_deploy.engines.inductor.openmp import check_threads, team
 from painn_deploy.engines.inductor.pairs import KnownPairs
 from painn_deploy.engines.session import EngineInfo
 from painn_deploy.export.bundle import Bundle
@@ -88,7 +93,7 @@ def give_back_memory() -> None:
 class InductorBackend(Backend):
     """AOTInductor on a CPU or a GPU. Building takes about a minute.
 
-    `threads` of a session on a CPU hold for all of torch in the process, which knows no other way.
+    `threads` of a session on a CPU hold for the session, and from its opening on for the rest of torch too.
     """
 
     name = "inductor"
@@ -187,6 +192,7 @@ class InductorBackend(Backend):
         )
         packages = _packages(bundle)
         if device == "cpu":
+            check_threads(threads)
             return InductorSession(packages, threads, info)
         return _gpu_session(torch, packages, info, manifest.species, tf32=manifest.tf32)
 
@@ -231,18 +237,13 @@ def _packages(bundle: Bundle) -> list[StoredPackage]:
     return [StoredPackage(Plan.from_mapping(of), float(of["elements_a_slot"]), bundle.file(n)) for n, of in facts]
 
 
-def _loaded(torch: Any, packages: Sequence[StoredPackage], index: int) -> list[LoadedPackage]:
-    """Packages on a GPU, or on the CPU for -1."""
-    return [LoadedPackage(one.plan, one.elements, _load(torch, one.contents, index)) for one in packages]
-
-
-def _load(torch: Any, contents: bytes, index: int) -> Any:
+def _load(torch: Any, index: int, contents: bytes) -> Any:
     """Load a package; on a GPU without a synchronisation of its own, which could not be recorded.
 
     Args:
         torch: the library.
-        contents: of the package.
         index: of the GPU, -1 for the CPU.
+        contents: of the package.
 
     Raises:
         EngineError: torch cannot load it.
@@ -258,7 +259,7 @@ def _gpu_session(
     """A session on a GPU."""
     device = info["device"]
     index = int(device.partition(":")[2])
-    loaded = _loaded(torch, packages, index)
+    loaded = [LoadedPackage(one.plan, one.elements, _load(torch, index, one.contents)) for one in packages]
 
     def make(stream: int, _: Arena) -> TorchExecutor:
         return TorchExecutor(torch, loaded, device, stream, tf32=tf32)
@@ -276,26 +277,38 @@ class InductorSession(HostSession):
 
     Args:
         packages: the one for the smallest matrices first.
-        threads: of torch; None leaves them as they are.
+        threads: of its calls; None for as many as torch may take, and fewer while others want the cores.
         info: what the session says of itself.
     """
 
     def __init__(self, packages: Sequence[StoredPackage], threads: int | None, info: EngineInfo) -> None:
         super().__init__(info, LEAST)
-        self._torch = _torch()
+        self._torch, self._threads = _torch(), threads
         if threads is not None:
             self._torch.set_num_threads(threads)
         keep_freed_memory()
         self._pairs = KnownPairs()
-        self._packages = _loaded(self._torch, packages, -1)
+        with ExitStack() as lent:
+            self._packages = []
+            for one in packages:
+                run = lend(one.contents, partial(_load, self._torch, -1))
+                lent.callback(run.give_back)
+                self._packages.append(LoadedPackage(one.plan, one.elements, run))
+            # a session that is dropped gives back what one that is closed does
+            self._give_back = weakref.finalize(self, lent.pop_all().close)
+            self._give_back.atexit = False
 
     def _evaluate(self, inputs: GraphInputs) -> list[np.ndarray]:
         atoms, slots = inputs.mask.shape
         package = serving(self._packages, atoms, slots)
         arrays = (*inputs, *self._pairs.of(inputs.reverse, LEAST)) if package.plan.form.paired else inputs
         failed = f"The compiled graph failed on {atoms} atoms x {slots} slots"
-        with torch_in_words(self._torch, failed), matmul_precision(self._torch):
+        most = self._torch.get_num_threads() if self._threads is None else self._threads
+        threads = CORES.threads(most) if self._threads is None else most
+        with torch_in_words(self._torch, failed), matmul_precision(self._torch), team(threads):
             outputs = package.run(*(self._tensor(array) for array in arrays))
+        if self._threads is None:
+            CORES.look(most)
         return [output.numpy() for output in outputs]
 
     def _tensor(self, array: np.ndarray) -> Any:
@@ -306,4 +319,5 @@ class InductorSession(HostSession):
         """See `Session.close`; the system gets back what was kept from call to call."""
         super().close()
         self._packages = []
+        self._give_back()
         give_back_memory()

@@ -1,0 +1,87 @@
+"""Packages that were loaded on the CPU, kept by the SHA-256 of their contents for the next session.
+
+torch's loader gives back little of the memory and none of the memory maps of a package that it unloads, so that a
+process that opened and closed an engine some 3,000 times ended. So a session that is closed hands its packages on to
+the next one of the same contents. A package serves one session at a time, since it runs one call at a time: two
+sessions have two. What is loaded of one engine is then bounded by the sessions that were open at once.
+"""
+
+import atexit
+import hashlib
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["MOST_KEPT", "Lent", "forget_loaded", "lend"]
+
+MOST_KEPT = 32
+"""Packages kept that no session uses, two of an engine; beyond it torch unloads the one that was unused the longest."""
+
+_turn = threading.RLock()  # a session that is collected gives back from within whatever its thread is doing
+_free: deque[tuple[tuple[int, str], Any]] = deque()
+"""Packages without a session, the longest unused first, by process and SHA-256: a forked child takes none of its
+parent's, whose locks another thread may have held."""
+
+
+class Lent:
+    """A loaded package in the hands of one session.
+
+    Args:
+        key: process and SHA-256 of its contents.
+        run: torch's package.
+    """
+
+    def __init__(self, key: tuple[int, str], run: Any) -> None:
+        self._key, self._run, self._sound = key, run, True
+
+    def __call__(self, *tensors: Any) -> Any:
+        """Tensors in the graph's order to a tuple of outputs; one that failed is given to nobody else."""
+        self._sound = False
+        outputs = self._run(*tensors)
+        self._sound = True
+        return outputs
+
+    def give_back(self) -> None:
+        """Keep the package for the next session; it must not be called after this."""
+        run, self._run = self._run, None
+        if run is None or not self._sound or self._key[0] != os.getpid():
+            return
+        with _turn:
+            _free.append((self._key, run))
+            del run
+            while len(_free) > MOST_KEPT:
+                _free.popleft()
+
+
+def lend(contents: bytes, load: Callable[[bytes], Any]) -> Lent:
+    """A package for one session's own use: one that was loaded before and is free, else it is loaded.
+
+    Args:
+        contents: of the package.
+        load: loads it.
+    """
+    key = os.getpid(), hashlib.sha256(contents).hexdigest()
+    with _turn:
+        found = next((one for one in reversed(_free) if one[0] == key), None)
+        if found is not None:
+            _free.remove(found)
+            return Lent(*found)
+    return Lent(key, load(contents))
+
+
+def forget_loaded() -> None:
+    """Unload what no session uses; of a package in use nothing changes."""
+    with _turn:
+        _free.clear()
+
+
+def _in_child() -> None:
+    global _turn
+    _turn = threading.RLock()  # another thread of the parent may have held it
+
+
+atexit.register(forget_loaded)  # torch then removes the folders that it unpacked them to
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_in_child)
