@@ -18,7 +18,7 @@ from painn_deploy.engines.forms import CPU_FORMS
 from painn_deploy.engines.inductor import backend as inductor
 from painn_deploy.engines.inductor import pairs
 from painn_deploy.engines.inductor.backend import CPU_BATCH_SLOTS, TUNED, InductorBackend
-from painn_deploy.engines.inductor.compile import SEVERAL, Asked, compiling
+from painn_deploy.engines.inductor.compile import Asked, compiling
 from painn_deploy.engines.inductor.gpu import LEAST, torch_in_words
 from painn_deploy.engines.inductor.onnx_torch import OnnxModule
 from painn_deploy.engines.inductor.pairs import pair_inputs
@@ -41,16 +41,6 @@ from painn_deploy.scripts import export_engines
 from tests import students
 
 ZOO = students.zoo()
-
-
-@pytest.fixture(scope="module")
-def compiled(painn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As on a machine of many cores: one package is compiled here, one in a process beside this one."""
-    folder = tmp_path_factory.mktemp("inductor")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "cpu_count", lambda: SEVERAL)
-        (path,) = export_engines(painn, folder, engines=["inductor"], structures=[students.water()], device="cpu")
-    return path
 
 
 def test_a_process_beside_this_one_says_why_it_failed(painn: Path) -> None:
@@ -283,7 +273,7 @@ import resource, sys
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts.benchmarks.cases import box_of_water
-with PaiNNCalculator(sys.argv[1]) as calculator:
+with PaiNNCalculator(sys.argv[1], threads=1) as calculator:
     inputs = graph_inputs([box_of_water() * (2, 2, 1)], calculator.manifest.cutoff)
     for _ in range(3):
         calculator.run_graph(inputs)
