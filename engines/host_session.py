@@ -1,5 +1,8 @@
 """A session whose library takes arrays of the host, the same for every engine."""
 
+import ctypes
+import os
+import weakref
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -12,6 +15,18 @@ from painn_deploy.export.errors import EngineError, EngineUnavailableError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 
 __all__ = ["HostSession"]
+
+_OPEN: weakref.WeakSet["HostSession"] = weakref.WeakSet()
+
+
+def _keep_what_was_inherited() -> None:
+    """In a forked process, keep engines for ever: to close one, a library would wait for threads that are not here."""
+    for session in list(_OPEN):
+        for value in vars(session).values():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
+
+
+os.register_at_fork(after_in_child=_keep_what_was_inherited)
 
 
 class HostSession(Closing):
@@ -26,6 +41,7 @@ class HostSession(Closing):
         self._info, self._least = info, least
         self._checked: GraphInputs | None = None
         self._closed = False
+        _OPEN.add(self)
         self._sole = SoleUse(f"This session of {info['backend']}")
 
     @property

@@ -1,5 +1,6 @@
-"""How the stand-alone scripts are run from a shell: errors of ours are one line and exit status 1, no traceback."""
+"""How commands are run from a shell: errors of ours are one line and no traceback, and any text can be printed."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -7,11 +8,19 @@ import typer
 
 from painn_deploy.export.errors import PaiNNDeployError
 
-__all__ = ["run_command"]
+__all__ = ["print_any_text", "run_command"]
+
+
+def print_any_text() -> None:
+    """Print what the output's encoding lacks, such as Å in a batch job's log, as an escape instead of failing at it."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def run_command(command: Callable[..., Any]) -> None:
-    """Read a function's arguments from the command line, and call it."""
+    """Read a function's arguments from the command line, and call it; an error of ours is exit status 1."""
+    print_any_text()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     try:

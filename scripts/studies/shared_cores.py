@@ -40,7 +40,7 @@ def busy_programs(count: int) -> Iterator[None]:
     Args:
         count: of programs.
     """
-    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]  # noqa: S603
+    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
 """What `inductor` does to its process and to those beside it: memory, threads, forks, and other programs' cores."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -152,7 +153,6 @@ def child():
         if type(error).__name__ != "OwnershipError":
             return f"inherited: {error}"
     try:
-        opened = []
         with PaiNNCalculator(path, threads=threads) as calculator:
             same = all((calculator.get_forces(a) == f).all() for a, f in zip((ethanol, benzene), want))
             if any(package.run._key[0] != os.getpid() for package in calculator.session._packages):
@@ -192,7 +192,7 @@ def test_f10_where_threads_cannot_be_let_go_opening_in_a_fork_is_refused(compile
         (said,) = run_script(FORKING, compiled, 1, threads, "false")
         assert said.startswith("EngineUnavailableError: This process (")
         assert all(word in said for word in ("forked", "`spawn` or `forkserver`", "threads=1"))
-    assert run_script(FORKING, compiled, 20, "1", "false") == ["right"]
+    assert run_script(FORKING, compiled, 8, "1", "false") == ["right"]
 
 
 FIELD_6 = """
@@ -308,7 +308,7 @@ def test_threads_are_halved_while_they_wait_and_doubled_when_they_do_not() -> No
         assert after(0.1, 1.0) == 1
         begun = now
     assert pauses[0] < 2 * FIRST
-    assert pauses == sorted(pauses)
+    assert all(later > earlier - 0.1 for earlier, later in itertools.pairwise(pauses))
     assert LONGEST <= pauses[-1] < LONGEST + 1
     while now < begun + 2 * LONGEST:
         threads = after(0.1, 0.0)

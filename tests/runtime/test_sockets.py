@@ -151,9 +151,10 @@ def misbehaving(talk: Callable[[socket.socket], None]) -> Iterator[int]:
         thread.join()
 
 
-def posdata(atoms: Atoms, positions: np.ndarray) -> bytes:
+def posdata(atoms: Atoms, positions: np.ndarray, count: int | None = None) -> bytes:
     cell = (atoms.cell.array.T / units.Bohr).tobytes()
-    return b"POSDATA     " + cell + cell + np.int32(len(atoms)).tobytes() + (positions / units.Bohr).tobytes()
+    told = np.int32(len(atoms) if count is None else count).tobytes()
+    return b"POSDATA     " + cell + cell + told + (positions / units.Bohr).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -180,3 +181,45 @@ def test_an_error_of_the_structure_is_its_own(bundle: Path) -> None:
         pytest.raises(StructureError, match="on one spot"),
     ):
         drive(atoms, calculator, port=port, timeout=5.0)
+
+
+@pytest.mark.parametrize("count", [10**8, 2**31 - 1, -1, 0, 5, 7])
+def test_f16_another_number_of_atoms_is_told_before_anything_is_read(bundle: Path, count: int) -> None:
+    atoms = in_a_box()
+    message = posdata(atoms, atoms.positions, count)
+    with (
+        PaiNNCalculator(bundle) as calculator,
+        misbehaving(lambda connection: connection.sendall(message)) as port,
+        pytest.raises(ServerError, match=f"^The server at localhost:{port} has {count} atoms, and .* structure 6"),
+    ):
+        drive(atoms, calculator, port=port, timeout=5.0)
+
+
+def test_f16_a_cell_without_a_volume_has_no_virial(bundle: Path) -> None:
+    atoms = in_a_box()
+    flat = atoms.copy()
+    flat.cell.array[2] = 0.0
+    with PaiNNCalculator(bundle) as calculator:
+        with (
+            misbehaving(lambda connection: connection.sendall(posdata(flat, flat.positions))) as port,
+            pytest.raises(StructureError, match="linearly dependent"),
+        ):
+            drive(atoms, calculator, port=port, timeout=5.0)
+        atoms.pbc = flat.pbc = False
+        (want,) = calculator.calculate_batch([flat])
+        answers = []
+
+        def talk(connection: socket.socket) -> None:
+            connection.sendall(posdata(flat, flat.positions) + b"GETFORCE    ")
+            size = 12 + 8 + 4 + 8 * 3 * len(flat) + 8 * 9
+            received = b""
+            while len(received) < size:
+                received += connection.recv(size - len(received))
+            answers.append(np.frombuffer(received[24 : 24 + 24 * len(flat)]) * units.Ha / units.Bohr)
+            answers.append(np.frombuffer(received[-72:]))
+            connection.sendall(b"EXIT        ")
+
+        with misbehaving(talk) as port:
+            assert drive(atoms.copy(), calculator, port=port, timeout=5.0) == 1
+    np.testing.assert_allclose(answers[0].reshape(-1, 3), want["forces"], rtol=0, atol=1e-5)
+    assert not answers[1].any()

@@ -20,9 +20,9 @@ from painn_deploy.runtime.familiarity import JUDGED_ON, Judged
 from tests import students
 
 
-def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "painn_deploy.scripts.cli", *map(str, arguments)]
-    environment = {**os.environ, "COLUMNS": "160"}
+    environment = {**os.environ, "COLUMNS": "160", **variables}
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
 
 
@@ -51,6 +51,15 @@ def test_export_then_validate(painn: Path, molecules: Path, tmp_path: Path) -> N
     written = json.loads((report / "validation.json").read_text())
     assert written["bundles"][0]["force_rmse"] < 1e-5
     assert (bundle / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["inspect", "export", "doctor"])
+def test_field_25_an_output_that_lacks_letters_gets_escapes(bundle: Path, tmp_path: Path, command: str) -> None:
+    arguments = {"inspect": [bundle], "export": ["nothing", "-o", tmp_path / "Å"], "doctor": []}[command]
+    done = run(command, *arguments, PYTHONIOENCODING="ascii")
+    assert done.returncode == (2 if command == "export" else 0), done.stderr
+    assert "Traceback" not in done.stderr
+    assert ("\\xc5" in done.stdout) == (command == "inspect")
 
 
 def test_validate_fails_past_a_limit(bundle: Path, painn: Path, molecules: Path) -> None:
