@@ -7,10 +7,11 @@ sessions have two. What is loaded of one engine is then bounded by the sessions 
 """
 
 import atexit
+import gc
 import hashlib
 import os
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -19,22 +20,29 @@ __all__ = ["MOST_KEPT", "Lent", "forget_loaded", "lend"]
 MOST_KEPT = 32
 """Packages kept that no session uses, two of an engine; beyond it torch unloads the one that was unused the longest."""
 
+Key = tuple[int, str]
+"""Process and SHA-256: a forked child takes no package of its parent's, whose locks another thread may have held."""
+
 _turn = threading.RLock()  # a session that is collected gives back from within whatever its thread is doing
-_free: deque[tuple[tuple[int, str], Any]] = deque()
-"""Packages without a session, the longest unused first, by process and SHA-256: a forked child takes none of its
-parent's, whose locks another thread may have held."""
+_free: deque[tuple[Key, Any]] = deque()
+"""Packages without a session, the longest unused first."""
+
+_lent: Counter[Key] = Counter()
+"""How many sessions have a package of these contents."""
 
 
 class Lent:
     """A loaded package in the hands of one session.
 
     Args:
-        key: process and SHA-256 of its contents.
+        key: of its contents.
         run: torch's package.
     """
 
-    def __init__(self, key: tuple[int, str], run: Any) -> None:
+    def __init__(self, key: Key, run: Any) -> None:
         self._key, self._run, self._sound = key, run, True
+        with _turn:
+            _lent[key] += 1
 
     def __call__(self, *tensors: Any) -> Any:
         """Tensors in the graph's order to a tuple of outputs; one that failed is given to nobody else."""
@@ -46,10 +54,12 @@ class Lent:
     def give_back(self) -> None:
         """Keep the package for the next session; it must not be called after this."""
         run, self._run = self._run, None
-        if run is None or not self._sound or self._key[0] != os.getpid():
+        if run is None or self._key[0] != os.getpid():
             return
         with _turn:
-            _free.append((self._key, run))
+            _lent[self._key] -= 1
+            if self._sound:
+                _free.append((self._key, run))
             del run
             while len(_free) > MOST_KEPT:
                 _free.popleft()
@@ -63,12 +73,19 @@ def lend(contents: bytes, load: Callable[[bytes], Any]) -> Lent:
         load: loads it.
     """
     key = os.getpid(), hashlib.sha256(contents).hexdigest()
+    if (found := _free_one(key)) is None and _lent[key]:
+        gc.collect()  # whoever dropped a calculator of ASE's left it in a cycle
+        found = _free_one(key)
+    return Lent(key, load(contents) if found is None else found)
+
+
+def _free_one(key: Key) -> Any:
+    """A package that no session has, for the caller; None where there is none."""
     with _turn:
         found = next((one for one in reversed(_free) if one[0] == key), None)
         if found is not None:
             _free.remove(found)
-            return Lent(*found)
-    return Lent(key, load(contents))
+        return found and found[1]
 
 
 def forget_loaded() -> None:
