@@ -18,6 +18,7 @@ from painn_deploy.export.errors import OwnershipError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest
 from painn_deploy.runtime.evaluator import Evaluator, the_same
+from painn_deploy.runtime.limits import too_many_neighbours
 from painn_deploy.runtime.results import checked_results
 from painn_deploy.runtime.streaming import Outcome, stream
 from painn_deploy.runtime.structures import check_structure
@@ -247,9 +248,12 @@ class PaiNNCalculator(Closing, Calculator):
         with self.timings.phase("neighbours"):
             references = self.evaluator.references(atoms.numbers)
             follower = self._follower
-            resident = None if follower is None else self.neighbour_list.resident(atoms, follower.following)
-            if resident is None:
-                inputs = self.neighbour_list.inputs(atoms)
+            try:
+                resident = None if follower is None else self.neighbour_list.resident(atoms, follower.following)
+                if resident is None:
+                    inputs = self.neighbour_list.inputs(atoms)
+            except MemoryError as error:
+                raise too_many_neighbours(len(atoms), error) from error
         with self.timings.phase("engine"):
             if follower is None or resident is None:
                 outputs = self.evaluator.session.run(inputs)

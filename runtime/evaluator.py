@@ -16,7 +16,7 @@ from painn_deploy.export.errors import BundleError, EngineError, OwnershipError,
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest
 from painn_deploy.runtime.grouping import group
-from painn_deploy.runtime.limits import SizeLimits
+from painn_deploy.runtime.limits import SizeLimits, too_many_neighbours
 from painn_deploy.runtime.matrix import LocalGraph, join
 from painn_deploy.runtime.results import checked_results
 from painn_deploy.runtime.sizing import BatchSizes
@@ -159,7 +159,10 @@ class Evaluator(Closing):
         with self.timings.phase("neighbours"):
             atoms = check_structure(atoms)
             references = self.references(atoms.numbers)
-            graph = LocalGraph.of(atoms, self.manifest.cutoff)
+            try:
+                graph = LocalGraph.of(atoms, self.manifest.cutoff)
+            except MemoryError as error:
+                raise too_many_neighbours(len(atoms), error) from error
         self.limits.check(*graph.size)
         return Prepared(atoms, graph, references)
 

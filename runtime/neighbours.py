@@ -189,7 +189,12 @@ def _candidates(atoms: Atoms, cell: Float64[np.ndarray, "3 3"], cutoff: float) -
     periodic = np.asarray(atoms.pbc)
     view = _searchable(atoms.positions, cell, periodic, cutoff)
     search = vesin.NeighborList(cutoff=view.reach, full_list=False, n_threads=1)
-    indices, shifts = search.compute(view.points, view.cell, periodic, "PS", copy=True)
+    try:
+        indices, shifts = search.compute(view.points, view.cell, periodic, "PS", copy=True)
+    except RuntimeError as error:  # all that its library raises
+        if "memory" in str(error):
+            raise MemoryError(f"the search for neighbours: {error}") from error
+        raise StructureError(f"Neighbours of this structure cannot be found: {error}.") from error
     first, second = indices[:, 0].astype(np.int64), indices[:, 1].astype(np.int64)
     images = None
     if periodic.any():

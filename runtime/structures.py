@@ -39,7 +39,7 @@ def check_structure(atoms: Atoms) -> Atoms:
 
     Whatever `atoms.arrays` holds is converted where that is exact or a rounding to float64: numbers and positions of
     other types, orders of bytes and layouts, whole numbers written as floats. A cell vector that does not repeat and
-    is not finite counts as none.
+    is not finite, or past `FARTHEST`, counts as none.
 
     Returns:
         The very same structure where there is nothing to convert, which is quick to see; else another one with its
@@ -195,18 +195,19 @@ def _flags(values: Any) -> np.ndarray:
 
 
 def _sound_cell(cell: Float64[np.ndarray, "3 3"], periodic: np.ndarray) -> Float64[np.ndarray, "3 3"]:
-    """The cell, without vectors that are not finite where they do not repeat."""
+    """The cell, without vectors that do not repeat and are not finite, or past all lengths."""
     largest = np.abs(cell).max(axis=1)
-    if not (largest < FARTHEST).all():
+    sane = largest < FARTHEST  # NaN is not less
+    if not sane.all():
         if not np.isfinite(largest[periodic]).all():
             raise StructureError(f"The cell holds NaN or infinity: {cell.tolist()}.")
-        if (largest[np.isfinite(largest)] >= FARTHEST).any():
+        if not sane[periodic].all():
+            wrong = int(np.flatnonzero(periodic & ~sane)[0])
             raise StructureError(
-                f"The cell vector {'abc'[int(np.nanargmax(largest))]} is {np.nanmax(largest):.1e} Å long, and float64 "
-                f"cannot place atoms in cells past {FARTHEST:.0e} Å. Check its units, or leave out what does not "
-                "repeat."
+                f"The cell vector {'abc'[wrong]} is {largest[wrong]:.1e} Å long, and float64 cannot place atoms in "
+                f"cells past {FARTHEST:.0e} Å. Check its units, or switch pbc off in the directions that do not repeat."
             )
-        cell = np.where(np.isfinite(largest)[:, None], cell, 0.0)
+        cell = np.where(sane[:, None], cell, 0.0)
     if not periodic.any():
         return cell
     vectors = cell[periodic]

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from ase.build import molecule
 from painn_deploy.export.errors import EngineError, ShapeError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.limits import SizeLimits, available_memory
+from painn_deploy.runtime.limits import SizeLimits, _of_groups, available_memory
 from painn_deploy.runtime.streaming import stream
 from tests import students
 
@@ -145,3 +147,58 @@ def test_a_structure_larger_than_memory_is_refused_before_it_is_tried() -> None:
         with pytest.raises(ShapeError, match="GiB are free"):
             limits.check(10**9, 60)
     SizeLimits([], 128, on_cpu=False).check(10**9, 60)
+
+
+def test_memory_that_a_scheduler_or_a_container_leaves(tmp_path: Path) -> None:
+    """Control groups of both versions, as files."""
+    root, groups = tmp_path / "fs", tmp_path / "cgroup"
+
+    def write(folder: Path, **files: object) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, value in files.items():
+            (folder / name.replace("__", ".")).write_text(f"{value}\n")
+
+    groups.write_text("0::/slurm/job_7/step_0\n")
+    assert _of_groups(groups, root) is None
+    write(root / "slurm" / "job_7", memory__max=8 * 2**30, memory__current=6 * 2**30, memory__stat="inactive_file 1024")
+    write(root / "slurm" / "job_7" / "step_0", memory__max="max", memory__current=2**30)
+    assert _of_groups(groups, root) == 2 * 2**30 + 1024
+    groups.write_text("3:cpu:/\n4:memory,hugetlb:/docker/abc\n1:name=systemd:/\n")
+    nobody = 9223372036854771712
+    write(root / "memory", memory__limit_in_bytes=nobody, memory__usage_in_bytes=5)
+    assert _of_groups(groups, root) is None
+    write(root / "memory", memory__limit_in_bytes=2**30, memory__usage_in_bytes=2**31)
+    assert _of_groups(groups, root) == 0
+    groups.write_bytes(b"\xff\x00garbage")
+    assert _of_groups(groups, root) is None
+
+
+LIMITED = """
+import resource, sys
+from ase import Atoms
+import numpy as np
+from painn_deploy.export.errors import ShapeError
+from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime.limits import available_memory
+with PaiNNCalculator(sys.argv[1], threads=1) as calculator:
+    calculator.calculate(Atoms("C"))
+    pages = int(open("/proc/self/statm").read().split()[0])
+    limit = pages * resource.getpagesize() + 2**28
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    assert 0.9 * 2**28 < available_memory() <= 2**28
+    side = 4.2 * np.random.default_rng(0).random((1200, 3))
+    for ask in (lambda a: calculator.calculate(a), lambda a: calculator.calculate_batch([a])):
+        try:
+            ask(Atoms("C1200", side))
+        except ShapeError as error:
+            print(error)
+"""
+
+
+def test_a_limit_of_the_process_counts_as_memory(bundle: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", LIMITED, bundle], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert [line.startswith("1200 atoms with up to") for line in ran.stdout.splitlines()] == [True, True], ran.stdout
+    assert ran.stdout.count("GiB are free") == 2
