@@ -1,6 +1,7 @@
 """The studies of speed, as a person runs them; their full-size figures are in docs/studies.md."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from painn_deploy.scripts.benchmarks.run import batches
 from painn_deploy.scripts.profiling import of_orb
 from painn_deploy.scripts.profiling.of_eager import eager_parts
 from painn_deploy.scripts.profiling.purposes import PURPOSES
+from painn_deploy.scripts.studies.shared_cores import busy_programs
 from tests import students
 
 from .test_studies import run
@@ -195,6 +197,20 @@ def test_other_programs_are_seen() -> None:
         spinning.kill()
         spinning.wait()
     assert busy is None or busy > 0.2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a program's cores are chosen on Linux alone")
+def test_shared_cores_are_measured(bundle: Path) -> None:
+    done = run("studies/shared_cores", bundle, "--seconds", 0.1, "--molecules")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| onnxruntime")]
+    assert [(cells[1].strip(), int(cells[2])) for cells in rows] == [("ethanol", 9), ("aspirin", 21)]
+    assert all(float(cell) > 0 for cells in rows for cell in cells[3:])
+    assert "other programs use" in done.stdout
+    with busy_programs(2):
+        before = os.times().children_user
+        time.sleep(0.3)
+    assert os.times().children_user > before
 
 
 def test_traffic_of_a_peer_is_counted() -> None:
