@@ -18,7 +18,7 @@ from painn_deploy.export.errors import BundleError, OutputError
 from painn_deploy.export.files import prepare_output, write_folder_whole
 from painn_deploy.export.manifest import LARGEST_MANIFEST, MANIFEST, MODEL, Manifest, check_free, check_name
 from painn_deploy.export.onnx_content import OnnxContent, OnnxContentError, read_onnx_content
-from painn_deploy.export.reading import Absent, Stamp, Unreadable, parse_json, read_stamped
+from painn_deploy.export.reading import AbsentError, Stamp, UnreadableError, parse_json, read_stamped
 
 __all__ = ["Bundle", "read_bundle", "write_bundle"]
 
@@ -129,7 +129,7 @@ class Bundle:
         """
         try:
             return parse_json(self.file(name), f"{name} of {self}")
-        except Unreadable as error:
+        except UnreadableError as error:
             raise BundleError(f"{error}. Export the bundle again.") from error
 
     def write(self, path: Path, *, overwrite: bool = False) -> "Bundle":
@@ -179,9 +179,9 @@ def _read(path: Path) -> Bundle:
     source = path / MANIFEST
     try:
         content = read_stamped(source, LARGEST_MANIFEST).content
-    except Unreadable as error:
+    except UnreadableError as error:
         why = f"it has no readable {MANIFEST}" if _identity(path) else "there is no such folder"
-        why += "" if isinstance(error, Absent) else f": {error}"
+        why += "" if isinstance(error, AbsentError) else f": {error}"
         raise BundleError(
             f"{path} is not a bundle: {why}. "
             "Make one with `painn-deploy export CHECKPOINT -o DIR`, and give the folder NAME.engine."
@@ -259,7 +259,7 @@ def _same(value: Any, text: str) -> bool:
     wanted = json.dumps(value)
     try:
         return wanted == text or bool(parse_json(f'{{"": {text}}}', "") == {"": json.loads(wanted)})
-    except Unreadable:
+    except UnreadableError:
         return False
 
 
@@ -275,11 +275,11 @@ def _read_checked(path: Path, name: str, sha256: str, most: int = LARGEST) -> _H
     """A file whose content has the hash that the manifest says."""
     try:
         content, stamp = read_stamped(path / name, most)
-    except Absent as error:
+    except AbsentError as error:
         raise BundleError(
             f"{path} lacks {name}, which its manifest lists. Copy it whole, or export it again."
         ) from error
-    except Unreadable as error:
+    except UnreadableError as error:
         raise BundleError(f"{error}. Copy the bundle whole, or export it again.") from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise BundleError(f"{path / name} was altered after export (its SHA-256 differs). Export the bundle again.")

@@ -15,7 +15,7 @@ from painn_deploy.export.errors import BundleError, OutputError
 from painn_deploy.export.fields import UNITS
 from painn_deploy.export.manifest_values import PRECISIONS, wrong_keys
 from painn_deploy.export.moved import moved_names
-from painn_deploy.export.reading import Unreadable, is_plain_name, parse_json
+from painn_deploy.export.reading import UnreadableError, is_plain_name, parse_json
 
 if TYPE_CHECKING:
     from painn_deploy.export.bundle import Bundle, read_bundle, write_bundle
@@ -115,7 +115,7 @@ class Manifest:
         """
         try:
             values = parse_json(text, str(source), finite=False)  # such a number is named by its key
-        except Unreadable as error:
+        except UnreadableError as error:
             raise BundleError(f"{error}. Export the bundle again.") from error
         version = values.get("format_version")
         if type(version) is not int or version < 1:
@@ -159,6 +159,10 @@ def _check(values: Mapping[str, Any], source: str | Path) -> None:
         raise BundleError(
             f"{source}: {', '.join(KEYS.get(name, name) for name in wrong)} holds a value that makes no sense. It was "
             "altered after export; export the bundle again."
+        )
+    if values["files"].keys() - {MODEL, VALIDATION} and not values["bound_to"]:
+        raise BundleError(
+            f"{source} lists machine code and does not say what it is bound to ({KEYS['bound_to']}). Export it again."
         )
     if len(values["files"]) > MOST_FILES:
         raise BundleError(f"{source} lists {len(values['files']):,} files, and no bundle has that many.")

@@ -117,7 +117,7 @@ class _Reader:
             if byte < 0x80:
                 return value, place + 1
             shift += 7
-        self._refuse("is no ONNX file, or is cut short")
+        return self._refuse("is no ONNX file, or is cut short")
 
     def _fields(self, at: int, end: int) -> Iterator[_Field]:
         content = self._content
@@ -154,7 +154,7 @@ class _Reader:
         try:
             return self._content[start:end].decode("utf-8")
         except UnicodeDecodeError:
-            self._refuse("is no ONNX file: a text in it is none")
+            return self._refuse("is no ONNX file: a text in it is none")
 
     def _pair(self, span: tuple[int, int]) -> None:
         self._of_metadata += span[1] - span[0]

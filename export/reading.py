@@ -2,7 +2,7 @@
 
 A name may be a link to a device, a pipe that nobody writes to, or a file of holes larger than all memory; a text may be
 nested a million deep. What is opened here is a regular file of bounded size, and what is parsed is bounded too; all
-else is `Unreadable`, which whoever asked turns into an error of ours.
+else is `UnreadableError`, which whoever asked turns into an error of ours.
 """
 
 import json
@@ -12,7 +12,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Absent", "Stamp", "Unreadable", "is_plain_name", "parse_json", "read_json", "read_regular", "read_stamped"]
+__all__ = [
+    "AbsentError",
+    "Stamp",
+    "UnreadableError",
+    "is_plain_name",
+    "parse_json",
+    "read_json",
+    "read_regular",
+    "read_stamped",
+]
 
 Stamp = tuple[int, int, int]
 """Size (bytes), time of the last change (ns) and inode of a file: where one of them differs, the file was changed."""
@@ -36,14 +45,14 @@ KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 )
 
 
-class Unreadable(ValueError):
+class UnreadableError(ValueError):
     """A file that is not read, or is no JSON of the kind that was asked for.
 
     The message begins with the file and is a sentence without its full stop.
     """
 
 
-class Absent(Unreadable):
+class AbsentError(UnreadableError):
     """There is no such file."""
 
 
@@ -63,9 +72,9 @@ def read_regular(path: Path, most: int, *, follow: bool = False) -> bytes:
         follow: whether the name may be a link, as a user's own may; what it leads to is a regular file all the same.
 
     Raises:
-        Absent: there is none.
-        Unreadable: it is a link, a folder, a pipe, a socket or a device, is larger, changes while it is read, or may
-            not be read.
+        AbsentError: there is none.
+        UnreadableError: it is a link, a folder, a pipe, a socket or a device, is larger, changes while it is read, or
+            may not be read.
     """
     return read_stamped(path, most, follow=follow).content
 
@@ -79,32 +88,32 @@ def read_stamped(path: Path, most: int, *, follow: bool = False) -> _Content:
         follow: see `read_regular`.
 
     Raises:
-        Absent: see `read_regular`.
-        Unreadable: see `read_regular`.
+        AbsentError: see `read_regular`.
+        UnreadableError: see `read_regular`.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     flags |= 0 if follow else getattr(os, "O_NOFOLLOW", 0)
     try:
         _check_kind(path, path.stat() if follow else path.lstat())  # a device may act on being opened
-        with open(os.open(path, flags), "rb") as file:
+        with os.fdopen(os.open(path, flags), "rb") as file:
             status = os.fstat(file.fileno())
             _check_kind(path, status)
             size = status.st_size
             if size > most:
-                raise Unreadable(f"{path} has {size:,} bytes, and no more than {most:,} are read")
+                raise UnreadableError(f"{path} has {size:,} bytes, and no more than {most:,} are read")
             content = file.read(size + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise Absent(f"there is no file {path}") from error
+        raise AbsentError(f"there is no file {path}") from error
     except OSError as error:
-        raise Unreadable(f"{path} cannot be read ({error.strerror or error})") from error
+        raise UnreadableError(f"{path} cannot be read ({error.strerror or error})") from error
     except MemoryError as error:
-        raise Unreadable(f"{path} has {size:,} bytes, for which there is no memory here") from error
+        raise UnreadableError(f"{path} has {size:,} bytes, for which there is no memory here") from error
     except ValueError as error:
-        if isinstance(error, Unreadable):
+        if isinstance(error, UnreadableError):
             raise
-        raise Unreadable(f"{str(path)!r} is no name of a file ({error})") from error
+        raise UnreadableError(f"{str(path)!r} is no name of a file ({error})") from error
     if len(content) != size:
-        raise Unreadable(f"{path} was changed while it was read")
+        raise UnreadableError(f"{path} was changed while it was read")
     return _Content(content, (size, status.st_mtime_ns, status.st_ino))
 
 
@@ -117,8 +126,8 @@ def read_json(path: Path, most: int, *, follow: bool = False) -> dict[str, Any]:
         follow: see `read_regular`.
 
     Raises:
-        Absent: there is none.
-        Unreadable: see `read_regular` and `parse_json`.
+        AbsentError: there is none.
+        UnreadableError: see `read_regular` and `parse_json`.
     """
     return parse_json(read_regular(path, most, follow=follow), str(path))
 
@@ -132,8 +141,8 @@ def parse_json(content: bytes | str, source: str, *, finite: bool = True) -> dic
         finite: refuse NaN and infinity, which are no JSON; else whoever reads the values has to.
 
     Raises:
-        Unreadable: it is not text, not JSON, no object, gives a key twice, is nested deeper than any of ours, or holds
-            a number or a text that cannot be written again.
+        UnreadableError: it is not text, not JSON, no object, gives a key twice, is nested deeper than any of ours, or
+            holds a number or a text that cannot be written again.
     """
     hooks: dict[str, Any] = {"parse_constant": _constant, "parse_float": _finite} if finite else {}
     try:
@@ -142,17 +151,17 @@ def parse_json(content: bytes | str, source: str, *, finite: bool = True) -> dic
         if "\\ud" in text or "\\uD" in text:  # half of a pair that stands for one character, perhaps
             json.dumps(values, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
-        raise Unreadable(f"{source} is not text in UTF-8 ({error.reason} at byte {error.start})") from error
+        raise UnreadableError(f"{source} is not text in UTF-8 ({error.reason} at byte {error.start})") from error
     except UnicodeEncodeError as error:
-        raise Unreadable(f"{source} is not JSON: it holds half of a character") from error
+        raise UnreadableError(f"{source} is not JSON: it holds half of a character") from error
     except RecursionError as error:
-        raise Unreadable(f"{source} is not JSON that is read here: it is nested too deep") from error
+        raise UnreadableError(f"{source} is not JSON that is read here: it is nested too deep") from error
     except ValueError as error:
-        raise Unreadable(f"{source} is not JSON: {error}") from error
+        raise UnreadableError(f"{source} is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise Unreadable(f"{source} holds no JSON object")
+        raise UnreadableError(f"{source} holds no JSON object")
     if _nested(values) > DEEPEST:
-        raise Unreadable(f"{source} is not JSON that is read here: it is nested deeper than {DEEPEST}")
+        raise UnreadableError(f"{source} is not JSON that is read here: it is nested deeper than {DEEPEST}")
     return values
 
 
@@ -166,7 +175,7 @@ def is_plain_name(name: str) -> bool:
 def _check_kind(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = next((words for test, words in KINDS if test(status.st_mode)), "is of an unknown kind")
-        raise Unreadable(f"{path} {kind}, and only regular files are read")
+        raise UnreadableError(f"{path} {kind}, and only regular files are read")
 
 
 def _nested(values: Any) -> int:

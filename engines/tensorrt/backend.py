@@ -147,6 +147,8 @@ def open_plan(library: Any, name: str, bundle: Bundle, device: str) -> TensorRTS
             f"{bundle} was built by {name} {manifest.engine_version}, and this is {library.__version__}. "
             "Export it again here, or install that version."
         )
+    if not manifest.profiles:
+        raise BundleError(f"{bundle} does not say which sizes its plan serves (profiles). Export it again.")
     index = int(chosen.partition(":")[2])
     if (here := compute_capability(index)) not in manifest.bound_to:
         raise BundleError(
