@@ -148,10 +148,14 @@ class Bundle:
         check_free(path, overwrite=overwrite)
         prepare_output(path.parent)
         files = {name: self.file(name) for name in self.manifest.files}
+        replaced = os.path.lexists(path)
         try:
-            write_folder_whole(path, {**files, MANIFEST: self.manifest.to_json().encode()})
+            write_folder_whole(path, {**files, MANIFEST: self.manifest.to_json().encode()}, durable=True)
         except OSError as error:
-            raise OutputError(f"Cannot write {path}: {error.strerror or error}. Nothing was left behind.") from error
+            gone = replaced and not os.path.lexists(path)  # the error says where it is
+            raise OutputError(
+                f"Cannot write {path}: {error.strerror or error}.{'' if gone else ' Nothing was left behind.'}"
+            ) from error
         return Bundle(path, self.manifest, self.sha256)
 
 
@@ -245,6 +249,12 @@ def _check_described(manifest: Manifest, graph: OnnxContent, path: Path) -> None
     wrong = [key for key, value in said.items() if key in graph.metadata and not _same(value, graph.metadata[key])]
     if graph.precision != manifest.precision:
         wrong.append("precision")
+    of_student = {key: manifest.configuration.get(key, getattr(manifest, key)) for key in ("architecture", "cutoff")}
+    if differing := [key for key, value in of_student.items() if value != getattr(manifest, key)]:
+        raise BundleError(
+            f"The manifest of {path} says another {' and '.join(differing)} than its configuration does. Export the "
+            "bundle again."
+        )
     if wrong:
         raise BundleError(
             f"The manifest of {path} says another {' and '.join(wrong)} than its {MODEL} does: they are not of one "

@@ -16,6 +16,7 @@ __all__ = [
     "AbsentError",
     "Stamp",
     "UnreadableError",
+    "check_owned",
     "is_plain_name",
     "parse_json",
     "read_json",
@@ -63,29 +64,31 @@ class _Content(NamedTuple):
     stamp: Stamp
 
 
-def read_regular(path: Path, most: int, *, follow: bool = False) -> bytes:
+def read_regular(path: Path, most: int, *, follow: bool = False, owned: bool = False) -> bytes:
     """Read a regular file.
 
     Args:
         path: the file.
         most: bytes that it may have.
         follow: whether the name may be a link, as a user's own may; what it leads to is a regular file all the same.
+        owned: whether nobody else may be able to change it, see `check_owned`.
 
     Raises:
         AbsentError: there is none.
         UnreadableError: it is a link, a folder, a pipe, a socket or a device, is larger, changes while it is read, or
             may not be read.
     """
-    return read_stamped(path, most, follow=follow).content
+    return read_stamped(path, most, follow=follow, owned=owned).content
 
 
-def read_stamped(path: Path, most: int, *, follow: bool = False) -> _Content:
+def read_stamped(path: Path, most: int, *, follow: bool = False, owned: bool = False) -> _Content:
     """Read a regular file, and say which one it was.
 
     Args:
         path: see `read_regular`.
         most: see `read_regular`.
         follow: see `read_regular`.
+        owned: see `read_regular`.
 
     Raises:
         AbsentError: see `read_regular`.
@@ -98,6 +101,8 @@ def read_stamped(path: Path, most: int, *, follow: bool = False) -> _Content:
         with os.fdopen(os.open(path, flags), "rb") as file:
             status = os.fstat(file.fileno())
             _check_kind(path, status)
+            if owned:
+                check_owned(path, status)
             size = status.st_size
             if size > most:
                 raise UnreadableError(f"{path} has {size:,} bytes, and no more than {most:,} are read")
@@ -117,19 +122,20 @@ def read_stamped(path: Path, most: int, *, follow: bool = False) -> _Content:
     return _Content(content, (size, status.st_mtime_ns, status.st_ino))
 
 
-def read_json(path: Path, most: int, *, follow: bool = False) -> dict[str, Any]:
+def read_json(path: Path, most: int, *, follow: bool = False, owned: bool = False) -> dict[str, Any]:
     """Read a regular file that holds one JSON object; see `parse_json`.
 
     Args:
         path: the file.
         most: bytes that it may have.
         follow: see `read_regular`.
+        owned: see `read_regular`.
 
     Raises:
         AbsentError: there is none.
         UnreadableError: see `read_regular` and `parse_json`.
     """
-    return parse_json(read_regular(path, most, follow=follow), str(path))
+    return parse_json(read_regular(path, most, follow=follow, owned=owned), str(path))
 
 
 def parse_json(content: bytes | str, source: str, *, finite: bool = True) -> dict[str, Any]:
@@ -163,6 +169,24 @@ def parse_json(content: bytes | str, source: str, *, finite: bool = True) -> dic
     if _nested(values) > DEEPEST:
         raise UnreadableError(f"{source} is not JSON that is read here: it is nested deeper than {DEEPEST}")
     return values
+
+
+def check_owned(path: Path, status: os.stat_result) -> None:
+    """Refuse what another user could have written: not this user's nor root's, or open to a group or to everybody.
+
+    Args:
+        path: of the file or folder, for the message.
+        status: of it.
+
+    Raises:
+        UnreadableError: see above. Never where the system has no such permissions.
+    """
+    if not hasattr(os, "geteuid"):
+        return
+    if status.st_uid not in (os.geteuid(), 0):
+        raise UnreadableError(f"{path} belongs to another user (uid {status.st_uid})")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UnreadableError(f"{path} can be written by other users (permissions {stat.S_IMODE(status.st_mode):o})")
 
 
 def is_plain_name(name: str) -> bool:
