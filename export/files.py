@@ -22,11 +22,6 @@ from typing import Any, BinaryIO
 from painn_deploy.export.errors import OutputError
 from painn_deploy.export.reading import is_plain_name
 
-try:
-    import fcntl
-except ImportError:  # another system
-    fcntl = None  # type: ignore[assignment]
-
 __all__ = [
     "PARTIAL",
     "prepare_output",
@@ -138,7 +133,7 @@ def write_folder_whole(path: Path, files: Mapping[str, bytes], *, durable: bool 
         _sweep(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # gone, or unfinished, or what was replaced
-        os.close(lock)
+        _release(lock)
 
 
 def remove_partial(folder: Path) -> None:
@@ -193,6 +188,8 @@ def to_json(values: Mapping[str, Any]) -> bytes:
 
 def sync(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk."""
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):  # a system that opens no folders
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -213,40 +210,54 @@ def _stem(path: Path) -> str:
     return f".{name}."
 
 
-def _made_and_locked(path: Path, mode: int) -> tuple[Path, int]:
-    """A new folder beside a path, and the handle that holds its lock: where the lock is free, its writer is dead."""
+def _made_and_locked(path: Path, mode: int) -> tuple[Path, int | None]:
+    """A new folder beside a path, and its lock: where nobody holds that, the writer is dead."""
     while True:
         partial = _beside(path)
         partial.mkdir(mode)
-        handle = os.open(partial, os.O_RDONLY)
-        if _locked(handle) is not False and partial.exists():
-            return partial, handle
-        os.close(handle)  # somebody swept it before it was locked
+        with suppress(BlockingIOError, FileNotFoundError):  # somebody swept it before it was locked
+            lock = _locked(partial)
+            if partial.exists():
+                return partial, lock
+            _release(lock)
 
 
-def _locked(handle: int) -> bool | None:
-    """Lock a file until its handle is closed; False where somebody else has, None where the system cannot."""
-    if fcntl is None:
+def _locked(folder: Path) -> int | None:
+    """Lock a folder until it is released; None where the system has no locks, or not for folders.
+
+    Raises:
+        BlockingIOError: somebody else holds the lock.
+        OSError: the folder cannot be opened.
+    """
+    if not hasattr(os, "O_DIRECTORY"):
         return None
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
+        import fcntl
+
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
-    except OSError:
+        os.close(handle)
+        raise
+    except (ImportError, OSError):
+        os.close(handle)
         return None
-    return True
+    return handle
+
+
+def _release(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)
 
 
 def _sweep(path: Path) -> None:
     """Remove the unfinished and retired folders of a path whose writers are dead; all others stay."""
     for left in path.parent.glob(f"{glob.escape(_stem(path))}{'[0-9a-f]' * 16}{PARTIAL}"):
         with suppress(OSError):
-            handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                if _locked(handle):
-                    shutil.rmtree(left, ignore_errors=True)
-            finally:
-                os.close(handle)
+            lock = _locked(left)
+            if lock is not None:
+                shutil.rmtree(left, ignore_errors=True)
+            _release(lock)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -261,8 +272,9 @@ def _exchange(one: Path, other: Path) -> bool:
 def _replace(path: Path, made: Path) -> None:
     """Put a folder in another's place by two renames; undone if the second fails."""
     retired = _beside(path)
-    handle = os.open(path, os.O_RDONLY)
-    _locked(handle)  # it may have to be put back
+    lock = None
+    with suppress(OSError):
+        lock = _locked(path)  # it may have to be put back
     try:
         path.rename(retired)
         try:
@@ -276,4 +288,4 @@ def _replace(path: Path, made: Path) -> None:
             raise
         shutil.rmtree(retired, ignore_errors=True)
     finally:
-        os.close(handle)
+        _release(lock)
