@@ -18,7 +18,7 @@ from painn_deploy.export.errors import BundleError, OutputError
 from painn_deploy.export.files import prepare_output, write_folder_whole
 from painn_deploy.export.manifest import LARGEST_MANIFEST, MANIFEST, MODEL, Manifest, check_free, check_name
 from painn_deploy.export.onnx_content import OnnxContent, OnnxContentError, read_onnx_content
-from painn_deploy.export.reading import AbsentError, Stamp, UnreadableError, parse_json, read_stamped
+from painn_deploy.export.reading import AbsentError, Stamp, UnreadableError, parse_json, parse_value, read_stamped
 
 __all__ = ["Bundle", "read_bundle", "write_bundle"]
 
@@ -268,7 +268,7 @@ def _same(value: Any, text: str) -> bool:
         return value == text
     wanted = json.dumps(value)
     try:
-        return wanted == text or bool(parse_json(f'{{"": {text}}}', "") == {"": json.loads(wanted)})
+        return wanted == text or bool(parse_value(text, "") == json.loads(wanted))
     except UnreadableError:
         return False
 

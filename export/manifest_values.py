@@ -19,7 +19,7 @@ LARGEST_SIZE = 16_384
 LARGEST_CUTOFF = 100.0
 """Å; a force field that reached as far would take all memory for its neighbours."""
 
-LARGEST_AXIS = 2**31
+LARGEST_AXIS, LARGEST_NUMBER = 2**31, 2**63
 HEAVIEST = 118
 
 
@@ -57,7 +57,7 @@ def _whole(value: Any, most: int) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return type(value) is int or (isinstance(value, float) and math.isfinite(value))
+    return (type(value) is int and abs(value) < LARGEST_NUMBER) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _sha256(value: Any) -> bool:

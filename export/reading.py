@@ -19,6 +19,7 @@ __all__ = [
     "check_owned",
     "is_plain_name",
     "parse_json",
+    "parse_value",
     "read_json",
     "read_regular",
     "read_stamped",
@@ -122,7 +123,9 @@ def read_stamped(path: Path, most: int, *, follow: bool = False, owned: bool = F
     return _Content(content, (size, status.st_mtime_ns, status.st_ino))
 
 
-def read_json(path: Path, most: int, *, follow: bool = False, owned: bool = False) -> dict[str, Any]:
+def read_json(
+    path: Path, most: int, *, follow: bool = False, owned: bool = False, finite: bool = True
+) -> dict[str, Any]:
     """Read a regular file that holds one JSON object; see `parse_json`.
 
     Args:
@@ -130,12 +133,13 @@ def read_json(path: Path, most: int, *, follow: bool = False, owned: bool = Fals
         most: bytes that it may have.
         follow: see `read_regular`.
         owned: see `read_regular`.
+        finite: see `parse_value`.
 
     Raises:
         AbsentError: there is none.
         UnreadableError: see `read_regular` and `parse_json`.
     """
-    return parse_json(read_regular(path, most, follow=follow, owned=owned), str(path))
+    return parse_json(read_regular(path, most, follow=follow, owned=owned), str(path), finite=finite)
 
 
 def parse_json(content: bytes | str, source: str, *, finite: bool = True) -> dict[str, Any]:
@@ -144,16 +148,34 @@ def parse_json(content: bytes | str, source: str, *, finite: bool = True) -> dic
     Args:
         content: of the file.
         source: the file, for messages.
-        finite: refuse NaN and infinity, which are no JSON; else whoever reads the values has to.
+        finite: see `parse_value`.
 
     Raises:
-        UnreadableError: it is not text, not JSON, no object, gives a key twice, is nested deeper than any of ours, or
-            holds a number or a text that cannot be written again.
+        UnreadableError: see `parse_value`; or it is no object.
     """
-    hooks: dict[str, Any] = {"parse_constant": _constant, "parse_float": _finite} if finite else {}
+    values = parse_value(content, source, finite=finite)
+    if not isinstance(values, dict):
+        raise UnreadableError(f"{source} holds no JSON object")
+    return values
+
+
+def parse_value(content: bytes | str, source: str, *, finite: bool = True) -> Any:
+    """Parse any JSON value in UTF-8.
+
+    Args:
+        content: of the file.
+        source: the file, for messages.
+        finite: refuse NaN, infinity and whole numbers beyond 64 bits, which other readers of JSON do not read; else
+            whoever uses the values has to.
+
+    Raises:
+        UnreadableError: it is not text, not JSON, gives a key twice, is nested deeper than any of ours, or holds a
+            number or a text that cannot be written again.
+    """
+    hooks: dict[str, Any] = {"parse_constant": _constant, "parse_float": _finite, "parse_int": _whole} if finite else {}
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
-        values = json.loads(text, object_pairs_hook=_once, parse_int=_whole, **hooks)
+        values = json.loads(text, object_pairs_hook=_once, **hooks)
         if "\\ud" in text or "\\uD" in text:  # half of a pair that stands for one character, perhaps
             json.dumps(values, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
@@ -164,8 +186,6 @@ def parse_json(content: bytes | str, source: str, *, finite: bool = True) -> dic
         raise UnreadableError(f"{source} is not JSON that is read here: it is nested too deep") from error
     except ValueError as error:
         raise UnreadableError(f"{source} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UnreadableError(f"{source} holds no JSON object")
     if _nested(values) > DEEPEST:
         raise UnreadableError(f"{source} is not JSON that is read here: it is nested deeper than {DEEPEST}")
     return values
@@ -204,7 +224,7 @@ def _check_kind(path: Path, status: os.stat_result) -> None:
 
 def _nested(values: Any) -> int:
     """How many lists and objects are inside each other; one that is too many at most is looked at."""
-    level, depth = [values], 0
+    level, depth = [values] if isinstance(values, Mapping | list) else [], 0
     while level and depth <= DEEPEST:
         inner: list[Any] = []
         for each in level:

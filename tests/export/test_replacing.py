@@ -176,7 +176,7 @@ def test_f11_a_bundle_is_on_the_disk_before_it_takes_its_place(copy: Path, monke
     exchange = files._exchange
 
     def watched(handle: int) -> None:
-        steps.append(Path(os.readlink(f"/proc/self/fd/{handle}")))
+        steps.append(Path(f"/proc/self/fd/{handle}").readlink())
         real(handle)
 
     def exchanged(one: Path, other: Path) -> bool:
