@@ -17,6 +17,7 @@ __all__ = [
     "Stamp",
     "UnreadableError",
     "check_owned",
+    "check_regular",
     "is_plain_name",
     "parse_json",
     "parse_value",
@@ -121,6 +122,28 @@ def read_stamped(path: Path, most: int, *, follow: bool = False, owned: bool = F
     if len(content) != size:
         raise UnreadableError(f"{path} was changed while it was read")
     return _Content(content, (size, status.st_mtime_ns, status.st_ino))
+
+
+def check_regular(path: Path, most: int) -> None:
+    """Refuse what another library would hang on, or take all memory for, if it were told to read it.
+
+    Args:
+        path: what a user named; it may be a link.
+        most: bytes that it may have.
+
+    Raises:
+        AbsentError: there is nothing.
+        UnreadableError: it is a folder, a pipe, a socket or a device, or is larger.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise AbsentError(f"there is no file {path}") from error
+    except (OSError, ValueError) as error:
+        raise UnreadableError(f"{str(path)[:80]!a} cannot be read ({error})") from error
+    _check_kind(path, status)
+    if status.st_size > most:
+        raise UnreadableError(f"{path} has {status.st_size:,} bytes, and no more than {most:,} are read")
 
 
 def read_json(

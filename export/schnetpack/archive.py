@@ -21,6 +21,9 @@ LARGEST_TEXT = 2**22
 SHARED = 4
 """How many times the numbers of a file may be used: weights that are tied have one storage."""
 
+LISTED = b"PK\x01\x02"
+"""How the entry of a record begins in the list of all."""
+
 REMEDY = "Give the file that torch.save or SchNetPack wrote, such as best_model."
 
 FLOATS = {
@@ -52,6 +55,8 @@ class Archive:
         self.source = source
         self._storages: dict[tuple[str, torch.dtype], Tensor] = {}
         self._left = SHARED * len(content)
+        if content.count(LISTED) > MOST_RECORDS:  # before each becomes an object
+            raise CheckpointError(f"{source} lists more than {MOST_RECORDS:,} records, and no student's file does.")
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(content))
             entries = self._zip.infolist()

@@ -190,7 +190,7 @@ def test_f14_many_records(painn_file: Path) -> None:
     with zipfile.ZipFile(path, "a") as archive:
         for index in range(100_001):
             archive.writestr(f"{path.stem}/x{index}", b"")
-    with pytest.raises(CheckpointError, match="declares more"):
+    with pytest.raises(CheckpointError, match="lists more than 100,000 records"):
         load_student(path)
 
 
