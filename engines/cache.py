@@ -12,8 +12,9 @@ from painn_deploy.engines.profiles import Profile
 from painn_deploy.export.errors import BundleError, ShapeError
 from painn_deploy.export.manifest import MANIFEST, MODEL, VALIDATION
 from painn_deploy.export.onnx_content import OnnxContentError, read_onnx_content
+from painn_deploy.export.parsing import UnreadableError
 from painn_deploy.export.progress import Tell, silent
-from painn_deploy.export.reading import UnreadableError, is_plain_name, read_json, read_regular
+from painn_deploy.export.reading import is_plain_name, read_json, read_regular
 
 __all__ = ["build_cached", "cache_folder", "cache_key"]
 

@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from painn_deploy.export.files import write_folder_whole, write_whole
-from painn_deploy.export.reading import UnreadableError, check_owned, read_regular
+from painn_deploy.export.parsing import UnreadableError
+from painn_deploy.export.reading import check_owned, read_regular
 
 __all__ = ["cache_folder", "keep", "keep_folder", "kept", "trusted"]
 

@@ -18,7 +18,8 @@ from painn_deploy.export.errors import BundleError, OutputError
 from painn_deploy.export.files import prepare_output, write_folder_whole
 from painn_deploy.export.manifest import LARGEST_MANIFEST, MANIFEST, MODEL, Manifest, check_free, check_name
 from painn_deploy.export.onnx_content import OnnxContent, OnnxContentError, read_onnx_content
-from painn_deploy.export.reading import AbsentError, Stamp, UnreadableError, parse_json, parse_value, read_stamped
+from painn_deploy.export.parsing import UnreadableError, parse_json, parse_value
+from painn_deploy.export.reading import AbsentError, Stamp, read_stamped
 
 __all__ = ["Bundle", "read_bundle", "write_bundle"]
 

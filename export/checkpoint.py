@@ -16,8 +16,9 @@ from painn_deploy.export.model.distiller import Distiller
 from painn_deploy.export.model.painn import PaiNN
 from painn_deploy.export.model.student import Configuration, Student
 from painn_deploy.export.model.weights import check_student, check_tensors
+from painn_deploy.export.parsing import UnreadableError
 from painn_deploy.export.plain import read_safetensors, read_torch, unwrapped
-from painn_deploy.export.reading import AbsentError, UnreadableError, read_json, read_regular
+from painn_deploy.export.reading import AbsentError, read_json, read_regular
 from painn_deploy.export.schnetpack.archive import Archive, is_tensor
 from painn_deploy.export.schnetpack.files import is_plain, read_model
 from painn_deploy.export.schnetpack.pickles import check_names

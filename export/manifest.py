@@ -15,7 +15,8 @@ from painn_deploy.export.errors import BundleError, OutputError
 from painn_deploy.export.fields import UNITS
 from painn_deploy.export.manifest_values import PRECISIONS, wrong_keys
 from painn_deploy.export.moved import moved_names
-from painn_deploy.export.reading import UnreadableError, is_plain_name, parse_json
+from painn_deploy.export.parsing import UnreadableError, parse_json
+from painn_deploy.export.reading import is_plain_name
 
 if TYPE_CHECKING:
     from painn_deploy.export.bundle import Bundle, read_bundle, write_bundle

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from painn_deploy.export.errors import CheckpointError, ConfigurationError
-from painn_deploy.export.reading import UnreadableError, parse_json, parse_value
+from painn_deploy.export.parsing import UnreadableError, parse_json, parse_value
 
 __all__ = ["read_safetensors", "read_torch", "unwrapped"]
 

@@ -16,8 +16,9 @@ from painn_deploy.engines.cache import build_cached, cache_key
 from painn_deploy.engines.onnxruntime.backend import OnnxRuntimeBackend
 from painn_deploy.engines.profiles import Profile
 from painn_deploy.export.errors import BundleError, ShapeError
+from painn_deploy.export.parsing import UnreadableError
 from painn_deploy.export.progress import Tell, silent
-from painn_deploy.export.reading import UnreadableError, check_owned
+from painn_deploy.export.reading import check_owned
 
 MODEL = b"\x3a\0"  # an ONNX file with an empty graph
 CODE = b"machine code"
