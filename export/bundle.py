@@ -123,13 +123,13 @@ class Bundle:
         return _read_checked(self.path, name, self.manifest.files[name]).content
 
     def json(self, name: str) -> dict[str, Any]:
-        """Content of a file that holds a JSON object.
+        """Content of a file that holds a JSON object, whose values and their kinds are the reader's to check.
 
         Raises:
             BundleError: see `file`; or it holds none.
         """
         try:
-            return parse_json(self.file(name), f"{name} of {self}")
+            return parse_json(self.file(name), f"{name} of {self}", finite=False)  # an error may be NaN
         except UnreadableError as error:
             raise BundleError(f"{error}. Export the bundle again.") from error
 

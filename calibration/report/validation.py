@@ -42,6 +42,9 @@ __all__ = [
     "write_validations",
 ]
 
+LARGEST = 2**63
+"""Of a number that is drawn."""
+
 Results = Sequence[Mapping[str, Any]]
 
 
@@ -378,5 +381,7 @@ def _is_sensitivity(row: Any) -> bool:
         isinstance(row, dict)
         and all(isinstance(row.get(key), str) and "$" not in row[key] for key in ("gemm", "precision"))
         and isinstance(row.get("force_rmse"), int | float)
+        and abs(row["force_rmse"]) < LARGEST  # and is no NaN
         and type(row.get("multiply_adds", 0)) is int
+        and 0 <= row.get("multiply_adds", 0) < LARGEST
     )

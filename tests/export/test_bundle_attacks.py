@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 from rich.console import Console
 
+from painn_deploy.calibration.report.validation import _sensitivity
 from painn_deploy.export.bundle import Bundle, read_bundle
 from painn_deploy.export.errors import BundleError
 from painn_deploy.export.manifest import MANIFEST, MODEL, VALIDATION
@@ -409,3 +410,24 @@ def test_right_bundles_still_run(copy: Path) -> None:
         atoms = students.water()
         atoms.calc = calculator
         assert np.isfinite(atoms.get_potential_energy())
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        *(5, "x", {"a": 1}, [5], [{}], [{"gemm": "a", "precision": "int8", "force_rmse": "x"}]),
+        [{"gemm": "a", "precision": "int8", "force_rmse": 10**400}],
+        [{"gemm": "a", "precision": "int8", "force_rmse": float("nan")}],
+        [{"gemm": "$\\frac", "precision": "int8", "force_rmse": 1.0}],
+        [{"gemm": "a", "precision": [], "force_rmse": 1.0}],
+        [{"gemm": "a", "precision": "int8", "force_rmse": 1.0, "multiply_adds": "many"}],
+    ],
+)
+def test_f17_a_sensitivity_of_any_shape(copy: Path, rows: Any) -> None:
+    values = json.loads((copy / VALIDATION).read_text())
+    with_validation(copy, json.dumps(values | {"sensitivity": rows}))
+    with pytest.raises(BundleError, match="sensitivity holds what makes no sense"):
+        _sensitivity(read_bundle(copy))
+    row = {"gemm": "a", "precision": "int8", "force_rmse": 1.0, "multiply_adds": 5}
+    with_validation(copy, json.dumps(values | {"sensitivity": [row]}))
+    assert _sensitivity(read_bundle(copy)) == [row]
