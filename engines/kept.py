@@ -32,7 +32,7 @@ def kept(path: Path, most: int) -> bytes | None:
     """Content of a file in the cache; None where there is none that could not be another user's work.
 
     Args:
-        path: below `cache_folder`.
+        path: of it, see `trusted`.
         most: bytes that it may have.
     """
     if not trusted(path.parent):
@@ -47,7 +47,7 @@ def keep(path: Path, data: bytes) -> None:
     """Write a file into the cache; where that cannot be done, nothing but time is lost.
 
     Args:
-        path: below `cache_folder`.
+        path: of it, see `trusted`.
         data: all of its content.
     """
     with suppress(OSError):
@@ -59,7 +59,7 @@ def keep_folder(path: Path, files: Mapping[str, bytes]) -> None:
     """Write a folder into the cache, whole or not at all; where that cannot be done, nothing but time is lost.
 
     Args:
-        path: below `cache_folder`.
+        path: of it, see `trusted`.
         files: contents by name.
     """
     with suppress(OSError):
@@ -73,9 +73,9 @@ def trusted(folder: Path) -> bool:
     Where one can, a warning says so once in a process.
 
     Args:
-        folder: `cache_folder`, or below it.
+        folder: `cache_folder`, or below it; or another one that a caller keeps files in.
     """
-    root = cache_folder()
+    root = _root(folder)
     try:
         below = folder.relative_to(root).parts
         for level in (root, *(root.joinpath(*below[: depth + 1]) for depth in range(len(below)))):
@@ -91,9 +91,15 @@ def trusted(folder: Path) -> bool:
     return True
 
 
+def _root(folder: Path) -> Path:
+    """The folder from which on everything has to be trusted."""
+    root = cache_folder()
+    return root if folder.is_relative_to(root) else folder
+
+
 def _made(folder: Path) -> bool:
     """Whether a folder of the cache is there now, and trusted."""
-    root = cache_folder()
+    root = _root(folder)
     root.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
     if not trusted(root):
         return False
