@@ -20,6 +20,8 @@ __all__ = [
     "with_weights",
 ]
 
+AGAIN = "Save the weights of the trained model again, as model.state_dict() gives them."
+
 MOST_TENSORS = 10_000
 """Of a state dict; a student has some dozens."""
 
@@ -44,13 +46,14 @@ def check_tensors(state: Mapping[str, Tensor], source: str) -> None:
             wrapper's name.
     """
     if len(state) > MOST_TENSORS:
-        raise CheckpointError(f"{source} holds {len(state):,} tensors, and no student has that many.")
+        raise CheckpointError(f"{source} holds {len(state):,} tensors, and no student has that many. {AGAIN}")
     for key, value in state.items():
         if not value.is_floating_point() or value.dtype.itemsize < 2 or value.layout != torch.strided or value.is_meta:
             raise CheckpointError(f"{source}: {key} holds {value.dtype}, {value.layout}; not floating-point weights.")
         if value.numel() * value.dtype.itemsize > value.untyped_storage().nbytes():
             raise CheckpointError(
-                f"{source}: {key} declares {value.numel():,} numbers of {tuple(value.shape)}, and the file holds fewer."
+                f"{source}: {key} declares {value.numel():,} numbers of {tuple(value.shape)}, and the file holds fewer. "
+                f"{AGAIN}"
             )
     first = next(iter(state), "").split(".")[0]
     if first in PREFIXES and all(key.startswith(f"{first}.") for key in state):
@@ -117,12 +120,12 @@ def check_basis(tensors: Mapping[str, Tensor], source: str, *, positive: Sequenc
     """
     for name, tensor in tensors.items():
         if tensor.dim() != 1 or not len(tensor) or not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{source}: {name} of the radial basis is no row of finite numbers.")
+            raise CheckpointError(f"{source}: {name} of the radial basis is no row of finite numbers. {AGAIN}")
         if name in positive and not (tensor > 0).all():
-            raise CheckpointError(f"{source}: one of {name} of the radial basis is not positive.")
+            raise CheckpointError(f"{source}: one of {name} of the radial basis is not positive. {AGAIN}")
     if len({len(tensor) for tensor in tensors.values()}) > 1:
         lengths = " and ".join(f"{len(tensor)} {name}" for name, tensor in tensors.items())
-        raise CheckpointError(f"{source}: its radial basis has {lengths}, and each function has one of both.")
+        raise CheckpointError(f"{source}: its radial basis has {lengths}, and each function has one of both. {AGAIN}")
 
 
 def with_weights(
@@ -146,7 +149,7 @@ def with_weights(
     weights = dict(weights)
     references = weights.pop("atomic_references", None)
     if configuration.num_interactions > len(weights):  # else so many would be made to say which are missing
-        raise CheckpointError(f"{source} lacks tensors that {named} has: it holds {len(weights)}.")
+        raise CheckpointError(f"{source} lacks tensors that {named} has: it holds {len(weights)}. {AGAIN}")
     if (rows := len(weights.get("embedding.weight", ()))) > MOST_ROWS:
         raise CheckpointError(
             f"{source}: the embedding has {rows:,} rows, and there are {len(chemical_symbols) - 1} elements."
