@@ -52,8 +52,8 @@ def check_tensors(state: Mapping[str, Tensor], source: str) -> None:
             raise CheckpointError(f"{source}: {key} holds {value.dtype}, {value.layout}; not floating-point weights.")
         if value.numel() * value.dtype.itemsize > value.untyped_storage().nbytes():
             raise CheckpointError(
-                f"{source}: {key} declares {value.numel():,} numbers of {tuple(value.shape)}, and the file holds fewer. "
-                f"{AGAIN}"
+                f"{source}: {key} declares {value.numel():,} numbers of {tuple(value.shape)}, "
+                f"and the file holds fewer. {AGAIN}"
             )
     first = next(iter(state), "").split(".")[0]
     if first in PREFIXES and all(key.startswith(f"{first}.") for key in state):
