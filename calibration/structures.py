@@ -16,6 +16,7 @@ from ase.data import chemical_symbols, covalent_radii, reference_states
 
 from painn_deploy.export.errors import DatasetError
 from painn_deploy.export.model.student import Student
+from painn_deploy.export.reading import AbsentError, check_regular
 
 __all__ = [
     "CALIBRATION_NAME",
@@ -44,6 +45,9 @@ MOST_MOLECULES = 60
 
 PERIODIC_COPIES = 4
 """How many copies of each crystal and box at each distortion: they are few, and a search must not overlook them."""
+
+LARGEST_FILE = 2**32
+"""Bytes of a file whose structures are all held at once."""
 
 LARGEST_FORCE = 50.0
 """eV/Å, largest force component of a structure that lower precisions are measured on."""
@@ -226,6 +230,13 @@ def read_structures(path: str | Path) -> list[Atoms]:
     Raises:
         DatasetError: the file is not there, cannot be read, or holds nothing.
     """
+    try:
+        if not Path(path).is_dir():  # some formats are folders
+            check_regular(Path(path), LARGEST_FILE)
+    except AbsentError:
+        pass  # ASE takes more than names of files, and says what it misses
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"Cannot read structures from {path}: {error}.") from error
     try:
         read = ase.io.read(path, index=":")
     except Exception as error:  # each of ASE's readers raises what it met

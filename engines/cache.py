@@ -2,15 +2,19 @@
 
 import hashlib
 import json
-import os
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine
+from painn_deploy.engines.kept import cache_folder, keep_folder, trusted
 from painn_deploy.engines.profiles import Profile
-from painn_deploy.export.files import write_folder_whole
+from painn_deploy.export.errors import BundleError, ShapeError
+from painn_deploy.export.manifest import MANIFEST, MODEL, VALIDATION
+from painn_deploy.export.onnx_content import OnnxContentError, read_onnx_content
+from painn_deploy.export.parsing import UnreadableError
 from painn_deploy.export.progress import Tell, silent
+from painn_deploy.export.reading import is_plain_name, read_json, read_regular
 
 __all__ = ["build_cached", "cache_folder", "cache_key"]
 
@@ -18,12 +22,8 @@ META = "engine.json"
 MADE = 4
 """Version of our way of building; one more whenever a backend here builds the same graph differently."""
 
-
-def cache_folder() -> Path:
-    """$PAINN_DEPLOY_CACHE, or painn-deploy in the user's cache folder; it need not exist."""
-    if chosen := os.environ.get("PAINN_DEPLOY_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "painn-deploy"
+LARGEST_META, LARGEST = 2**20, 2**31
+"""Bytes."""
 
 
 def cache_key(backend: Backend, model: bytes, options: BuildOptions) -> str:
@@ -53,7 +53,7 @@ def build_cached(
     """Build an engine, or take an earlier one of the same graph, backend and options.
 
     An entry is a folder that is renamed into place when it is whole, so that two builders at once cost time and
-    nothing else. One that was damaged is built again.
+    nothing else. One that was damaged, or that another user could have written, is built again.
 
     Args:
         backend: that builds.
@@ -65,9 +65,14 @@ def build_cached(
         The engine, and whether it was built before.
 
     Raises:
+        BundleError: the graph is not whole in itself.
         EngineError: the graph cannot be built.
         EngineUnavailableError: something that building needs is not here.
     """
+    try:
+        read_onnx_content(model)
+    except OnnxContentError as error:
+        raise BundleError(f"No engine is built of this graph: it {error}. Export the student again.") from error
     folder = cache_folder() / "engines" / cache_key(backend, model, options)
     if (found := _read(folder)) is not None:
         return found, True
@@ -79,15 +84,40 @@ def build_cached(
 
 def _read(folder: Path) -> BuiltEngine | None:
     """An entry whose files are unchanged; None where there is none."""
-    try:
-        meta = json.loads((folder / META).read_text(encoding="utf-8"))
-        files = {name: (folder / name).read_bytes() for name in meta["files"]}
-        if any(hashlib.sha256(files[name]).hexdigest() != sha256 for name, sha256 in meta["files"].items()):
-            return None
-        profiles = tuple(Profile.from_mapping(profile) for profile in meta["profiles"])
-        return BuiltEngine(files, tuple(meta["bound_to"]), profiles, tuple(meta["warnings"]), meta["tf32"])
-    except (OSError, ValueError, KeyError, TypeError):
+    if not trusted(folder):
         return None
+    try:
+        meta = read_json(folder / META, LARGEST_META, owned=True)
+        listed: dict[str, str] = {_name(name): _text(sha256) for name, sha256 in meta["files"].items()}
+        files = {name: read_regular(folder / name, LARGEST, owned=True) for name in listed}
+        if not files or any(hashlib.sha256(files[name]).hexdigest() != sha256 for name, sha256 in listed.items()):
+            return None
+        profiles = tuple(Profile.from_mapping(profile) for profile in _list(meta["profiles"]))
+        bound_to, warnings = (tuple(map(_text, _list(meta[key]))) for key in ("bound_to", "warnings"))
+        if not bound_to or not all(bound_to) or not isinstance(meta["tf32"], bool):
+            return None
+        return BuiltEngine(files, bound_to, profiles, warnings, meta["tf32"])
+    except (UnreadableError, ShapeError, AttributeError, KeyError, TypeError, ValueError, MemoryError):
+        return None
+
+
+def _name(name: str) -> str:
+    """A name that a file of an engine can have in a bundle."""
+    if not is_plain_name(name) or name in (META, MANIFEST, MODEL, VALIDATION):
+        raise ValueError(f"{name!a} is no file of an engine")
+    return name
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list")
+    return value
 
 
 def _keep(folder: Path, built: BuiltEngine) -> None:
@@ -99,6 +129,4 @@ def _keep(folder: Path, built: BuiltEngine) -> None:
         "tf32": built.tf32,
         "profiles": [profile.as_dict() for profile in built.profiles],
     }
-    with suppress(OSError):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        write_folder_whole(folder, {**built.files, META: json.dumps(meta).encode()})
+    keep_folder(folder, {**built.files, META: json.dumps(meta).encode()})

@@ -25,20 +25,19 @@ class Profile:
     slots: tuple[int, int, int]
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> "Profile":
+    def from_mapping(cls, values: Any) -> "Profile":
         """From a manifest.
 
         Raises:
             ShapeError: it is not two rising triples.
         """
-        try:
-            profile = cls(*(tuple(int(n) for n in values[name]) for name in ("atoms", "slots")))  # type: ignore[arg-type]
-            sound = all(1 <= low <= opt <= high for low, opt, high in (profile.atoms, profile.slots))
-        except (KeyError, TypeError, ValueError):
-            sound = False
-        if not sound:
-            raise ShapeError(f"{dict(values)} is not a shape profile; export the bundle again.")
-        return profile
+        axes = [values.get(name) for name in ("atoms", "slots")] if isinstance(values, Mapping) else []
+        triples = [tuple(axis) for axis in axes if isinstance(axis, list | tuple)]
+        whole = all(type(size) is int for triple in triples for size in triple)
+        if [*map(len, triples)] != [3, 3] or not whole or not all(1 <= a <= b <= c for a, b, c in triples):
+            raise ShapeError(f"{str(values)[:200]} is not a shape profile; export the bundle again.")
+        atoms, slots = triples
+        return cls(atoms, slots)
 
     def as_dict(self) -> dict[str, list[int]]:
         """Plain JSON types, for the manifest."""

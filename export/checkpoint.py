@@ -1,8 +1,8 @@
 """From a file to a student: whatever the file is, nothing in it is ever executed."""
 
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from painn_deploy.export.declaration import Declaration, species_text
-from painn_deploy.export.errors import CheckpointError, ConfigurationError, DeclarationError
+from painn_deploy.export.errors import CheckpointError, ConfigurationError, DeclarationError, PaiNNDeployError
 from painn_deploy.export.model.distiller import Distiller
 from painn_deploy.export.model.painn import PaiNN
 from painn_deploy.export.model.student import Configuration, Student
 from painn_deploy.export.model.weights import check_student, check_tensors
-from painn_deploy.export.plain import read_safetensors, read_torch
-from painn_deploy.export.schnetpack.archive import Archive
+from painn_deploy.export.parsing import UnreadableError
+from painn_deploy.export.plain import read_safetensors, read_torch, unwrapped
+from painn_deploy.export.reading import AbsentError, read_json, read_regular
+from painn_deploy.export.schnetpack.archive import Archive, is_tensor
 from painn_deploy.export.schnetpack.files import is_plain, read_model
 from painn_deploy.export.schnetpack.pickles import check_names
 from painn_deploy.export.units import energy_unit, length_unit
@@ -36,6 +38,12 @@ __all__ = [
 ARCHITECTURES: Mapping[str, type[PaiNN] | type[Distiller]] = {"painn": PaiNN, "distiller": Distiller}
 SHIPPED = Path(__file__).parent / "students"
 LONGEST_NAME = 150
+LARGEST, LARGEST_JSON = 2**31, 2**20
+"""Bytes of a checkpoint, and of the configuration beside it; a student has a few million, and a few hundred."""
+
+DEEPEST = 4
+"""Lists and mappings inside each other in a configuration."""
+
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 READ = (
     "What can be read: .safetensors or .pt with weights alone and their configuration as JSON beside them; what "
@@ -85,9 +93,13 @@ def find_checkpoint(checkpoint: str | Path) -> tuple[Path, str]:
             raise CheckpointError(f"No student named {text!r} ships with this version; those that do: {listed}.")
         return SHIPPED / f"{size}.safetensors", f"student-{size}"
     path = Path(checkpoint)
-    if path.is_dir():
+    try:
+        folder, there = path.is_dir(), path.exists()
+    except (OSError, ValueError) as error:  # too long a name, for one
+        raise CheckpointError(f"There is no file {text[:60]!a} ({error}). {READ}") from error
+    if folder:
         raise CheckpointError(f"{path} is a folder. Give the file in it that holds the model. {READ}")
-    if not path.is_file():
+    if not there:
         raise CheckpointError(f"There is no file {path}. {READ}")
     if len(path.stem) > LONGEST_NAME:
         raise CheckpointError(f"{path.stem[:40]}... is too long a name to name bundles after; rename the file.")
@@ -173,7 +185,8 @@ def read_weights(
     content = _content(file)
     declared = declared or Declaration()
     declared.check()
-    state, configuration, remarks = _read(content, file, declared)
+    with _in_words(str(file)):
+        state, configuration, remarks = _read(content, file, declared)
     said = None if declared == Declaration() else declared
     return state, configuration, Checkpoint(file, name, hashlib.sha256(content).hexdigest(), said, remarks)
 
@@ -201,17 +214,22 @@ def build_student(
             f"this version deploys {', '.join(sorted(ARCHITECTURES))}."
         )
     check_tensors(state, source)
-    try:
+    with _in_words(source, f"does not hold the tensors of {configuration.architecture}"):
         student = ARCHITECTURES[configuration.architecture].from_state_dict(configuration, state, source)
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, RuntimeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(
-            f"{source} does not hold the tensors of {configuration.architecture}: {error}."
-        ) from error
     student = student.to(dtype).eval().requires_grad_(False)
     check_student(student, source)
     return student
+
+
+@contextmanager
+def _in_words(source: str, what: str = "cannot be read: it is corrupt") -> Iterator[None]:
+    """Whatever a file that nobody wrote so makes a reader raise, it means the same to its user."""
+    try:
+        yield
+    except PaiNNDeployError:
+        raise
+    except Exception as error:  # of Python, of zip files, of torch: they share no base class but this one
+        raise CheckpointError(f"{source} {what} ({type(error).__name__}: {str(error)[:200]}).") from error
 
 
 def _read(
@@ -227,7 +245,9 @@ def _read(
             found = read_model(archive, tree, declared, _beside(path))
             configuration = Configuration.from_mapping(found.configuration, str(path))
             return found.tensors, _with_species(configuration, declared, path), found.remarks
-        tensors, inside = read_torch(content, path)
+        things, inside = unwrapped(tree, path, is_tensor)
+        tensors = {name: archive.tensor(thing, name) for name, thing in things.items()}
+        inside = {key: _number(archive, value) for key, value in inside.items()}
     elif path.suffix == ".safetensors" or content[8:9] == b"{":
         tensors, inside = read_safetensors(content, path)
     elif path.suffix == ".pt" or content.startswith(PICKLE):  # as torch wrote before 1.6; of weights alone
@@ -264,35 +284,50 @@ def _with_species(configuration: Configuration, declared: Declaration, path: Pat
     return replace(configuration, species=declared.species)
 
 
+def _number(archive: Archive, value: Any) -> Any:
+    """A value of a configuration, where one that is in a tensor is taken out."""
+    if not is_tensor(value):
+        return value
+    tensor = archive.tensor(value, "a value of the configuration", integers=True)
+    return tensor.item() if tensor.numel() == 1 else value
+
+
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"Cannot read {path}: {error.strerror or error}.") from error
+        return read_regular(path, LARGEST, follow=True)
+    except UnreadableError as error:
+        raise CheckpointError(f"Cannot read a checkpoint: {error}. {READ}") from error
 
 
 def _beside(path: Path) -> dict[str, Any] | None:
     """The JSON beside the file."""
-    beside = path.with_suffix(".json")
-    if not beside.is_file():
-        return None
     try:
-        values = json.loads(beside.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{beside} is not JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise ConfigurationError(f"{beside} holds no JSON object.")
-    return values
+        return read_json(path.with_suffix(".json"), LARGEST_JSON, follow=True, finite=False)
+    except AbsentError:
+        return None
+    except UnreadableError as error:
+        raise ConfigurationError(f"The configuration of {path} cannot be read: {error}.") from error
 
 
-def _configuration(path: Path, inside: Mapping[str, Any]) -> Configuration:
+def _configuration(path: Path, inside: Mapping[Any, Any]) -> Configuration:
     beside, values = path.with_suffix(".json"), _beside(path)
     if values is None and not inside:
         raise ConfigurationError(
             f"{path} holds no configuration and there is no {beside.name} beside it. Write one with architecture, "
             "hidden_dim, num_interactions, num_rbf and cutoff."
         )
+    if not _plain(inside, DEEPEST):
+        raise ConfigurationError(f"{path} holds a configuration of other things than texts, numbers and lists of them.")
     read = values or {}
     if disagree := sorted(key for key in read.keys() & inside.keys() if read[key] != inside[key]):
         raise ConfigurationError(f"{beside} and {path} disagree about {', '.join(disagree)}; make them say the same.")
     return Configuration.from_mapping({**inside, **read}, str(beside if read else path))
+
+
+def _plain(value: Any, depth: int) -> bool:
+    """Whether a value is one that JSON can hold, with no more than so many lists and mappings inside each other."""
+    if isinstance(value, dict):
+        return depth > 0 and all(isinstance(key, str) and _plain(each, depth - 1) for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return depth > 0 and all(_plain(each, depth - 1) for each in value)
+    return value is None or isinstance(value, str | int | float)

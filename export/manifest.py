@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from painn_deploy.export.errors import BundleError, OutputError
 from painn_deploy.export.fields import UNITS
+from painn_deploy.export.manifest_values import PRECISIONS, wrong_keys
 from painn_deploy.export.moved import moved_names
+from painn_deploy.export.parsing import UnreadableError, parse_json
+from painn_deploy.export.reading import is_plain_name
 
 if TYPE_CHECKING:
     from painn_deploy.export.bundle import Bundle, read_bundle, write_bundle
@@ -33,8 +36,10 @@ MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 VALIDATION = "validation.json"
 SUFFIX = ".engine"
-PRECISIONS = ("fp32", "fp16", "int8")
-"""Every precision that a bundle can be in, the most exact first."""
+LARGEST_MANIFEST = 2**22
+"""Bytes; one of ours has a few thousand."""
+
+MOST_FILES = 1_000
 
 KEYS = {"bound_to": "compute_capability"}
 """Of the file, where they are not an attribute's name: to rename one would be a new format."""
@@ -110,13 +115,11 @@ class Manifest:
             BundleError: it is not JSON, of a newer format, lacks a key, or holds a value that makes no sense.
         """
         try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"{source} is not JSON: {error}. Export the bundle again.") from error
-        if not isinstance(values, dict):
-            raise BundleError(f"{source} holds no JSON object. Export the bundle again.")
+            values = parse_json(text, str(source), finite=False)  # such a number is named by its key
+        except UnreadableError as error:
+            raise BundleError(f"{error}. Export the bundle again.") from error
         version = values.get("format_version")
-        if not isinstance(version, int) or version < 1:
+        if type(version) is not int or version < 1:
             raise BundleError(f"{source} has no format_version: it is not a painn-deploy bundle.")
         if version > FORMAT_VERSION:
             raise BundleError(
@@ -150,26 +153,42 @@ def _frozen(value: Any) -> Any:
 
 
 def _check(values: Mapping[str, Any], source: str | Path) -> None:
-    """Hold the values that a runtime computes with against what they can be."""
-    cutoff, species, references = values["cutoff"], values["species"], values["atomic_references"]
-    sound = {
-        "cutoff": isinstance(cutoff, float) and 0 < cutoff < float("inf"),
-        "species": isinstance(species, tuple) and bool(species) and all(z in range(1, 119) for z in species),
-        "atomic_references": isinstance(references, tuple)
-        and all(isinstance(e, float) and abs(e) < float("inf") for e in references)
-        and len(references) == len(species),
-        "files": isinstance(values["files"], Mapping),
-        "declared": isinstance(values["declared"], Mapping),
-        "precision": values["precision"] in PRECISIONS,
-        "engine": isinstance(values["engine"], str),
-    }
-    if wrong := [name for name, fine in sound.items() if not fine]:
+    """Hold every value against what its key can hold."""
+    for name in values["files"] if isinstance(values["files"], Mapping) else ():
+        check_name(name, source)
+    if wrong := wrong_keys(values):
         raise BundleError(
-            f"{source}: {', '.join(wrong)} holds a value that makes no sense. It was altered after export; "
-            "export the bundle again."
+            f"{source}: {', '.join(KEYS.get(name, name) for name in wrong)} holds a value that makes no sense. It was "
+            "altered after export; export the bundle again."
         )
+    if values["files"].keys() - {MODEL, VALIDATION} and not values["bound_to"]:
+        raise BundleError(
+            f"{source} lists machine code and does not say what it is bound to ({KEYS['bound_to']}). Export it again."
+        )
+    if len(values["files"]) > MOST_FILES:
+        raise BundleError(f"{source} lists {len(values['files']):,} files, and no bundle has that many.")
     if values["units"] != dict(UNITS):
-        raise BundleError(f"{source} is in the units {values['units']}; this painn-deploy reads {dict(UNITS)}.")
+        raise BundleError(f"{source} is in the units {_short(values['units'])}; this painn-deploy reads {dict(UNITS)}.")
+
+
+def check_name(name: str, source: str | Path) -> None:
+    """Refuse the name of a file that a bundle cannot hold.
+
+    Args:
+        name: of the file.
+        source: of the name, for the message.
+
+    Raises:
+        BundleError: it is no plain name, or that of the manifest.
+    """
+    if not is_plain_name(name) or name == MANIFEST:
+        raise BundleError(f"{source} lists the file {_short(name)}, which is not inside it. Do not use this bundle.")
+
+
+def _short(value: Any) -> str:
+    """A value in a message: as Python would write it, in letters that every terminal has."""
+    text = ascii(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:

@@ -1,8 +1,7 @@
 """Files of tensors alone, safetensors or torch's, with the configuration that they may hold."""
 
 import io
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,12 @@ import torch
 from torch import Tensor
 
 from painn_deploy.export.errors import CheckpointError, ConfigurationError
+from painn_deploy.export.parsing import UnreadableError, parse_json, parse_value
 
-__all__ = ["read_safetensors", "read_torch"]
+__all__ = ["read_safetensors", "read_torch", "unwrapped"]
+
+LARGEST_HEADER = 2**24
+"""Bytes of the list of tensors in a safetensors file; ours have a few thousand."""
 
 STATE_KEYS = ("state_dict", "model_state_dict")
 CONFIGURATION_KEYS = ("configuration", "config")
@@ -30,12 +33,15 @@ def read_safetensors(content: bytes, path: Path) -> tuple[dict[str, Tensor], dic
         CheckpointError: it is no safetensors file.
         ConfigurationError: its metadata hold no configuration where they should.
     """
+    length = int.from_bytes(content[:8], "little")
+    if length > min(LARGEST_HEADER, len(content) - 8):
+        raise CheckpointError(f"{path} is not a safetensors file, or is cut short: its header has {length:,} bytes.")
     try:
+        metadata = parse_json(content[8 : 8 + length], "its header").get("__metadata__", {})
         tensors = safetensors.torch.load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{path} is not a safetensors file, or is cut short: {error}.") from error
-    return tensors, _from_metadata(header.get("__metadata__", {}))
+    return tensors, _from_metadata(metadata)
 
 
 def read_torch(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -55,19 +61,28 @@ def read_torch(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str,
             f"{path} cannot be read as weights only ({type(error).__name__}): it is corrupt, or holds pickled "
             "objects, which could run code and are never opened. Save model.state_dict() instead."
         ) from error
-    return _unwrap(read, path)
+    return unwrapped(read, path, lambda value: isinstance(value, Tensor))
 
 
-def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A state dict alone, or one beside a configuration in a dict."""
-    inside: dict[str, Any] = {}
+def unwrapped(content: Any, path: Path, is_tensor: Callable[[Any], bool]) -> tuple[dict[str, Any], dict[Any, Any]]:
+    """A state dict alone, or one beside a configuration in a dict.
+
+    Args:
+        content: of the file.
+        path: of the file, for messages.
+        is_tensor: whether a value is one.
+
+    Raises:
+        CheckpointError: it is no state dict.
+    """
+    inside: dict[Any, Any] = {}
     if isinstance(content, dict):
         inside = next((content[k] for k in CONFIGURATION_KEYS if isinstance(content.get(k), dict)), {})
         content = next((content[k] for k in STATE_KEYS if isinstance(content.get(k), dict)), content)
     if (
         not isinstance(content, dict)
         or not content
-        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+        or not all(isinstance(k, str) and is_tensor(v) for k, v in content.items())
     ):
         raise CheckpointError(
             f"{path} is not a state dict: expected a dict of tensors, alone or under {' or '.join(STATE_KEYS)} "
@@ -81,17 +96,14 @@ def _from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     for key in CONFIGURATION_KEYS:
         if key in metadata:
             try:
-                values = json.loads(metadata[key])
-            except json.JSONDecodeError:
-                values = None
-            if not isinstance(values, dict):
-                raise ConfigurationError(f"The metadata key {key!r} does not hold a JSON object.")
-            return values
+                return parse_json(metadata[key], f"the metadata key {key!r}", finite=False)
+            except UnreadableError as error:
+                raise ConfigurationError(f"The metadata key {key!r} does not hold a JSON object: {error}.") from error
     return {key: _plain(value) for key, value in metadata.items()} if "architecture" in metadata else {}
 
 
 def _plain(text: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return parse_value(text, "", finite=False)
+    except UnreadableError:
         return text

@@ -8,7 +8,6 @@ neighbours. What counts as near is measured on the judged structures themselves.
 
 import base64
 import binascii
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -194,12 +193,14 @@ class Judged:
             closest = np.zeros((len(symbols), len(symbols)))
             for i, j in combinations_with_replacement(range(len(symbols)), 2):
                 closest[i, j] = closest[j, i] = float(values["closest"][f"{symbols[i]}-{symbols[j]}"])
-        except (AttributeError, KeyError, TypeError, ValueError, binascii.Error) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError, binascii.Error) as error:
             raise BundleError(f"{JUDGED_ON} of a bundle cannot be read ({error}). Export the bundle again.") from error
         sound = (
-            np.isfinite([reach, *limits, *closest.ravel()]).all() and reach > SHORTEST and all(map(len, surroundings))
+            np.isfinite([reach, *limits, *closest.ravel()]).all()
+            and SHORTEST < reach <= REACH
+            and all(map(len, surroundings))
         )
-        if not (sound and symbols and list(elements) == sorted(elements)):
+        if not (sound and symbols and elements[0] > 0 and list(elements) == sorted(elements)):
             raise BundleError(f"{JUDGED_ON} of a bundle holds values that make no sense. Export the bundle again.")
         return cls(reach, elements, surroundings, limits, closest)
 
@@ -212,11 +213,7 @@ class Judged:
         """
         if VALIDATION not in bundle.manifest.files:
             return None
-        try:
-            validation = json.loads(bundle.file(VALIDATION))
-            values = validation.get(JUDGED_ON, {}) if isinstance(validation, dict) else None
-        except ValueError as error:
-            raise BundleError(f"{VALIDATION} of {bundle} is no JSON ({error}). Export it again.") from error
+        values = bundle.json(VALIDATION).get(JUDGED_ON, {})
         if not isinstance(values, dict):
             raise BundleError(f"{VALIDATION} of {bundle} holds values that make no sense. Export it again.")
         return cls.from_dict(values) if values else None

@@ -4,7 +4,6 @@ A CPU is fastest while a batch's tensors stay in its cache, a GPU once they fill
 structure takes as batches double.
 """
 
-import contextlib
 import hashlib
 import json
 import platform
@@ -16,10 +15,11 @@ import numpy as np
 from ase import Atoms
 
 from painn_deploy.engines import EngineInfo
-from painn_deploy.engines.cache import cache_folder
+from painn_deploy.engines.kept import cache_folder, keep, kept
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs
-from painn_deploy.export.files import to_json, write_whole
+from painn_deploy.export.files import to_json
+from painn_deploy.export.parsing import UnreadableError, parse_json
 from painn_deploy.runtime.machine import machine
 from painn_deploy.runtime.matrix import LocalGraph, join
 
@@ -35,6 +35,8 @@ CLOSE = 1.05
 """Sizes within 5 % of the fastest count as equal; the smallest of them is taken, as it needs least memory."""
 
 ROUNDS = 8
+LARGEST = 2**16
+"""Bytes of what is remembered."""
 
 
 class BatchSizes:
@@ -50,11 +52,13 @@ class BatchSizes:
 
     def remembered(self) -> int | None:
         """Atoms x slots of a batch as measured here before; None if it was not, or cannot be read."""
-        try:
-            slots = json.loads(self._file().read_text(encoding="utf-8"))["batch_slots"]
-        except (OSError, ValueError, KeyError, TypeError):
+        if (content := kept(self._file(), LARGEST)) is None:
             return None
-        return slots if isinstance(slots, int) and SIZES[0] <= slots <= SIZES_GPU[-1] else None
+        try:
+            slots = parse_json(content, "").get("batch_slots")
+        except UnreadableError:
+            return None
+        return slots if type(slots) is int and SIZES[0] <= slots <= SIZES_GPU[-1] else None
 
     def measured(self, run: Run, element: int, cutoff: float, most_atoms: int | None) -> int:
         """Atoms x slots of the fastest batch; measured in a few seconds, and remembered.
@@ -108,7 +112,6 @@ class BatchSizes:
 
     def _remember(self, slots: int, times: dict[int, float]) -> None:
         """A folder that cannot be written costs the next process a few seconds, and nobody an answer."""
-        path = self._file()
         facts = {
             "batch_slots": slots,
             "engine": dict(self._info),
@@ -116,9 +119,7 @@ class BatchSizes:
             "machine": self._machine,
             "microseconds_a_structure": {str(size): round(1e6 * spent, 2) for size, spent in times.items()},
         }
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, to_json(facts))
+        keep(self._file(), to_json(facts))
 
 
 def _molecule(element: int, cutoff: float) -> LocalGraph:

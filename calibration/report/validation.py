@@ -1,7 +1,6 @@
 """Validation: bundles compared with the student that they were made from, in float64 and float32, and audited."""
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from painn_deploy.engines import EngineInfo
 from painn_deploy.export.bundle import Bundle, read_bundle
 from painn_deploy.export.checkpoint import Checkpoint, load_student, resolve_checkpoint
 from painn_deploy.export.declaration import declaration_of
-from painn_deploy.export.errors import CheckpointError, OutputError
+from painn_deploy.export.errors import BundleError, CheckpointError, OutputError
 from painn_deploy.export.files import prepare_output, to_json, write_output
 from painn_deploy.export.manifest import MANIFEST, VALIDATION
 from painn_deploy.export.progress import Tell, silent
@@ -42,6 +41,9 @@ __all__ = [
     "validate",
     "write_validations",
 ]
+
+LARGEST = 2**63
+"""Of a number that is drawn."""
 
 Results = Sequence[Mapping[str, Any]]
 
@@ -367,5 +369,19 @@ def _sensitivity(bundle: Bundle) -> Sequence[Mapping[str, Any]]:
     """Force errors of each GEMM quantised alone, as export measured them."""
     if VALIDATION not in bundle.manifest.files:
         return []
-    rows = json.loads(bundle.file(VALIDATION)).get("sensitivity") or []
-    return [row for row in rows if isinstance(row, dict)]
+    rows = bundle.json(VALIDATION).get("sensitivity") or []
+    if not (isinstance(rows, list) and all(map(_is_sensitivity, rows))):
+        raise BundleError(f"{VALIDATION} of {bundle}: sensitivity holds what makes no sense. Export the bundle again.")
+    return rows
+
+
+def _is_sensitivity(row: Any) -> bool:
+    """Whether a row is one that can be drawn."""
+    return (
+        isinstance(row, dict)
+        and all(isinstance(row.get(key), str) and "$" not in row[key] for key in ("gemm", "precision"))
+        and isinstance(row.get("force_rmse"), int | float)
+        and abs(row["force_rmse"]) < LARGEST  # and is no NaN
+        and type(row.get("multiply_adds", 0)) is int
+        and 0 <= row.get("multiply_adds", 0) < LARGEST
+    )

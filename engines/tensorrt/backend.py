@@ -1,20 +1,18 @@
 """The `tensorrt` backend: plans built on the very GPU that they will run on, with TensorRT 10.13 or later."""
 
 import importlib
-from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine
-from painn_deploy.engines.cache import cache_folder
 from painn_deploy.engines.gpu.cuda import compute_capability, gpus
+from painn_deploy.engines.kept import cache_folder, keep, kept
 from painn_deploy.engines.profiles import Profile
 from painn_deploy.engines.session import EngineInfo
 from painn_deploy.engines.tensorrt.builder import build_plan
 from painn_deploy.engines.tensorrt.session import TensorRTSession
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import BundleError, EngineUnavailableError
-from painn_deploy.export.files import write_whole
 from painn_deploy.export.progress import Tell, silent
 
 if TYPE_CHECKING:
@@ -24,6 +22,8 @@ __all__ = ["BACKEND", "PLAN", "PlanBackend", "TensorRTBackend", "open_plan"]
 
 PLAN = "model.plan"
 OLDEST = (10, 13)
+LARGEST_CACHE = 2**29
+"""Bytes of a timing cache, which has some hundred thousand."""
 
 
 class PlanBackend(Backend):
@@ -110,12 +110,10 @@ class TensorRTBackend(PlanBackend):
                 f"tensorrt builds for the GPU at hand, whose compute capability is {here}, not for "
                 f"{', '.join(options.compute_capabilities)}."
             )
-        kept = cache_folder() / "timing" / f"tensorrt-{library.__version__}-{here}.cache"
-        measured = kept.read_bytes() if kept.is_file() else b""
+        file = cache_folder() / "timing" / f"tensorrt-{library.__version__}-{here}.cache"
+        measured = kept(file, LARGEST_CACHE) or b""
         built = build_plan(library, model, options, timing_cache=measured, tell=tell)
-        with suppress(OSError):  # a cache that cannot be written is no reason to lose the plan
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(kept, built.timing_cache)
+        keep(file, built.timing_cache)
         return BuiltEngine({PLAN: built.plan}, (here,), (options.profile,), built.warnings, tf32=options.tf32)
 
 
@@ -147,6 +145,8 @@ def open_plan(library: Any, name: str, bundle: Bundle, device: str) -> TensorRTS
             f"{bundle} was built by {name} {manifest.engine_version}, and this is {library.__version__}. "
             "Export it again here, or install that version."
         )
+    if not manifest.profiles:
+        raise BundleError(f"{bundle} does not say which sizes its plan serves (profiles). Export it again.")
     index = int(chosen.partition(":")[2])
     if (here := compute_capability(index)) not in manifest.bound_to:
         raise BundleError(

@@ -4,7 +4,6 @@ NOT YET EXECUTED ON A GPU BY US: `make test` proves what can be proved without o
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,17 @@ from painn_deploy.engines.gpu.arena import Arena
 from painn_deploy.engines.gpu.cuda import on_device, runtime
 from painn_deploy.engines.gpu.executor import GraphOfCuda, Recorded
 from painn_deploy.engines.gpu.session import GpuSession
+from painn_deploy.engines.kept import keep, kept
 from painn_deploy.engines.profiles import Profile
 from painn_deploy.engines.session import EngineInfo
 from painn_deploy.engines.tensorrt.builder import Messages
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import INPUTS, OUTPUTS, Field, GraphInputs
-from painn_deploy.export.files import write_whole
 
 __all__ = ["PlanExecutor", "TensorRTSession"]
+
+LARGEST_KERNELS = 2**29
+"""Bytes of the kernels that are kept for a plan."""
 
 LANES = 2
 """Evaluations under way at once: the context of one uploads while that of the other computes."""
@@ -130,8 +132,8 @@ class Kernels:
         configuration.dynamic_shapes_kernel_specialization_strategy = specialised.NONE
         if self._cache is None and self._kept is not None:
             self._cache = configuration.create_runtime_cache()
-            with suppress(OSError):
-                self._cache.deserialize(self._kept.read_bytes())
+            if (compiled := kept(self._kept, LARGEST_KERNELS)) is not None:
+                self._cache.deserialize(compiled)
         if self._cache is not None:
             configuration.set_runtime_cache(self._cache)
         return engine.create_execution_context(configuration)
@@ -141,9 +143,7 @@ class Kernels:
         cache, self._cache = self._cache, None
         if cache is None or self._kept is None:
             return
-        with suppress(OSError):
-            self._kept.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self._kept, bytes(cache.serialize()))
+        keep(self._kept, bytes(cache.serialize()))
 
 
 class TensorRTSession(GpuSession):

@@ -23,7 +23,7 @@ from painn_deploy.export.model.student import (
     read_out,
     separate_parts,
 )
-from painn_deploy.export.model.weights import check_num_rbf, hidden_sizes, load_weights, renamed_once
+from painn_deploy.export.model.weights import check_basis, check_num_rbf, hidden_sizes, renamed_once, with_weights
 
 __all__ = ["Distiller"]
 
@@ -157,9 +157,11 @@ class Distiller(Student):
                 f"{source} was trained with a cutoff of {last:.4f} Å (its last radial centre), its configuration says "
                 f"{configuration.cutoff} Å."
             )
-        student = cls(configuration, len(renamed.get("embedding.weight", torch.empty(0))), hidden_sizes(renamed))
-        load_weights(student, renamed, source)
-        return student
+        check_basis(
+            {name: renamed[name] for name in ("centres", "widths") if name in renamed}, source, positive=("widths",)
+        )
+        rows, readout = len(renamed.get("embedding.weight", torch.empty(0))), hidden_sizes(renamed)
+        return with_weights(lambda: cls(configuration, rows, readout), configuration, renamed, source)
 
 
 def rename(key: str) -> str:

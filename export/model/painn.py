@@ -4,6 +4,7 @@ Equation numbers are the paper's. SchNetPack's state dicts load unchanged; names
 one to the other.
 """
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -22,7 +23,7 @@ from painn_deploy.export.model.student import (
     parts,
     read_out,
 )
-from painn_deploy.export.model.weights import check_num_rbf, hidden_sizes, load_weights, renamed_once
+from painn_deploy.export.model.weights import check_basis, check_num_rbf, hidden_sizes, renamed_once, with_weights
 
 __all__ = ["PaiNN"]
 
@@ -201,11 +202,12 @@ class PaiNN(Student):
         renamed = renamed_once(state, rename, source)
         basis: nn.Module
         if "basis.offsets" in renamed and "basis.widths" in renamed:
-            if not (renamed["basis.widths"] > 0).all():
-                raise CheckpointError(f"{source}: a width of the radial basis is not positive.")
+            found = {name: renamed[f"basis.{name}"] for name in ("offsets", "widths")}
+            check_basis(found, source, positive=("widths",))
             basis = GaussianBasis(renamed["basis.offsets"], renamed["basis.widths"])
             num_rbf = len(renamed["basis.offsets"])
         elif "basis.freqs" in renamed:
+            check_basis({"freqs": renamed["basis.freqs"]}, source, positive=("freqs",))
             basis = BesselBasis(renamed["basis.freqs"])
             num_rbf = len(renamed["basis.freqs"])
         else:
@@ -225,15 +227,17 @@ class PaiNN(Student):
         features = configuration.hidden_dim
         filters = renamed.get("filters.bias", torch.empty(0))
         rows = len(renamed.get("embedding.weight", torch.empty(0)))
-        student = cls(
-            configuration,
-            rows,
-            basis=basis,
-            readout=hidden_sizes(renamed),
-            shared_filters=len(filters) == 3 * features and configuration.num_interactions > 1,
-        )
-        load_weights(student, renamed, source)
-        return student
+
+        def make() -> PaiNN:
+            return cls(
+                configuration,
+                rows,
+                basis=copy.deepcopy(basis),
+                readout=hidden_sizes(renamed),
+                shared_filters=len(filters) == 3 * features and configuration.num_interactions > 1,
+            )
+
+        return with_weights(make, configuration, renamed, source)
 
 
 def _check_reach(basis: nn.Module, configuration: Configuration, source: str) -> None:

@@ -62,6 +62,8 @@ class Configuration:
         Raises:
             ConfigurationError: a key is missing, unknown, or holds a value of the wrong kind.
         """
+        if odd := [key for key in values if not isinstance(key, str)]:
+            raise ConfigurationError(f"{source} has a key that is {str(odd[0])[:40]!r} and no text.")
         known = {field.name for field in fields(cls)}
         required = ("architecture", "hidden_dim", "num_interactions", "num_rbf", "cutoff")
         missing = [key for key in required if key not in values]
@@ -71,9 +73,9 @@ class Configuration:
             )
         read = {key: value for key, value in values.items() if key not in FIXED and key not in DESCRIPTIVE}
         for key, accepted in FIXED.items():
-            if values.get(key, accepted[0]) not in accepted:
+            if not isinstance(said := values.get(key, accepted[0]), str) or said not in accepted:
                 raise ConfigurationError(
-                    f"{source} has {key} = {values[key]!r}; this version deploys "
+                    f"{source} has {key} = {str(said)[:80]!r}; this version deploys "
                     f"{' or '.join(map(repr, accepted))} only."
                 )
         unknown = sorted(set(read) - known)
@@ -85,7 +87,7 @@ class Configuration:
         try:
             return cls(**{key: _CONVERT[key](value) for key, value in read.items()})
         except (TypeError, ValueError, KeyError, OverflowError) as error:
-            raise ConfigurationError(f"{source} holds a value of the wrong kind: {error}.") from error
+            raise ConfigurationError(f"{source} holds a value of the wrong kind: {str(error)[:200]}.") from error
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types, for manifests and metadata."""
@@ -102,7 +104,13 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
     "energy_unit": ("eV",),
 }
 LARGEST = 16_384
-"""Of hidden_dim, num_interactions and num_rbf; what is larger is a slip of the pen."""
+"""Of hidden_dim and num_rbf; what is larger is a slip of the pen."""
+
+DEEPEST = 100
+"""Of num_interactions, likewise."""
+
+LARGEST_CUTOFF = 100.0
+"""Å; the neighbours of a force field that reached as far would take all memory."""
 
 # Keys that describe a student and change nothing in it.
 DESCRIPTIVE = frozenset({"name", "description", "teacher", "training", "license", "version", "format", "metrics"})
@@ -115,10 +123,22 @@ def _positive_int(value: Any) -> int:
     return number
 
 
+def _interactions(value: Any) -> int:
+    if (number := _positive_int(value)) > DEEPEST:
+        raise ValueError(f"{value!r} is not a number of interactions of up to {DEEPEST}")
+    return number
+
+
 def _positive_float(value: Any) -> float:
     number = float(value)
     if not 0 < number < float("inf"):
         raise ValueError(f"{value!r} is not a positive number")
+    return number
+
+
+def _cutoff(value: Any) -> float:
+    if (number := _positive_float(value)) > LARGEST_CUTOFF:
+        raise ValueError(f"{value!r} is not a cutoff of up to {LARGEST_CUTOFF:g} Å")
     return number
 
 
@@ -136,9 +156,9 @@ def _species(values: Any) -> tuple[int, ...] | None:
 _CONVERT: Mapping[str, Any] = {
     "architecture": str,
     "hidden_dim": _positive_int,
-    "num_interactions": _positive_int,
+    "num_interactions": _interactions,
     "num_rbf": _positive_int,
-    "cutoff": _positive_float,
+    "cutoff": _cutoff,
     "species": _species,
     "epsilon": _positive_float,
 }

@@ -1,6 +1,7 @@
 """Tensors of a checkpoint become the weights of a student: every check that they pass on the way."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from ase.data import chemical_symbols
@@ -9,7 +10,25 @@ from torch import Tensor
 from painn_deploy.export.errors import CheckpointError, ConfigurationError
 from painn_deploy.export.model.student import Configuration, Student
 
-__all__ = ["check_num_rbf", "check_student", "check_tensors", "hidden_sizes", "load_weights", "renamed_once"]
+__all__ = [
+    "check_basis",
+    "check_num_rbf",
+    "check_student",
+    "check_tensors",
+    "hidden_sizes",
+    "renamed_once",
+    "with_weights",
+]
+
+AGAIN = "Save the weights of the trained model again, as model.state_dict() gives them."
+
+MOST_TENSORS = 10_000
+"""Of a state dict; a student has some dozens."""
+
+MOST_ROWS = 200
+"""Of an embedding: there are 118 elements."""
+
+Made = TypeVar("Made", bound=Student)
 
 PREFIXES = ("model", "module", "_orig_mod", "net")
 """Names that wrappers put before every key of a state dict."""
@@ -23,11 +42,19 @@ def check_tensors(state: Mapping[str, Tensor], source: str) -> None:
         source: the file, for the message.
 
     Raises:
-        CheckpointError: a tensor is of another kind, or every key begins with a wrapper's name.
+        CheckpointError: a tensor is of another kind, declares more numbers than it holds, or every key begins with a
+            wrapper's name.
     """
+    if len(state) > MOST_TENSORS:
+        raise CheckpointError(f"{source} holds {len(state):,} tensors, and no student has that many. {AGAIN}")
     for key, value in state.items():
         if not value.is_floating_point() or value.dtype.itemsize < 2 or value.layout != torch.strided or value.is_meta:
             raise CheckpointError(f"{source}: {key} holds {value.dtype}, {value.layout}; not floating-point weights.")
+        if value.numel() * value.dtype.itemsize > value.untyped_storage().nbytes():
+            raise CheckpointError(
+                f"{source}: {key} declares {value.numel():,} numbers of {tuple(value.shape)}, "
+                f"and the file holds fewer. {AGAIN}"
+            )
     first = next(iter(state), "").split(".")[0]
     if first in PREFIXES and all(key.startswith(f"{first}.") for key in state):
         raise CheckpointError(
@@ -80,11 +107,37 @@ def hidden_sizes(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
     return tuple(sizes[:-1])
 
 
-def load_weights(student: Student, weights: Mapping[str, Tensor], source: str) -> None:
-    """Copy weights into a student: every one of them, and nothing else. The student is in float64 afterwards.
+def check_basis(tensors: Mapping[str, Tensor], source: str, *, positive: Sequence[str]) -> None:
+    """Refuse tensors of a radial basis that are not one row of finite numbers each, all of one length.
 
     Args:
-        student: of the configuration's sizes.
+        tensors: by what they are called.
+        source: the file, for messages.
+        positive: names of those that divide or are divided by, and so are above zero.
+
+    Raises:
+        CheckpointError: see above.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dim() != 1 or not len(tensor) or not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{source}: {name} of the radial basis is no row of finite numbers. {AGAIN}")
+        if name in positive and not (tensor > 0).all():
+            raise CheckpointError(f"{source}: one of {name} of the radial basis is not positive. {AGAIN}")
+    if len({len(tensor) for tensor in tensors.values()}) > 1:
+        lengths = " and ".join(f"{len(tensor)} {name}" for name, tensor in tensors.items())
+        raise CheckpointError(f"{source}: its radial basis has {lengths}, and each function has one of both. {AGAIN}")
+
+
+def with_weights(
+    make: Callable[[], Made], configuration: Configuration, weights: Mapping[str, Tensor], source: str
+) -> Made:
+    """Make a student with weights: every one of them, and nothing else; in float64, as exactly as they came.
+
+    Shapes are compared before the student takes memory, since a configuration can ask for any size.
+
+    Args:
+        make: a student of the configuration's sizes.
+        configuration: of the student.
         weights: tensors under our names; `atomic_references` [rows of the embedding] (eV) may be among them.
         source: the file, for messages.
 
@@ -92,11 +145,17 @@ def load_weights(student: Student, weights: Mapping[str, Tensor], source: str) -
         CheckpointError: tensors are missing or left over, or hold NaN or infinity.
         ConfigurationError: a tensor's shape is not what the configuration implies.
     """
-    configuration = student.configuration
     named = f"{configuration.architecture} with {configuration.num_interactions} interactions"
     weights = dict(weights)
     references = weights.pop("atomic_references", None)
-    wanted = student.state_dict()
+    if configuration.num_interactions > len(weights):  # else so many would be made to say which are missing
+        raise CheckpointError(f"{source} lacks tensors that {named} has: it holds {len(weights)}. {AGAIN}")
+    if (rows := len(weights.get("embedding.weight", ()))) > MOST_ROWS:
+        raise CheckpointError(
+            f"{source}: the embedding has {rows:,} rows, and there are {len(chemical_symbols) - 1} elements."
+        )
+    with torch.device("meta"):
+        wanted = {name: tensor.shape for name, tensor in make().state_dict().items()}
     if missing := sorted(wanted.keys() - weights.keys()):
         raise CheckpointError(f"{source} lacks tensors that {named} has: {_some(missing)}.")
     if extra := sorted(weights.keys() - wanted.keys()):
@@ -105,22 +164,23 @@ def load_weights(student: Student, weights: Mapping[str, Tensor], source: str) -
             "They may change the model, so they are not ignored."
         )
     for key, value in weights.items():
-        if value.shape != wanted[key].shape:
+        if value.shape != wanted[key]:
             raise ConfigurationError(
                 f"{source}: {key} has the shape {tuple(value.shape)}, but its configuration implies "
-                f"{tuple(wanted[key].shape)}; hidden_dim, num_rbf or num_interactions is not what was trained."
+                f"{tuple(wanted[key])}; hidden_dim, num_rbf or num_interactions is not what was trained."
             )
         if not torch.isfinite(value).all():
             raise CheckpointError(f"{source}: {key} holds NaN or infinity; the training diverged before it was saved.")
-    if references is not None:
-        if references.shape != student.atomic_references.shape or not torch.isfinite(references).all():
-            raise CheckpointError(
-                f"{source}: atomic_references must hold one finite energy in eV for each of the "
-                f"{len(student.atomic_references)} rows of the embedding."
-            )
-        student.atomic_references = references.double()
-    student.double()  # weights are kept as exactly as they came, until the caller asks for less
+    if references is not None and (references.shape != (rows,) or not torch.isfinite(references).all()):
+        raise CheckpointError(
+            f"{source}: atomic_references must hold one finite energy in eV for each of the "
+            f"{rows} rows of the embedding."
+        )
+    student = make().double()  # weights are kept as exactly as they came, until the caller asks for less
     student.load_state_dict(weights)
+    if references is not None:
+        student.atomic_references = references.double()
+    return student
 
 
 def check_student(student: Student, source: str) -> None:

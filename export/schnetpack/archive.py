@@ -12,11 +12,17 @@ from painn_deploy.export.errors import CheckpointError
 from painn_deploy.export.schnetpack.pickles import read_pickle
 from painn_deploy.export.schnetpack.stand_ins import StandIn, Storage
 
-__all__ = ["Archive"]
+__all__ = ["Archive", "is_tensor", "kind_of"]
 
 MOST_RECORDS, MOST_NUMBERS = 100_000, 2**40
 LARGEST_TEXT = 2**22
 """Bytes of a text of TorchScript, unpacked; those of SchNetPack have a few thousand."""
+
+SHARED = 4
+"""How many times the numbers of a file may be used: weights that are tied have one storage."""
+
+LISTED = b"PK\x01\x02"
+"""How the entry of a record begins in the list of all."""
 
 REMEDY = "Give the file that torch.save or SchNetPack wrote, such as best_model."
 
@@ -26,7 +32,8 @@ FLOATS = {
     "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16,
 }
-REBUILD, REBUILD_PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
+REBUILD = "torch._utils._rebuild_tensor_v2"
+PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 
 
 class Archive:
@@ -46,6 +53,10 @@ class Archive:
 
     def __init__(self, content: bytes, source: str) -> None:
         self.source = source
+        self._storages: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._left = SHARED * len(content)
+        if content.count(LISTED) > MOST_RECORDS:  # before each becomes an object
+            raise CheckpointError(f"{source} lists more than {MOST_RECORDS:,} records, and no student's file does.")
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(content))
             entries = self._zip.infolist()
@@ -109,7 +120,7 @@ class Archive:
             CheckpointError: it is no dense tensor of floating-point numbers, or reaches beyond what the file holds.
         """
         match thing:
-            case StandIn(made_by, (data, *_)) if str(made_by) == REBUILD_PARAMETER:
+            case StandIn(made_by, (data, *_)) if str(made_by) in PARAMETERS:
                 thing = data
         match thing:
             case StandIn(made_by, (Storage() as storage, int(offset), tuple(shape), tuple(strides), *_)) if (
@@ -126,12 +137,7 @@ class Archive:
         sizes = [*shape, *strides, offset, storage.numel]
         if len(shape) != len(strides) or any(type(size) is not int or not 0 <= size < MOST_NUMBERS for size in sizes):
             raise CheckpointError(f"{self.source}: {name} has a shape that makes no sense: it is corrupt.")
-        content = self.record(f"data/{storage.record}")
-        if len(content) != storage.numel * dtype.itemsize:
-            raise CheckpointError(
-                f"{self.source}: {name} declares {storage.numel:,} numbers, and the file holds {len(content):,} bytes "
-                "of them: it is corrupt."
-            )
+        numbers = self._numbers(storage, dtype, name)
         last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         count = 1
         for size in shape:
@@ -140,8 +146,31 @@ class Archive:
             return torch.empty(shape, dtype=dtype)
         if last >= storage.numel or count > storage.numel:  # no weight is a repetition of fewer numbers
             raise CheckpointError(f"{self.source}: {name} reaches beyond the numbers that the file holds.")
-        numbers = torch.frombuffer(bytearray(content), dtype=dtype)
+        self._left -= count * dtype.itemsize
+        if self._left < 0:
+            raise CheckpointError(f"{self.source} uses its numbers over and over; no student's file does.")
         return numbers.as_strided(shape, strides, offset).contiguous().clone()
+
+    def _numbers(self, storage: Storage, dtype: torch.dtype, name: str) -> Tensor:
+        """All numbers of a storage, which is read once however many tensors share it."""
+        key = storage.record, dtype
+        if key not in self._storages:
+            content = self.record(f"data/{storage.record}")
+            if len(content) != storage.numel * dtype.itemsize:
+                raise CheckpointError(
+                    f"{self.source}: {name} declares {storage.numel:,} numbers, and the file holds {len(content):,} "
+                    "bytes of them: it is corrupt."
+                )
+            numbers = torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
+            self._storages[key] = numbers
+        if len(self._storages[key]) != storage.numel:
+            raise CheckpointError(f"{self.source}: tensors disagree about a storage that they share: it is corrupt.")
+        return self._storages[key]
+
+
+def is_tensor(thing: Any) -> bool:
+    """Whether a thing of the tree stands for a tensor or a parameter."""
+    return isinstance(thing, StandIn) and str(thing.name) in (REBUILD, *PARAMETERS)
 
 
 def kind_of(thing: Any) -> str:

@@ -17,6 +17,8 @@ __all__ = ["Potential", "fold_units", "read_potential"]
 
 BLOCKS = ("interactions", "mixing")
 PARAMETERS = ("weight", "bias")
+MOST_ROWS = 200
+"""Of an embedding: there are 118 elements."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +227,9 @@ def embedded(own: Tensor | None, shells: Tensor | None, mixed: Tensor | None) ->
         shells: [elements, descriptors].
         mixed: [features, descriptors].
     """
-    if own is None or shells is None or mixed is None or (own.shape[0], mixed.shape[-1]) != tuple(shells.shape):
+    if own is None or shells is None or mixed is None or not own.dim() == shells.dim() == mixed.dim() == 2:
+        return None
+    rows, features = own.shape
+    if rows > MOST_ROWS or shells.shape[0] != rows or tuple(mixed.shape) != (features, shells.shape[1]):
         return None
     return own.double() + shells.double() @ mixed.double().T

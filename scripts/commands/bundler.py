@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -198,7 +197,7 @@ class Bundler(Closing):
                 row |= {"energy_mae": each.accuracy.energy_mae, "force_rmse": each.accuracy.force_rmse}
             table.append(row)
         chosen = made[min(times, key=lambda precision: times[precision])]
-        validation = json.loads(chosen.bundle.file(VALIDATION)) | {"chosen_from": table}
+        validation = chosen.bundle.json(VALIDATION) | {"chosen_from": table}
         return Made(chosen.bundle.with_file(VALIDATION, to_json(validation)), chosen.accuracy)
 
     def _build(self, engine: str, precision: str, graph: TypedGraph) -> tuple[Bundle, dict[str, Any]]:

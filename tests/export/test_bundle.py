@@ -26,6 +26,12 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle, tmp_path / bundle.name))
 
 
+def model(note: bytes = b"") -> bytes:
+    """An ONNX file with an empty graph, and a note in it."""
+    sizes = bytes((len(note) >> 7 * place & 0x7F) | 0x80 for place in range(4)) + b"\0"
+    return b"".join((b"\x3a\0\x32", sizes, note))
+
+
 def _edit(bundle: Path, **changes: object) -> None:
     """Change a manifest as somebody would who signs it anew."""
     manifest = json.loads((bundle / MANIFEST).read_text()) | changes
@@ -112,12 +118,12 @@ def test_a_file_that_changes_after_it_was_read_is_noticed(copy: Path) -> None:
 
 def test_nothing_is_replaced_without_leave(copy: Path, tmp_path: Path) -> None:
     read = read_bundle(copy)
-    files = {MODEL: b"new"}
+    files = {MODEL: model(b"new")}
     with pytest.raises(OutputError, match="exists.*--overwrite"):
         write_bundle(copy, read.manifest, files)
     assert read_bundle(copy).sha256 == read.sha256
     written = write_bundle(copy, dataclasses.replace(read.manifest, cutoff=5.0), files, overwrite=True)
-    assert (written.manifest.cutoff, written.file(MODEL)) == (5.0, b"new")
+    assert (written.manifest.cutoff, written.file(MODEL)) == (5.0, model(b"new"))
     (tmp_path / "precious").mkdir()
     with pytest.raises(OutputError, match="not a bundle"):
         write_bundle(tmp_path / "precious", read.manifest, files, overwrite=True)
@@ -128,7 +134,7 @@ def test_a_folder_that_cannot_be_written(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     read = read_bundle(bundle)
     with pytest.raises(OutputError, match="Cannot write"):
-        write_bundle(tmp_path / "file" / "x.engine", read.manifest, {MODEL: b"x"})
+        write_bundle(tmp_path / "file" / "x.engine", read.manifest, {MODEL: model()})
 
 
 def test_a_write_that_fails_half_way_leaves_nothing(
@@ -143,7 +149,7 @@ def test_a_write_that_fails_half_way_leaves_nothing(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OutputError, match=r"No space left.*Nothing was left behind"):
-        write_bundle(tmp_path / "x.engine", read.manifest, {MODEL: b"x", VALIDATION: b"y"})
+        write_bundle(tmp_path / "x.engine", read.manifest, {MODEL: model(), VALIDATION: b"y"})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -185,7 +191,7 @@ def test_one_more_file_in_memory(bundle: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../secret", "a/b", MANIFEST])
 def test_a_name_that_is_outside_a_bundle_is_none_of_its_files(bundle: Path, name: str) -> None:
-    made = Bundle.in_memory(read_bundle(bundle).manifest, {MODEL: b"x"})
+    made = Bundle.in_memory(read_bundle(bundle).manifest, {MODEL: model()})
     with pytest.raises(BundleError, match="not inside it"):
         Bundle.in_memory(made.manifest, {name: b""})
     with pytest.raises(BundleError, match="not inside it"):
@@ -195,7 +201,7 @@ def test_a_name_that_is_outside_a_bundle_is_none_of_its_files(bundle: Path, name
 def test_nonsense_is_refused_before_it_is_written(bundle: Path, tmp_path: Path) -> None:
     manifest = dataclasses.replace(read_bundle(bundle).manifest, cutoff=float("inf"))
     with pytest.raises(BundleError, match="cutoff holds a value that makes no sense"):
-        write_bundle(tmp_path / "x.engine", manifest, {MODEL: b"x"})
+        write_bundle(tmp_path / "x.engine", manifest, {MODEL: model()})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -254,7 +260,7 @@ def test_what_is_handed_over_was_checked_whatever_lies_there_now(copy: Path) -> 
 
 
 def test_no_content_is_held_twice(bundle: Path, tmp_path: Path) -> None:
-    manifest, big = read_bundle(bundle).manifest, bytes(16 * MEBIBYTE)
+    manifest, big = read_bundle(bundle).manifest, model(bytes(16 * MEBIBYTE))
     path = tmp_path / "x.engine"
     tracemalloc.start()
     try:

@@ -11,7 +11,8 @@ import pytest
 import safetensors
 
 from painn_deploy.calibration.structures import default_structures, trusted_species
-from painn_deploy.export import load_student
+from painn_deploy.export import bundle as bundle_module
+from painn_deploy.export import load_student, reading
 from painn_deploy.export.checkpoint import resolve_checkpoint
 from painn_deploy.export.errors import ParityError
 from painn_deploy.export.manifest import MODEL, read_bundle
@@ -25,10 +26,15 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often files are read and written, by name, sessions built, and engines gated."""
     found: Counter[str] = Counter()
     read, write, session, gate = Path.read_bytes, Path.write_bytes, onnxruntime.InferenceSession, measuring.check_parity
+    read_stamped = reading.read_stamped
 
-    def reading(path: Path) -> bytes:
+    def read_here(path: Path) -> bytes:
         found[f"read {path.name}"] += 1
         return read(path)
+
+    def read_by_us(path: Path, most: int, **options: Any) -> Any:
+        found[f"read {path.name}"] += 1
+        return read_stamped(path, most, **options)
 
     def writing(path: Path, content: bytes) -> int:
         found[f"write {path.name}"] += 1
@@ -43,7 +49,9 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         assert found["write model.onnx"] == 0, "written before it was gated"
         return gate(*arguments, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", reading)
+    monkeypatch.setattr(Path, "read_bytes", read_here)
+    for module in (reading, bundle_module):
+        monkeypatch.setattr(module, "read_stamped", read_by_us)
     monkeypatch.setattr(Path, "write_bytes", writing)
     monkeypatch.setattr(onnxruntime, "InferenceSession", building)
     monkeypatch.setattr(measuring, "check_parity", gating)
