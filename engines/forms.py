@@ -156,8 +156,12 @@ class Plan:
 
         Raises:
             EngineError: the form is none.
+            KeyError, TypeError, AttributeError: the values are no plan's.
         """
-        return cls(Form.parse(values["form"]), values["most_atoms"], values["most_cells"])
+        limits = values["most_atoms"], values["most_cells"]
+        if wrong := [limit for limit in limits if limit is not None and type(limit) is not int]:
+            raise TypeError(f"{wrong[0]!r} is no number of atoms")
+        return cls(Form.parse(values["form"]), *limits)
 
 
 @runtime_checkable

@@ -34,7 +34,7 @@ from painn_deploy.engines.inductor.openmp import check_threads, team
 from painn_deploy.engines.inductor.pairs import KnownPairs
 from painn_deploy.engines.session import EngineInfo
 from painn_deploy.export.bundle import Bundle
-from painn_deploy.export.errors import BundleError, EngineUnavailableError
+from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.export.progress import Tell, silent
 
@@ -165,6 +165,8 @@ class InductorBackend(Backend):
     def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> "InductorSession | GpuSession":
         """See `Backend.open`."""
         torch, manifest = _torch(), bundle.manifest
+        if not manifest.bound_to:
+            raise BundleError(f"{bundle} does not say which machine it was compiled for. Export it again.")
         bound = manifest.bound_to[0]
         kind = bound.partition(":")[0]
         if device == "auto" or (device, kind) == ("cuda", "cuda"):
@@ -233,8 +235,19 @@ def _packages(bundle: Bundle) -> list[StoredPackage]:
     """Packages of a bundle, the one for the smallest matrices first."""
     if PACKAGES not in bundle.manifest.files:  # the bundle is from before there was the file
         return [StoredPackage(plan, 0.0, bundle.file(name)) for name, plan in CPU_FORMS.items()]
-    facts = json.loads(bundle.file(PACKAGES)).items()
-    return [StoredPackage(Plan.from_mapping(of), float(of["elements_a_slot"]), bundle.file(n)) for n, of in facts]
+    packages = []
+    for name, facts in bundle.json(PACKAGES).items():
+        try:
+            plan, elements = Plan.from_mapping(facts), float(facts["elements_a_slot"])
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, EngineError) as error:
+            raise BundleError(
+                f"{PACKAGES} of {bundle} does not say what {name} is for ({type(error).__name__}: {error}). Export the "
+                "bundle again."
+            ) from error
+        packages.append(StoredPackage(plan, elements, bundle.file(name)))
+    if not packages:
+        raise BundleError(f"{PACKAGES} of {bundle} names no package. Export the bundle again.")
+    return packages
 
 
 def _load(torch: Any, index: int, contents: bytes) -> Any:

@@ -1,6 +1,8 @@
 """Forms of the graph: every one gives what the graph gives, and says what it is."""
 
 import itertools
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,14 @@ import pytest
 import torch
 
 from painn_deploy.engines.forms import CPU_FORMS, GPU_FORMS, WORDS, Form, Plan, plans_for
+from painn_deploy.engines.inductor.backend import PACKAGES, _packages
 from painn_deploy.engines.inductor.compile import traced
 from painn_deploy.engines.inductor.onnx_torch import OnnxModule
 from painn_deploy.engines.inductor.pairs import pair_inputs
 from painn_deploy.engines.onnxruntime.backend import elements_a_slot
 from painn_deploy.export import load_student
-from painn_deploy.export.errors import EngineError
+from painn_deploy.export.bundle import Bundle, read_bundle
+from painn_deploy.export.errors import BundleError, EngineError
 from painn_deploy.export.graph.half import to_half
 from painn_deploy.export.graph.onnx_graph import export_onnx
 from painn_deploy.runtime.matrix import graph_inputs
@@ -90,6 +94,37 @@ def test_the_smallest_package_that_serves_a_size_runs_it() -> None:
         assert large.serves(10**6, 60)
         assert [Plan.from_mapping(plan.as_dict()) for plan in plans.values()] == [small, large]
     assert list(plans_for("cuda", "sums@9,8")) == ["large.pt2"]
+
+
+@pytest.mark.parametrize(
+    ("packages", "message"),
+    [
+        ({}, "names no package"),
+        ({"a.pt2": None}, "does not say what a.pt2 is for"),
+        ({"a.pt2": {}}, "does not say what a.pt2 is for"),
+        ({"a.pt2": {"form": 5, "most_atoms": None, "most_cells": None, "elements_a_slot": 1.0}}, "what a.pt2 is for"),
+        ({"a.pt2": {"form": "x", "most_atoms": None, "most_cells": None, "elements_a_slot": 1.0}}, "what a.pt2 is for"),
+        (
+            {"a.pt2": {"form": "plain", "most_atoms": "9", "most_cells": None, "elements_a_slot": 1.0}},
+            "'9' is no number",
+        ),
+        (
+            {"a.pt2": {"form": "plain", "most_atoms": None, "most_cells": None, "elements_a_slot": []}},
+            "what a.pt2 is for",
+        ),
+        (
+            {"a.pt2": {"form": "plain", "most_atoms": None, "most_cells": None, "elements_a_slot": 1.0}},
+            "lists no a.pt2",
+        ),
+        ([], "JSON object"),
+    ],
+)
+def test_f17_packages_of_another_shape_are_refused(bundle: Path, packages: object, message: str) -> None:
+    sound = read_bundle(bundle)
+    files = {name: sound.file(name) for name in sound.manifest.files} | {PACKAGES: json.dumps(packages).encode()}
+    odd = Bundle.in_memory(replace(sound.manifest, bound_to=("cpu:AVX2",)), files)
+    with pytest.raises(BundleError, match=message):
+        _packages(odd)
 
 
 @pytest.mark.parametrize("rank", [0, 12])
