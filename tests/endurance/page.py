@@ -1,0 +1,3 @@
+from pathlib import Path
+def figures_text(output: Path, brief: bool = False) -> str: return ""
+def write_page(document: Path, output: Path) -> None: pass
