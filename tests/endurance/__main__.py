@@ -33,8 +33,8 @@ REFUSED = 2
 LOOK = 0.5
 """s between two looks at the workers."""
 
-PATIENCE = 6.0
-"""Times the estimate, past which a stage is cut off and has failed; other work may share the machine."""
+PATIENCE, GRACE = 6.0, 600.0
+"""Times the estimate, and s, past which a stage is cut off and has failed; other work may share the machine."""
 
 
 def main(
@@ -129,7 +129,7 @@ def _run(options: Options, stages: list[Stage], output: Path, jobs: int, *, agai
             time.sleep(LOOK)
             for one in list(running):
                 stage, of, began, process = one
-                late = time.monotonic() - began > PATIENCE * stage.seconds + 60
+                late = time.monotonic() - began > PATIENCE * stage.seconds + GRACE
                 if late:
                     process.kill()
                 if late or process.poll() is not None:

@@ -27,6 +27,9 @@ GROUP = 100
 LIMIT, PATIENT = 10.0, 60.0
 """s a way of asking; and of a second look at one that took longer, since other work may share the machine."""
 
+SECOND_LOOKS = 3
+"""That find the same again, after which there are none: what hangs does, and costs a minute each time."""
+
 GIB = 6.0
 
 CLOSE, TIMES = 1e-4, 10.0
@@ -225,12 +228,15 @@ def run(job: Job) -> Outcome:
     torch.set_num_threads(1)
     total, seed = job.stage.size, job.options.seed
     done = {line["number"]: line for line in job.record.lines("structures")}
+    hung = sum("found" not in line for line in done.values())
     for start in range(0, total, GROUP):
         left = [number for number in range(start, min(start + GROUP, total)) if number not in done]
         while left:
-            for line in _group(job, left, LIMIT):
-                if "hung" in line or "died" in line:  # perhaps the machine was busy
+            for first in _group(job, left, LIMIT):
+                line = first
+                if "found" not in line and hung < SECOND_LOOKS:  # perhaps the machine was busy
                     (line,) = _group(job, [line["number"]], PATIENT, only=True)
+                hung += "found" not in line
                 done[line["number"]] = line
                 job.record.append("structures", line)
             left = [number for number in left if number not in done]
