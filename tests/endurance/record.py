@@ -64,13 +64,15 @@ class StageRecord:
         at = time.strftime("%Y-%m-%d %H:%M:%S%z")
         write_whole(self.folder / STATE, to_json({"state": state, "written": at, "identity": dict(identity), **more}))
 
-    def begin(self, identity: Mapping[str, Any]) -> None:
-        """Begin, or go on with what a run of the same identity left when it was cut off; what failed starts anew."""
+    def begin(self, identity: Mapping[str, Any]) -> bool:
+        """Begin, or go on with what a run of the same identity left when it was cut off; whether it begins anew."""
         before, of = self.state, self.state.get("identity", {})
         same = same_subject(of, identity) and of.get("commit") == identity.get("commit")
         if before["state"] != UNDER_WAY or not same:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.set(UNDER_WAY, identity, spent=0.0)
+            return True
+        return False
 
     def spend(self, seconds: float) -> None:
         """Add to the seconds that the stage has taken, over all the processes that it took."""

@@ -29,7 +29,8 @@ def main(given: dict[str, Any]) -> int:
         sys.stdout.write(f"[{time.monotonic() - began:6.0f} s] {stage.name}: {line}\n")
         sys.stdout.flush()
 
-    record.begin(given["identity"])
+    if record.begin(given["identity"]):
+        shutil.rmtree(work, ignore_errors=True)  # of another run
     work.mkdir(parents=True, exist_ok=True)
     job = Job(options, stage, Path(given["bundle"]), record, work, tell)
     tell("begins")

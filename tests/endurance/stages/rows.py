@@ -121,7 +121,9 @@ class _Trial:
 
     def _alone(self) -> dict[str, Any]:
         output = self.job.work / f"alone{self.suffix}"
-        _finished([*_command(self.job, self.source, output, "--overwrite")], self.log)  # measures batches, remembered
+        few = self.job.work / "few.extxyz"
+        write_rows(few, self.job.options.seed, 64)
+        _finished(_command(self.job, few, output, "--overwrite"), self.log)  # measures batches, and remembers
         began = time.monotonic()
         process = _begun(_command(self.job, self.source, output, "--overwrite"), self.log)
         parts, first, last, most = output.with_name(f"{output.name}.parts"), None, began, 0
