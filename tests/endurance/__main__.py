@@ -41,7 +41,9 @@ def main(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the figures.")] = Path("reliability"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in the folder.")] = False,
     stages: Annotated[str, typer.Option(help="Kinds or names, with commas between; all if not given.")] = "",
-    again: Annotated[bool, typer.Option("--again", help="Measure the named stages anew, though they are done.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure the named stages anew, though they are done.")
+    ] = False,
     scale: Annotated[float, typer.Option(min=1e-6, help="Of all sizes; 1 is what is published.")] = 1.0,
     engine: Annotated[str, typer.Option(help="Engines, with commas between; all if not given.")] = "",
     student: Annotated[str, typer.Option(help="A checkpoint, or a student that ships.")] = "student:small",
@@ -98,7 +100,7 @@ def _export_missing(options: Options, engines: list[str]) -> None:
         return
     typer.echo(f"exporting {options.student} for {', '.join(missing)}")
     code = "import sys; from painn_deploy.scripts import export_engines as e; e(*sys.argv[1:3], engines=sys.argv[3:])"
-    done = subprocess.run([sys.executable, "-c", code, options.student, options.bundles, *missing], check=False)  # noqa: S603
+    done = subprocess.run([sys.executable, "-c", code, options.student, options.bundles, *missing], check=False)
     if done.returncode:
         raise OutputError(f"{options.student} could not be exported for {', '.join(missing)}; it says above why.")
 
@@ -125,7 +127,7 @@ def _run(options: Options, stages: list[Stage], output: Path, jobs: int, *, agai
                 given = {"options": options.as_dict(), "stage": vars(stage), "folder": str(output)}
                 given |= {"bundle": str(bundle), "identity": of}
                 command = [sys.executable, "-m", "tests.endurance.worker", json.dumps(given)]
-                running.append((stage, of, time.monotonic(), subprocess.Popen(command)))  # noqa: S603
+                running.append((stage, of, time.monotonic(), subprocess.Popen(command)))
             time.sleep(LOOK)
             for one in list(running):
                 stage, of, began, process = one

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-__all__ = ["Reading", "Reference", "Unanswerable", "images_of", "reading_of", "reference"]
+__all__ = ["Reading", "Reference", "UnanswerableError", "images_of", "reading_of", "reference"]
 
 MOST_PAIRS, MOST_EDGES = 4e6, 60_000
 """Pairs with images that are looked at, and edges that the student is asked about, past which there is no reference."""
 
 
-class Unanswerable(Exception):
+class UnanswerableError(Exception):
     """The structure means nothing that has an energy; the message says why."""
 
 
@@ -38,51 +38,51 @@ class Reading:
 
 def _floats(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
     if isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).any():
-        raise Unanswerable(f"{what} are masked")
+        raise UnanswerableError(f"{what} are masked")
     array = np.asarray(value)
     if array.shape != shape:
-        raise Unanswerable(f"{what} are of shape {array.shape}")
+        raise UnanswerableError(f"{what} are of shape {array.shape}")
     if array.dtype.kind == "c":
         if np.imag(array).any():
-            raise Unanswerable(f"{what} are complex")
+            raise UnanswerableError(f"{what} are complex")
         array = np.real(array)
     if array.dtype.kind in "MmV":
-        raise Unanswerable(f"{what} are of type {array.dtype}")
+        raise UnanswerableError(f"{what} are of type {array.dtype}")
     try:
         return np.asarray(array, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise Unanswerable(f"{what}: {error}") from error
+        raise UnanswerableError(f"{what}: {error}") from error
 
 
 def reading_of(atoms: Atoms) -> Reading:
     """What a structure means.
 
     Raises:
-        Unanswerable: nothing that has an energy.
+        UnanswerableError: nothing that has an energy.
     """
     if missing := {"numbers", "positions"} - atoms.arrays.keys():
-        raise Unanswerable(f"there are no {' and no '.join(sorted(missing))}")
+        raise UnanswerableError(f"there are no {' and no '.join(sorted(missing))}")
     raw = np.asarray(atoms.arrays["numbers"])
     if raw.ndim != 1 or len(raw) == 0:
-        raise Unanswerable(f"numbers are of shape {raw.shape}")
+        raise UnanswerableError(f"numbers are of shape {raw.shape}")
     numbers = _floats(atoms.arrays["numbers"], raw.shape, "numbers")
     if not (np.isfinite(numbers).all() and (numbers == np.rint(numbers)).all()):
-        raise Unanswerable("numbers are not whole")
+        raise UnanswerableError("numbers are not whole")
     if not ((numbers >= 1) & (numbers <= 118)).all():
-        raise Unanswerable("numbers are of no element")
+        raise UnanswerableError("numbers are of no element")
     positions = _floats(atoms.arrays["positions"], (len(raw), 3), "positions")
     if not np.isfinite(positions).all():
-        raise Unanswerable("positions are not finite")
+        raise UnanswerableError("positions are not finite")
     flags = np.asarray(atoms._pbc)
     if flags.shape != (3,) or flags.dtype.kind not in "biuf":
-        raise Unanswerable(f"pbc is {flags!r}")
+        raise UnanswerableError(f"pbc is {flags!r}")
     pbc = flags.astype(bool)
     cell = np.zeros((3, 3))
     if pbc.any():
         whole = _floats(atoms.cell.array, (3, 3), "cell vectors")
         cell[pbc] = whole[pbc]
         if not np.isfinite(cell).all():
-            raise Unanswerable("a cell vector is not finite")
+            raise UnanswerableError("a cell vector is not finite")
     return Reading(numbers.astype(np.int64), positions, cell, pbc)
 
 

@@ -9,6 +9,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,10 +141,8 @@ def _followed(pid: int, reading: int, seconds: float, heard: Callable[[Any], Non
         if status is None:
             done, found = os.waitpid(pid, os.WNOHANG)
             status = found if done else None
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)  # what it began ends too
-    except (ProcessLookupError, PermissionError):
-        pass
     if status is None:
         _, status = os.waitpid(pid, 0)
     if ended is not None:

@@ -1,8 +1,8 @@
 """Altered bundles: pure functions of a seed, a number and an engine.
 
-Either as accidents alter them, when their hashes no longer fit, or as an attacker does, who hashes anew. Each says what
-may come of it: `refuse` an error of ours, `same` the energies of before, `anew` other energies, which is by design where
-weights or references were replaced and everything was hashed again.
+Either as accidents alter them, when their hashes no longer fit, or as an attacker does, who hashes anew. Each says
+what may come of it: `refuse` an error of ours, `same` the energies of before, `anew` other energies, which is by design
+where weights or references were replaced and everything was hashed again.
 """
 
 import hashlib
@@ -396,7 +396,18 @@ def _a_value_of_the_validation(folder: Path, rng: Rng) -> None:
 
 @_kind(ATTACKS, MAY_BE_READ)
 def _a_validation_of_garbage(folder: Path, rng: Rng) -> None:
-    options = (b"", b"[]", b"null", b"{}", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 50_000, b"NaN", b"1" * 10_000, b'"x"')
+    options = (
+        b"",
+        b"[]",
+        b"null",
+        b"{}",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"a":' * 50_000,
+        b"NaN",
+        b"1" * 10_000,
+        b'"x"',
+    )
     (folder / VALIDATION).write_bytes(_pick(rng, (*options, rng.bytes(1000))))
 
 
@@ -511,7 +522,17 @@ def _a_value_of_packages_json(folder: Path, rng: Rng) -> None:
 
 @_kind(ATTACKS, MUST_BE_REFUSED)
 def _garbage_for_packages_json(folder: Path, rng: Rng) -> None:
-    options = (b"", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b"1" * 10_000, b'"x"', b'{"a": {}}', b'{"large.pt2": 5}')
+    options = (
+        b"",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"1" * 10_000,
+        b'"x"',
+        b'{"a": {}}',
+        b'{"large.pt2": 5}',
+    )
     (folder / PACKAGES).write_bytes(_pick(rng, options))
 
 

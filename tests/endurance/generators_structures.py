@@ -259,7 +259,12 @@ def _no_such_element(rng: np.random.Generator) -> Made:
 @_kind
 def _no_such_element_in_another_type(rng: np.random.Generator) -> Made:
     atoms = _any(rng)
-    types = {"int8": (0, -1, 119, 127), "uint8": (0, 119, 255), "int32": (0, -1, 2**30), "uint64": (0, 2**63, 2**64 - 1)}
+    types = {
+        "int8": (0, -1, 119, 127),
+        "uint8": (0, 119, 255),
+        "int32": (0, -1, 2**30),
+        "uint64": (0, 2**63, 2**64 - 1),
+    }
     name = _pick(rng, list(types))
     numbers = atoms.numbers.astype(name)
     numbers[rng.integers(len(atoms))] = _pick(rng, types[name])
@@ -385,7 +390,9 @@ def _beyond_reason(rng: np.random.Generator) -> Made:
     """Lengths where float64 itself ends."""
     atoms = _molecule(rng)
     with np.errstate(all="ignore"):
-        atoms.cell.array = np.diag(10.0 ** rng.choice([-320, -170, -100, -30, 0.9, 15, 30, 77, 100, 154, 155, 200, 308], 3))
+        atoms.cell.array = np.diag(
+            10.0 ** rng.choice([-320, -170, -100, -30, 0.9, 15, 30, 77, 100, 154, 155, 200, 308], 3)
+        )
     if rng.integers(2):
         atoms.cell.array[1, 0] = atoms.cell.array[0, 0] * rng.uniform(-2, 2)
     atoms.pbc = rng.integers(0, 2, 3).astype(bool)
@@ -420,7 +427,9 @@ def _out_of_float64_s_sight(rng: np.random.Generator) -> Made:
     """Where positions are rounded to more than chemistry bears, and beyond."""
     atoms = _any(rng)
     with np.errstate(all="ignore"):
-        atoms.positions += rng.normal(size=3) * 10.0 ** _pick(rng, (8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 100, 300, 307))
+        atoms.positions += rng.normal(size=3) * 10.0 ** _pick(
+            rng, (8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 100, 300, 307)
+        )
     return atoms, None
 
 
@@ -476,7 +485,7 @@ def _positions_that_can_be_read(rng: np.random.Generator) -> Made:
     p = atoms.positions
     whole = np.rint(2 * p).astype(_pick(rng, ("int64", "int16", "uint8", "bool")))
     kinds = (p.astype(object), p.astype(np.longdouble), p.astype(complex), p.astype("U32"), p.astype("S32"), whole)
-    return _put(atoms, "positions", _pick(rng, (*kinds, np.ma.array(p), np.asmatrix(p)))), None
+    return _put(atoms, "positions", _pick(rng, (*kinds, np.ma.array(p)))), None
 
 
 @_kind
@@ -491,9 +500,18 @@ def _numbers_that_can_be_read(rng: np.random.Generator) -> Made:
 def _odd_cells(rng: np.random.Generator) -> Made:
     atoms = _pick(rng, (_crystal, _slab, _molecule))(rng)
     cell = atoms.cell.array
-    kinds = (cell.astype(np.float32), cell.astype(np.float16), cell.astype(object), cell.astype("U32"), cell[:2], cell[0])
+    kinds = (
+        cell.astype(np.float32),
+        cell.astype(np.float16),
+        cell.astype(object),
+        cell.astype("U32"),
+        cell[:2],
+        cell[0],
+    )
     more = (np.concatenate([cell, cell]), cell + 1j, cell.astype(complex), np.ma.array(cell, mask=cell > 2), cell[None])
-    atoms.cell.array = _pick(rng, (*kinds, *more, np.asfortranarray(cell), cell.tolist(), None, np.rint(cell).astype(int)))
+    atoms.cell.array = _pick(
+        rng, (*kinds, *more, np.asfortranarray(cell), cell.tolist(), None, np.rint(cell).astype(int))
+    )
     return atoms, None
 
 
@@ -511,7 +529,13 @@ def _unused_vectors(rng: np.random.Generator) -> Made:
 @_kind
 def _odd_pbc(rng: np.random.Generator) -> Made:
     atoms = _pick(rng, (_crystal, _boxed))(rng)
-    flags = (np.array([1, 0, 1]), np.array([1.0, 0.0, 0.0]), np.array([True, False]), np.array(True), [True, False, True])
+    flags = (
+        np.array([1, 0, 1]),
+        np.array([1.0, 0.0, 0.0]),
+        np.array([True, False]),
+        np.array(True),
+        [True, False, True],
+    )
     more = (np.ones(4, bool), np.array(["T", "F", ""]), np.array([None, 1, 0], dtype=object), np.array([np.nan, 1, 0]))
     atoms._pbc = _pick(rng, (*flags, *more, np.array([2, -1, 0], np.int8), np.ones((3, 1), bool)))
     return atoms, None

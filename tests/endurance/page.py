@@ -116,7 +116,9 @@ def _summary(states: dict[str, State]) -> str:
     for name, state in states.items():
         size = state.get("stage", {}).get("size", "")
         result = "holds" if state["state"] == DONE else "**failed**" if state["state"] == FAILED else "not finished"
-        rows.append([name, _cell(size), result, len(state.get("failures", [])), _cell(round(state.get("seconds", 0.0)))])
+        rows.append(
+            [name, _cell(size), result, len(state.get("failures", [])), _cell(round(state.get("seconds", 0.0)))]
+        )
     return markdown(["stage", "size", "result", "findings", "seconds"], rows)
 
 
@@ -212,16 +214,32 @@ TABLES: tuple[tuple[tuple[str, list[str]], str, Table], ...] = (
         _calls,
     ),
     (("Opened and closed", ["stage", "way", "cycles", *GROWN, "MiB per 100 cycles", *MORE]), "cycles", _cycles),
-    (("Rows, killed and resumed", ["output", "rows", "SIGKILLs", "when", "rows without result", "result"]), "rows", _rows),
     (
-        ("Altered bundles", ["stage", "hashes", "bundles", "refused", "same energies", "accepted: hashed anew", "wrong"]),
+        ("Rows, killed and resumed", ["output", "rows", "SIGKILLs", "when", "rows without result", "result"]),
+        "rows",
+        _rows,
+    ),
+    (
+        (
+            "Altered bundles",
+            ["stage", "hashes", "bundles", "refused", "same energies", "accepted: hashed anew", "wrong"],
+        ),
         "bundles",
         _bundles,
     ),
     (
         (
             "Hostile structures",
-            ["stage", "structures", "answered", "held against float64", "refused", "hung or died", "wrong", "slowest (s)"],
+            [
+                "stage",
+                "structures",
+                "answered",
+                "held against float64",
+                "refused",
+                "hung or died",
+                "wrong",
+                "slowest (s)",
+            ],
         ),
         "structures",
         _structures,

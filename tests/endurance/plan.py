@@ -76,7 +76,13 @@ WHOLE = (  # the longest first, so that two side by side end together
 KINDS = tuple(dict.fromkeys(stage.kind for stage in WHOLE))
 
 LEAST: Mapping[str, int] = {
-    **{"calls": 2_000, "rows": 600, "bundles": 20, "structures": 60, "cycles": 20, "threads": 40, "dynamics": 6}
+    "calls": 2_000,
+    "rows": 600,
+    "bundles": 50,
+    "structures": 96,
+    "cycles": 20,
+    "threads": 40,
+    "dynamics": 6,
 }
 """Size below which a stage would show nothing."""
 

@@ -1,10 +1,11 @@
-"""Altered bundles, each opened in a child: refused in words of ours, the same energies, or hashed anew by an attacker."""
+"""Altered bundles, each opened in a child: refused in words of ours, or the same energies, or others by design."""
 
 import hashlib
 import io
 import os
 import shutil
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,9 @@ from ase.build import molecule
 from painn_deploy.calibration.structures import box_of
 from painn_deploy.export.bundle import read_bundle
 from painn_deploy.export.errors import EngineUnavailableError, PaiNNDeployError
-
-from ..child import Emit, Ended, in_child, what_failed
-from ..generators_bundles import altered
-from ..record import Job, Outcome
+from tests.endurance.child import Emit, Ended, in_child, what_failed
+from tests.endurance.generators_bundles import altered
+from tests.endurance.record import Job, Outcome
 
 __all__ = ["answers", "judge", "run"]
 
@@ -56,7 +56,9 @@ def answers(emit: Emit, folder: Path, elsewhere: Path) -> None:
         with PaiNNCalculator(folder, threads=1) as calculator:
             calculator.calculate(structures[0])
             for results in (calculator.results, *calculator.calculate_batch(structures)):
-                digest.update(np.float64(results["energy"]).tobytes() + np.ascontiguousarray(results["forces"]).tobytes())
+                digest.update(
+                    np.float64(results["energy"]).tobytes() + np.ascontiguousarray(results["forces"]).tobytes()
+                )
         return digest.hexdigest()
 
     def inspected() -> str:
@@ -94,10 +96,7 @@ def judge(may: frozenset[str], found: dict[str, Any], wanted: dict[str, Any]) ->
     if wrong:
         return "wrong", wrong
     refused = [isinstance(steps[name], dict) for name in ("read", "computed")]
-    if any(refused):
-        came = "refused"
-    else:
-        came = "same" if steps["computed"] == wanted["computed"] else "anew"
+    came = "refused" if any(refused) else "same" if steps["computed"] == wanted["computed"] else "anew"
     if came == "same" and "same" not in may:
         return "wrong", ["it was accepted"]
     if came == "anew" and "anew" not in may:
@@ -115,12 +114,10 @@ def _warm(engine: str) -> None:
     import painn_deploy.scripts.commands.inspection  # noqa: F401
     from painn_deploy.engines import get_backend
 
-    try:
+    with suppress(EngineUnavailableError):
         get_backend(engine).version()
-    except EngineUnavailableError:
-        pass
     if engine == "inductor":
-        import torch._inductor.package  # noqa: F401
+        import torch._inductor.package
 
 
 def run(job: Job) -> Outcome:

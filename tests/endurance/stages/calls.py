@@ -8,9 +8,8 @@ from ase import Atoms
 from ase.build import molecule
 
 from painn_deploy.runtime import PaiNNCalculator
-
-from ..record import Job, Outcome
-from ..resources import growth, usage
+from tests.endurance.record import Job, Outcome
+from tests.endurance.resources import growth, usage
 
 __all__ = ["geometries", "run"]
 

@@ -9,9 +9,8 @@ from ase.build import molecule
 
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.evaluator import Evaluator
-
-from ..record import Job, Outcome
-from ..resources import growth, usage
+from tests.endurance.record import Job, Outcome
+from tests.endurance.resources import growth, usage
 
 __all__ = ["run"]
 

@@ -1,4 +1,4 @@
-"""Minutes of dynamics of liquid water without a thermostat: energy, temperature and memory, resumed from checkpoints."""
+"""Minutes of dynamics of liquid water without a thermostat, resumed from checkpoints: energy, temperature, memory."""
 
 import io
 import time
@@ -16,9 +16,8 @@ from painn_deploy.calibration.physics.drift import Drift
 from painn_deploy.calibration.structures import box_of
 from painn_deploy.export.files import write_whole
 from painn_deploy.runtime import PaiNNCalculator
-
-from ..record import Job, Outcome
-from ..resources import growth, usage
+from tests.endurance.record import Job, Outcome
+from tests.endurance.resources import growth, usage
 
 __all__ = ["run", "water"]
 
@@ -75,7 +74,12 @@ def run(job: Job) -> Outcome:
                 job.record.append("jumps", jumps[0])
         else:
             job.tell("settling")
-            spent, steps, energies, temperatures = _settled(atoms, SETTLED * total, rng), 0, list[float](), list[float]()
+            spent, steps, energies, temperatures = (
+                _settled(atoms, SETTLED * total, rng),
+                0,
+                list[float](),
+                list[float](),
+            )
         dynamics = VelocityVerlet(atoms, TIMESTEP * units.fs)
         began, before, kept = time.monotonic(), spent, spent
         while True:

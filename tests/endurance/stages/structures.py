@@ -13,11 +13,10 @@ from ase.build import molecule
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import EngineError, StructureError
 from painn_deploy.runtime import PaiNNCalculator
-
-from ..brute_force import Reading, Reference, Unanswerable, reading_of, reference
-from ..child import Emit, Ended, in_child, what_failed
-from ..generators_structures import hostile
-from ..record import Job, Outcome
+from tests.endurance.brute_force import Reading, Reference, UnanswerableError, reading_of, reference
+from tests.endurance.child import Emit, Ended, in_child, what_failed
+from tests.endurance.generators_structures import hostile
+from tests.endurance.record import Job, Outcome
 
 __all__ = ["attempts", "judge", "run"]
 
@@ -146,7 +145,7 @@ def _held(seed: int, number: int, answers: dict[str, Answer], exact: Any, single
     apart = max(_apart(answers[ways[0]], answers[way]) for way in ways)
     try:
         reading = reading_of(hostile(seed, number).atoms)
-    except Unanswerable as error:
+    except UnanswerableError as error:
         return {"apart": apart, "unanswerable": str(error)}
     facts = {"apart": apart, "coarse": _coarse(reading)}
     try:

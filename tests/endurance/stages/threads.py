@@ -14,9 +14,8 @@ from ase.build import molecule
 
 from painn_deploy.export.errors import EngineError
 from painn_deploy.runtime import PaiNNCalculator
-
-from ..child import Emit, Ended, in_child
-from ..record import Job, Outcome
+from tests.endurance.child import Emit, Ended, in_child
+from tests.endurance.record import Job, Outcome
 
 __all__ = ["run"]
 
