@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny student, and the folder of its bundle for the engine that takes long to build."""
     folder = tmp_path_factory.mktemp("compiled")
-    sizes = {"num_interactions": 1, "hidden_dim": 8, "species": [1, 6, 7, 8]}
+    sizes: dict[str, Any] = {"num_interactions": 1, "hidden_dim": 8, "species": [1, 6, 7, 8]}
     student = students.write(folder, "painn", **sizes)
     export_engines(student, folder, engines=["inductor"], structures=[students.water()], device="cpu", form="plain")
     return student, folder

@@ -109,7 +109,8 @@ def _files(folder: Path) -> list[Path]:
 
 def _listed(folder: Path, rng: Rng) -> Path:
     """A file that the manifest lists."""
-    return _pick(rng, [path for path in _files(folder) if path.name != MANIFEST])
+    listed = [path for path in _files(folder) if path.name != MANIFEST]
+    return listed[int(rng.integers(len(listed)))]
 
 
 def _kind(table: dict[str, tuple[Alter, frozenset[str]]], may: frozenset[str]) -> Callable[[Alter], Alter]:
@@ -240,7 +241,7 @@ def _a_link_to_the_same_content(folder: Path, rng: Rng) -> None:
 
 @_kind(ACCIDENTS, MUST_BE_REFUSED)
 def _a_vast_sparse_file(folder: Path, rng: Rng) -> None:
-    os.truncate(_pick(rng, _files(folder)), int(10 ** rng.uniform(10, 12.5)))
+    os.truncate(_pick(rng, _files(folder)), int(10 ** rng.uniform(10, 11.5)))
 
 
 @_kind(ACCIDENTS, MAY_BE_READ)
@@ -303,7 +304,20 @@ def _values(rng: Rng) -> Any:
         deep = [deep]
     numbers = (0, -1, 1, 5, 2**31, 2**63, 10**30, 10**400, 0.5, -0.0, 1e308, 1e-308, math.nan, math.inf, -math.inf)
     texts = ("", "x", "a\0b", "\ud800", "../x", "/etc/passwd", "fp32", "x" * 10_000, "\n", "5.0", "true")
-    others = (None, True, False, [], {}, [5], [[]], ["a", 1, None], {"a": 1}, {"": []}, [None] * 1000, deep)
+    others: tuple[Any, ...] = (
+        None,
+        True,
+        False,
+        [],
+        {},
+        [5],
+        [[]],
+        ["a", 1, None],
+        {"a": 1},
+        {"": []},
+        [None] * 1000,
+        deep,
+    )
     return _pick(rng, (*numbers, *texts, *others))
 
 

@@ -103,7 +103,17 @@ def _awkward(rng: np.random.Generator) -> Any:
     )
     forged = 'x"\nH 0 0 0 0 0 0\n1\nProperties=species:S:1:pos:R:3:forces:R:3 energy=-999 id=forged q="'
     numbers = (0, -1, 2**31, 2**63, 10**30, 10**400, 0.0, 1e308, float("nan"), float("inf"), True, False)
-    others = (None, [], {}, [1, 2, 3], ["a", 1, None], [[1, 2], [3]], {"a": {"b": [1, "\n"]}}, [None], [True, 2.5])
+    others: tuple[Any, ...] = (
+        None,
+        [],
+        {},
+        [1, 2, 3],
+        ["a", 1, None],
+        [[1, 2], [3]],
+        {"a": {"b": [1, "\n"]}},
+        [None],
+        [True, 2.5],
+    )
     every = (*texts, forged, *numbers, *others)
     return every[int(rng.integers(len(every)))]
 

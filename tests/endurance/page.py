@@ -1,6 +1,7 @@
 """The figures as text: what stands between the marks of docs/reliability.md, made of records alone."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,15 @@ def _identities(states: dict[str, State]) -> str:
         ("scale", "Scale"),
         ("seed", "Seed"),
     ):
-        lines.append(f"- {words}: {_grouped(states, lambda one, key=key: str(one[key]))}")
+        lines.append(f"- {words}: {_grouped(states, partial(_of, key))}")
     versions = _grouped(states, lambda one: ", ".join(f"{name} {text}" for name, text in one["versions"].items()))
     by_engine = {name.partition("-")[2]: state["identity"]["bundle_sha256"] for name, state in states.items()}
     bundles = ", ".join(f"{engine} `{sha[:16]}`" for engine, sha in by_engine.items())
     return "\n".join([*lines, f"- Versions: {versions}", f"- Bundles (first digits of their SHA-256): {bundles}"])
+
+
+def _of(key: str, identity: State) -> str:
+    return str(identity[key])
 
 
 def _grouped(states: dict[str, State], text: Callable[[State], str]) -> str:

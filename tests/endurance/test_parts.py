@@ -100,7 +100,14 @@ def test_a_record_goes_on_and_forgets_what_another_commit_or_a_failure_left(tmp_
 
 
 def test_the_page_shows_what_failed_and_what_is_not_finished(tmp_path: Path) -> None:
-    of = {"machine": "m", "system": "s", "versions": {"torch": "2"}, "commit": "c", "date": "d", "student": "x"}
+    of: dict[str, Any] = {
+        "machine": "m",
+        "system": "s",
+        "versions": {"torch": "2"},
+        "commit": "c",
+        "date": "d",
+        "student": "x",
+    }
     of |= {"bundle_sha256": "f" * 64, "scale": 1.0, "seed": 0}
     with pytest.raises(OutputError, match="holds no figures"):
         figures_text(tmp_path)

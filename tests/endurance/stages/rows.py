@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def run(job: Job) -> Outcome:
         failures += [f"{suffix}: {line}" for line in wrong]
     awkward = max(60, round(AWKWARD * job.stage.size))
     for suffix in (".extxyz", ".parquet", ".db"):
-        found = job.record.part(f"awkward{suffix}", lambda s=suffix: _awkward(job, s, awkward))
+        found = job.record.part(f"awkward{suffix}", partial(_awkward, job, suffix, awkward))
         figures[f"awkward {suffix}"] = found
         failures += [f"awkward rows, {suffix}: {line}" for line in found["wrong"]]
     return Outcome({"rows": job.stage.size, "formats": figures}, failures)
@@ -141,14 +142,12 @@ class _Trial:
         return {**found, "content": _content(output)}
 
     def _targets(self, alone: dict[str, Any]) -> list[tuple[str, int, float]]:
-        """When to kill: one while it starts, one while it writes the output, and the others at a part between."""
+        """When to kill: while it starts, while it writes the output (one to spare, since that is short), and between."""
         each = (alone["seconds"] - alone["start"] - alone["end"]) / max(1, alone["parts"])
-        between = sorted(self.moments.randrange(max(1, alone["parts"])) for _ in range(max(0, self.kills - 2)))
+        between = sorted(self.moments.randrange(max(1, alone["parts"])) for _ in range(self.kills - 1))
         targets = [("starting", -1, self.moments.uniform(0, alone["start"]))]
         targets += [("computing", parts, self.moments.uniform(0, each)) for parts in between]
-        return [*targets, ("assembling", alone["parts"], self.moments.uniform(0, alone["end"] / 2))][
-            -max(self.kills, 1) :
-        ]
+        return [*targets, ("assembling", alone["parts"], self.moments.uniform(0, alone["end"] / 2))]
 
     def _killed(self, when: str, parts: int, after: float, alone: dict[str, Any]) -> dict[str, Any]:
         """Begin or go on, and kill: some seconds after so many parts are there, or after its own beginning."""
