@@ -10,7 +10,7 @@ import numpy as np
 
 __all__ = ["NOISE", "Growth", "growth", "usage"]
 
-NOISE = 2.0
+NOISE = 4.0
 """MiB that an allocator may keep more of in the second half of a run without anything being wrong."""
 
 PROC = Path("/proc/self")

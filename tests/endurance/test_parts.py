@@ -36,7 +36,7 @@ def speaking(emit: Emit, what: str) -> None:
         case "hang":
             time.sleep(60)
         case "die":
-            os.kill(os.getpid(), signal.SIGSEGV)
+            os.kill(os.getpid(), signal.SIGKILL)
         case "memory":
             emit(len(np.ones(10**9)))
         case "fail":
@@ -50,7 +50,7 @@ def speaking(emit: Emit, what: str) -> None:
     [
         ("end", "done"),
         ("hang", "no answer within 1 s"),
-        ("die", "ended by signal 11"),
+        ("die", "ended by signal 9"),
         ("memory", "MemoryError"),
         ("fail", "OutputError: of ours"),
         ("leave", "ended by status 3"),

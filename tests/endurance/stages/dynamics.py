@@ -34,7 +34,7 @@ CHECKPOINTS, SAMPLES = 20, 40
 """In a run; at full size one a minute, and one each half a minute."""
 
 SETTLED = 0.15
-"""Share of the time that a thermostat takes to bring the box to its temperature."""
+"""Time that a relaxation and a thermostat take to bring the box to its temperature, as a share of the run's."""
 
 DRIFT, WARMEST, COLDEST, CONTINUES = 0.1, 420.0, 200.0, 1e-6
 """meV/atom/ps, K and K of the mean temperature; eV an atom by which a resumed run may differ from its checkpoint."""
@@ -74,12 +74,8 @@ def run(job: Job) -> Outcome:
                 job.record.append("jumps", jumps[0])
         else:
             job.tell("settling")
-            spent, steps, energies, temperatures = (
-                _settled(atoms, SETTLED * total, rng),
-                0,
-                list[float](),
-                list[float](),
-            )
+            _settled(atoms, SETTLED * total, rng)
+            spent, steps, energies, temperatures = 0.0, 0, list[float](), list[float]()
         dynamics = VelocityVerlet(atoms, TIMESTEP * units.fs)
         began, before, kept = time.monotonic(), spent, spent
         while True:
@@ -100,16 +96,16 @@ def run(job: Job) -> Outcome:
     return _judged(job, atoms, steps, np.array(energies), np.array(temperatures), samples)
 
 
-def _settled(atoms: Atoms, seconds: float, rng: np.random.Generator) -> float:
-    """Bring a box to its temperature; how long that took."""
-    began = time.monotonic()
-    FIRE(atoms, logfile=None).run(fmax=0.3, steps=100)
+def _settled(atoms: Atoms, seconds: float, rng: np.random.Generator) -> None:
+    """Bring a box to its temperature, in about that time."""
+    began, relaxation = time.monotonic(), FIRE(atoms, logfile=None)
+    while time.monotonic() - began < seconds / 3 and not relaxation.run(fmax=0.3, steps=10):
+        pass
     MaxwellBoltzmannDistribution(atoms, temperature_K=TEMPERATURE, rng=rng)
     Stationary(atoms)
     thermostat = Bussi(atoms, TIMESTEP * units.fs, temperature_K=TEMPERATURE, taut=50 * units.fs, rng=rng)
     while time.monotonic() - began < seconds:
         thermostat.run(EVERY)
-    return time.monotonic() - began
 
 
 def _saved(atoms: Atoms, spent: float, steps: int, energies: list[float], temperatures: list[float]) -> bytes:

@@ -142,7 +142,7 @@ class _Trial:
         return {**found, "content": _content(output)}
 
     def _targets(self, alone: dict[str, Any]) -> list[tuple[str, int, float]]:
-        """When to kill: while it starts, while it writes the output (one to spare, since that is short), and between."""
+        """When to kill: while it starts, while it computes, and (one to spare, since it is short) while it assembles."""
         each = (alone["seconds"] - alone["start"] - alone["end"]) / max(1, alone["parts"])
         between = sorted(self.moments.randrange(max(1, alone["parts"])) for _ in range(self.kills - 1))
         targets = [("starting", -1, self.moments.uniform(0, alone["start"]))]
