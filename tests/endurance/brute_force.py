@@ -74,7 +74,8 @@ def reading_of(atoms: Atoms) -> Reading:
     if not np.isfinite(positions).all():
         raise UnanswerableError("positions are not finite")
     flags = np.asarray(atoms._pbc)
-    if flags.shape != (3,) or flags.dtype.kind not in "biuf":
+    flags = np.full(3, flags) if flags.shape == () else flags
+    if flags.shape != (3,) or flags.dtype.kind not in "biufO":
         raise UnanswerableError(f"pbc is {flags!r}")
     pbc = flags.astype(bool)
     cell = np.zeros((3, 3))

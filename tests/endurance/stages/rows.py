@@ -142,11 +142,12 @@ class _Trial:
         return {**found, "content": _content(output)}
 
     def _targets(self, alone: dict[str, Any]) -> list[tuple[str, int, float]]:
-        """When to kill: while it starts, while it computes, and (one to spare, since it is short) while it assembles."""
+        """When to kill: while it starts, computes, and (one to spare, since it is short) writes its output."""
         each = (alone["seconds"] - alone["start"] - alone["end"]) / max(1, alone["parts"])
         between = sorted(self.moments.randrange(max(1, alone["parts"])) for _ in range(self.kills - 1))
         targets = [("starting", -1, self.moments.uniform(0, alone["start"]))]
         targets += [("computing", parts, self.moments.uniform(0, each)) for parts in between]
+        targets = targets if self.kills > 1 else []
         return [*targets, ("assembling", alone["parts"], self.moments.uniform(0, alone["end"] / 2))]
 
     def _killed(self, when: str, parts: int, after: float, alone: dict[str, Any]) -> dict[str, Any]:
