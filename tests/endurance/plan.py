@@ -81,8 +81,8 @@ LEAST: Mapping[str, int] = {
     "bundles": 50,
     "structures": 96,
     "cycles": 20,
-    "threads": 40,
-    "dynamics": 6,
+    "threads": 150,
+    "dynamics": 4,
 }
 """Size below which a stage would show nothing."""
 

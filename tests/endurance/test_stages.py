@@ -43,7 +43,7 @@ def test_opening_and_closing_leaves_nothing_behind(shipped: Path, tmp_path: Path
 
 def test_threads_and_forks_are_right_or_refused(shipped: Path, tmp_path: Path) -> None:
     trials = checked(tmp_path / "out", "threads-onnxruntime", shipped)["trials"]
-    assert trials["a calculator each, ASE"] == {"right": 320}
+    assert trials["a calculator each, ASE"] == {"right": 1_200}
     assert len(trials) == 12
 
 
@@ -60,9 +60,9 @@ def test_killed_screenings_give_the_same_rows(shipped: Path, tmp_path: Path) -> 
     assert all(found["same"] for name, found in formats.items() if not name.startswith("awkward"))
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt-rtx"])
-def test_altered_bundles_are_refused_or_the_same(engine: str, shipped: Path, tmp_path: Path) -> None:
-    figures = checked(tmp_path / "out", f"bundles-{engine}", shipped)
+@pytest.mark.slow
+def test_altered_bundles_are_refused_or_the_same(shipped: Path, tmp_path: Path) -> None:
+    figures = checked(tmp_path / "out", "bundles-onnxruntime", shipped)
     assert figures["counts"]["not hashed anew: refused"] > 15
 
 
@@ -72,16 +72,22 @@ def test_hostile_structures_are_refused_or_answered_rightly(shipped: Path, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["calls", "cycles", "threads", "bundles", "structures"])
-def test_the_same_for_inductor(kind: str, compiled: tuple[Path, Path], tmp_path: Path) -> None:
+def test_inductor_leaves_nothing_behind_and_survives_threads_and_forks(
+    compiled: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """All its stages run in the full form; these are where it may differ from the others."""
     student, folder = compiled
-    checked(tmp_path / "out", f"{kind}-inductor", folder, "--student", str(student))
+    more = ("--stages", "cycles,threads", "--engine", "inductor", "--student", str(student), "--bundles", str(folder))
+    done = run_command(tmp_path / "out", *more)
+    failures = [state(tmp_path / "out", f"{kind}-inductor")["failures"] for kind in ("cycles", "threads")]
+    assert failures == [[], []], done.stdout
+    assert done.returncode == 0
 
 
 def test_a_run_that_is_killed_goes_on_where_it_was(shipped: Path, tmp_path: Path) -> None:
     output, more = tmp_path / "out", ("--stages", "calls-onnxruntime", "--bundles", str(shipped))
     samples = output / "stages" / "calls-onnxruntime" / "samples.jsonl"
-    command = command_line(output, *more, scale=0.02)
+    command = command_line(output, *more, scale=0.005)
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment(tmp_path / "cache"), stdout=subprocess.DEVNULL, start_new_session=True
     )
@@ -94,10 +100,10 @@ def test_a_run_that_is_killed_goes_on_where_it_was(shipped: Path, tmp_path: Path
     time.sleep(0.5)
     assert len(samples.read_text().splitlines()) == left, "a worker outlived the command"
     assert state(output, "calls-onnxruntime")["state"] == "under way"
-    refused = run_command(output, *more, scale=0.02)
+    refused = run_command(output, *more, scale=0.005)
     assert refused.returncode == 2
     assert "--resume" in refused.stderr
-    done = run_command(output, *more, "--resume", scale=0.02)
+    done = run_command(output, *more, "--resume", scale=0.005)
     found = state(output, "calls-onnxruntime")
     assert found["state"] == "done", done.stdout
     assert found["figures"]["growth"]["processes"] == 2
@@ -109,5 +115,5 @@ def test_a_run_that_is_killed_goes_on_where_it_was(shipped: Path, tmp_path: Path
     text = (tmp_path / "page.md").read_text()
     assert text.startswith("Before.")
     assert text.endswith("After.\n")
-    assert "| calls-onnxruntime | 20,000 | holds |" in text
+    assert "| calls-onnxruntime | 5,000 | holds |" in text
     assert "old" not in text

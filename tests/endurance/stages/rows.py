@@ -28,6 +28,9 @@ __all__ = ["run"]
 KILLS, FEWER = 10, 4
 """Of the run in extended XYZ, and of those of a tenth of the rows in other formats."""
 
+SHORT = 5_000
+"""Rows up to which there are few kills, and none for Parquet, whose parts are written as those of extended XYZ."""
+
 PART = "part-????????"
 
 LOOK = 0.01
@@ -44,11 +47,9 @@ def run(job: Job) -> Outcome:
     figures: dict[str, Any] = {}
     failures: list[str] = []
     tenth = max(200, job.stage.size // 10)
-    for suffix, count, kills in (
-        (".extxyz", job.stage.size, KILLS if job.stage.size > 5_000 else 2),
-        (".parquet", tenth, FEWER if tenth > 5_000 else 1),
-        (".db", tenth, FEWER if tenth > 5_000 else 1),
-    ):
+    whole = (".extxyz", job.stage.size, KILLS if job.stage.size > SHORT else 2)
+    tenths = [(suffix, tenth, FEWER if job.stage.size > SHORT else 1) for suffix in (".parquet", ".db")]
+    for suffix, count, kills in (whole, *tenths[job.stage.size <= SHORT :]):
         found, wrong = _Trial(job, suffix, count, kills).run()
         figures[suffix] = found
         failures += [f"{suffix}: {line}" for line in wrong]
