@@ -58,18 +58,18 @@ class Stage:
 
 
 WHOLE = (  # the longest first, so that two side by side end together
-    Stage("dynamics", "onnxruntime", 1_200, 1_260),
-    Stage("structures", "onnxruntime", 10_000, 900),
+    Stage("dynamics", "onnxruntime", 1_200, 1_400),
+    Stage("structures", "onnxruntime", 10_000, 600),
     Stage("calls", "onnxruntime", 1_000_000, 500),
-    Stage("calls", "inductor", 1_000_000, 400),
+    Stage("cycles", "inductor", 500, 500),
     Stage("rows", "onnxruntime", 100_000, 420),
-    Stage("structures", "inductor", 2_000, 240),
-    Stage("bundles", "inductor", 300, 300),
-    Stage("cycles", "inductor", 500, 240),
-    Stage("cycles", "onnxruntime", 500, 60),
-    Stage("bundles", "onnxruntime", 400, 90),
-    Stage("bundles", "tensorrt-rtx", 300, 60),
+    Stage("calls", "inductor", 1_000_000, 400),
+    Stage("bundles", "inductor", 300, 200),
+    Stage("structures", "inductor", 2_000, 150),
+    Stage("cycles", "onnxruntime", 500, 100),
+    Stage("bundles", "onnxruntime", 400, 100),
     Stage("threads", "inductor", 2_000, 90),
+    Stage("bundles", "tensorrt-rtx", 300, 60),
     Stage("threads", "onnxruntime", 2_000, 60),
 )
 
