@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from painn_deploy.export.bundle import read_bundle
+from painn_deploy.export.checkpoint import resolve_checkpoint
+from painn_deploy.export.errors import OutputError
 from painn_deploy.export.versions import installed
 from painn_deploy.runtime.machine import machine
 
@@ -28,7 +30,11 @@ def identity(options: Options, bundle: Path) -> dict[str, Any]:
 
     Raises:
         BundleError: the bundle is damaged.
+        OutputError: it is of another student, which nothing could be held against.
     """
+    read = read_bundle(bundle)
+    if read.manifest.checkpoint_sha256 != resolve_checkpoint(options.student).sha256:
+        raise OutputError(f"{bundle} was not made of {options.student}. Name its checkpoint with --student.")
     return {
         "machine": machine(),
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
@@ -36,7 +42,7 @@ def identity(options: Options, bundle: Path) -> dict[str, Any]:
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d"),
         "student": options.student,
-        "bundle_sha256": read_bundle(bundle).sha256,
+        "bundle_sha256": read.sha256,
         "scale": options.scale,
         "seed": options.seed,
     }

@@ -87,7 +87,7 @@ def test_inductor_leaves_nothing_behind_and_survives_threads_and_forks(
 def test_a_run_that_is_killed_goes_on_where_it_was(shipped: Path, tmp_path: Path) -> None:
     output, more = tmp_path / "out", ("--stages", "calls-onnxruntime", "--bundles", str(shipped))
     samples = output / "stages" / "calls-onnxruntime" / "samples.jsonl"
-    command = command_line(output, *more, scale=0.005)
+    command = command_line(output, *more, scale=0.003)
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment(tmp_path / "cache"), stdout=subprocess.DEVNULL, start_new_session=True
     )
@@ -100,20 +100,26 @@ def test_a_run_that_is_killed_goes_on_where_it_was(shipped: Path, tmp_path: Path
     time.sleep(0.5)
     assert len(samples.read_text().splitlines()) == left, "a worker outlived the command"
     assert state(output, "calls-onnxruntime")["state"] == "under way"
-    refused = run_command(output, *more, scale=0.005)
+    refused = run_command(output, *more, scale=0.003)
     assert refused.returncode == 2
     assert "--resume" in refused.stderr
-    done = run_command(output, *more, "--resume", scale=0.005)
+    done = run_command(output, *more, "--resume", scale=0.003)
     found = state(output, "calls-onnxruntime")
     assert found["state"] == "done", done.stdout
     assert found["figures"]["growth"]["processes"] == 2
     assert found["figures"]["wrong"] == 0
     assert left >= 5
-    (tmp_path / "page.md").write_text("Before.\n<!-- figures -->\nold\n<!-- /figures -->\nAfter.\n")
+    (tmp_path / "page.md").write_text("Before.\n<!-- figures -->\nof before\n<!-- /figures -->\nAfter.\n")
     page = run_command(output, "--page", "--stages", "calls-onnxruntime", "--document", str(tmp_path / "page.md"))
     assert page.returncode == 0
     text = (tmp_path / "page.md").read_text()
     assert text.startswith("Before.")
     assert text.endswith("After.\n")
-    assert "| calls-onnxruntime | 5,000 | holds |" in text
-    assert "old" not in text
+    assert "| calls-onnxruntime | 3,000 | holds |" in text
+    assert "of before" not in text
+
+
+def test_a_bundle_of_another_student_is_refused(bundle: Path, tmp_path: Path) -> None:
+    done = run_command(tmp_path / "out", "--stages", "calls-onnxruntime", "--bundles", str(bundle.parent))
+    assert done.returncode == 2
+    assert "was not made of student:small" in done.stderr

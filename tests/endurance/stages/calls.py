@@ -13,7 +13,7 @@ from tests.endurance.resources import growth, usage
 
 __all__ = ["geometries", "run"]
 
-SAMPLES = 100
+SAMPLES, FEWEST = 100, 20
 """In a run; at full size one every 10,000 calls."""
 
 GEOMETRIES = 1_009
@@ -42,7 +42,8 @@ def answer(atoms: Atoms) -> str:
 
 def run(job: Job) -> Outcome:
     """Call, sample, and hold every energy against the first answer for its geometry; forces once in a while."""
-    total, every = job.stage.size, max(1, job.stage.size // SAMPLES)
+    total = job.stage.size
+    every = total // max(FEWEST, min(SAMPLES, total // 100))
     moved = geometries(job.options.seed, min(GEOMETRIES, max(7, total // 10)))
     samples: list[dict[str, Any]] = job.record.lines("samples")
     process = 1 + max((sample["process"] for sample in samples), default=-1)
