@@ -14,7 +14,7 @@ from ase.build import molecule
 
 from painn_deploy.export.errors import EngineError
 from painn_deploy.runtime import PaiNNCalculator
-from tests.endurance.child import Emit, Ended, in_child
+from tests.endurance.child import Emit, Ended, end_with_parent, in_child
 from tests.endurance.record import Job, Outcome
 
 __all__ = ["run"]
@@ -124,11 +124,12 @@ def _forked(emit: Emit, bundle: Path, threads: int | None, pool: bool) -> None:
     calculator = SHARED["calculator"] = PaiNNCalculator(bundle, threads=threads)
     wanted, answers = _again(calculator), list[str]()
     if pool:
-        with multiprocessing.get_context("fork").Pool(2) as workers:
+        with multiprocessing.get_context("fork").Pool(2, end_with_parent) as workers:
             answers = workers.map(_of_pool, range(6))
     else:
         reading, writing = os.pipe()
         if os.fork() == 0:
+            end_with_parent()  # one that hangs must not stay
             os.write(writing, _again(calculator).encode())
             os._exit(0)
         os.close(writing)
