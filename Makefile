@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test bench check gpu-check gpu-kit format clean
+.PHONY: demo test bench reliability check gpu-check gpu-kit format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/painn-deploy demo
@@ -17,6 +17,12 @@ bench: $(VENV)/.dev
 	$(BIN)/python scripts/benchmark_inference.py student:base --output bench --radial-table
 	$(BIN)/painn-deploy export student:base -o bench --overwrite
 	$(BIN)/python scripts/benchmark_batching.py bench/student-base-onnxruntime-fp32.engine
+
+# What must hold for long, in an hour or more, and the figures of docs/reliability.md; a run that was cut off goes on.
+# RELIABILITY are its options, such as --stages rows --again.
+RELIABILITY ?=
+reliability: $(VENV)/.dev
+	$(BIN)/python -m tests.endurance --output reliability --resume --document docs/reliability.md $(RELIABILITY)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -44,7 +50,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo bench gpu-kit
+	rm -rf $(VENV) build dist *.egg-info demo bench gpu-kit reliability
 
 # torch first: its pinned version decides which build of it is taken
 $(VENV)/.torch: constraints.txt
