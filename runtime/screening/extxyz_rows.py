@@ -8,6 +8,7 @@ frame is read back before it counts.
 import json
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from io import StringIO
 from typing import Any
 
@@ -18,7 +19,7 @@ from ase.constraints import FixAtoms, FixCartesian
 from ase.io.extxyz import per_config_properties, read_xyz, write_xyz
 
 from painn_deploy.runtime.screening.carrying import ERROR, RESULTS, Format, settle
-from painn_deploy.runtime.screening.plain import HOOKS
+from painn_deploy.runtime.screening.plain import HOOKS, WORDS
 from painn_deploy.runtime.screening.remarks import AS_TEXT, LEFT_OUT, RENAMED, Remarks
 
 __all__ = ["count_frames", "frame"]
@@ -113,31 +114,41 @@ def _checked(row: Atoms) -> str:
 def _is_ordinary(row: Atoms) -> bool:
     """Whether ASE's writer and reader give back everything in a row; quick, since nearly every row is."""
     for name, value in row.info.items():
-        if type(name) is not str or not _NAME.fullmatch(name) or not _is_ordinary_value(value):
+        if type(name) is not str or not _is_ordinary_name(name) or not _is_ordinary_value(value):
             return False
-        if name in RESERVED or name in SPECIAL:
-            return False
-    atoms = len(row)
-    for name, array in row.arrays.items():
-        if type(array) is not np.ndarray:
-            return False
-        if name == "numbers":
-            if array.dtype.kind != "i" or array.ndim != 1 or (atoms and (array.min() < 0 or array.max() > 118)):
+    numbers, positions = row.arrays["numbers"], row.arrays["positions"]
+    if type(numbers) is not np.ndarray or numbers.dtype != np.int64 or numbers.ndim != 1:
+        return False
+    atoms = len(numbers)
+    if type(positions) is not np.ndarray or positions.dtype != np.float64 or positions.shape != (atoms, 3):
+        return False
+    elements = numbers.tolist()
+    if elements and (min(elements) < 0 or max(elements) > 118):
+        return False
+    if len(row.arrays) > 2:
+        for name, array in row.arrays.items():
+            if name in ("numbers", "positions"):
+                continue
+            if type(array) is not np.ndarray or type(name) is not str or not _takes_column(name, array, atoms):
                 return False
-        elif name == "positions":
-            if array.dtype != np.float64 or array.shape != (atoms, 3):
-                return False
-        elif not _takes_column(name, array, atoms):
+        if _clashes(row):
             return False
-    return all(map(_takes_constraint, row.constraints)) and not _clashes(row)
+    return not row.constraints or all(map(_takes_constraint, row.constraints))
+
+
+@lru_cache(4096)
+def _is_ordinary_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None and name not in RESERVED and name not in SPECIAL
 
 
 def _is_ordinary_value(value: Any) -> bool:
     kind: Any = type(value)
     if kind is str:
+        if value.isalnum() and value.isascii() and value[0] in WORDS:
+            return True
         return "\\" not in value and _text_comes_back(value)
     if kind is int:
-        return -INT64 <= value < INT64
+        return bool(-INT64 <= value < INT64)
     if kind is np.ndarray:
         wide = value.ndim > 1 or value.size > 1
         return bool(wide and value.size > 0 and value.dtype.kind in "ifb" and value.dtype.itemsize <= 8)
@@ -146,7 +157,11 @@ def _is_ordinary_value(value: Any) -> bool:
 
 def _text_comes_back(text: str) -> bool:
     """Whether ASE's reader gives a text for a text, escapes aside: what looks like numbers or truths is read so."""
-    token = _TOKEN.search(text) if text.isprintable() else None
+    if not text.isprintable():
+        return False
+    if text[:1] in WORDS:
+        return True
+    token = _TOKEN.search(text)
     if token is None or token[0] in TRUTHS or text.startswith("_JSON "):
         return False
     try:

@@ -15,7 +15,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["HOOKS", "plain"]
+__all__ = ["HOOKS", "WORDS", "plain"]
+
+WORDS = frozenset("abcdeghjklmopqrsuvwxyzABCDEGHJKLMOPQRSUVWXYZ")
+"""Letters that no number, NaN, infinity, true or false begins with, however it is written: a quick way to tell."""
 
 HOOKS = frozenset({"__ndarray__", "__complex__", "__datetime__", "__complex_ndarray__", "__ase_objtype__"})
 """Keys of a JSON object that ASE's reader takes for something else than an object."""

@@ -1,7 +1,6 @@
 """Rows of results as bytes of a part, and parts as one file: extended XYZ, ASE databases, Parquet."""
 
 import base64
-import json
 import shutil
 import sqlite3
 import warnings
@@ -173,12 +172,12 @@ class DatabaseSink:
 
 
 def _write(database: Any, values: dict[str, Any]) -> None:
-    pairs, data, results = json.loads(values.pop("pairs")), values.pop("data"), values.pop("results")
+    pairs, data, results = values.pop("pairs"), values.pop("data"), values.pop("results")
     atoms = Atoms.fromdict(values)
     if results:
         atoms.calc = SinglePointCalculator(atoms, **results)
     with np.errstate(all="ignore"):  # a failed row's cell may hold anything
-        database.write(atoms, pairs, base64.b64decode(data))
+        database.write(atoms, pairs, base64.b64decode(data) if isinstance(data, str) else data)
 
 
 SINKS: Mapping[str, Sink] = {"extxyz": ExtxyzSink(), "parquet": ParquetSink(), "db": DatabaseSink()}

@@ -1,7 +1,7 @@
 """Rows as columns of Parquet and as rows of an ASE database, which give back the values that went in."""
 
 import base64
-import json
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +14,7 @@ from ase.db.sqlite import SQLite3Database
 from ase.io.jsonio import encode
 
 from painn_deploy.runtime.screening.carrying import ERROR, Format, settle
-from painn_deploy.runtime.screening.plain import HOOKS
+from painn_deploy.runtime.screening.plain import HOOKS, WORDS
 from painn_deploy.runtime.screening.remarks import AS_TEXT, LEFT_OUT, Remarks, one_line
 
 __all__ = ["ARRAYS", "columns", "database_values"]
@@ -29,6 +29,9 @@ INT32 = 2**31
 
 _COLUMNS = {"initial_magmoms": 1, "initial_charges": 1, "masses": 1, "tags": 1, "momenta": 2}
 """Of a database, with their dimensions."""
+
+_SAFE = frozenset({str, float, bool, np.float64})
+"""Types whose every value JSON gives back."""
 
 _SPOKEN_FOR = reserved_keys | set(atomic_numbers) | set(dir(AtomsRow)) | set(SQLite3Database.columnnames)
 _SPOKEN_FOR |= {"external_tables", "_keys", "_data", "_constraints", "_constrained_forces"}
@@ -80,7 +83,7 @@ def columns(row: Atoms, index: int, remarks: Remarks) -> dict[str, Any]:
         remarks: what is kept otherwise is counted there.
     """
     results = {} if row.calc is None else row.calc.results
-    if _is_ordinary(row):
+    if _is_ordinary(row, _json_value, PARQUET):
         atoms, info = row, dict(row.info)
     else:
         settled = settle(row, PARQUET, index, remarks)
@@ -88,18 +91,19 @@ def columns(row: Atoms, index: int, remarks: Remarks) -> dict[str, Any]:
         if row.constraints:
             info.setdefault("constraints", [str(constraint) for constraint in row.constraints])
     name, reason = info.pop("id", None), info.pop(ERROR, None)
-    arrays = {key: value for key, value in atoms.arrays.items() if key not in ("numbers", "positions")}
+    arrays = atoms.arrays
+    others = {key: arrays[key] for key in arrays if key not in ("numbers", "positions")} if len(arrays) > 2 else {}
     return {
         "index": index,
         "id": None if name is None else _storable(name, index, remarks),
-        "numbers": atoms.numbers.tolist(),
-        "positions": atoms.positions.tolist(),
-        "cell": np.asarray(atoms.cell).tolist(),
+        "numbers": arrays["numbers"].tolist(),
+        "positions": arrays["positions"].tolist(),
+        "cell": atoms.cell.array.tolist(),
         "pbc": atoms.pbc.tolist(),
         **{key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in results.items()},
         ERROR: None if reason is None else str(reason),
         "info": _json(info, index, remarks),
-        "arrays": _json(arrays, index, remarks),
+        "arrays": _json(others, index, remarks),
     }
 
 
@@ -114,7 +118,9 @@ def _json(values: dict[str, Any], index: int, remarks: Remarks) -> str | None:
 
 
 def _storable(name: Any, index: int, remarks: Remarks) -> str:
-    text = str(name)
+    text = name if type(name) is str else str(name)
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -131,19 +137,27 @@ def database_values(row: Atoms, index: int, remarks: Remarks) -> dict[str, Any]:
         index: of the row in the input.
         remarks: what is kept otherwise is counted there.
     """
+    results = {} if row.calc is None else row.calc.results
+    if _is_ordinary(row, _simple, DATABASE) and ARRAYS not in row.info:
+        pairs, data = _divided(row.info)
+        return {**row.todict(), "info": {}, "results": results, "pairs": pairs, "data": data}
     settled = settle(row, DATABASE, index, remarks)
-    pairs = {name: value for name, value in settled.info.items() if _is_pair(name, value)}
-    data = {name: value for name, value in settled.info.items() if name not in pairs}
+    pairs, data = _divided(settled.info)
     if settled.beside:
         data[ARRAYS] = settled.beside
-    values: dict[str, Any] = settled.atoms.todict()
-    values["results"] = {} if row.calc is None else row.calc.results
+    values: dict[str, Any] = {**settled.atoms.todict(), "results": results, "pairs": pairs}
     try:
-        values |= {"pairs": json.dumps(pairs), "data": base64.b64encode(object_to_bytes(data)).decode()}
+        # as the database itself keeps them: nothing is lost between here and there
+        return values | {"data": base64.b64encode(object_to_bytes(data)).decode()}
     except Exception as error:  # as above
-        remarks.add(LEFT_OUT, index, f"{', '.join(map(str, settled.info))}: {error}")
-        values |= {"pairs": "{}", "data": base64.b64encode(object_to_bytes({})).decode()}
-    return values
+        remarks.add(LEFT_OUT, index, f"{', '.join(map(str, data))}: {error}")
+        return values | {"data": {}}
+
+
+def _divided(info: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Key-value pairs, and data."""
+    pairs = {name: value for name, value in info.items() if _is_pair(name, value)}
+    return pairs, {name: value for name, value in info.items() if name not in pairs}
 
 
 def _is_pair(name: str, value: object) -> bool:
@@ -151,7 +165,7 @@ def _is_pair(name: str, value: object) -> bool:
     if not _is_key(name):
         return False
     if isinstance(value, str):
-        return value.isprintable() and convert_str_to_int_float_bool_or_str(value) == value
+        return value.isprintable() and (value[:1] in WORDS or convert_str_to_int_float_bool_or_str(value) == value)
     return isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < LARGEST)
 
 
@@ -160,26 +174,31 @@ def _is_key(name: str) -> bool:
     return word.match(name) is not None and name.isprintable() and name not in _SPOKEN_FOR
 
 
-def _is_ordinary(row: Atoms) -> bool:
-    """Whether Parquet carries a row as it is; quick, since nearly every row is such."""
+def _is_ordinary(row: Atoms, takes: Callable[[Any], bool], form: Format) -> bool:
+    """Whether a format carries a row as it is; quick, since nearly every row is such."""
     for name, value in row.info.items():
-        kind = type(value)
-        if type(name) is not str or name in HOOKS:
+        if type(name) is not str or name in HOOKS or (type(value) not in _SAFE and not takes(value)):
             return False
-        if kind is int:
-            if abs(value) >= LARGEST:
-                return False
-        elif kind is np.ndarray:
-            if value.dtype.kind not in "biufU" or value.dtype.char == "g" or not value.dtype.isnative:
-                return False
-        elif kind not in (str, float, bool, np.float64, np.float32, np.int64, np.bool_):
-            return False
-    for name, array in row.arrays.items():
-        if type(array) is not np.ndarray or array.dtype.kind not in "biufU" or type(name) is not str or name in HOOKS:
-            return False
-    numbers = row.arrays["numbers"]
-    if numbers.dtype.kind != "i" or numbers.ndim != 1 or row.constraints:
+    numbers, positions = row.arrays["numbers"], row.arrays["positions"]
+    if type(numbers) is not np.ndarray or numbers.dtype != np.int64 or numbers.ndim != 1 or row.constraints:
         return False
-    if len(numbers) and (numbers.min() < -INT32 or numbers.max() >= INT32):
+    elements = numbers.tolist()
+    if elements and (min(elements) < form.numbers[0] or max(elements) > form.numbers[1]):
         return False
-    return bool(row.positions.dtype == np.float64 and row.positions.shape == (len(numbers), 3))
+    if type(positions) is not np.ndarray or positions.dtype != np.float64 or positions.shape != (len(elements), 3):
+        return False
+    return len(row.arrays) == 2 or all(
+        type(array) is np.ndarray and type(name) is str and form.takes_column(name, array, len(elements))
+        for name, array in row.arrays.items()
+        if name not in ("numbers", "positions")
+    )
+
+
+def _simple(value: Any) -> bool:
+    return type(value) in _SAFE or (type(value) is int and -LARGEST < value < LARGEST)
+
+
+def _json_value(value: Any) -> bool:
+    if type(value) is np.ndarray:
+        return value.dtype.kind in "biufU" and value.dtype.char != "g" and value.dtype.isnative
+    return _simple(value) or type(value) in (np.float32, np.int64, np.int32, np.bool_)
