@@ -179,7 +179,7 @@ def _place(made: Settled, name: Any, array: Any, form: Format, index: int, remar
             return
     changed: list[str] = []
     value = plain(array, form.kinds, changed)
-    new = _free(name if isinstance(name, str) else str(name), made.beside)
+    new = _free(f"input_{name}" if not isinstance(name, str) or name in HOOKS else name, made.beside)
     made.beside[new] = value
     remarks.add(IN_INFO, index, f"{name!r} in {form.beside}")
     if changed:

@@ -55,11 +55,11 @@ def frame(row: Atoms, index: int, remarks: Remarks) -> str:
     """
     if _is_ordinary(row):
         return _written(row)
-    noted = Remarks()
+    noted = type(remarks)()
     made = _carried(row, index, noted)
     text = _checked(made)
     if not text:  # nothing that we know of comes here: whatever it is, it must not cost the row its result
-        noted = Remarks()
+        noted = type(remarks)()
         made.info = {name: value for name, value in made.info.items() if name in (ERROR, "id")}
         made.arrays = {name: made.arrays[name] for name in ("numbers", "positions")}
         made.constraints = []
@@ -157,7 +157,7 @@ def _is_ordinary_value(value: Any) -> bool:
 
 def _text_comes_back(text: str) -> bool:
     """Whether ASE's reader gives a text for a text, escapes aside: what looks like numbers or truths is read so."""
-    if not text.isprintable():
+    if not text.isprintable() or text.endswith("="):  # after which the reader takes the next name for the value
         return False
     if text[:1] in WORDS:
         return True

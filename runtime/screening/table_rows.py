@@ -119,6 +119,8 @@ def _json(values: dict[str, Any], index: int, remarks: Remarks) -> str | None:
 
 def _storable(name: Any, index: int, remarks: Remarks) -> str:
     text = name if type(name) is str else str(name)
+    if not isinstance(name, str | int):
+        remarks.add(AS_TEXT, index, f"'id' ({type(name).__name__}), whose column is text")
     if text.isascii():
         return text
     try:
