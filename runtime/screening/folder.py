@@ -63,6 +63,8 @@ class Folder:
 
     def refuse(self, source: Path, resume: bool, overwrite: bool) -> None:
         """Raise OutputError where there can be no output, or going on would cost something that was not given up."""
+        if "\0" in str(self.output):
+            raise OutputError(f"{str(self.output)!r} cannot be written: no name holds a zero. Choose another output.")
         for path in (self.output, self._plan, self._temporary):
             if len(os.fsencode(path.name)) > MOST_LETTERS:
                 raise OutputError(f"The name of {self.output} is too long: {path.name} belongs to it. Shorten it.")
@@ -108,10 +110,14 @@ class Folder:
             self.parts.mkdir(parents=True, exist_ok=True)
             # neither a link nor a pipe is followed
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            handle = os.open(self.parts / "lock", flags, 0o666)
+            lock = self.parts / "lock"
+            try:
+                handle = os.open(lock, flags, 0o666)
+            except OSError as error:
+                raise OutputError(f"{lock} cannot be opened: {error.strerror}. Remove it.") from error
         with os.fdopen(handle, "r+b", buffering=0, closefd=True):
             if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise OutputError(f"{self.parts / 'lock'} is no regular file. Remove it.")
+                raise OutputError(f"{lock} is no regular file. Remove it.")
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

@@ -29,19 +29,99 @@ BREAKS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 FORGED = '"\nO 0 0 0\n1\nProperties=species:S:1:pos:R:3 energy=-999 id=forged\nH 0 0 0\n'
 
 NAMES: list[Any] = [
-    *("", " ", "a b", "a=b", "=", 'q"q', "it's", "{x}", "[y]", "a,b", "a:b", "\\", "a\\b", "\t", "nö", "\u2028", "\ud800"),
-    *("Lattice", "lattice", "Properties", "pbc", "PBC", "energy", "forces", "stress", "virial", "free_energy", "dipole"),
+    *(
+        "",
+        " ",
+        "a b",
+        "a=b",
+        "=",
+        'q"q',
+        "it's",
+        "{x}",
+        "[y]",
+        "a,b",
+        "a:b",
+        "\\",
+        "a\\b",
+        "\t",
+        "nö",
+        "\u2028",
+        "\ud800",
+    ),
+    *(
+        "Lattice",
+        "lattice",
+        "Properties",
+        "pbc",
+        "PBC",
+        "energy",
+        "forces",
+        "stress",
+        "virial",
+        "free_energy",
+        "dipole",
+    ),
     *("magmom", "magmoms", "charges", "species", "pos", "Z", "symbols", "numbers", "positions", "cell", "uid", "UID"),
     *("id", "info", "arrays", "index", "data", "key_value_pairs", "masses", "tags", "mass", "volume", "charge", "get"),
-    *("toatoms", "_keys", "_data", "user", "ctime", "external_tables", "calculator", "constraints", "H", "CO2", "natoms"),
-    *("__ndarray__", "__complex__", "__datetime__", "__ase_objtype__", "screen_error", "comment", "1", "01", "T", "x\ny"),
+    *(
+        "toatoms",
+        "_keys",
+        "_data",
+        "user",
+        "ctime",
+        "external_tables",
+        "calculator",
+        "constraints",
+        "H",
+        "CO2",
+        "natoms",
+    ),
+    *(
+        "__ndarray__",
+        "__complex__",
+        "__datetime__",
+        "__ase_objtype__",
+        "screen_error",
+        "comment",
+        "1",
+        "01",
+        "T",
+        "x\ny",
+    ),
     *("input_Lattice", "_JSON", "None", "a" * 700, FORGED, 1, 2.5, None, True, (1, 2), b"k", datetime.date(2024, 1, 2)),
 ]
 
 TEXTS = [
     *("", " ", "  a  ", "1", "-1.5", "1 2 3", "1,2", "T", "F", "true", "False", "T F", "nan", "inf", "Infinity", "1e5"),
-    *("1_000", "\uff11\uff12", "[1,2]", "{a}", '"', "'", "\\", "\\n", "C/C=C\\C", "a=b", "=", "key=value other=1", "_JSON"),
-    *("_JSON 1", "_JSON {", '_JSON "x"', "a\tb", "\x00", "\x1b[31m", "\xa0", "ü", "\U0001f600", "\ud800", "\udcff", "x" * 9000),
+    *(
+        "1_000",
+        "\uff11\uff12",
+        "[1,2]",
+        "{a}",
+        '"',
+        "'",
+        "\\",
+        "\\n",
+        "C/C=C\\C",
+        "a=b",
+        "=",
+        "key=value other=1",
+        "_JSON",
+    ),
+    *(
+        "_JSON 1",
+        "_JSON {",
+        '_JSON "x"',
+        "a\tb",
+        "\x00",
+        "\x1b[31m",
+        "\xa0",
+        "ü",
+        "\U0001f600",
+        "\ud800",
+        "\udcff",
+        "x" * 9000,
+    ),
     *("first\nsecond", FORGED, "None", "null", "0x10", "9" * 5000, "a,b", ",", "[", "}", "#", "%s", "VEC1 1 2 3"),
     *(f"a{mark}b" for mark in BREAKS),
 ]
@@ -51,7 +131,9 @@ VALUES: list[Callable[[random.Random], Any]] = [
     lambda r: "".join(chr(r.choice((r.randrange(128), r.randrange(0x3000), r.randrange(0xD700)))) for _ in range(9)),
     lambda r: r.choice([0, -1, 2**31, 2**63 - 1, 2**63, -(2**63) - 1, 10**30, 10**400, 10**5000, True, False]),
     lambda r: r.choice([0.1, -0.0, float("nan"), float("inf"), float("-inf"), 1e308, 5e-324, r.random()]),
-    lambda r: r.choice([None, 1 + 2j, b"", b"\xff\n", bytearray(b"a"), decimal.Decimal("1.50"), fractions.Fraction(1, 3)]),
+    lambda r: r.choice(
+        [None, 1 + 2j, b"", b"\xff\n", bytearray(b"a"), decimal.Decimal("1.50"), fractions.Fraction(1, 3)]
+    ),
     lambda r: datetime.datetime(2024, 1, 2, 3, 4, 5, r.choice([0, 6])),
     lambda r: r.choice([datetime.date(1, 1, 1), datetime.time(1, 2), datetime.timedelta(days=1), uuid.UUID(int=5)]),
     lambda r: r.choice([Path("/a b"), object(), int, {1, 2, "a"}, frozenset(), range(3), Ellipsis, molecule("H2")]),
@@ -63,8 +145,12 @@ VALUES: list[Callable[[random.Random], Any]] = [
     lambda r: np.ma.MaskedArray([1, 2], [True, False]),
     lambda r: np.array([(1, "a")], [("n", "i4"), ("s", "U3")]),
     lambda r: np.array([1, "a", None, [2]], object),
-    lambda r: r.choice([[], [1], [1, 2], [1, 2.5], [True, False], [True, 2], ["a", "1"], [None], [1, None], [[1], [1, 2]]]),
-    lambda r: r.choice([[[]], [[], [1]], [1, [2]], (1, 2), ("a", (None,)), [2**63, -1], [2**63 + 1, -1], [float("nan"), 1]]),
+    lambda r: r.choice(
+        [[], [1], [1, 2], [1, 2.5], [True, False], [True, 2], ["a", "1"], [None], [1, None], [[1], [1, 2]]]
+    ),
+    lambda r: r.choice(
+        [[[]], [[], [1]], [1, [2]], (1, 2), ("a", (None,)), [2**63, -1], [2**63 + 1, -1], [float("nan"), 1]]
+    ),
     lambda r: r.choice([{}, {"a": 1}, {1: 2}, {(1, 2): 3}, {"": ""}, {None: [1, {"x": b"y"}]}, {"__ndarray__": "x"}]),
     lambda r: r.choice([{"__complex__": 1}, {"__datetime__": "x"}, {"__ase_objtype__": "cell"}, [{"a": np.ones(2)}]]),
     lambda r: nested(r.choice([5, 40, 70, 200, 3000])),
@@ -102,7 +188,7 @@ def nested(depth: int) -> Any:
 
 def hostile_row(seed: int) -> Atoms:
     """A molecule with results, and around it whatever the seed gives."""
-    r = random.Random(seed)
+    r = random.Random(seed)  # noqa: S311  no secret
     atoms = molecule(r.choice(["H2O", "CH4", "NH3", "H2"]))
     if r.random() < 0.3:
         atoms.cell, atoms.pbc = [9.0, 9.0, 9.0], r.choice([True, False, (True, True, False)])
@@ -110,7 +196,11 @@ def hostile_row(seed: int) -> Atoms:
         name = r.choice(NAMES) if r.random() < 0.5 else f"n{r.randrange(9)}"
         atoms.info[name] = r.choice(VALUES)(r)
     for _ in range(r.randrange(3)):
-        name = r.choice(NAMES) if r.random() < 0.5 else r.choice(["c0", "c1", "c", "forces0", "pos1", "momenta", "move_mask"])
+        name = (
+            r.choice(NAMES)
+            if r.random() < 0.5
+            else r.choice(["c0", "c1", "c", "forces0", "pos1", "momenta", "move_mask"])
+        )
         shape = (r.choice([len(atoms)] * 4 + [0, 1, 7]), *r.choice([(), (), (3,), (1,), (0,), (2, 2)]))
         if name not in ("numbers", "positions", "energy", "forces", "stress", "free_energy", "energies", "stresses"):
             atoms.arrays[name] = array(r, shape)
