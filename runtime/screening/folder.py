@@ -187,7 +187,8 @@ class Folder:
         try:
             handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
             with os.fdopen(handle, "rb") as file:
-                if not stat.S_ISREG(os.fstat(handle).st_mode):
+                found = os.fstat(handle)
+                if not stat.S_ISREG(found.st_mode) or found.st_size != record.size:
                     return None
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError:
@@ -203,7 +204,7 @@ class Folder:
             plan: what decides the rows.
         """
         digest = hashlib.sha256(part.content).hexdigest()
-        record = PartRecord(part.number, rows, run_of(plan), digest, part.failures, part.remarks)
+        record = PartRecord(part.number, rows, run_of(plan), len(part.content), digest, part.failures, part.remarks)
         path = self.part(part.number)
         with self._told("write into"):
             for place, content in ((path.with_suffix(".json"), json_bytes(vars(record))), (path, part.content)):

@@ -131,6 +131,7 @@ class PartRecord:
         number: of the chunk.
         rows: in it.
         run: digest of what decides the rows; see `run_of`.
+        size: of the part, bytes.
         sha256: of the part.
         failures: index and reason of each row without results.
         remarks: count and example of what was kept otherwise, by kind.
@@ -139,6 +140,7 @@ class PartRecord:
     number: int
     rows: int
     run: str
+    size: int
     sha256: str
     failures: list[tuple[int, str]] = field(default_factory=list)
     remarks: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -148,9 +150,9 @@ class PartRecord:
         """A record; None where there is none that can be read."""
         try:
             match json.loads(regular_bytes(path)):
-                case {"number": int(number), "rows": int(rows), "run": str(run), "sha256": str(digest), **rest}:
+                case {"number": int(number), "rows": int(rows), "run": str(run), "size": int(size), **rest}:
                     failures, remarks = failures_from(rest["failures"]), remarks_from(rest["remarks"])
-                    return cls(number, rows, run, digest, failures, remarks)
+                    return cls(number, rows, run, size, str(rest["sha256"]), failures, remarks)
         except (OSError, ValueError, KeyError, RecursionError, MemoryError):
             pass
         return None

@@ -239,7 +239,8 @@ def test_f12_something_else_in_a_record_s_place_ends_in_an_error_or_the_right_ro
     elif what == "huge":
         with path.open("wb") as file:
             file.truncate(3 << 30)
-    for options in dict(resume=True), dict(overwrite=True, chunk_rows=4):
+    ways: list[dict[str, Any]] = [{"resume": True}, {"overwrite": True, "chunk_rows": 4}]
+    for options in ways:
         error = ended(bundle, given, output, **options)
         if error:
             assert path.name in error

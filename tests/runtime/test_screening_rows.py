@@ -22,7 +22,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.screening.remarks import CELL_UNREAD, CONSTRAINT, LATIN, Remarks
+from painn_deploy.runtime.screening.remarks import CELL_UNREAD, CONSTRAINT, LATIN, LEFT_OUT, Remarks
 from painn_deploy.runtime.screening.run import screen
 from painn_deploy.runtime.screening.sources import open_source
 
@@ -450,6 +450,19 @@ def test_numbers_that_are_no_whole_numbers_are_no_structure(tmp_path: Path) -> N
     one, two = read(given)
     assert "not a list of whole numbers" in str(one)
     assert two.numbers.tolist() == [8, 1, 1]
+
+
+def test_what_nobody_thought_of_costs_no_row_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were an odd value to slip through, the row would lose its notes, with a word, and not its result."""
+    from painn_deploy.runtime.screening import extxyz_rows
+
+    monkeypatch.setattr(extxyz_rows, "_for_comment", lambda name, value, *rest: value)
+    row = molecule("H2O", info={"note": FORGED, "id": "a"})
+    row.calc = SinglePointCalculator(row, energy=-1.0, forces=np.ones((3, 3)))
+    (back,), remarks = written([row], tmp_path / "out.extxyz")
+    assert back.get_potential_energy() == -1.0
+    assert back.info == {"id": "a"}
+    assert any(LEFT_OUT in kind for kind in remarks.as_dict())
 
 
 def test_remarks_count_and_keep_the_first_example() -> None:
