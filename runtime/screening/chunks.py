@@ -15,12 +15,13 @@ from painn_deploy.runtime.screening.remarks import CONSTRAINT, Remarks
 __all__ = [
     "Chunk",
     "Ids",
-    "RowError",
     "Scan",
     "Source",
     "Stamp",
+    "atoms_of",
     "cut_short",
     "divided",
+    "row_error",
     "sha256_of",
     "stamp_of",
     "with_sound_constraints",
@@ -62,17 +63,22 @@ class Scan:
     chunks: tuple[Chunk, ...]
 
 
-class RowError(StructureError):
-    """A row that is no structure, with what could be read of it.
+def row_error(message: str, atoms: Atoms | None = None) -> StructureError:
+    """The error in place of a row that is no structure, with what could be read of it.
 
     Args:
         message: what is wrong with it.
         atoms: what is kept of it in the output; None for nothing.
     """
+    error = StructureError(message)
+    error.__dict__["atoms"] = atoms
+    return error
 
-    def __init__(self, message: str, atoms: Atoms | None = None) -> None:
-        super().__init__(message)
-        self.atoms = atoms
+
+def atoms_of(item: Atoms | StructureError) -> Atoms | None:
+    """The structure of a row as far as it could be read; see `row_error`."""
+    found = item if isinstance(item, Atoms) else getattr(item, "atoms", None)
+    return found if isinstance(found, Atoms) else None
 
 
 @runtime_checkable

@@ -13,10 +13,10 @@ from ase.calculators.calculator import all_properties
 from painn_deploy.export.errors import DatasetError, StructureError
 from painn_deploy.runtime.screening.chunks import (
     Chunk,
-    RowError,
     Scan,
     cut_short,
     divided,
+    row_error,
     sha256_of,
     with_sound_constraints,
 )
@@ -102,7 +102,7 @@ class DatabaseSource:
         try:
             atoms = Atoms(found.numbers, found.positions, cell=found.cell, pbc=found.pbc)
         except Exception as error:  # as above
-            return RowError(f"Row id={row} of the database is no structure: {error or type(error).__name__}.")
+            return row_error(f"Row id={row} of the database is no structure: {error or type(error).__name__}.")
         for name in COLUMNS:
             if name in found:
                 try:
@@ -127,7 +127,7 @@ class DatabaseSource:
                 pbc=(int(pbc) & np.array([1, 2, 4])).astype(bool),
             )
         except Exception:  # as above
-            return RowError(problem)
+            return row_error(problem)
         remarks.add(UNREAD, index, problem)
         return atoms
 

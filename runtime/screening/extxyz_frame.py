@@ -12,7 +12,7 @@ from ase.io.extxyz import key_val_str_to_dict, per_config_properties, read_xyz
 
 from painn_deploy.export.errors import StructureError
 from painn_deploy.runtime.screening.carrying import RESULTS
-from painn_deploy.runtime.screening.chunks import RowError, with_sound_constraints
+from painn_deploy.runtime.screening.chunks import row_error, with_sound_constraints
 from painn_deploy.runtime.screening.remarks import CELL_UNREAD, LATIN, RENAMED, UNREAD, Remarks
 
 __all__ = ["parsed"]
@@ -41,9 +41,9 @@ def parsed(lines: Sequence[bytes], problem: str, index: int, remarks: Remarks) -
     text = _decoded(lines, index, remarks)
     comment = text[1].strip() if len(text) > 1 else ""
     if problem:
-        return RowError(f"This is no frame of extended XYZ: {problem}.", _noted(comment))
+        return row_error(f"This is no frame of extended XYZ: {problem}.", _noted(comment))
     if cell := _foreign_cell(comment):
-        return RowError(cell, _noted(comment))
+        return row_error(cell, _noted(comment))
     atoms = _read(text)
     if not isinstance(atoms, Atoms) and (bare := _bare(text)) is not None:
         again = _read(bare)
@@ -51,7 +51,7 @@ def parsed(lines: Sequence[bytes], problem: str, index: int, remarks: Remarks) -
             remarks.add(UNREAD, index, f"{atoms}")
             atoms = again
     if not isinstance(atoms, Atoms):
-        return RowError(f"This frame cannot be read: {_reason(text, atoms)}.", _noted(comment))
+        return row_error(f"This frame cannot be read: {_reason(text, atoms)}.", _noted(comment))
     if not atoms.cell.any() and (named := _CELL.search(comment)):
         remarks.add(CELL_UNREAD, index, f"{named[1]!r}; extended XYZ's word is Lattice")
     _keep_labels(atoms, index, remarks)

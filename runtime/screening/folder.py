@@ -62,7 +62,13 @@ class Folder:
         return self.parts / f"part-{number:08d}"
 
     def refuse(self, source: Path, resume: bool, overwrite: bool) -> None:
-        """Raise OutputError where there can be no output, or going on would cost something that was not given up."""
+        """Raise OutputError where there can be no output, or going on would cost something that was not given up.
+
+        Args:
+            source: the input.
+            resume: whether an earlier run is gone on with.
+            overwrite: whether what is there may go.
+        """
         if "\0" in str(self.output):
             raise OutputError(f"{str(self.output)!r} cannot be written: no name holds a zero. Choose another output.")
         for path in (self.output, self._plan, self._temporary):
@@ -148,7 +154,12 @@ class Folder:
         return read_plan(self._plan)
 
     def check(self, earlier: dict[str, Any], now: dict[str, Any]) -> None:
-        """Raise OutputError where the rows of both would not be rows of one run."""
+        """Raise OutputError where the rows of both would not be rows of one run.
+
+        Args:
+            earlier: the plan that was recorded.
+            now: what this run would record.
+        """
         if earlier["format_version"] > FORMAT_VERSION:
             raise OutputError(f"{self.output} was begun by a newer version. Resume it with that, or give --overwrite.")
         # parts of an older version have no hashes, and are computed again

@@ -12,7 +12,7 @@ from ase import Atoms
 from ase.io.jsonio import create_ase_object
 
 from painn_deploy.export.errors import DatasetError, StructureError
-from painn_deploy.runtime.screening.chunks import Chunk, Ids, RowError, Scan, cut_short, divided, sha256_of
+from painn_deploy.runtime.screening.chunks import Chunk, Ids, Scan, cut_short, divided, row_error, sha256_of
 from painn_deploy.runtime.screening.remarks import IN_INFO, UNREAD, Remarks
 
 __all__ = ["ParquetSource", "parquet"]
@@ -75,7 +75,8 @@ class ParquetSource:
         return Scan(rows, digest, chunks)
 
     def read(self, chunk: Chunk, remarks: Remarks | None = None) -> list[Atoms | StructureError]:
-        """See `Source.read`; quickest for chunks in rising order."""
+        """See `Source.read`."""
+        # quickest for chunks in rising order
         remarks = Remarks() if remarks is None else remarks
         if self._next < 0 or chunk.first < self._next:
             self._ahead, self._next = self._rows(), 0
@@ -135,7 +136,7 @@ def _from_columns(row: dict[str, Any], index: int, remarks: Remarks) -> Atoms | 
     atoms.info = info | values
     for name, value in arrays.items():
         _put(atoms, str(name), value, index, remarks)
-    return RowError(problem, atoms) if problem else atoms
+    return row_error(problem, atoms) if problem else atoms
 
 
 def _structure(numbers: Any, positions: Any, cell: Any, pbc: Any) -> Atoms:

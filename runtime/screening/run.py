@@ -15,12 +15,12 @@ from ase import Atoms
 from painn_deploy.export.errors import DatasetError, OutputError
 from painn_deploy.export.progress import Tell, silent
 from painn_deploy.runtime.evaluator import Evaluator
-from painn_deploy.runtime.screening.chunks import Stamp, sha256_of, stamp_of
+from painn_deploy.runtime.screening.chunks import Stamp, atoms_of, sha256_of, stamp_of
 from painn_deploy.runtime.screening.folder import FORMAT_VERSION, Folder, Part
 from painn_deploy.runtime.screening.relaxation import Relaxation, relax
 from painn_deploy.runtime.screening.remarks import Remarks, one_line
 from painn_deploy.runtime.screening.sinks import SINKS, result_row
-from painn_deploy.runtime.screening.sources import Chunk, RowError, Scan, format_of, open_source
+from painn_deploy.runtime.screening.sources import Chunk, Scan, format_of, open_source
 from painn_deploy.runtime.streaming import stream
 
 __all__ = ["CHUNK_ROWS", "Folder", "Job", "Part", "Progress", "Screener", "Settings", "Summary", "screen"]
@@ -116,8 +116,7 @@ class Screener:
             answers = relax(self.evaluator, items, settings.relaxation, settings.batch_slots)
         rows, failures = [], []
         for place, (item, (moved, outcome)) in enumerate(zip(items, answers, strict=True)):
-            given = item.atoms if isinstance(item, RowError) else item
-            kept = moved if isinstance(moved, Atoms) else given if isinstance(given, Atoms) else None
+            kept = moved if isinstance(moved, Atoms) else atoms_of(item)
             rows.append(result_row(kept, outcome.results, outcome.reason))
             if outcome.results is None:
                 failures.append((chunk.first + place, one_line(outcome.reason)))

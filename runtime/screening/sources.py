@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from painn_deploy.export.errors import DatasetError
-from painn_deploy.runtime.screening.chunks import Chunk, RowError, Scan, Source
+from painn_deploy.runtime.screening.chunks import Chunk, Scan, Source
 from painn_deploy.runtime.screening.database_source import DatabaseSource
 from painn_deploy.runtime.screening.extxyz_source import ExtxyzSource
 from painn_deploy.runtime.screening.parquet_source import ParquetSource, parquet
 
-__all__ = ["FORMATS", "Chunk", "RowError", "Scan", "Source", "format_of", "open_source", "parquet"]
+__all__ = ["FORMATS", "Chunk", "Scan", "Source", "format_of", "open_source", "parquet"]
 
 FORMATS = {".extxyz": "extxyz", ".xyz": "extxyz", ".db": "db", ".parquet": "parquet"}
 """By a file's suffix."""
