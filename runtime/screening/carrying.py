@@ -5,6 +5,7 @@ plain one, an odd name another name, a column that the format has no place for i
 cost a row its result: that is the one thing that is passed on untouched.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from painn_deploy.runtime.screening.remarks import (
     one_line,
 )
 
-__all__ = ["ERROR", "RESULTS", "Format", "Settled", "settle"]
+__all__ = ["ERROR", "RESULTS", "Format", "Settled", "is_finite", "settle"]
 
 ERROR = "screen_error"
 """Key in `info` of a row without results: why it has none."""
@@ -80,7 +81,12 @@ def settle(row: Atoms, form: Format, index: int, remarks: Remarks) -> Settled:
     """
     numbers, odd = _numbers(row.arrays.get("numbers"), form, index, remarks)
     positions = _positions(row.arrays.get("positions"), len(numbers), odd)
-    made = Settled(Atoms(numbers, positions, cell=np.asarray(row.cell), pbc=row.pbc))
+    cell = np.array(row.cell)
+    if not is_finite(row):  # a direction that does not repeat may have any vector; a reader's comparisons bear no NaN
+        odd["cell"] = cell.tolist()
+        cell[~np.isfinite(cell).all(1)] = 0.0
+        remarks.add(RENAMED, index, "'cell', which is not finite, is 'input_cell'")
+    made = Settled(Atoms(numbers, positions, cell=cell, pbc=row.pbc))
     made.atoms.calc = row.calc
     made.info = _named(row.info, form, index, remarks)
     for name, value in odd.items():
@@ -94,6 +100,11 @@ def settle(row: Atoms, form: Format, index: int, remarks: Remarks) -> Settled:
             remarks.add(CONSTRAINT, index, type(constraint).__name__)
     made.atoms.constraints = kept
     return made
+
+
+def is_finite(row: Atoms) -> bool:
+    """Whether a row's cell is."""
+    return all(map(math.isfinite, row.cell.array.ravel().tolist()))
 
 
 def _numbers(given: Any, form: Format, index: int, remarks: Remarks) -> tuple[np.ndarray, dict[str, Any]]:

@@ -18,7 +18,7 @@ from ase.calculators.calculator import all_properties
 from ase.constraints import FixAtoms, FixCartesian
 from ase.io.extxyz import per_config_properties, read_xyz, write_xyz
 
-from painn_deploy.runtime.screening.carrying import ERROR, RESULTS, Format, settle
+from painn_deploy.runtime.screening.carrying import ERROR, RESULTS, Format, is_finite, settle
 from painn_deploy.runtime.screening.plain import HOOKS, WORDS
 from painn_deploy.runtime.screening.remarks import AS_TEXT, LEFT_OUT, RENAMED, Remarks
 
@@ -123,7 +123,7 @@ def _is_ordinary(row: Atoms) -> bool:
     if type(positions) is not np.ndarray or positions.dtype != np.float64 or positions.shape != (atoms, 3):
         return False
     elements = numbers.tolist()
-    if elements and (min(elements) < 0 or max(elements) > 118):
+    if not is_finite(row) or (elements and (min(elements) < 0 or max(elements) > 118)):
         return False
     if len(row.arrays) > 2:
         for name, array in row.arrays.items():

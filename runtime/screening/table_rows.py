@@ -13,7 +13,7 @@ from ase.db.row import AtomsRow
 from ase.db.sqlite import SQLite3Database
 from ase.io.jsonio import encode
 
-from painn_deploy.runtime.screening.carrying import ERROR, Format, settle
+from painn_deploy.runtime.screening.carrying import ERROR, Format, is_finite, settle
 from painn_deploy.runtime.screening.plain import HOOKS, WORDS
 from painn_deploy.runtime.screening.remarks import AS_TEXT, LEFT_OUT, Remarks, one_line
 
@@ -185,7 +185,7 @@ def _is_ordinary(row: Atoms, takes: Callable[[Any], bool], form: Format) -> bool
     if type(numbers) is not np.ndarray or numbers.dtype != np.int64 or numbers.ndim != 1 or row.constraints:
         return False
     elements = numbers.tolist()
-    if elements and (min(elements) < form.numbers[0] or max(elements) > form.numbers[1]):
+    if not is_finite(row) or (elements and (min(elements) < form.numbers[0] or max(elements) > form.numbers[1])):
         return False
     if type(positions) is not np.ndarray or positions.dtype != np.float64 or positions.shape != (len(elements), 3):
         return False
