@@ -311,7 +311,7 @@ def test_f2_a_damaged_page_is_an_error_of_the_file(bundle: Path, tmp_path: Path)
     given = write(tmp_path / "in.parquet", structures(200))
     content = given.read_bytes()
     seen = 0
-    for place in range(100, len(content) - 4000, len(content) // 60):
+    for place in range(100, len(content) - 4000, len(content) // 20):
         noisy = bytearray(content)
         noisy[place : place + 8] = np.random.default_rng(place).bytes(8)
         given.write_bytes(noisy)
