@@ -104,7 +104,7 @@ def settle(row: Atoms, form: Format, index: int, remarks: Remarks) -> Settled:
 
 def is_finite(row: Atoms) -> bool:
     """Whether a row's cell is."""
-    return all(map(math.isfinite, row.cell.array.ravel().tolist()))
+    return math.isfinite(sum(row.cell.array.ravel().tolist()))
 
 
 def _numbers(given: Any, form: Format, index: int, remarks: Remarks) -> tuple[np.ndarray, dict[str, Any]]:

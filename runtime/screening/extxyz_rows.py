@@ -22,7 +22,7 @@ from painn_deploy.runtime.screening.carrying import ERROR, RESULTS, Format, is_f
 from painn_deploy.runtime.screening.plain import HOOKS, WORDS
 from painn_deploy.runtime.screening.remarks import AS_TEXT, LEFT_OUT, RENAMED, Remarks
 
-__all__ = ["count_frames", "frame"]
+__all__ = ["count_frames", "write_frame"]
 
 TRUTHS = frozenset({"T", "F", "true", "false", "True", "False", "TRUE", "FALSE"})
 RESERVED = frozenset({"Lattice", "Properties", "pbc", *per_config_properties}) | HOOKS
@@ -45,16 +45,22 @@ _BLANK_OR_MARK = re.compile(r"(?=[=\\])")
 INT32, INT64 = 2**31, 2**63
 
 
-def frame(row: Atoms, index: int, remarks: Remarks) -> str:
-    """The text of a row.
+def write_frame(text: StringIO, row: Atoms, index: int, remarks: Remarks) -> None:
+    """Write a row.
 
     Args:
+        text: to write to.
         row: a structure, with its results as its calculator.
         index: of the row in the input.
         remarks: what is kept otherwise is counted there.
     """
     if _is_ordinary(row):
-        return _written(row)
+        write_xyz(text, [row])
+    else:
+        text.write(_odd(row, index, remarks))
+
+
+def _odd(row: Atoms, index: int, remarks: Remarks) -> str:
     noted = type(remarks)()
     made = _carried(row, index, noted)
     text = _checked(made)

@@ -5,7 +5,7 @@ import shutil
 import sqlite3
 import warnings
 from collections.abc import Mapping, Sequence
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,7 +16,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.jsonio import encode, mydecode
 
 from painn_deploy.runtime.screening.carrying import ERROR, RESULTS
-from painn_deploy.runtime.screening.extxyz_rows import count_frames, frame
+from painn_deploy.runtime.screening.extxyz_rows import count_frames, write_frame
 from painn_deploy.runtime.screening.remarks import Remarks, one_line
 from painn_deploy.runtime.screening.sources import parquet
 from painn_deploy.runtime.screening.table_rows import columns, database_values
@@ -78,7 +78,10 @@ class ExtxyzSink:
     def encoded(self, rows: Sequence[Atoms], first: int, remarks: Remarks | None = None) -> bytes:
         """See `Sink.encoded`."""
         remarks = Remarks() if remarks is None else remarks
-        return "".join(frame(row, first + place, remarks) for place, row in enumerate(rows)).encode()
+        text = StringIO()
+        for place, row in enumerate(rows):
+            write_frame(text, row, first + place, remarks)
+        return text.getvalue().encode()
 
     def assemble(self, parts: Sequence[Path], output: Path) -> None:
         """See `Sink.assemble`."""
