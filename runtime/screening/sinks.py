@@ -1,7 +1,9 @@
 """Rows of results as bytes of a part, and parts as one file: extended XYZ, ASE databases, Parquet."""
 
-import contextlib
+import base64
 import shutil
+import sqlite3
+import warnings
 from collections.abc import Mapping, Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -11,18 +13,16 @@ import ase.db
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.db.core import check
-from ase.io.extxyz import write_xyz
-from ase.io.jsonio import decode, encode
+from ase.io.jsonio import encode, mydecode
 
+from painn_deploy.runtime.screening.carrying import ERROR, RESULTS
+from painn_deploy.runtime.screening.extxyz_rows import count_frames, write_frame
+from painn_deploy.runtime.screening.remarks import Remarks, one_line
 from painn_deploy.runtime.screening.sources import parquet
+from painn_deploy.runtime.screening.table_rows import columns, database_values
 
 __all__ = ["ERROR", "SINKS", "Sink", "result_row"]
 
-ERROR = "screen_error"
-"""Key in `info` of a row without results: why it has none."""
-
-RESULTS = ("energy", "forces", "stress")
 STALE = (*RESULTS, "free_energy", "energies", "stresses", ERROR, "relax_steps", "relax_converged")
 
 
@@ -40,7 +40,7 @@ def result_row(atoms: Atoms | None, results: Mapping[str, Any] | None, reason: s
     for name in STALE:
         row.arrays.pop(name, None)
     if results is None:
-        row.info[ERROR] = reason
+        row.info[ERROR] = one_line(reason)
         return row
     row.calc = SinglePointCalculator(row, **{name: results[name] for name in RESULTS if name in results})
     row.info |= {name: results[name] for name in ("relax_steps", "relax_converged") if name in results}
@@ -51,12 +51,13 @@ def result_row(atoms: Atoms | None, results: Mapping[str, Any] | None, reason: s
 class Sink(Protocol):
     """A format of output. A part is written by whoever computed it; parts become one file at the end."""
 
-    def encoded(self, rows: Sequence[Atoms], first: int) -> bytes:
+    def encoded(self, rows: Sequence[Atoms], first: int, remarks: Remarks | None = None) -> bytes:
         """The bytes of a part.
 
         Args:
             rows: structures with their results.
             first: index of the first of them in the input.
+            remarks: what is kept otherwise than it came is counted there.
         """
 
     def assemble(self, parts: Sequence[Path], output: Path) -> None:
@@ -67,15 +68,19 @@ class Sink(Protocol):
             output: file to write; it does not exist.
         """
 
+    def count(self, output: Path) -> int:
+        """The number of rows that a reader finds in a file; -1 where it would not get through."""
+
 
 class ExtxyzSink:
     """Extended XYZ."""
 
-    def encoded(self, rows: Sequence[Atoms], first: int) -> bytes:  # noqa: ARG002  the format has no index
+    def encoded(self, rows: Sequence[Atoms], first: int, remarks: Remarks | None = None) -> bytes:
         """See `Sink.encoded`."""
+        remarks = Remarks() if remarks is None else remarks
         text = StringIO()
-        for row in rows:
-            write_xyz(text, [row])
+        for place, row in enumerate(rows):
+            write_frame(text, row, first + place, remarks)
         return text.getvalue().encode()
 
     def assemble(self, parts: Sequence[Path], output: Path) -> None:
@@ -85,6 +90,11 @@ class ExtxyzSink:
                 with part.open("rb") as source:
                     shutil.copyfileobj(source, file, 1 << 20)
 
+    def count(self, output: Path) -> int:
+        """See `Sink.count`."""
+        with output.open("rb") as file:
+            return count_frames(file)
+
 
 class ParquetSink:
     """Parquet: index, id, numbers, positions, cell, pbc, energy, forces, stress, screen_error, info, arrays.
@@ -92,7 +102,7 @@ class ParquetSink:
     `info` and `arrays` (what else there is for each atom) are JSON as ASE writes it.
     """
 
-    def encoded(self, rows: Sequence[Atoms], first: int) -> bytes:
+    def encoded(self, rows: Sequence[Atoms], first: int, remarks: Remarks | None = None) -> bytes:
         """See `Sink.encoded`."""
         import pyarrow
 
@@ -113,9 +123,10 @@ class ParquetSink:
                 ("arrays", pyarrow.string()),
             ]
         )
-        columns = [_columns(row, first + place) for place, row in enumerate(rows)]
+        remarks = Remarks() if remarks is None else remarks
+        made = [columns(row, first + place, remarks) for place, row in enumerate(rows)]
         file = BytesIO()
-        library.write_table(pyarrow.Table.from_pylist(columns, schema=schema), file)
+        library.write_table(pyarrow.Table.from_pylist(made, schema=schema), file)
         return file.getvalue()
 
     def assemble(self, parts: Sequence[Path], output: Path) -> None:
@@ -125,58 +136,51 @@ class ParquetSink:
             for part in parts:
                 writer.write_table(library.read_table(part))
 
-
-def _columns(row: Atoms, index: int) -> dict[str, Any]:
-    results = {} if row.calc is None else row.calc.results
-    info = dict(row.info)
-    name, reason = info.pop("id", None), info.pop(ERROR, None)
-    arrays = {key: value for key, value in row.arrays.items() if key not in ("numbers", "positions")}
-    return {
-        "index": index,
-        "id": None if name is None else str(name),
-        "numbers": row.numbers.tolist(),
-        "positions": row.positions.tolist(),
-        "cell": np.asarray(row.cell).tolist(),
-        "pbc": row.pbc.tolist(),
-        **{key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in results.items()},
-        ERROR: reason,
-        "info": encode(info) if info else None,
-        "arrays": encode(arrays) if arrays else None,
-    }
+    def count(self, output: Path) -> int:
+        """See `Sink.count`."""
+        return int(parquet().read_metadata(output).num_rows)
 
 
 class DatabaseSink:
     """An ASE database in SQLite; `info` becomes key-value pairs where the database allows them, and data elsewhere."""
 
-    def encoded(self, rows: Sequence[Atoms], first: int) -> bytes:  # noqa: ARG002  the database numbers rows itself
+    def encoded(self, rows: Sequence[Atoms], first: int, remarks: Remarks | None = None) -> bytes:
         """See `Sink.encoded`: one JSON a line."""
-        return "".join(f"{encode(_jsonable(row))}\n" for row in rows).encode()
+        remarks = Remarks() if remarks is None else remarks
+        made = [database_values(row, first + place, remarks) for place, row in enumerate(rows)]
+        return "".join(f"{encode(values)}\n" for values in made).encode()
 
     def assemble(self, parts: Sequence[Path], output: Path) -> None:
         """See `Sink.assemble`."""
-        with ase.db.connect(output, type="db", append=False, use_lock_file=False) as database:
-            for part in parts:
-                for line in part.read_text(encoding="utf-8").splitlines():
-                    values = decode(line)
-                    info, results = values.pop("info", {}), values.pop("results")
-                    atoms = Atoms.fromdict(values)
-                    if results:
-                        atoms.calc = SinglePointCalculator(atoms, **results)
-                    pairs = {key: value for key, value in info.items() if _is_pair(key, value)}
-                    database.write(atoms, pairs, {key: value for key, value in info.items() if key not in pairs})
+        for rest in ("-journal", "-wal", "-shm"):  # of a process that was killed: SQLite would play it back
+            output.with_name(output.name + rest).unlink(missing_ok=True)
+        try:
+            with (
+                warnings.catch_warnings(),
+                ase.db.connect(output, type="db", append=False, use_lock_file=False) as database,
+            ):
+                warnings.filterwarnings("ignore", message="It is best not to use keys")
+                for part in parts:
+                    for line in part.read_text(encoding="ascii").split("\n")[:-1]:
+                        _write(database, mydecode(line))
+        except sqlite3.Error as error:
+            raise OSError(None, f"SQLite says: {error}") from error
+
+    def count(self, output: Path) -> int:
+        """See `Sink.count`."""
+        with sqlite3.connect(output) as connection:
+            (rows,) = connection.execute("SELECT COUNT(*) FROM systems").fetchone()
+        connection.close()
+        return int(rows)
 
 
-def _jsonable(row: Atoms) -> dict[str, Any]:
-    return {**row.todict(), "info": row.info, "results": {} if row.calc is None else row.calc.results}
-
-
-def _is_pair(key: object, value: object) -> bool:
-    if not isinstance(key, str) or not isinstance(value, str | int | float | bool | np.bool_ | np.number):
-        return False
-    with contextlib.suppress(ValueError):
-        check({key: value})
-        return True
-    return False
+def _write(database: Any, values: dict[str, Any]) -> None:
+    pairs, data, results = values.pop("pairs"), values.pop("data"), values.pop("results")
+    atoms = Atoms.fromdict(values)
+    if results:
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    with np.errstate(all="ignore"):  # a failed row's cell may hold anything
+        database.write(atoms, pairs, base64.b64decode(data) if isinstance(data, str) else data)
 
 
 SINKS: Mapping[str, Sink] = {"extxyz": ExtxyzSink(), "parquet": ParquetSink(), "db": DatabaseSink()}

@@ -4,6 +4,7 @@ A worker that is killed is started again and its chunk computed again; the parts
 for them, so that nothing is lost and nothing is there twice.
 """
 
+import json
 import logging
 import os
 import resource
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from painn_deploy.export.errors import EngineError, PaiNNDeployError
+from painn_deploy.runtime.screening.remarks import remarks_from
 from painn_deploy.runtime.screening.run import Job, Part, Screener
 from painn_deploy.runtime.screening.sources import Chunk
 
@@ -47,7 +49,13 @@ class Worker:
             last = chunk.first + chunk.count - 1
             told = f"A worker failed on rows {chunk.first} to {last}: {str(error) or 'it is out of memory'}"
         failures = [{"index": index, "reason": reason} for index, reason in part.failures]
-        return {"number": [part.number], "content": [part.content], "failures": [failures], "error": [told]}
+        return {
+            "number": [part.number],
+            "content": [part.content],
+            "failures": [failures],
+            "remarks": [json.dumps(part.remarks)],
+            "error": [told],
+        }
 
     def _attempt(self, chunk: Chunk) -> None:
         """Leave a trace of having begun, which outlives this process, and give up where there are too many."""
@@ -140,7 +148,7 @@ def _wave(
             if row["error"]:
                 raise EngineError(row["error"])
             failures = [(int(one["index"]), str(one["reason"])) for one in row["failures"]]
-            yield Part(int(row["number"]), row["content"], failures)
+            yield Part(int(row["number"]), row["content"], failures, remarks_from(json.loads(row["remarks"])))
     except ray.exceptions.RayError as error:
         raise EngineError(
             f"Ray could not go on: {str(error).strip().splitlines()[-1]} What is done is kept: go on with --resume."

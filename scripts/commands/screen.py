@@ -138,18 +138,20 @@ def _duration(seconds: float) -> str:
 
 
 def report(summary: Summary, output: str, out: Console, err: Console) -> None:
-    """Print where the results are, and which structures have none.
+    """Print where the results are, what was kept otherwise than it came, and which structures have no results.
 
     Args:
         summary: of the screening.
         output: file with the results.
         out: console for the result.
-        err: console for structures that have none.
+        err: console for notes, and for structures that have no results.
     """
     rows = f"{summary.rows} rows" if summary.rows != 1 else "1 row"
     there = summary.rows - summary.computed
     before = f", {there} of them by an earlier run" if there else ""
     out.print(f"wrote {escape(output)}: {rows}{before}", soft_wrap=True, highlight=False)
+    for kind, (count, example) in summary.remarks.items():
+        err.print(f"note: {kind}: {count}, as in {escape(example)}", soft_wrap=True, highlight=False)
     if not summary.failures:
         return
     err.print(f"[yellow]{len(summary.failures)} of {rows} have no results[/]:", highlight=False)

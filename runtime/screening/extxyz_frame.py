@@ -1,0 +1,205 @@
+"""One frame of extended XYZ as atoms: what its structure needs, and of the rest what can be read."""
+
+import re
+from collections.abc import Iterator, Sequence
+from io import StringIO
+from typing import Any
+
+from ase import Atoms
+from ase.calculators.calculator import all_properties
+from ase.data import atomic_numbers
+from ase.io.extxyz import key_val_str_to_dict, per_config_properties, read_xyz
+
+from painn_deploy.export.errors import StructureError
+from painn_deploy.runtime.screening.carrying import RESULTS
+from painn_deploy.runtime.screening.chunks import row_error, with_sound_constraints
+from painn_deploy.runtime.screening.remarks import CELL_UNREAD, LATIN, RENAMED, UNREAD, Remarks
+
+__all__ = ["parsed"]
+
+REPLACED = (*RESULTS, "free_energy", "energies", "stresses")
+"""Labels that a screening's own results take the place of."""
+
+NEEDED = {"species": ("S", 1), "Z": ("I", 1), "pos": ("R", 3), "move_mask": ("L", 0)}
+"""Columns of the structure, with their types and widths; a mask has one or three."""
+
+_IPI = re.compile(r"\bCELL\s*[(\[{]\s*(abcABC|H|GENH)\s*[)\]}]", re.IGNORECASE)
+_LATTICE = re.compile(r"(?:^|\s)lattice\s*=", re.IGNORECASE)
+_CELL = re.compile(r"(?:^|\s)(cell|unit_?cell|box|cellpar)\s*[=:]", re.IGNORECASE)
+_LABEL = re.compile(r"([A-Za-z]{1,2})[^A-Za-z].*")
+
+
+def parsed(lines: Sequence[bytes], problem: str, index: int, remarks: Remarks) -> Atoms | StructureError:
+    """The atoms of a frame, or why it is none.
+
+    Args:
+        lines: of the frame, with their ends.
+        problem: what is wrong with them already.
+        index: of the row.
+        remarks: what cannot be read, and was not needed, is counted there.
+    """
+    text = _decoded(lines, index, remarks)
+    comment = text[1].strip() if len(text) > 1 else ""
+    if problem:
+        return row_error(f"This is no frame of extended XYZ: {problem}.", _noted(comment))
+    if cell := _foreign_cell(comment):
+        return row_error(cell, _noted(comment))
+    atoms = _read(text)
+    if not isinstance(atoms, Atoms) and (bare := _bare(text)) is not None:
+        again = _read(bare)
+        if isinstance(again, Atoms):
+            remarks.add(UNREAD, index, f"{atoms}")
+            atoms = again
+    if not isinstance(atoms, Atoms):
+        return row_error(f"This frame cannot be read: {_reason(text, atoms)}.", _noted(comment))
+    if not atoms.cell.any() and (named := _CELL.search(comment)):
+        remarks.add(CELL_UNREAD, index, f"{named[1]!r}; extended XYZ's word is Lattice")
+    _keep_labels(atoms, index, remarks)
+    if atoms.constraints:
+        with_sound_constraints(atoms, atoms.constraints, index, remarks)
+    return atoms
+
+
+def _decoded(lines: Sequence[bytes], index: int, remarks: Remarks) -> list[str]:
+    try:
+        return [line.decode("utf-8") for line in lines]
+    except UnicodeDecodeError as error:
+        remarks.add(LATIN, index, f"{error.object[max(0, error.start - 10) : error.start + 10]!r}")
+        return [line.decode("latin-1") for line in lines]
+
+
+def _read(lines: Sequence[str]) -> Atoms | str:
+    """Atoms as ASE reads them, or what its reader said."""
+    try:
+        # bounded lines of our own splitting: no other character ends one
+        (atoms,) = read_xyz(StringIO("".join(lines), newline="\n"), slice(0, 1))
+    except Exception as error:  # ASE's reader raises what it met
+        return str(error) or type(error).__name__
+    return atoms if isinstance(atoms, Atoms) else "it holds no atoms"
+
+
+def _foreign_cell(comment: str) -> str:
+    """Why a frame would be computed without the cell that its comment names; nothing where it would not."""
+    if "Lattice" in comment:
+        return ""
+    if _IPI.search(comment):
+        return (
+            "This frame is of an i-PI trajectory, and the cell in its comment ('CELL(...)', in bohr unless it says "
+            "otherwise) is not extended XYZ's: it would be computed as an isolated molecule. Convert it: write "
+            'Lattice="..." (Å) and pbc="T T T" into the comment, with lengths in Å.'
+        )
+    if _LATTICE.search(comment):
+        return (
+            "The comment of this frame names a lattice, but not as 'Lattice=', with a capital L: it would be computed "
+            "as an isolated molecule. Rename it."
+        )
+    return ""
+
+
+def _items(comment: str) -> Iterator[tuple[str, str]]:
+    """Names and values on a comment line, as ASE divides it, each as it stands there."""
+    for found in re.finditer(
+        r"""((?:[^\s=\\"']|\\.|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')+)"""
+        r"""(?:\s*=\s*((?:[^\s"'{\[\\]|\\.|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\{(?:[^}\\]|\\.)*\}|\[(?:[^\]\\]|\\.)*\])*))?""",
+        comment,
+        re.DOTALL,
+    ):
+        yield found[1], found[2] or ""
+
+
+def _notes(comment: str) -> dict[str, Any]:
+    """What a comment says, an item at a time, so that one that cannot be read does not cost the others."""
+    made: dict[str, Any] = {}
+    for name, value in _items(comment):
+        try:
+            made |= key_val_str_to_dict(f"{name}={value}" if value else name)
+        except Exception:  # as above
+            made[name] = value.strip("\"'{}[]")
+    return made
+
+
+def _noted(comment: str) -> Atoms | None:
+    """What an unreadable frame says of itself: its id and notes go into the output with the reason."""
+    notes = _notes(comment) if "=" in comment and len(comment) < 1 << 16 else {}
+    for name in ("Lattice", "Properties", "pbc", "virial", *REPLACED):
+        notes.pop(name, None)
+    return Atoms(info=notes) if notes else None
+
+
+def _bare(lines: Sequence[str]) -> list[str] | None:
+    """The frame with its structure and those notes that can be read, other columns as text; None where it has none."""
+    items = dict(_items(lines[1].strip()))
+    fields = items.get("Properties", "species:S:1:pos:R:3").strip('"').split(":")
+    try:
+        columns = [
+            (name, kind, int(width)) for name, kind, width in zip(fields[::3], fields[1::3], fields[2::3], strict=True)
+        ]
+    except ValueError:
+        return None
+    atoms = int(lines[0])
+    tokens = [line.split() for line in lines[2 : 2 + atoms]]
+    width = sum(column[2] for column in columns)
+    whole = all(len(line) >= width for line in tokens)
+    kept, places, start = [], list[int](), 0
+    for name, kind, wide in columns:
+        if (name in NEEDED or whole) and name not in (*all_properties, "charge"):
+            kept.append(f"{name}:{kind if name in NEEDED else 'S'}:{wide}")
+            places += range(start, start + wide)
+        start += wide
+    if any(len(line) <= max(places, default=0) for line in tokens):
+        return None
+    sound = [f"{name}={value}" for name, value in items.items() if name in ("Lattice", "pbc") and value]
+    for name, value in items.items():
+        if name not in ("Lattice", "pbc", "Properties", "virial", *per_config_properties) and _reads(name, value):
+            sound.append(f"{name}={value}" if value else name)
+    comment = " ".join([*sound, f"Properties={':'.join(kept)}"])
+    body = [" ".join(line[place] for place in places) for line in tokens]
+    return [lines[0], f"{comment}\n", *(f"{line}\n" for line in body), *lines[2 + atoms :]]
+
+
+def _reads(name: str, value: str) -> bool:
+    try:
+        key_val_str_to_dict(f"{name}={value}" if value else name)
+    except Exception:  # as above
+        return False
+    return True
+
+
+def _keep_labels(atoms: Atoms, index: int, remarks: Remarks) -> None:
+    """Keep what the reader took for results, and is none of those that a screening gives, under names of its own."""
+    labels = {} if atoms.calc is None else dict(atoms.calc.results)
+    atoms.calc = None
+    for name, value in labels.items():
+        if name in REPLACED or value is None:
+            continue
+        own = f"input_{name}"
+        if getattr(value, "ndim", 0) and name not in per_config_properties and len(value) == len(atoms):
+            atoms.arrays.setdefault(own, value)
+        else:
+            atoms.info.setdefault(own, value)
+        remarks.add(RENAMED, index, f"{name!r} is {own!r}")
+
+
+def _reason(lines: Sequence[str], said: Atoms | str) -> str:
+    """What is wrong with a frame, in words where it is an element that is none."""
+    fields = dict(_items(lines[1].strip())).get("Properties", "species:S:1:pos:R:3").strip('"').split(":")
+    if "species" not in fields[::3]:
+        return str(said)
+    widths = [int(width) if width.isdigit() else 1 for width in fields[2::3]]
+    place = sum(widths[: fields[::3].index("species")])
+    for atom, line in enumerate(lines[2 : 2 + int(lines[0])]):
+        symbol = (line.split()[place : place + 1] or [""])[0]
+        if symbol and symbol.capitalize() not in atomic_numbers:
+            return f"atom {atom} has the unknown element {symbol!r}{_advice(symbol)}"
+    return str(said)
+
+
+def _advice(symbol: str) -> str:
+    if symbol in ("D", "T"):
+        return f" ({'deuterium' if symbol == 'D' else 'tritium'}: write H)"
+    if symbol.isdigit():
+        return " (atomic numbers stand in a column Z:I:1; write the symbol)"
+    label = _LABEL.fullmatch(symbol)
+    if label and label[1].capitalize() in atomic_numbers:
+        return f" (a label: write {label[1].capitalize()})"
+    return ""

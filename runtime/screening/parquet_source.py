@@ -1,0 +1,219 @@
+"""Rows of a Parquet file."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.io.jsonio import create_ase_object
+
+from painn_deploy.export.errors import DatasetError, StructureError
+from painn_deploy.runtime.screening.chunks import Chunk, Ids, Scan, cut_short, divided, row_error, sha256_of
+from painn_deploy.runtime.screening.remarks import IN_INFO, UNREAD, Remarks
+
+__all__ = ["ParquetSource", "parquet"]
+
+OURS = ("index", "energy", "forces", "stress", "screen_error")
+"""Columns of an earlier screening's output, which are replaced."""
+
+
+def parquet() -> Any:
+    """pyarrow.parquet.
+
+    Raises:
+        ImportError: it names the extra to install.
+    """
+    try:
+        import pyarrow.parquet as library
+    except ModuleNotFoundError as error:
+        raise ImportError('Parquet needs pyarrow: pip install "painn-deploy[screen]"', name="pyarrow") from error
+    return library
+
+
+class ParquetSource:
+    """Parquet with columns `numbers` and `positions`; `cell`, `pbc`, `id`, `info` and `arrays` if they are there.
+
+    `positions` and `cell` are lists of triples, or flat. `info` and `arrays` are JSON; other columns go into `info`.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file = parquet().ParquetFile(path)
+        except ImportError:
+            raise
+        except Exception as error:  # pyarrow's errors share no base class but this one
+            raise DatasetError(f"Cannot read {path}: {error}.") from error
+        names = self._file.schema_arrow.names
+        if missing := [name for name in ("numbers", "positions") if name not in names]:
+            raise DatasetError(f"{path} has no column {' and no column '.join(missing)}; it has {', '.join(names)}.")
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise DatasetError(f"{path} has more than one column {twice[0]!r}. Give each its own name.")
+        self._ahead: Iterator[dict[str, Any]] = iter(())
+        self._next = -1
+
+    def scan(self, chunk_rows: int) -> Scan:
+        """See `Source.scan`."""
+        digest = sha256_of(self._path)
+        rows = int(self._file.metadata.num_rows)
+        chunks = divided(rows, chunk_rows, self._path)
+        if "id" in self._file.schema_arrow.names:
+            ids, row = Ids(self._path), 0
+            for batch in self._batches(columns=["id"]):
+                for name in _values(batch.column(0)):
+                    if name is not None:
+                        ids.add(row, name)
+                    row += 1
+            ids.check()
+        return Scan(rows, digest, chunks)
+
+    def read(self, chunk: Chunk, remarks: Remarks | None = None) -> list[Atoms | StructureError]:
+        """See `Source.read`."""
+        # quickest for chunks in rising order
+        remarks = Remarks() if remarks is None else remarks
+        if self._next < 0 or chunk.first < self._next:
+            self._ahead, self._next = self._rows(), 0
+        try:
+            for _ in range(chunk.first - self._next):
+                next(self._ahead)
+            self._next = chunk.first + chunk.count
+            return [_from_columns(next(self._ahead), chunk.first + place, remarks) for place in range(chunk.count)]
+        except StopIteration:
+            raise cut_short(self._path) from None
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        for batch in self._batches(batch_size=1024):
+            columns = {name: _values(batch.column(place)) for place, name in enumerate(batch.schema.names)}
+            for row in range(batch.num_rows):
+                yield {name: values[row] for name, values in columns.items()}
+
+    def _batches(self, **how: Any) -> Iterator[Any]:
+        try:
+            yield from self._file.iter_batches(**how)
+        except Exception as error:  # as above: a damaged page, a file that went away
+            raise DatasetError(
+                f"Cannot read {self._path}: {error}. The file is damaged, or was changed while it was screened."
+            ) from error
+
+
+def _values(column: Any) -> list[Any]:
+    """A column as Python's values; where Python has none for one of them, as text."""
+    try:
+        return list(column.to_pylist())
+    except Exception:  # nanoseconds, a year past 9999, text that is not UTF-8
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: Any) -> Any:
+    with suppress(Exception):
+        return scalar.as_py()
+    with suppress(Exception):
+        return scalar.cast("string").as_py()
+    with suppress(Exception):
+        return scalar.as_buffer().to_pybytes()
+    return f"<{scalar.type}>"
+
+
+def _from_columns(row: dict[str, Any], index: int, remarks: Remarks) -> Atoms | StructureError:
+    values = {name: value for name, value in row.items() if value is not None}
+    problem, atoms = "", Atoms()
+    shape = {name: values.pop(name, None) for name in ("numbers", "positions", "cell", "pbc")}
+    try:
+        atoms = _structure(**shape)
+    except Exception as error:  # whatever a column may hold
+        problem = f"This row is no structure: {error or type(error).__name__}."
+    info = _unpacked(values.pop("info", None), "info", index, remarks)
+    arrays = _unpacked(values.pop("arrays", None), "arrays", index, remarks)
+    for name in OURS:
+        values.pop(name, None)
+    atoms.info = info | values
+    for name, value in arrays.items():
+        _put(atoms, str(name), value, index, remarks)
+    return row_error(problem, atoms) if problem else atoms
+
+
+def _structure(numbers: Any, positions: Any, cell: Any, pbc: Any) -> Atoms:
+    """Atoms of a row's values.
+
+    Raises:
+        ValueError, TypeError, OverflowError: they are none.
+    """
+    if numbers is None or positions is None:
+        raise ValueError(f"it has no {'numbers' if numbers is None else 'positions'}")
+    given = np.array(numbers)
+    elements = np.zeros(0, np.int64) if given.size == 0 else given
+    if elements.dtype.kind == "f" and np.array_equal(elements, np.rint(elements)) and abs(elements).max() < 2**53:
+        elements = elements.astype(np.int64)
+    if elements.ndim != 1 or elements.dtype.kind not in "iu" or (elements.size and elements.max() >= 2**62):
+        raise ValueError(f"numbers are {str(numbers)[:60]}, and not a list of whole numbers")
+    flags = np.array(False if pbc is None else pbc)
+    if flags.shape not in ((), (3,)) or flags.dtype.kind not in "biu" or flags.astype(int).max() > 1:
+        raise ValueError(f"pbc is {str(pbc)[:60]}, and not true or false, once or three times")
+    vectors = np.zeros((3, 3)) if cell is None else np.array(cell, float)
+    if vectors.size != 9:
+        raise ValueError(f"cell is {str(cell)[:60]}, and not three vectors")
+    return Atoms(
+        elements.astype(np.int64),
+        np.array(positions, float).reshape(-1, 3),
+        cell=vectors.reshape(3, 3),
+        pbc=flags.astype(bool),
+    )
+
+
+def _unpacked(value: Any, name: str, index: int, remarks: Remarks) -> dict[str, Any]:
+    """What a column `info` or `arrays` holds, by name; kept as it is under the column's name where it is no object."""
+    if value is None:
+        return {}
+    if isinstance(value, dict):  # a struct
+        return {key: item for key, item in value.items() if item is not None}
+    try:
+        found = json.loads(value, object_hook=_hook)
+        if isinstance(found, dict):
+            return found
+    except (TypeError, ValueError, RecursionError):
+        pass
+    remarks.add(UNREAD, index, f"the column {name!r} holds no JSON object; it is kept as it is")
+    return {name: value}
+
+
+def _hook(value: dict[str, Any]) -> Any:
+    """ASE's words for arrays, complex numbers and its own objects; an object as it is where it is none of them."""
+    try:
+        if "__ndarray__" in value:
+            shape, kind, flat = value["__ndarray__"]
+            made = np.array(flat, np.dtype(kind).type(0).real.dtype if np.dtype(kind).kind == "c" else kind)
+            return made.view(kind).reshape(shape)
+        if "__complex__" in value:
+            real, imaginary = value["__complex__"]
+            return complex(real, imaginary)
+        if "__ase_objtype__" in value:
+            rest = {name: item for name, item in value.items() if name != "__ase_objtype__"}
+            return create_ase_object(value["__ase_objtype__"], rest)
+        if "__datetime__" in value:
+            return str(value["__datetime__"])
+    except Exception:  # it only looked like one
+        return value
+    return value
+
+
+def _put(atoms: Atoms, name: str, value: Any, index: int, remarks: Remarks) -> None:
+    """Give atoms a column, or keep it in `info` where it has no value for each of them."""
+    try:
+        array = np.asarray(value)
+        fits = array.ndim > 0 and len(array) == len(atoms) and name not in atoms.arrays
+    except ValueError:  # lists of uneven lengths
+        fits = False
+    if fits:
+        atoms.arrays[name] = array
+        return
+    remarks.add(IN_INFO, index, f"{name!r} has not one value for each atom, and is in info")
+    while name in atoms.info or name in ("numbers", "positions"):
+        name = f"input_{name}"
+    atoms.info[name] = value

@@ -1,0 +1,158 @@
+"""Records of a screening in JSON: read from regular files of bounded size alone, and refused when they say nonsense."""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from painn_deploy.export.errors import OutputError
+from painn_deploy.runtime.screening.remarks import remarks_from
+
+__all__ = ["PartRecord", "clear_way", "failures_from", "json_bytes", "read_plan", "regular_bytes", "run_of"]
+
+MOST_BYTES = 256 << 20
+"""Of a record: a million failures with their reasons."""
+
+
+def json_bytes(value: Any) -> bytes:
+    """A record as it is written."""
+    return f"{json.dumps(value, indent=1)}\n".encode()
+
+
+def regular_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The content of a regular file: never of a link, a pipe or a device, whose opening could wait for ever.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        OSError: it is no regular file, or cannot be read.
+        ValueError: it is too large.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(None, "it is no regular file")
+        if found.st_size > most:
+            raise ValueError(f"it has {found.st_size} bytes, and a record has at most {most}")
+        return file.read(most + 1)
+
+
+def clear_way(path: Path) -> None:
+    """Remove what a write would follow or wait for: a link, a pipe, a device; a file is replaced, a folder stays.
+
+    Raises:
+        OSError: there is a folder, or it cannot be removed.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise OSError(None, f"{path.name} is a folder; remove it")
+    if not stat.S_ISREG(mode):
+        path.unlink()
+
+
+def failures_from(value: Any) -> list[tuple[int, str]]:
+    """Index and reason of rows without results.
+
+    Raises:
+        ValueError: they are nothing of the kind.
+    """
+    if not isinstance(value, list):
+        raise ValueError("failures are no list")
+    made = []
+    for one in value:
+        match one:
+            case [int(index), str(reason)]:
+                made.append((index, reason))
+            case _:
+                raise ValueError("a failure is no pair of an index and a reason")
+    return made
+
+
+_PLAN: dict[str, Callable[[Any], bool]] = {
+    "format_version": lambda value: type(value) is int,
+    "input_sha256": lambda value: isinstance(value, str),
+    "rows": lambda value: type(value) is int and value > 0,
+    "output_format": lambda value: isinstance(value, str),
+    "engine": lambda value: isinstance(value, dict),
+    "relaxation": lambda value: value is None or isinstance(value, dict),
+    "chunk_rows": lambda value: type(value) is int and value > 0,
+    "batch_slots": lambda value: type(value) is int and value > 0,
+    "finished": lambda value: type(value) is bool,
+}
+
+
+def read_plan(path: Path) -> dict[str, Any] | None:
+    """The record of an earlier run; None where there was none.
+
+    Raises:
+        OutputError: there is something else.
+    """
+    try:
+        plan = json.loads(regular_bytes(path))
+        if not isinstance(plan, dict):
+            raise ValueError("it is no JSON object")
+        if wrong := [name for name, sound in _PLAN.items() if name not in plan or not sound(plan[name])]:
+            raise ValueError(f"it has no sound {wrong[0]!r}")
+        if plan["finished"]:
+            plan["failures"] = failures_from(plan.get("failures"))
+            plan["remarks"] = remarks_from(plan.get("remarks", {}))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise OutputError(
+            f"{path} is not the record of a screening: {said}. Give --overwrite to start again, or remove it."
+        ) from error
+    return plan
+
+
+def run_of(plan: dict[str, Any]) -> str:
+    """A digest of what decides the rows, by which a part is known as one of this run."""
+    rest = {name: value for name, value in plan.items() if name not in ("finished", "failures", "remarks")}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """What is known of a part, beside it: by this it is told from one that is cut, altered, swapped or another run's.
+
+    Attributes:
+        number: of the chunk.
+        rows: in it.
+        run: digest of what decides the rows; see `run_of`.
+        size: of the part, bytes.
+        sha256: of the part.
+        failures: index and reason of each row without results.
+        remarks: count and example of what was kept otherwise, by kind.
+    """
+
+    number: int
+    rows: int
+    run: str
+    size: int
+    sha256: str
+    failures: list[tuple[int, str]] = field(default_factory=list)
+    remarks: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> "PartRecord | None":
+        """A record; None where there is none that can be read."""
+        try:
+            match json.loads(regular_bytes(path)):
+                case {"number": int(number), "rows": int(rows), "run": str(run), "size": int(size), **rest}:
+                    failures, remarks = failures_from(rest["failures"]), remarks_from(rest["remarks"])
+                    return cls(number, rows, run, size, str(rest["sha256"]), failures, remarks)
+        except (OSError, ValueError, KeyError, RecursionError, MemoryError):
+            pass
+        return None
