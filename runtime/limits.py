@@ -62,8 +62,9 @@ class SizeLimits:
         available = available_memory()
         if available is not None and size * self._bytes > available:
             raise ShapeError(
-                f"{atoms} atoms with up to {slots} neighbours each need about {size * self._bytes / 2**30:.1f} GiB, "
-                f"and {available / 2**30:.1f} GiB are free. Use a machine with more memory, or a smaller cell."
+                f"{atoms} atoms with up to {slots} neighbours each need about {size * self._bytes / 2**30:.3g} GiB, "
+                f"and {available / 2**30:.3g} GiB are free. Use a machine, or a limit, with more memory, or a smaller "
+                "structure."
             )
         self._served = size  # what an engine has had it keeps, so that it would be counted twice
 

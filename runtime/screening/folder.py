@@ -171,6 +171,20 @@ class Folder:
                 "--overwrite to start again."
             )
 
+    def check_finished(self, earlier: dict[str, Any]) -> None:
+        """Raise OutputError where the output is not what the earlier run left.
+
+        Args:
+            earlier: its plan.
+        """
+        with self._told("read"), self.output.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if earlier["output_sha256"] not in ("", digest):
+            raise OutputError(
+                f"{self.output} was changed since it was finished (its SHA-256 differs). Keep it under another name, "
+                "or give --overwrite to compute it again."
+            )
+
     def begin(self, plan: dict[str, Any]) -> None:
         """Record what decides the rows, before the first of them."""
         with self._told("write into"):
@@ -264,7 +278,10 @@ class Folder:
             finally:
                 self._temporary.unlink(missing_ok=True)
             sync(self.output.parent)
+            with self.output.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
             done = plan | {"finished": True, "failures": failures, "remarks": remarks.as_dict()}
+            done["output_sha256"] = digest
             write_whole(self._plan, json_bytes(done), durable=True)
             shutil.rmtree(self.parts)
         return failures, remarks

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from painn_deploy.export.errors import OutputError
+from painn_deploy.export.reading import AbsentError, read_json
 from painn_deploy.runtime.screening.remarks import remarks_from
 
-__all__ = ["PartRecord", "clear_way", "failures_from", "json_bytes", "read_plan", "regular_bytes", "run_of"]
+__all__ = ["PartRecord", "clear_way", "failures_from", "json_bytes", "read_plan", "run_of"]
 
 MOST_BYTES = 256 << 20
 """Of a record: a million failures with their reasons."""
@@ -21,28 +22,6 @@ MOST_BYTES = 256 << 20
 def json_bytes(value: Any) -> bytes:
     """A record as it is written."""
     return f"{json.dumps(value, indent=1)}\n".encode()
-
-
-def regular_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
-    """The content of a regular file: never of a link, a pipe or a device, whose opening could wait for ever.
-
-    Args:
-        path: of the file.
-        most: bytes that it may have.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        OSError: it is no regular file, or cannot be read.
-        ValueError: it is too large.
-    """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(None, "it is no regular file")
-        if found.st_size > most:
-            raise ValueError(f"it has {found.st_size} bytes, and a record has at most {most}")
-        return file.read(most + 1)
 
 
 def clear_way(path: Path) -> None:
@@ -90,6 +69,8 @@ _PLAN: dict[str, Callable[[Any], bool]] = {
     "batch_slots": lambda value: type(value) is int and value > 0,
     "finished": lambda value: type(value) is bool,
 }
+_OF_FINISHED = "output_sha256"
+"""Of the output; a plan of before there was the key has none."""
 
 
 def read_plan(path: Path) -> dict[str, Any] | None:
@@ -99,27 +80,28 @@ def read_plan(path: Path) -> dict[str, Any] | None:
         OutputError: there is something else.
     """
     try:
-        plan = json.loads(regular_bytes(path))
-        if not isinstance(plan, dict):
-            raise ValueError("it is no JSON object")
+        plan = read_json(path, MOST_BYTES, finite=False)
         if wrong := [name for name, sound in _PLAN.items() if name not in plan or not sound(plan[name])]:
-            raise ValueError(f"it has no sound {wrong[0]!r}")
+            raise ValueError(f"{path} has no sound {wrong[0]!r}")
         if plan["finished"]:
             plan["failures"] = failures_from(plan.get("failures"))
             plan["remarks"] = remarks_from(plan.get("remarks", {}))
-    except FileNotFoundError:
+            if not isinstance(plan.setdefault(_OF_FINISHED, ""), str):
+                raise ValueError(f"{path} has no sound {_OF_FINISHED!r}")
+    except AbsentError:
         return None
-    except (OSError, ValueError, RecursionError, MemoryError) as error:
-        said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    except ValueError as error:
         raise OutputError(
-            f"{path} is not the record of a screening: {said}. Give --overwrite to start again, or remove it."
+            f"{path.name} is not the record of a screening: {error}. Give --overwrite to start again, or remove it."
         ) from error
     return plan
 
 
 def run_of(plan: dict[str, Any]) -> str:
     """A digest of what decides the rows, by which a part is known as one of this run."""
-    rest = {name: value for name, value in plan.items() if name not in ("finished", "failures", "remarks")}
+    rest = {
+        name: value for name, value in plan.items() if name not in ("finished", "failures", "remarks", _OF_FINISHED)
+    }
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
@@ -149,10 +131,10 @@ class PartRecord:
     def read(cls, path: Path) -> "PartRecord | None":
         """A record; None where there is none that can be read."""
         try:
-            match json.loads(regular_bytes(path)):
+            match read_json(path, MOST_BYTES, finite=False):
                 case {"number": int(number), "rows": int(rows), "run": str(run), "size": int(size), **rest}:
                     failures, remarks = failures_from(rest["failures"]), remarks_from(rest["remarks"])
                     return cls(number, rows, run, size, str(rest["sha256"]), failures, remarks)
-        except (OSError, ValueError, KeyError, RecursionError, MemoryError):
+        except (ValueError, KeyError):
             pass
         return None

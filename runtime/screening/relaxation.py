@@ -12,6 +12,7 @@ from ase.optimize import LBFGS
 from painn_deploy.export.errors import EngineError, ShapeError, StructureError
 from painn_deploy.runtime.evaluator import Evaluator, Prepared
 from painn_deploy.runtime.streaming import Outcome
+from painn_deploy.runtime.structures import check_structure
 
 __all__ = ["Relaxation", "relax"]
 
@@ -61,12 +62,19 @@ def relax(
     done: list[tuple[Atoms | None, Outcome]] = []
     paths = []
     for index, item in enumerate(structures):
-        reason = str(item) if isinstance(item, StructureError) else ""
-        done.append((None, Outcome(index, None, reason)))
-        if isinstance(item, Atoms):
-            atoms = item.copy()
-            atoms.info = dict(item.info)
-            paths.append(_Path(index, atoms))
+        try:
+            if not isinstance(item, Atoms):
+                raise item
+            sound, atoms = check_structure(item), item.copy()
+        except StructureError as error:
+            done.append((None, Outcome(index, None, str(error))))
+            continue
+        atoms.info, atoms.arrays["positions"] = (
+            dict(item.info),
+            sound.positions.copy(),
+        )  # a step is no rounding to others
+        done.append((None, Outcome(index, None)))
+        paths.append(_Path(index, atoms))
     while paths:
         paths = _advance(evaluator, paths, how, batch_slots, done)
     return done

@@ -183,6 +183,7 @@ def screen(
         if earlier is not None:
             folder.check(earlier, plan)
             if earlier["finished"] and folder.output.exists():
+                folder.check_finished(earlier)
                 return Summary(scan.rows, 0, earlier["failures"], earlier["remarks"])
             slots = int(earlier["batch_slots"])
         else:

@@ -171,6 +171,18 @@ def ended(bundle: Path, given: Path, output: Path, **options: Any) -> str:
     return ""
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_f6_an_output_that_was_changed_after_its_end_is_told(bundle: Path, tmp_path: Path, kind: str) -> None:
+    given, output = write(tmp_path / "in.extxyz", structures(8)), tmp_path / f"out.{kind}"
+    screen(bundle, given, output)
+    assert screen(bundle, given, output, resume=True).computed == 0
+    bit(output)
+    with pytest.raises(OutputError, match=f"out.{kind} was changed since it was finished.*--overwrite"):
+        screen(bundle, given, output, resume=True)
+    assert screen(bundle, given, output, overwrite=True).computed == 8
+    assert screen(bundle, given, output, resume=True).computed == 0
+
+
 PLANS = [b"", b"[]", b"{}", b"null", b"7", b'"x"', b"\xff\xfe", b"[" * 10**6, b'{"a":' * 10**5, b'{"finished": true}']
 
 
@@ -204,6 +216,8 @@ def test_f12_a_plan_that_says_nonsense_is_refused(bundle: Path, tmp_path: Path, 
         ("failures", [["0", 5]]),
         ("remarks", [1]),
         ("engine", 5),
+        ("output_sha256", 5),
+        ("output_sha256", "0" * 64),
         ("format_version", "1"),
         ("format_version", 99),
     ],
