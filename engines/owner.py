@@ -21,7 +21,8 @@ class SoleUse:
     """
 
     def __init__(self, name: str) -> None:
-        self._name, self._process, self._lock = name, os.getpid(), threading.RLock()
+        self._name, self._process, self._lock = name, os.getpid(), threading.Lock()
+        self._owner, self._depth = 0, 0
 
     def __enter__(self) -> None:
         if os.getpid() != self._process:
@@ -30,13 +31,24 @@ class SoleUse:
                 "threads are not here. Open it in the process that uses it, or start processes by `spawn` or "
                 '`forkserver`, for instance multiprocessing.get_context("spawn").'
             )
-        if not self._lock.acquire(blocking=False):
-            raise OwnershipError(
-                f"{self._name} is in use by another thread, and answers one at a time. Open one for each thread; "
-                "copy.deepcopy opens another of the same bundle."
-            )
+        me = threading.get_ident()
+        if self._owner != me:
+            if not self._lock.acquire(blocking=False):
+                raise OwnershipError(
+                    f"{self._name} is in use by another thread, and answers one at a time. Open one for each thread; "
+                    "copy.deepcopy opens another of the same bundle."
+                )
+            self._owner = me
+        self._depth += 1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.release()
+        self._depth -= 1
+        if self._depth == 0:  # a generator may be closed by another thread than began it
+            self._owner = 0
+            self._lock.release()
+
+    def __reduce__(self) -> tuple[type["SoleUse"], tuple[str]]:
+        """A copy guards what was copied."""
+        return SoleUse, (self._name,)

@@ -4,7 +4,7 @@ import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from ase import Atoms
@@ -28,6 +28,13 @@ from painn_deploy.runtime.verlet import WIDER, VerletList
 __all__ = ["PaiNNCalculator"]
 
 
+class _Record(NamedTuple):
+    """The results of a calculation, and whose it was: replaced whole, so that no thread sees half of two."""
+
+    results: dict[str, Any]
+    thread: threading.Thread
+
+
 class PaiNNCalculator(Closing, Calculator):
     """An ASE calculator backed by an engine.
 
@@ -35,6 +42,10 @@ class PaiNNCalculator(Closing, Calculator):
     asks at the same time, or reads results after another's took the place of its own, gets an error, and so does a
     process that was forked from the one that opened it. Copying or pickling it opens the same bundle again, from its
     folder; a bundle that is in memory alone is copied or pickled with it, whole.
+
+    `results` is a new dict for each calculation, which a subclass or a wrapper may change, as it may that of any other
+    calculator of ASE. Its arrays are closed for writing, so that nobody changes them unseen: put others in their place.
+
     Energies are in eV, forces in eV/Å, stresses in eV/Å³ (Voigt order xx, yy, zz, yz, xz, xy, ASE's sign). The stress
     is that of the symmetrised virial, for any structure whose cell has a volume.
 
@@ -61,7 +72,6 @@ class PaiNNCalculator(Closing, Calculator):
     _last: Atoms | None = None
     _spare: Atoms | None = None
     _given: Atoms | None = None
-    _told: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -73,7 +83,8 @@ class PaiNNCalculator(Closing, Calculator):
     ) -> None:
         if skin is not None and not 0 <= skin < float("inf"):
             raise ValueError(f"skin = {skin!r} is not a length in Å; give 0 to search at every step, or None.")
-        self._sole, self._mine, self._answered = SoleUse("This calculator"), threading.local(), 0
+        before = set(vars(self))
+        self._sole, self._mine = SoleUse("This calculator"), threading.local()
         super().__init__()
         self.evaluator = Evaluator(bundle, device=device, threads=threads)
         self._opened_with = (self.evaluator.source, self.engine_info["bundle_sha256"], device, threads, skin)
@@ -82,6 +93,7 @@ class PaiNNCalculator(Closing, Calculator):
         self.timings: Timings = self.evaluator.timings
         self.neighbour_list = VerletList(self.manifest.cutoff, skin, admit=self.evaluator.limits.check)
         self._attach(self.evaluator.session)
+        self._own_names = {"_own_names", *vars(self)} - before  # a subclass's are copied with it
 
     def _attach(self, session: Session) -> None:
         """Run on a session; whether it can follow a structure is asked once, since asking takes as long as packing."""
@@ -126,9 +138,13 @@ class PaiNNCalculator(Closing, Calculator):
                     "There is no structure to calculate: attach the calculator to Atoms, or give them."
                 )
             self.results = {}  # should this calculation fail, the results of the one before are not its own
-            self.results = self._single(self._last)
+            results = self._single(self._last)
+            for value in results.values():
+                if isinstance(value, np.ndarray):
+                    value.flags.writeable = False
+            self.results = results
         for name in ("stress", "stresses"):
-            if name in (properties or ()) and name not in self._results:
+            if name in (properties or ()) and name not in self._record.results:
                 raise PropertyNotImplementedError(
                     f"{name}: the cell has no volume; set three cell vectors that are independent."
                 )
@@ -151,12 +167,13 @@ class PaiNNCalculator(Closing, Calculator):
         with self._sole:  # from the calculation to its result: another thread's must not come between
             if atoms is not None and self.check_state(atoms):
                 self.reset()
-            if name not in self._results:
+            if name not in self._record.results:
                 if not allow_calculation:
                     return None
                 self.calculate(atoms, [name])
-            result = self._results[name]
-        return _copied(result)
+            self._mine.record = self._record
+            result = self._record.results[name]
+        return result.copy() if isinstance(result, np.ndarray) else result
 
     def calculation_required(self, atoms: Atoms, properties: Sequence[str]) -> bool:
         """Whether ASE would have to ask for a calculation.
@@ -165,7 +182,7 @@ class PaiNNCalculator(Closing, Calculator):
             atoms: the structure.
             properties: names of results.
         """
-        return bool(self.check_state(atoms)) or any(name not in self._results for name in properties)
+        return bool(self.check_state(atoms)) or any(name not in self._record.results for name in properties)
 
     def calculate_properties(self, atoms: Atoms, properties: Sequence[str]) -> Any:
         """ASE's `Properties` of a structure; see `get_property`.
@@ -179,31 +196,38 @@ class PaiNNCalculator(Closing, Calculator):
 
     @property
     def results(self) -> dict[str, Any]:
-        """A copy of the results of the last calculation, which the next one leaves as it is.
+        """Results of the last calculation, which the next one leaves as they are.
 
         Raises:
-            OwnershipError: this thread has calculated, and another's results have taken the place of its own.
+            OwnershipError: this thread has calculated, and the results of another, which still runs, have taken the
+                place of its own.
         """
-        if self._answered != threading.get_ident() and getattr(self._mine, "answered", False):
+        record, mine = self._record, getattr(self._mine, "record", None)
+        if mine not in (None, record) and record.thread is not threading.current_thread() and record.thread.is_alive():
             raise OwnershipError(
-                "The results of this calculator are by now another thread's. Open a calculator for each thread; "
-                "copy.deepcopy opens another of the same bundle."
+                "The results of this calculator are by now another thread's. Open a calculator for each thread "
+                "(copy.deepcopy opens another of the same bundle), or ask for those of a structure: "
+                "atoms.get_potential_energy(), atoms.get_forces()."
             )
-        if self._told is None:
-            self._told = {name: _copied(value) for name, value in self._results.items()}
-        return self._told
+        return record.results
 
     @results.setter
     def results(self, results: dict[str, Any]) -> None:
-        self._results, self._told = results, None
-        self._answered, self._mine.answered = threading.get_ident(), bool(results)
+        record = _Record(results, threading.current_thread())
+        self._record, self._mine.record = record, record if results else None
 
     @property
     def atoms(self) -> Atoms | None:
-        """A copy of the structure of the last calculation, which the next one leaves as it is."""
-        if self._given is None and self._last is not None:
-            self._given = self._last.copy()
-        return self._given
+        """A copy of the structure of the last calculation, which the next one leaves as it is.
+
+        Raises:
+            OwnershipError: see `results`; or another thread is calculating.
+        """
+        with self._sole:
+            _ = self.results
+            if self._given is None and self._last is not None:
+                self._given = self._last.copy()
+            return self._given
 
     @atoms.setter
     def atoms(self, atoms: Atoms | None) -> None:
@@ -233,7 +257,7 @@ class PaiNNCalculator(Closing, Calculator):
         """Keep what is calculated, as ASE's own `calculate` does; where atoms only moved, in the copy of before."""
         spare = self._spare
         if spare is None or _differ(spare.numbers, atoms.numbers) or _differ(spare.pbc, atoms.pbc):
-            spare = self._spare = atoms.copy()
+            spare = self._spare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
         else:
             spare.positions[:] = atoms.positions
             spare.cell.array[:] = atoms.cell.array
@@ -262,7 +286,7 @@ class PaiNNCalculator(Closing, Calculator):
                     follower.follow(resident)
                 outputs = follower.step(np.ascontiguousarray(atoms.positions))
         with self.timings.phase("results"):
-            results = checked_results(atoms, outputs, references)
+            results = checked_results(atoms.numbers, atoms.cell.array, outputs, references)
         self.timings.calculations += 1
         return results
 
@@ -311,24 +335,31 @@ class PaiNNCalculator(Closing, Calculator):
         return self.evaluator.tune_batches()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles hold what the calculator was opened with, not the engine."""
-        return _reopen, self._opened_with
+        """Copies and pickles hold what the calculator was opened with and what a subclass added, not the engine."""
+        added = {name: value for name, value in vars(self).items() if name not in self._own_names}
+        return _reopen, (type(self), *self._opened_with), added or None
 
     def close(self) -> None:
         """Give back the engine's memory; the calculator cannot be used afterwards."""
         self.evaluator.close()
 
 
-def _copied(value: Any) -> Any:
-    return value.copy() if isinstance(value, np.ndarray) else value
-
-
 def _differ(one: np.ndarray, other: Any) -> bool:
-    """Whether an array of ours and another differ in type, shape or a bit, which is quicker to see than in a number."""
-    if type(other) is not np.ndarray or one.dtype != other.dtype or one.shape != other.shape:
-        return True
-    return one.tobytes() != other.tobytes()
+    """Whether an array of ours and another differ: in a bit, which is quicker to see, or in a number."""
+    if type(other) is np.ndarray and one.dtype == other.dtype and one.shape == other.shape:
+        return one.tobytes() != other.tobytes()
+    plain = isinstance(other, np.ndarray) and not isinstance(other, np.ma.MaskedArray)
+    return not (plain and one.shape == other.shape and np.array_equal(one, other))
 
 
-def _reopen(source: Bundle | str, sha256: str, device: str, threads: int | None, skin: float | None) -> PaiNNCalculator:
-    return PaiNNCalculator(the_same(source, sha256), device=device, threads=threads, skin=skin)
+def _reopen(
+    kind: type[PaiNNCalculator],
+    source: Bundle | str,
+    sha256: str,
+    device: str,
+    threads: int | None,
+    skin: float | None,
+) -> PaiNNCalculator:
+    calculator = kind.__new__(kind)  # a subclass may be made of other arguments
+    PaiNNCalculator.__init__(calculator, the_same(source, sha256), device=device, threads=threads, skin=skin)
+    return calculator

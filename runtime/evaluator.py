@@ -34,12 +34,12 @@ class Prepared:
     """A structure that the engine can answer for.
 
     Attributes:
-        atoms: the structure.
+        cell: of then, Å; whoever gave the structure may move it on before the engine has answered.
         graph: its neighbours.
         references: atomic reference energies, eV.
     """
 
-    atoms: Atoms
+    cell: Float64[np.ndarray, "3 3"]
     graph: LocalGraph
     references: Float64[np.ndarray, " atoms"]
 
@@ -164,7 +164,7 @@ class Evaluator(Closing):
             except MemoryError as error:
                 raise too_many_neighbours(len(atoms), error) from error
         self.limits.check(*graph.size)
-        return Prepared(atoms, graph, references)
+        return Prepared(atoms.cell.array.copy(), graph, references)
 
     def run_prepared(self, batch: Sequence[Prepared]) -> list[Answer]:
         """Structures through the engine in one matrix; for each its results, or the error that concerns it alone.
@@ -179,11 +179,11 @@ class Evaluator(Closing):
         answers: list[Answer] = []
         with self.timings.phase("results"):
             for one in batch:
-                rows = slice(start, start + len(one.atoms))
+                rows = slice(start, start + len(one.graph.numbers))
                 start = rows.stop
                 own = GraphOutputs(*(array[rows] for array in outputs))
                 try:
-                    answers.append(checked_results(one.atoms, own, one.references))
+                    answers.append(checked_results(one.graph.numbers, one.cell, own, one.references))
                 except EngineError as error:
                     answers.append(error)
         self.timings.calculations += len(batch)

@@ -102,9 +102,9 @@ def _of_groups(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys
     for line in _text(groups).splitlines():
         _, controllers, inside = [*line.split(":", 2), "", ""][:3]
         if not controllers:
-            base, files = root, ("memory.max", "memory.current", "inactive_file")
+            base, files = root, ("memory.max", "memory.current", "")
         elif "memory" in controllers.split(","):
-            base, files = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            base, files = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
         else:
             continue
         folder = base / inside.strip("/")
@@ -114,14 +114,14 @@ def _of_groups(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys
     return min((one for one in left if one is not None), default=None)
 
 
-def _group_left(folder: Path, most: str, used: str, cached: str) -> int | None:
-    """Bytes that one group has left; a cache of files that is not in use gives way."""
+def _group_left(folder: Path, most: str, used: str, prefix: str) -> int | None:
+    """Bytes that one group has left; its cache of files gives way."""
     limit, usage = _text(folder / most).strip(), _text(folder / used).strip()
     if not limit.isdigit() or not usage.isdigit() or int(limit) >= UNLIMITED:
         return None
     facts = dict(line.split(None, 1) for line in _text(folder / "memory.stat").splitlines() if " " in line)
-    idle = facts.get(cached, "0").strip()
-    return max(int(limit) - int(usage) + (int(idle) if idle.isdigit() else 0), 0)
+    cached = [facts.get(f"{prefix}{kind}_file", "0").strip() for kind in ("active", "inactive")]
+    return max(int(limit) - int(usage) + sum(int(size) for size in cached if size.isdigit()), 0)
 
 
 def _of_process() -> list[int]:

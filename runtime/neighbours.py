@@ -30,14 +30,18 @@ MOST_CELLS = 2e4
 """Of vesin's search grid; past 1e5 it scales the grid down, thin directions to nothing."""
 
 MOST_IMAGES = 3e6
-"""Atoms times images of the cell within the cutoff, past which a search would take minutes and gigabytes."""
+"""Atoms of images of the cell within the cutoff, past which a search would take minutes and gigabytes."""
 
 
 CROWD = 500
-"""Atoms of a box as wide as the cutoff: of diamond, the densest of matter here, 58 fit into one of 12 Å."""
+"""Atoms of a box whose diagonal is the cutoff; of diamond, the densest of matter here, 58 fit where that is 12 Å."""
 
 MOST_CROWDED = 1_000_000
 """Pairs of so crowded atoms; those that lie in different boxes may be fifty times as many, and take gigabytes."""
+
+
+PRIMES = np.array([1, 2_097_143, 4_398_042_316_799])
+"""One number for a box at three whole numbers; sums may go round in 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +250,7 @@ def _searchable(
         raise StructureError("An atom is so many cells away that float64 cannot place it; wrap the structure.")
     fractions -= whole
     heights = 1 / np.linalg.norm(inverse, axis=0)  # along a direction that does not repeat a unit vector stands
-    images = float(np.prod(2 * np.ceil(cutoff / heights[periodic]) + 1))
+    images = float(np.prod(2 * cutoff / heights[periodic] + 1)) - 1
     if images * len(positions) > MOST_IMAGES:
         raise StructureError(
             f"The cell is so small that {images:.1e} of its images lie within {cutoff:g} Å; check its units."
@@ -312,13 +316,16 @@ def _refuse_crowds(
     if len(coordinates) * images <= CROWD:
         return
     places = np.floor((coordinates - coordinates.min(axis=0)) / side).astype(np.int64)
-    _, counts = np.unique(places, axis=0, return_counts=True)
-    neighbours = float((counts * (counts * images - 1)).sum())
-    if neighbours > 2 * MOST_CROWDED and neighbours > CROWD * len(coordinates):
-        raise StructureError(
-            f"The atoms are so crowded that each has {neighbours / len(coordinates):.0f} others within {cutoff:g} Å "
-            "and more; check the units of positions and cell."
-        )
+    # boxes that share a number by chance can only make it look more crowded than it is; then each is told apart
+    for keys in (places @ PRIMES, places):
+        _, counts = np.unique(keys, axis=0, return_counts=True)
+        neighbours = float((counts * (counts * images - 1)).sum())
+        if neighbours <= 2 * MOST_CROWDED or neighbours <= CROWD * len(coordinates):
+            return
+    raise StructureError(
+        f"The atoms are so crowded that each has {neighbours / len(coordinates):.0f} others within {cutoff:g} Å and "
+        "more; check the units of positions and cell."
+    )
 
 
 def _widened(extents: Float64[np.ndarray, " axes"], reach: float) -> float:

@@ -4,9 +4,9 @@ import math
 from typing import Any
 
 import numpy as np
-from ase import Atoms
 from ase.stress import full_3x3_to_voigt_6_stress
-from jaxtyping import Float64
+from ase.symbols import Symbols
+from jaxtyping import Float64, Integer
 
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphOutputs
@@ -47,11 +47,17 @@ def as_results(
     return results
 
 
-def checked_results(atoms: Atoms, outputs: GraphOutputs, references: Float64[np.ndarray, " atoms"]) -> dict[str, Any]:
+def checked_results(
+    numbers: Integer[np.ndarray, " atoms"],
+    cell: Float64[np.ndarray, "3 3"],
+    outputs: GraphOutputs,
+    references: Float64[np.ndarray, " atoms"],
+) -> dict[str, Any]:
     """ASE's results of one structure, from what an engine gave for it.
 
     Args:
-        atoms: the structure.
+        numbers: atomic numbers, for messages.
+        cell: Å; a stress is there where it has a volume.
         outputs: rows of its atoms.
         references: atomic reference energies, eV.
 
@@ -62,8 +68,8 @@ def checked_results(atoms: Atoms, outputs: GraphOutputs, references: Float64[np.
     forces, virials = outputs.forces.astype(np.float64), outputs.virials.astype(np.float64)
     # a sum in float64 is finite if and only if its terms are: float32 is far from its range
     if not math.isfinite(float(energies.sum()) + float(forces.sum()) + float(virials.sum())):
-        raise not_finite(str(atoms.symbols))
-    return as_results(energies, forces, virials, atoms.cell.array)
+        raise not_finite(str(Symbols(numbers)))
+    return as_results(energies, forces, virials, cell)
 
 
 def not_finite(name: str) -> EngineError:

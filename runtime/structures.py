@@ -6,7 +6,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 from ase.geometry import complete_cell
-from jaxtyping import Float64, Int32, Int64, Integer
+from jaxtyping import Bool, Float64, Int32, Int64, Integer
 
 from painn_deploy.export.errors import SpeciesError, StructureError
 
@@ -15,6 +15,7 @@ __all__ = [
     "FLAT",
     "ONE_SPOT",
     "as_elements",
+    "as_flags",
     "as_numbers",
     "as_reals",
     "check_structure",
@@ -30,6 +31,9 @@ FLAT = 1e-6
 
 FARTHEST = 2.0**33
 """Å; numbers of float64 as large as this are more than 1e-6 Å apart, and forces on atoms there are rounding."""
+
+MOST_ATOMS = 2**31 - 1
+"""Atoms that the graph contract's indices of 32 bits can tell apart."""
 
 FLOATS, WHOLES = np.dtype(np.float64), np.dtype(np.int64)
 
@@ -58,16 +62,22 @@ def check_structure(atoms: Atoms) -> Atoms:
             "Make it with ase.Atoms(numbers=..., positions=..., cell=..., pbc=...)."
         ) from error
     sound = numbers, positions, cell, periodic
+    shapes = _shape(numbers), _shape(positions), _shape(cell)
+    if shapes != (shapes[0][:1], (*shapes[0], 3), (3, 3)) or len(shapes[0]) != 1:
+        raise StructureError(
+            f"The arrays of this structure have the shapes {shapes[0]} (numbers), {shapes[1]} (positions) "
+            f"and {shapes[2]} (cell); they must be (atoms,), (atoms, 3) and (3, 3)."
+        )
+    if shapes[0][0] > MOST_ATOMS:
+        raise StructureError(f"The structure has {shapes[0][0]:.1e} atoms, and indices reach to {MOST_ATOMS:.1e}.")
     if not (_is_plain(numbers, WHOLES) and _is_plain(positions, FLOATS) and _is_plain(cell, FLOATS)):
-        numbers, positions = as_numbers(numbers), as_reals(positions, "positions")
+        try:
+            numbers, positions = as_numbers(numbers), as_reals(positions, "positions")
+        except MemoryError as error:
+            raise StructureError(f"The structure has {shapes[0][0]} atoms, for which there is no memory.") from error
         cell = as_reals(cell, "the cell")
     if type(periodic) is not np.ndarray or periodic.dtype != bool or periodic.shape != (3,):
-        periodic = _flags(periodic)
-    if positions.ndim != 2 or positions.shape[1] != 3 or numbers.shape != positions.shape[:1] or cell.shape != (3, 3):
-        raise StructureError(
-            f"The arrays of this structure have the shapes {numbers.shape} (numbers), {positions.shape} (positions) "
-            f"and {cell.shape} (cell); they must be (atoms,), (atoms, 3) and (3, 3)."
-        )
+        periodic = as_flags(periodic)
     if len(positions) == 0:
         raise StructureError("The structure has no atoms.")
     if not np.abs(positions).max() < FARTHEST:  # NaN is not less
@@ -169,6 +179,13 @@ def refuse_one_spot(
     )
 
 
+def _shape(values: Any) -> tuple[int, ...]:
+    try:
+        return tuple(np.shape(values))
+    except ValueError:  # lists of different lengths have none
+        return ()
+
+
 def _is_plain(values: Any, kind: np.dtype) -> bool:
     """Whether an array can be computed with as it is; a subclass may answer otherwise than an array does."""
     return type(values) is np.ndarray and values.dtype == kind and values.flags.c_contiguous
@@ -187,10 +204,15 @@ def _unmasked(values: Any, name: str) -> np.ndarray:
         raise StructureError(f"{name.capitalize()} of this structure are no array of numbers: {error}.") from error
 
 
-def _flags(values: Any) -> np.ndarray:
-    found = _unmasked(values, "pbc")
+def as_flags(values: Any) -> Bool[np.ndarray, "3"]:
+    """Periodic directions, of any array of three truths, or of zeros and ones.
+
+    Raises:
+        StructureError: they are something else.
+    """
+    found = _unmasked(values, "pbc") if _shape(values) == (3,) else np.empty(0)
     if found.shape != (3,) or not (found.dtype == bool or (found.dtype.kind in "iuf" and np.isin(found, (0, 1)).all())):
-        raise StructureError(f"pbc is {_some(found)}, and not three times true or false.")
+        raise StructureError(f"pbc is {str(values)[:80]}, and not three times true or false.")
     return found.astype(bool)
 
 

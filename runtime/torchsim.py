@@ -15,7 +15,7 @@ from painn_deploy.export.errors import StructureError
 from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.replicas import ReplicaList
 from painn_deploy.runtime.results import cell_volume, not_finite
-from painn_deploy.runtime.structures import as_numbers, as_reals
+from painn_deploy.runtime.structures import as_flags, as_numbers, as_reals
 from painn_deploy.runtime.verlet import DEFAULT_SKIN
 
 try:
@@ -109,7 +109,8 @@ class PaiNNModel(ModelInterface):
             raise StructureError("A state must list its atoms system by system, and every system must have one.")
         counts = np.bincount(owners)
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        periodic = np.broadcast_to(np.asarray(_array(state.pbc), dtype=bool), (3,)).copy()
+        given = np.asarray(_array(state.pbc))
+        periodic = as_flags(np.repeat(given, 3) if given.size == 1 else given)
         with self._sole:  # the lists of neighbours are one thread's
             return self._answer(numbers, positions, cells, periodic, starts)
 

@@ -13,6 +13,7 @@ import os
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 __all__ = ["MOST_KEPT", "Lent", "forget_loaded", "lend"]
@@ -22,6 +23,10 @@ MOST_KEPT = 32
 
 Key = tuple[int, str]
 """Process and SHA-256: a forked child takes no package of its parent's, whose locks another thread may have held."""
+
+DROPPED = 4
+"""Sessions of one engine that are open, or were dropped and not collected, at which garbage is collected before another
+is loaded; and again at every doubling, since with many objects in a process that takes seconds."""
 
 _turn = threading.RLock()  # a session that is collected gives back from within whatever its thread is doing
 _free: deque[tuple[Key, Any]] = deque()
@@ -73,7 +78,8 @@ def lend(contents: bytes, load: Callable[[bytes], Any]) -> Lent:
         load: loads it.
     """
     key = os.getpid(), hashlib.sha256(contents).hexdigest()
-    if (found := _free_one(key)) is None and _lent[key]:
+    found, lent = _free_one(key), _lent[key]
+    if found is None and lent >= DROPPED and lent & (lent - 1) == 0:
         gc.collect()  # whoever dropped a calculator of ASE's left it in a cycle
         found = _free_one(key)
     return Lent(key, load(contents) if found is None else found)
@@ -82,10 +88,12 @@ def lend(contents: bytes, load: Callable[[bytes], Any]) -> Lent:
 def _free_one(key: Key) -> Any:
     """A package that no session has, for the caller; None where there is none."""
     with _turn:
-        found = next((one for one in reversed(_free) if one[0] == key), None)
-        if found is not None:
-            _free.remove(found)
-        return found and found[1]
+        for one in reversed(tuple(_free)):  # a session that is collected meanwhile gives back too
+            if one[0] == key:
+                with suppress(ValueError, IndexError):
+                    _free.remove(one)
+                    return one[1]
+    return None
 
 
 def forget_loaded() -> None:

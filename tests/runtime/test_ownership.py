@@ -1,5 +1,6 @@
 """An open engine belongs to one thread of one process, and what it hands out belongs to whoever has it."""
 
+import contextlib
 import copy
 import multiprocessing
 import os
@@ -9,12 +10,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, ClassVar
 
+import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import molecule
+from ase.build import bulk, molecule
 
 from painn_deploy.engines.owner import SoleUse
 from painn_deploy.export.errors import BundleError, EngineError, OwnershipError, StructureError
@@ -125,6 +129,22 @@ def test_who_enters_while_another_is_inside_gets_an_error() -> None:
         pass
 
 
+def test_a_generator_that_another_thread_ends_lets_go() -> None:
+    sole = SoleUse("This thing")
+
+    def guarded() -> Iterator[int]:
+        with sole:
+            yield 1
+
+    generator = guarded()
+    in_a_thread(lambda: next(generator))
+    with pytest.raises(OwnershipError, match="in use"):
+        sole.__enter__()
+    generator.close()
+    with sole:
+        pass
+
+
 def in_a_thread(work: Callable[[], object]) -> None:
     thread = threading.Thread(target=work)
     thread.start()
@@ -132,18 +152,77 @@ def in_a_thread(work: Callable[[], object]) -> None:
 
 
 def test_results_that_another_thread_replaced_are_not_handed_out(calculator: PaiNNCalculator) -> None:
-    in_a_thread(lambda: calculator.calculate(moved(0)))
-    assert calculator.results["forces"].shape == (3, 3), "whoever has not calculated may look"
-    calculator.calculate(moved(1))
-    in_a_thread(lambda: calculator.calculate(moved(0)))
-    with pytest.raises(OwnershipError, match="another thread's"):
-        _ = calculator.results
-    atoms = moved(0)
-    atoms.calc = calculator
-    assert not calculator.calculation_required(atoms, ["energy"])
-    assert atoms.get_forces().shape == (3, 3), "asked for a structure, it is known whose they are"
-    calculator.calculate(moved(1))
-    assert calculator.results["forces"].shape == (5, 3)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(calculator.calculate, moved(0)).result()
+        assert calculator.results["forces"].shape == (3, 3), "whoever has not calculated may look"
+        calculator.calculate(moved(1))
+        pool.submit(calculator.calculate, moved(0)).result()
+        for name in ("results", "atoms"):
+            with pytest.raises(OwnershipError, match="another thread's"):
+                getattr(calculator, name)
+        atoms = moved(0)
+        atoms.calc = calculator
+        assert not calculator.calculation_required(atoms, ["energy"])
+        assert atoms.get_forces().shape == (3, 3), "asked for a structure, it is known whose they are"
+        assert calculator.results["forces"].shape == (3, 3), "and from then on"
+        calculator.calculate(moved(1))
+        assert calculator.results["forces"].shape == (5, 3)
+        pool.submit(calculator.calculate, moved(0)).result()
+    assert calculator.results["forces"].shape == (3, 3), "a thread that has ended interferes with nobody"
+
+
+def test_threads_that_look_while_another_calculates_see_no_mixture(calculator: PaiNNCalculator) -> None:
+    """Each result that can be read is whole, and so is the structure that it is of."""
+    sizes, wrong, stop = {3: molecule("H2O"), 5: molecule("CH4")}, list[str](), threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            try:
+                results, atoms = calculator.results, calculator.atoms
+            except OwnershipError:
+                continue
+            if results and len(results["forces"]) != len(results["energies"]):
+                wrong.append("results of two structures")
+            if atoms is not None and atoms != sizes[len(atoms)]:
+                wrong.append("half of a structure")
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    try:
+        for thread in threads:
+            thread.start()
+        for number in range(150):
+            with contextlib.suppress(OwnershipError):  # another one is looking
+                calculator.calculate(sizes[3 + 2 * (number % 2)])
+    finally:
+        stop.set()
+        sys.setswitchinterval(interval)
+        for thread in threads:
+            thread.join()
+    assert not wrong
+
+
+def test_an_atoms_object_that_moves_on_while_it_is_streamed(calculator: PaiNNCalculator) -> None:
+    box = students.perturbed(bulk("C", "diamond", a=3.57, cubic=True), 1, 0.02)
+    (want,) = calculator.calculate_batch([box])
+    moving = box.copy()
+
+    def structures() -> Iterator[Atoms]:
+        yield moving
+        moving.set_cell(1.2 * moving.cell, scale_atoms=True)
+        yield moving
+
+    first, _ = calculator.stream(structures())
+    assert first.results is not None
+    np.testing.assert_allclose(first.results["stress"], want["stress"], rtol=0, atol=1e-6)
+
+
+def test_a_torchsim_model_can_be_copied(bundle: Path) -> None:
+    torchsim = pytest.importorskip("painn_deploy.runtime.torchsim")
+    model = torchsim.PaiNNModel(bundle, device="cpu")
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert other.evaluator.session is not model.evaluator.session
 
 
 FORKED = """
@@ -240,31 +319,68 @@ def test_field_7_a_copy_is_of_the_same_engine_or_none(bundle: Path, tmp_path: Pa
 
 def test_what_is_handed_out_is_not_what_is_kept(calculator: PaiNNCalculator) -> None:
     first, second = moved(1), moved(5)
+    first.info["name"], first.constraints = "first", []
     calculator.calculate(first)
     atoms, results = calculator.atoms, calculator.results
     assert atoms is not None
     assert atoms is calculator.atoms
     assert results is calculator.results
     kept = {name: np.copy(value) for name, value in results.items()}
+    for value in results.values():
+        if isinstance(value, np.ndarray):
+            with pytest.raises(ValueError, match="read-only"):
+                value[:] = 7.0
     calculator.calculate(second)
     assert atoms == first, "the structure of a calculation stays as it was"
     assert all(np.array_equal(results[name], kept[name]) for name in kept)
+    assert calculator.atoms is not None
+    assert not calculator.atoms.info, "nothing of an earlier structure stays"
     calculator.calculate(first)
-    results = calculator.results
-    for value in results.values():
-        if isinstance(value, np.ndarray):
-            value[:] = 7.0
-    results["energy"] = 7.0
     calculator.atoms.positions[:] = 7.0  # type: ignore[union-attr]
     calculator.engine_info["device"] = "toaster"
     assert calculator.get_property("energy", first) == kept["energy"]
-    np.testing.assert_array_equal(calculator.get_property("forces", first), kept["forces"])
     assert calculator.engine_info["device"] == "cpu"
     with pytest.raises(ValueError, match="read-only"):
         calculator.evaluator.references(first.numbers)[:] = 0.0
     forces = calculator.get_property("forces", first)
     forces[:] = 7.0
     np.testing.assert_array_equal(calculator.get_property("forces", first), kept["forces"])
+
+
+class Shifted(PaiNNCalculator):
+    """The usual way to extend a calculator of ASE."""
+
+    implemented_properties: ClassVar[list[str]] = [*PaiNNCalculator.implemented_properties, "dipole"]
+
+    def __init__(self, path: Path, shift: float) -> None:
+        self.shift = shift
+        super().__init__(path)
+        self.asked = 0
+
+    def calculate(self, *arguments: Any, **options: Any) -> None:
+        super().calculate(*arguments, **options)
+        self.asked += 1
+        self.results["energy"] += self.shift
+        self.results["forces"] = self.results["forces"] + self.shift
+        self.results["dipole"] = np.full(3, self.shift)
+
+
+def test_a_subclass_may_change_and_add_results(bundle: Path, calculator: PaiNNCalculator, tmp_path: Path) -> None:
+    atoms = molecule("H2O")
+    (plain,) = calculator.calculate_batch([atoms])
+    atoms.calc = Shifted(bundle, 2.0)
+    for one in (atoms, copy.deepcopy(atoms)):
+        with one.calc:
+            assert one.get_potential_energy() == pytest.approx(plain["energy"] + 2.0, abs=1e-6)
+            np.testing.assert_allclose(one.get_forces(), plain["forces"] + 2.0, rtol=0, atol=1e-5)
+            np.testing.assert_array_equal(one.get_dipole_moment(), 2.0)
+            ase.io.write(tmp_path / "one.extxyz", one)
+            assert ase.io.read(tmp_path / "one.extxyz").get_potential_energy() == one.get_potential_energy()
+            assert one.calc.asked == 1
+            one.calc.results.clear()  # ASE's way to have it calculated again
+            assert one.calc.calculation_required(one, ["energy"])
+            assert one.get_potential_energy() == pytest.approx(plain["energy"] + 2.0, abs=1e-6)
+            assert one.calc.asked == 2
 
 
 def test_a_calculation_that_fails_leaves_no_results_of_another(calculator: PaiNNCalculator) -> None:

@@ -160,7 +160,12 @@ def test_memory_that_a_scheduler_or_a_container_leaves(tmp_path: Path) -> None:
 
     groups.write_text("0::/slurm/job_7/step_0\n")
     assert _of_groups(groups, root) is None
-    write(root / "slurm" / "job_7", memory__max=8 * 2**30, memory__current=6 * 2**30, memory__stat="inactive_file 1024")
+    write(
+        root / "slurm" / "job_7",
+        memory__max=8 * 2**30,
+        memory__current=6 * 2**30,
+        memory__stat="anon 5\nactive_file 24\ninactive_file 1000",
+    )
     write(root / "slurm" / "job_7" / "step_0", memory__max="max", memory__current=2**30)
     assert _of_groups(groups, root) == 2 * 2**30 + 1024
     groups.write_text("3:cpu:/\n4:memory,hugetlb:/docker/abc\n1:name=systemd:/\n")

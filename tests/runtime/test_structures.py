@@ -41,6 +41,12 @@ def with_pbc(value: Any) -> Change:
     return lambda atoms: setattr(atoms, "_pbc", value)
 
 
+def huge(atoms: Atoms, count: int = 10**12) -> None:
+    """As many atoms as an array without memory of its own has."""
+    atoms.arrays["numbers"] = np.broadcast_to(atoms.numbers[:1], count)
+    atoms.arrays["positions"] = np.broadcast_to(atoms.positions[:1], (count, 3))
+
+
 SOUND: dict[str, Change] = {
     "float32 positions": put("positions", lambda a: a.astype(np.float32)),
     "long double positions": put("positions", lambda a: a.astype(np.longdouble)),
@@ -67,7 +73,10 @@ UNSOUND: dict[str, tuple[Change, str]] = {
     "numbers that are NaN": (put("numbers", lambda a: a * np.nan), "atomic numbers.*floats"),
     "complex numbers": (put("numbers", lambda a: a + 0j), "atomic numbers.*complex"),
     "numbers as text": (put("numbers", lambda a: a.astype(str)), "atomic numbers.*text"),
-    "ragged objects for numbers": (put("numbers", lambda a: np.array([[1], 2, None], object)), "no array of numbers"),
+    "objects for numbers": (
+        put("numbers", lambda a: np.array([[1], 2, None, "C", b"", 6, {}, ()], object)),
+        "no array",
+    ),
     "too few numbers": (put("numbers", lambda a: a[:-1]), r"shapes \(7,\) \(numbers\), \(8, 3\)"),
     "too many numbers": (put("numbers", lambda a: np.tile(a, 2)), r"shapes \(16,\)"),
     "masked numbers": (put("numbers", lambda a: np.ma.array(a, mask=a > 0)), "Some of numbers are masked"),
@@ -91,6 +100,11 @@ UNSOUND: dict[str, tuple[Change, str]] = {
     "positions past float64's place": (put("positions", lambda a: a + 1e12), "more than 1e-6 Å apart"),
     "positions past all": (put("positions", lambda a: a + 1e300), "more than 1e-6 Å apart"),
     "infinite positions": (put("positions", lambda a: a - np.inf), "infinite positions"),
+    "numbers of 1e12 atoms": (put("numbers", lambda a: np.broadcast_to(a[:1], 10**12)), r"shapes \(1000000000000,\)"),
+    "positions of 1e12 atoms": (put("positions", lambda a: np.broadcast_to(a[:1], (10**12, 3))), r"1000000000000, 3\)"),
+    "a cell of 1e12": (with_cell(lambda a: np.broadcast_to(a[0], (10**12, 3))), r"\(1000000000000, 3\) \(cell\)"),
+    "pbc of 1e12": (with_pbc(np.broadcast_to(np.array(True), 10**12)), "pbc is"),
+    "1e12 atoms": (huge, r"has 1.0e\+12 atoms, and indices reach to 2.1e\+09"),
     "no numbers": (lambda a: a.arrays.pop("numbers"), "no arrays of numbers"),
     "no positions": (lambda a: a.arrays.pop("positions"), "no arrays of numbers"),
     "a cell that is none": (lambda a: setattr(a, "_cellobj", None), "no arrays of numbers"),
@@ -160,6 +174,20 @@ def test_f8_what_cannot_be_converted_is_its_own_fault_alone(calculator: PaiNNCal
     assert second.results is None
     calculator.calculate(good)  # nothing of the bad one stays
     np.testing.assert_allclose(calculator.results["forces"], want["forces"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in SOUND if "pbc" not in name])
+def test_a_structure_of_other_types_is_not_calculated_again(
+    calculator: PaiNNCalculator, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    odd, calls, run = diamond(), [], calculator.session.run
+    SOUND[name](odd)
+    monkeypatch.setattr(calculator.session, "run", lambda inputs: (calls.append(1), run(inputs))[1])
+    odd.calc = calculator
+    odd.get_potential_energy()
+    odd.get_forces()
+    odd.get_stress()
+    assert len(calls) == (3 if "mask" in name else 1), "whether a mask was changed is not looked at"
 
 
 def test_f8_numbers_are_known_by_their_type_too(calculator: PaiNNCalculator) -> None:
@@ -272,6 +300,14 @@ def test_f19_crowds_are_refused_before_their_pairs_are_made(
     assert time.process_time() - before < 1.0
 
 
+def test_large_boxes_are_not_taken_for_small_ones() -> None:
+    """A box of any size has 26 neighbours; what counts is how much of them lies within the cutoff."""
+    side = 50
+    sites = 4.0 * np.stack(np.meshgrid(*[np.arange(side)] * 3), axis=-1).reshape(-1, 3)
+    found = find_pairs(Atoms(f"H{side**3}", sites, cell=[4.0 * side] * 3, pbc=True), 5.0)
+    assert (found.pairs.counts() == 6).all()
+
+
 def test_f19_crowds_that_are_small_or_matter_are_answered() -> None:
     rng = np.random.default_rng(0)
     assert find_pairs(Atoms("C400", rng.random((400, 3))), 5.0).pairs.counts().max() == 399
@@ -302,6 +338,9 @@ def test_the_check_is_the_same_in_torchsim(bundle: Path) -> None:
         ({"positions": state["positions"] + 0j}, "complex"),
         ({"atomic_numbers": state["atomic_numbers"] + 0.5}, "atomic numbers"),
         ({"atomic_numbers": state["atomic_numbers"] + 2**40}, "no element"),
+        ({"pbc": torch.tensor([1.0, 2.0, 1.0])}, "pbc is"),
+        ({"pbc": None}, "pbc is"),
+        ({"pbc": "abc"}, "pbc is"),
         ({"system_idx": torch.ones(8, dtype=torch.int64)}, "system by system|consecutive"),
         ({"atomic_numbers": state["atomic_numbers"][:7]}, "no state of TorchSim.*shapes"),
     ]:
