@@ -27,6 +27,7 @@ from ase import Atoms
 from jaxtyping import Float64, Int32
 
 from painn_deploy.engines.backend import ResidentGraph
+from painn_deploy.export.errors import ShapeError
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.runtime.matrix import NeighbourMatrix
 from painn_deploy.runtime.neighbours import Displacements, Pairs, find_pairs, slots_for
@@ -280,7 +281,13 @@ class VerletList:
             if widening > self.most_widening:
                 self._stored, self._widened = None, (seen, widening)
                 return None
-        self._admitted(pairs, len(atoms))
+        try:
+            self._admitted(pairs, len(atoms))
+        except ShapeError:
+            if self.skin is not None:
+                raise
+            self._stored, self._widened = None, (seen, math.inf)  # without a skin it may fit
+            return None
         standing = StandingPairs(as_elements(atoms.numbers), found, self.slot_step)
         self._stored = _Stored(seen, atoms.positions.copy(), found.cell, standing)
         return self._stored

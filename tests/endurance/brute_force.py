@@ -167,13 +167,14 @@ def _edges(reading: Reading, cutoff: float, moved: np.ndarray, reach: np.ndarray
     return np.concatenate(firsts), np.concatenate(seconds), np.concatenate(vectors), np.array(closest)
 
 
-def reference(reading: Reading, exact: Any, single: Any) -> Reference | None:
+def reference(reading: Reading, exact: Any, single: Any, orders: int = ORDERS) -> Reference | None:
     """The student's energy and forces by plain autograd; None where looking at every image would take too long.
 
     Args:
         reading: of a structure of elements that the student knows.
         exact: the student in float64.
         single: the student in float32.
+        orders: of the slots, beside the first, in which float32 is tried.
     """
     import torch
 
@@ -199,10 +200,10 @@ def reference(reading: Reading, exact: Any, single: Any) -> Reference | None:
     neighbours = np.repeat(np.arange(atoms)[:, None], slots, axis=1)
     displacements[first, place], neighbours[first, place], mask[first, place] = vectors, second, 1.0
     answers, shuffle = [], np.random.default_rng(0)
-    orders = [np.arange(slots), *(shuffle.permutation(slots) for _ in range(ORDERS))]
+    tried = [np.arange(slots), *(shuffle.permutation(slots) for _ in range(orders))]
     # what float32 costs is luck: the worst of some orders of sums, of displacements rounded either way, is nearer to it
-    for student, order in ((exact, orders[0]), *((single, order) for order in orders)):
-        luck = 1.0 if order is orders[0] else 1 + ROUNDING * shuffle.uniform(-1, 1, displacements.shape)
+    for student, order in ((exact, tried[0]), *((single, order) for order in tried)):
+        luck = 1.0 if order is tried[0] else 1 + ROUNDING * shuffle.uniform(-1, 1, displacements.shape)
         graph = NeighbourGraph(
             torch.as_tensor(reading.numbers),
             torch.as_tensor(displacements[:, order] * luck, dtype=student.dtype),

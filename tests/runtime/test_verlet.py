@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 
 from painn_deploy.engines import Session
 from painn_deploy.engines.backend import ResidentGraph
-from painn_deploy.export.errors import StructureError
+from painn_deploy.export.errors import ShapeError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.runtime.neighbours import Displacements
 from painn_deploy.runtime.replicas import ReplicaList
 from painn_deploy.runtime.structures import check_structure
-from painn_deploy.runtime.verlet import WIDER, VerletList
+from painn_deploy.runtime.verlet import DEFAULT_SKIN, WIDER, VerletList
 from painn_deploy.scripts.studies.card_studies import box_of_water
 from painn_deploy.scripts.studies.neighbours import compare
 from tests import students
@@ -417,3 +417,22 @@ def test_one_of_many_that_diverged_is_named(wrong: str) -> None:
         structures[1].positions[2] = np.nan
     with pytest.raises(StructureError, match=r"Structure 1: .*NaN"):
         many.batches(*together(structures))
+
+
+@pytest.mark.parametrize("skin", [None, DEFAULT_SKIN])
+def test_a_matrix_that_fits_without_the_skin_is_made_without_it(skin: float | None) -> None:
+    atoms = students.perturbed(bulk("C", "diamond", a=3.57, cubic=True), 1, 0.05)
+    want = graph_inputs([atoms], CUTOFF)
+    most = want.mask.shape[1]
+
+    def admit(atoms: int, slots: int) -> None:
+        if slots > most:
+            raise ShapeError(f"{atoms} atoms x {slots} slots are too many")
+
+    verlet = VerletList(CUTOFF, skin, most_widening=math.inf, admit=admit)
+    for _ in range(2):
+        if skin is None:
+            assert exact_edges(verlet.inputs(atoms)) == exact_edges(want)
+        else:
+            with pytest.raises(ShapeError, match="too many"):
+                verlet.inputs(atoms)
