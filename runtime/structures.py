@@ -61,8 +61,9 @@ def check_structure(atoms: Atoms) -> Atoms:
             f"This structure has no arrays of numbers, positions, cell and pbc ({type(error).__name__}: {error}). "
             "Make it with ase.Atoms(numbers=..., positions=..., cell=..., pbc=...)."
         ) from error
-    sound = numbers, positions, cell, periodic
-    shapes = _shape(numbers), _shape(positions), _shape(cell)
+    given = cell, periodic
+    plain = _is_plain(numbers, WHOLES) and _is_plain(positions, FLOATS) and _is_plain(cell, FLOATS)
+    shapes = (numbers.shape, positions.shape, cell.shape) if plain else tuple(map(_shape, (numbers, positions, cell)))
     if shapes != (shapes[0][:1], (*shapes[0], 3), (3, 3)) or len(shapes[0]) != 1:
         raise StructureError(
             f"The arrays of this structure have the shapes {shapes[0]} (numbers), {shapes[1]} (positions) "
@@ -70,7 +71,7 @@ def check_structure(atoms: Atoms) -> Atoms:
         )
     if shapes[0][0] > MOST_ATOMS:
         raise StructureError(f"The structure has {shapes[0][0]:.1e} atoms, and indices reach to {MOST_ATOMS:.1e}.")
-    if not (_is_plain(numbers, WHOLES) and _is_plain(positions, FLOATS) and _is_plain(cell, FLOATS)):
+    if not plain:
         try:
             numbers, positions = as_numbers(numbers), as_reals(positions, "positions")
         except MemoryError as error:
@@ -86,8 +87,7 @@ def check_structure(atoms: Atoms) -> Atoms:
         cell = _sound_cell(cell, periodic)
     elif periodic.any():
         raise _dependent(cell, periodic)
-    now = numbers, positions, cell, periodic
-    if all(one is other for one, other in zip(now, sound, strict=True)):
+    if plain and cell is given[0] and periodic is given[1]:
         return atoms
     converted = Atoms(numbers, positions, pbc=periodic)
     converted.cell.array[:] = cell
@@ -137,7 +137,7 @@ def as_elements(numbers: Int64[np.ndarray, " atoms"]) -> Int32[np.ndarray, " ato
     Raises:
         SpeciesError: one is no element's, and might become one in 32 bits.
     """
-    if numbers.min() < 0 or numbers.max() >= len(chemical_symbols):
+    if numbers.view(np.uint64).max() >= len(chemical_symbols):  # a negative one is among the largest
         wrong = int(((numbers < 0) | (numbers >= len(chemical_symbols))).argmax())
         raise SpeciesError(f"Atom {wrong} is no element (Z = {numbers[wrong]}); give the atomic number of one.")
     return numbers.astype(np.int32)
