@@ -246,3 +246,25 @@ def test_weights_alone_of_something_else_are_refused(tmp_path: Path) -> None:
     torch.save(read, path)
     with pytest.raises(CheckpointError, match="2 read-outs among them: which is the energy"):
         load_student(path, declared=KCAL)
+
+
+@pytest.mark.parametrize("layers", [3, 8, 12])
+def test_f14_any_number_of_interactions_may_be_one(tmp_path: Path, layers: int) -> None:
+    """shared_interactions=True: the pickle has one block of each kind, to which every other place refers."""
+    content = records(FILES / "shared.best_model")
+    (record,) = [each for each in content if each.endswith("data.pkl")]
+    second = re.compile(re.escape(text("1")) + rb"r....(j....)uub", re.DOTALL)  # the second place, its memo, the block
+    assert len(second.findall(content[record])) == 2
+
+    def more(found: re.Match[bytes]) -> bytes:
+        return found[0][:-3] + b"".join(text(str(i)) + found[1] for i in range(2, layers)) + found[0][-3:]
+
+    (tmp_path / "grown").write_bytes(packed(content | {record: second.sub(more, content[record])}))
+    key = text("n_interactions") + b"r\xd6\x02\x00\x00K"
+    path = edited(tmp_path / "grown", tmp_path / "best_model", {key + b"\x02": key + bytes([layers])})
+    student, two = (load_student(each, declared=KCAL) for each in (path, FILES / "shared.best_model"))
+    assert student.configuration.num_interactions == layers
+    found, wanted = student.state_dict(), two.state_dict()
+    assert len(found) > len(wanted)
+    for name, tensor in found.items():
+        assert torch.equal(tensor, wanted[re.sub(r"^(message|mixing|update)\.\d+", r"\1.0", name)]), name
