@@ -5,6 +5,7 @@ folder or a file that another user owns or can write is as if it were not there,
 """
 
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Mapping
@@ -131,6 +132,6 @@ def _warn(why: str, folder: Path) -> None:
         frame, level = frame.f_back, level + 1
     warnings.warn(
         f"{why}, so that nothing in it is used or written: it holds machine code. Where you trust all that is in it, "
-        f"`chmod -R go-w {folder}`; or give PAINN_DEPLOY_CACHE a folder of your own.",
+        f"`chmod -R go-w {shlex.quote(str(folder))}`; or give PAINN_DEPLOY_CACHE a folder of your own.",
         stacklevel=level,
     )
