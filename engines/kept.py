@@ -5,11 +5,14 @@ folder or a file that another user owns or can write is as if it were not there,
 """
 
 import os
+import shlex
+import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from painn_deploy.export.errors import OutputError
 from painn_deploy.export.files import write_folder_whole, write_whole
 from painn_deploy.export.parsing import UnreadableError
 from painn_deploy.export.reading import check_owned, read_regular
@@ -18,14 +21,24 @@ __all__ = ["cache_folder", "keep", "keep_folder", "kept", "trusted"]
 
 PRIVATE = 0o700
 
+OURS = ("painn_deploy.", "jaxtyping.")
+"""How names of modules begin that no warning points into: the package's, and those that check it in tests."""
+
 _warned: set[str] = set()
 
 
 def cache_folder() -> Path:
-    """$PAINN_DEPLOY_CACHE, or painn-deploy in the user's cache folder; it need not exist."""
-    if chosen := os.environ.get("PAINN_DEPLOY_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "painn-deploy"
+    """$PAINN_DEPLOY_CACHE, or painn-deploy in the user's cache folder; it need not exist. A `~` is the user's home.
+
+    Raises:
+        OutputError: nobody knows where that is.
+    """
+    try:
+        if chosen := os.environ.get("PAINN_DEPLOY_CACHE"):
+            return Path(chosen).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "painn-deploy"
+    except RuntimeError as error:
+        raise OutputError("There is no home folder to keep a cache in. Set PAINN_DEPLOY_CACHE to a folder.") from error
 
 
 def kept(path: Path, most: int) -> bytes | None:
@@ -70,7 +83,7 @@ def keep_folder(path: Path, files: Mapping[str, bytes]) -> None:
 def trusted(folder: Path) -> bool:
     """Whether a folder of the cache is there, and no other user can write to it or to those above it in the cache.
 
-    Where one can, a warning says so once in a process.
+    Where one can, a warning says which folder that is, once in a process.
 
     Args:
         folder: `cache_folder`, or below it; or another one that a caller keeps files in.
@@ -84,7 +97,7 @@ def trusted(folder: Path) -> bool:
                 return False
             check_owned(level, status)
     except UnreadableError as error:
-        _warn(f"{error}")
+        _warn(f"{error}", level)
         return False
     except (OSError, ValueError):
         return False
@@ -110,11 +123,15 @@ def _made(folder: Path) -> bool:
     return trusted(folder)
 
 
-def _warn(why: str) -> None:
-    if why not in _warned:
-        _warned.add(why)
-        warnings.warn(
-            f"{why}, so that nothing in this cache is used or written: it holds machine code. Give PAINN_DEPLOY_CACHE "
-            "a folder of your own; or, where you trust all that is in this one, `chmod -R go-w` it.",
-            stacklevel=4,
-        )
+def _warn(why: str, folder: Path) -> None:
+    if why in _warned:
+        return
+    _warned.add(why)
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(OURS):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(
+        f"{why}, so that nothing in it is used or written: it holds machine code. Where you trust all that is in it, "
+        f"`chmod -R go-w {shlex.quote(str(folder))}`; or give PAINN_DEPLOY_CACHE a folder of your own.",
+        stacklevel=level,
+    )

@@ -19,7 +19,7 @@ from painn_deploy.export.files import prepare_output, write_folder_whole
 from painn_deploy.export.manifest import LARGEST_MANIFEST, MANIFEST, MODEL, Manifest, check_free, check_name
 from painn_deploy.export.onnx_content import OnnxContent, OnnxContentError, read_onnx_content
 from painn_deploy.export.parsing import UnreadableError, parse_json, parse_value
-from painn_deploy.export.reading import AbsentError, Stamp, read_stamped
+from painn_deploy.export.reading import AbsentError, LinkError, Stamp, read_stamped
 
 __all__ = ["Bundle", "read_bundle", "write_bundle"]
 
@@ -30,6 +30,11 @@ LARGEST = 2**31
 
 DESCRIBED = ("architecture", "checkpoint_sha256", "configuration", "cutoff", "radial_table", "species", "units")
 """What both the manifest and the metadata of model.onnx say, each under the same key."""
+
+LINKED = (
+    "Files of a bundle may not be links, as they are in a cache of the Hugging Face hub, in git-annex or under stow. "
+    "Copy it with what they lead to (`cp -rL FROM TO` or `rsync -rL FROM TO`), and open the copy."
+)
 
 ATTEMPTS = 3
 """At a folder that is replaced while it is read."""
@@ -184,6 +189,8 @@ def _read(path: Path) -> Bundle:
     source = path / MANIFEST
     try:
         content = read_stamped(source, LARGEST_MANIFEST).content
+    except LinkError as error:
+        raise BundleError(f"{error}. {LINKED}") from error
     except UnreadableError as error:
         why = f"it has no readable {MANIFEST}" if _identity(path) else "there is no such folder"
         why += "" if isinstance(error, AbsentError) else f": {error}"
@@ -290,9 +297,17 @@ def _read_checked(path: Path, name: str, sha256: str, most: int = LARGEST) -> _H
         raise BundleError(
             f"{path} lacks {name}, which its manifest lists. Copy it whole, or export it again."
         ) from error
+    except LinkError as error:
+        raise BundleError(f"{error}. {LINKED}") from error
     except UnreadableError as error:
         raise BundleError(f"{error}. Copy the bundle whole, or export it again.") from error
     if hashlib.sha256(content).hexdigest() != sha256:
+        if hashlib.sha256(content.replace(b"\r\n", b"\n")).hexdigest() == sha256:
+            raise BundleError(
+                f"{path / name} was altered after export (its SHA-256 differs): its line ends were changed, as git "
+                "does with core.autocrlf. Write `*.engine/** -text` into .gitattributes and check it out again, or "
+                "export the bundle again."
+            )
         raise BundleError(f"{path / name} was altered after export (its SHA-256 differs). Export the bundle again.")
     return _Held(content, stamp)
 

@@ -5,9 +5,9 @@ numbers are skipped, so that this takes a few milliseconds, and no memory but fo
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 __all__ = ["OnnxContent", "OnnxContentError", "read_onnx_content"]
 
@@ -51,20 +51,13 @@ class OnnxContent:
         return "fp16" if HALF in self.types else "fp32"
 
 
-class _Field(NamedTuple):
-    """A field of a message.
+_Field = tuple[int, int, int, int]
+"""A field of a message: its number; its kind, see `VARINT`; a number's value, or where bytes begin; where it ends."""
 
-    Attributes:
-        number: which of the message's fields.
-        kind: see `VARINT`.
-        value: of a number; of bytes where they begin.
-        end: of bytes.
-    """
-
-    number: int
-    kind: int
-    value: int
-    end: int
+OF_MODEL, OF_GRAPH, OF_NODE = frozenset({7, 8, 14, 20, 25, 26}), frozenset({1, 5, 15}), frozenset({5, 7})
+OF_ATTRIBUTE, OF_TENSOR = frozenset({5, 6, 10, 11, 22, 23}), frozenset({1, 2, 13, 14, *FIELDS_OF_DATA})
+ANY = range(1, 2**61)
+"""Numbers of fields that something is made of; the rest is most of a file, and is passed over."""
 
 
 def read_onnx_content(content: bytes) -> OnnxContent:
@@ -91,8 +84,8 @@ class _Reader:
 
     def read(self) -> OnnxContent:
         graphs = 0
-        for field in self._fields(0, len(self._content)):
-            match field.number:
+        for field in self._fields(0, len(self._content), OF_MODEL):
+            match field[0]:
                 case 7:
                     graphs += 1
                     self._graph(self._inside(field))
@@ -119,7 +112,8 @@ class _Reader:
             shift += 7
         return self._refuse("is no ONNX file, or is cut short")
 
-    def _fields(self, at: int, end: int) -> Iterator[_Field]:
+    def _fields(self, at: int, end: int, wanted: Container[int] = ANY) -> Iterator[_Field]:
+        """The fields of these numbers; that the others are whole is seen too. It runs thousands of times for a file."""
         content = self._content
         while at < end:
             tag = content[at]
@@ -127,27 +121,32 @@ class _Reader:
                 at += 1
             else:
                 tag, at = self._varint(at, end)
-            number, kind = tag >> 3, tag & 7
+            kind = tag & 7
             if kind == BYTES:
-                length, at = self._varint(at, end)
-                field = _Field(number, kind, at, at + length)
+                if at < end and (length := content[at]) < 0x80:
+                    at += 1
+                else:
+                    length, at = self._varint(at, end)
+                value = at
                 at += length
             elif kind == VARINT:
                 value, at = self._varint(at, end)
-                field = _Field(number, kind, value, at)
             elif kind in (FIXED32, FIXED64):
-                field = _Field(number, kind, 0, at)
+                value = 0
                 at += 4 if kind == FIXED32 else 8
             else:
                 self._refuse("is no ONNX file: it holds a field of an unknown kind")
+            number = tag >> 3
             if at > end or not number:
                 self._refuse("is no ONNX file, or is cut short")
-            yield field
+            if number in wanted:
+                yield number, kind, value, at
 
     def _inside(self, field: _Field) -> tuple[int, int]:
-        if field.kind != BYTES:
+        _, kind, start, end = field
+        if kind != BYTES:
             self._refuse("is no ONNX file: a message is a number")
-        return field.value, field.end
+        return start, end
 
     def _text(self, field: _Field) -> str:
         start, end = self._inside(field)
@@ -160,7 +159,7 @@ class _Reader:
         self._of_metadata += span[1] - span[0]
         if self._of_metadata > MOST_METADATA:
             self._refuse(f"has more than {MOST_METADATA:,} bytes of metadata")
-        words = {field.number: self._text(field) for field in self._fields(*span)}
+        words = {field[0]: self._text(field) for field in self._fields(*span)}
         key = words.get(1, "")
         if key in self._metadata:
             self._refuse(f"gives {key[:40]!r} twice in its metadata")
@@ -168,7 +167,7 @@ class _Reader:
 
     def _opset(self, span: tuple[int, int]) -> None:
         for field in self._fields(*span):
-            if field.number == 1:
+            if field[0] == 1:
                 self._own(self._text(field))
 
     def _own(self, domain: str) -> None:
@@ -176,8 +175,8 @@ class _Reader:
             self._refuse(f"uses operators of {domain[:40]!r}, and graphs of ours have those of ONNX alone")
 
     def _graph(self, span: tuple[int, int]) -> None:
-        for field in self._fields(*span):
-            match field.number:
+        for field in self._fields(*span, OF_GRAPH):
+            match field[0]:
                 case 1:
                     self._node(self._inside(field))
                 case 5:
@@ -186,41 +185,42 @@ class _Reader:
                     self._refuse("holds sparse tensors, which no graph of ours has")
 
     def _node(self, span: tuple[int, int]) -> None:
-        for field in self._fields(*span):
-            if field.number == 5:
+        for field in self._fields(*span, OF_NODE):
+            if field[0] == 5:
                 self._attribute(self._inside(field))
-            elif field.number == 7:
+            else:
                 self._own(self._text(field))
 
     def _attribute(self, span: tuple[int, int]) -> None:
-        for field in self._fields(*span):
-            if field.number in (5, 10):
+        for field in self._fields(*span, OF_ATTRIBUTE):
+            if field[0] in (5, 10):
                 self._tensor(self._inside(field))
-            elif field.number in (6, 11, 22, 23):
+            else:
                 self._refuse("holds a graph inside a node, or sparse tensors, which no graph of ours has")
 
     def _tensor(self, span: tuple[int, int]) -> int:
         """Its type."""
         sizes: list[int] = []
         held = kind = 0
-        for field in self._fields(*span):
-            number = field.number
+        for field in self._fields(*span, OF_TENSOR):
+            number, of_kind, value, end = field
             if number == 1:
                 sizes += self._numbers(field)
-            elif number == 2 and field.kind == VARINT:
-                kind = field.value
-            elif number in (13, 14) and (number == 13 or field.kind != VARINT or field.value):
+            elif number == 2 and of_kind == VARINT:
+                kind = value
+            elif number in (13, 14) and (number == 13 or of_kind != VARINT or value):
                 self._refuse("takes numbers from another file (external data), which nothing says the hash of")
             elif number in FIELDS_OF_DATA:
-                held += field.end - field.value if field.kind == BYTES else 8
+                held += end - value if of_kind == BYTES else 8
         if any(size >= 2**63 for size in sizes) or (count := math.prod(sizes)) > MOST_ELEMENTS or count > 2 * held:
             self._refuse(f"declares a tensor of {tuple(sizes)[:6]}, and holds {held:,} bytes of it")
         return kind
 
     def _numbers(self, field: _Field) -> list[int]:
         """One number, or several that are packed."""
-        if field.kind == VARINT:
-            return [field.value]
+        _, kind, value, _ = field
+        if kind == VARINT:
+            return [value]
         at, end = self._inside(field)
         found: list[int] = []
         while at < end:

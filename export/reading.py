@@ -15,6 +15,7 @@ from painn_deploy.export.parsing import UnreadableError, parse_json
 
 __all__ = [
     "AbsentError",
+    "LinkError",
     "Stamp",
     "check_owned",
     "check_regular",
@@ -44,6 +45,10 @@ class AbsentError(UnreadableError):
     """There is no such file."""
 
 
+class LinkError(UnreadableError):
+    """It is a link, to a regular file."""
+
+
 class _Content(NamedTuple):
     """Content of a file, and its stamp from before it was read."""
 
@@ -62,8 +67,9 @@ def read_regular(path: Path, most: int, *, follow: bool = False, owned: bool = F
 
     Raises:
         AbsentError: there is none.
-        UnreadableError: it is a link, a folder, a pipe, a socket or a device, is larger, changes while it is read, or
-            may not be read.
+        LinkError: it is a link, to a regular file.
+        UnreadableError: it is a link otherwise, a folder, a pipe, a socket or a device, is larger, changes while it is
+            read, or may not be read.
     """
     return read_stamped(path, most, follow=follow, owned=owned).content
 
@@ -178,4 +184,5 @@ def is_plain_name(name: str) -> bool:
 def _check_kind(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = next((words for test, words in KINDS if test(status.st_mode)), "is of an unknown kind")
-        raise UnreadableError(f"{path} {kind}, and only regular files are read")
+        error = LinkError if stat.S_ISLNK(status.st_mode) and path.is_file() else UnreadableError
+        raise error(f"{path} {kind}, and only regular files are read")

@@ -1,5 +1,6 @@
 """Tensors of a checkpoint become the weights of a student: every check that they pass on the way."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -25,8 +26,11 @@ AGAIN = "Save the weights of the trained model again, as model.state_dict() give
 MOST_TENSORS = 10_000
 """Of a state dict; a student has some dozens."""
 
-MOST_ROWS = 200
-"""Of an embedding: there are 118 elements."""
+MOST_ROWS = 1_024
+"""Of an embedding, so that it stays small: there are 118 elements, and some trainings round their number up."""
+
+MOST_REPEATED = 2**26
+"""Numbers that a student may hold beyond those of its file, where tensors are tied: half a gigabyte in float64."""
 
 Made = TypeVar("Made", bound=Student)
 
@@ -42,8 +46,8 @@ def check_tensors(state: Mapping[str, Tensor], source: str) -> None:
         source: the file, for the message.
 
     Raises:
-        CheckpointError: a tensor is of another kind, declares more numbers than it holds, or every key begins with a
-            wrapper's name.
+        CheckpointError: a tensor is of another kind, declares more numbers than it holds, tensors share far more
+            numbers than tied weights do, or every key begins with a wrapper's name.
     """
     if len(state) > MOST_TENSORS:
         raise CheckpointError(f"{source} holds {len(state):,} tensors, and no student has that many. {AGAIN}")
@@ -55,11 +59,28 @@ def check_tensors(state: Mapping[str, Tensor], source: str) -> None:
                 f"{source}: {key} declares {value.numel():,} numbers of {tuple(value.shape)}, "
                 f"and the file holds fewer. {AGAIN}"
             )
+    _check_tied(state, source)
     first = next(iter(state), "").split(".")[0]
     if first in PREFIXES and all(key.startswith(f"{first}.") for key in state):
         raise CheckpointError(
             f"{source}: every tensor's name begins with {first!r}, which a wrapper added. Save the state dict of the "
             "model inside the wrapper, without that prefix."
+        )
+
+
+def _check_tied(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse tied tensors that would become a student far larger than its file: each place in it has its own copy."""
+    used: Counter[int] = Counter()
+    held: dict[int, int] = {}
+    for tensor in state.values():
+        storage = tensor.untyped_storage()
+        used[storage.data_ptr()] += tensor.numel()
+        held[storage.data_ptr()] = storage.nbytes() // tensor.dtype.itemsize
+    repeated = sum(max(0, count - held[storage]) for storage, count in used.items())
+    if repeated > MOST_REPEATED:
+        raise CheckpointError(
+            f"{source} uses its numbers over and over: {repeated:,} of its weights repeat others, and no more than "
+            f"{MOST_REPEATED:,} are read. Save a copy of each tensor (tensor.clone()), and only what the student needs."
         )
 
 
@@ -152,7 +173,9 @@ def with_weights(
         raise CheckpointError(f"{source} lacks tensors that {named} has: it holds {len(weights)}. {AGAIN}")
     if (rows := len(weights.get("embedding.weight", ()))) > MOST_ROWS:
         raise CheckpointError(
-            f"{source}: the embedding has {rows:,} rows, and there are {len(chemical_symbols) - 1} elements."
+            f"{source}: the embedding has {rows:,} rows, and no more than {MOST_ROWS:,} are read; there are "
+            f"{len(chemical_symbols) - 1} elements. Cut the table after the heaviest element that was trained, and "
+            "atomic references with it."
         )
     with torch.device("meta"):
         wanted = {name: tensor.shape for name, tensor in make().state_dict().items()}

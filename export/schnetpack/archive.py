@@ -19,7 +19,7 @@ LARGEST_TEXT = 2**22
 """Bytes of a text of TorchScript, unpacked; those of SchNetPack have a few thousand."""
 
 SHARED = 4
-"""How many times the numbers of a file may be used: weights that are tied have one storage."""
+"""How many times the numbers of a file may be used by different tensors; one that is used twice is made once."""
 
 LISTED = b"PK\x01\x02"
 """How the entry of a record begins in the list of all."""
@@ -54,6 +54,7 @@ class Archive:
     def __init__(self, content: bytes, source: str) -> None:
         self.source = source
         self._storages: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._tensors: dict[tuple[Any, ...], Tensor] = {}
         self._left = SHARED * len(content)
         if content.count(LISTED) > MOST_RECORDS:  # before each becomes an object
             raise CheckpointError(f"{source} lists more than {MOST_RECORDS:,} records, and no student's file does.")
@@ -109,7 +110,7 @@ class Archive:
         return read_pickle(self.record("data.pkl"), self.source)
 
     def tensor(self, thing: Any, name: str, *, integers: bool = False) -> Tensor:
-        """The numbers that a stand-in of a tensor or a parameter refers to, copied.
+        """The numbers that a stand-in of a tensor or a parameter refers to, copied; once, however many names they have.
 
         Args:
             thing: of the tree.
@@ -138,6 +139,9 @@ class Archive:
         if len(shape) != len(strides) or any(type(size) is not int or not 0 <= size < MOST_NUMBERS for size in sizes):
             raise CheckpointError(f"{self.source}: {name} has a shape that makes no sense: it is corrupt.")
         numbers = self._numbers(storage, dtype, name)
+        key = storage.record, dtype, offset, shape, strides
+        if key in self._tensors:  # weights that are tied, as those of shared interactions
+            return self._tensors[key]
         last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         count = 1
         for size in shape:
@@ -148,8 +152,11 @@ class Archive:
             raise CheckpointError(f"{self.source}: {name} reaches beyond the numbers that the file holds.")
         self._left -= count * dtype.itemsize
         if self._left < 0:
-            raise CheckpointError(f"{self.source} uses its numbers over and over; no student's file does.")
-        return numbers.as_strided(shape, strides, offset).contiguous().clone()
+            raise CheckpointError(
+                f"{self.source} uses its numbers over and over, in different tensors; no student's file does."
+            )
+        made = self._tensors[key] = numbers.as_strided(shape, strides, offset).contiguous().clone()
+        return made
 
     def _numbers(self, storage: Storage, dtype: torch.dtype, name: str) -> Tensor:
         """All numbers of a storage, which is read once however many tensors share it."""

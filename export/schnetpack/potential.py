@@ -9,6 +9,7 @@ from torch import Tensor
 
 from painn_deploy.export.declaration import ENERGY_KEY, Declaration
 from painn_deploy.export.errors import CheckpointError
+from painn_deploy.export.model.weights import MOST_ROWS
 from painn_deploy.export.schnetpack.architecture import HARMLESS, Checker
 from painn_deploy.export.schnetpack.archive import Archive, kind_of
 from painn_deploy.export.schnetpack.stand_ins import StandIn
@@ -17,8 +18,6 @@ __all__ = ["Potential", "fold_units", "read_potential"]
 
 BLOCKS = ("interactions", "mixing")
 PARAMETERS = ("weight", "bias")
-MOST_ROWS = 200
-"""Of an embedding: there are 118 elements."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,10 @@ import pytest
 from painn_deploy.engines import cache, kept
 from painn_deploy.engines.backend import BuildOptions, BuiltEngine
 from painn_deploy.engines.cache import build_cached, cache_key
+from painn_deploy.engines.kept import cache_folder, keep
 from painn_deploy.engines.onnxruntime.backend import OnnxRuntimeBackend
 from painn_deploy.engines.profiles import Profile
-from painn_deploy.export.errors import BundleError, ShapeError
+from painn_deploy.export.errors import BundleError, OutputError, ShapeError
 from painn_deploy.export.parsing import UnreadableError
 from painn_deploy.export.progress import Tell, silent
 from painn_deploy.export.reading import check_owned
@@ -157,9 +158,9 @@ def test_f13_a_cache_that_others_can_write_is_neither_used_nor_written(
     backend = Builder()
     path = entry(folder, backend)
     where = opened(folder)
-    with pytest.warns(UserWarning, match=rf"{where.name} can be written by other users.*PAINN_DEPLOY_CACHE") as told:
+    with pytest.warns(UserWarning, match=rf"{where} can be written by other users.*chmod -R go-w {where}`") as told:
         assert not build_cached(backend, MODEL, BuildOptions())[1]
-    assert len(told) == 1
+    assert [Path(each.filename).name for each in told] == [Path(__file__).name], "it points at who called"
     content = {p.name: p.stat().st_mtime_ns for p in path.iterdir()}
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # it was said once
@@ -167,6 +168,32 @@ def test_f13_a_cache_that_others_can_write_is_neither_used_nor_written(
     assert {p.name: p.stat().st_mtime_ns for p in path.iterdir()} == content
     where.chmod(0o700)
     assert build_cached(backend, MODEL, BuildOptions())[1]
+
+
+def test_f13_one_folder_that_others_can_write_leaves_the_rest_of_the_cache(folder: Path) -> None:
+    path = entry(folder, Builder())
+    path.parent.chmod(0o775)
+    remembered = folder / "batch-x.json"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        keep(remembered, b"{}")
+        assert kept.kept(remembered, 100) == b"{}"
+    with pytest.warns(UserWarning, match=rf"{path.parent} can be .*775\), so that nothing in it is used or written"):
+        assert kept.kept(path / "model.plan", 100) is None
+
+
+def test_a_cache_may_be_named_from_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PAINN_DEPLOY_CACHE", "~/x")
+    assert cache_folder() == tmp_path / "x"
+    monkeypatch.delenv("PAINN_DEPLOY_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/y")
+    assert cache_folder() == tmp_path / "y" / "painn-deploy"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == tmp_path / ".cache" / "painn-deploy"
+    monkeypatch.setenv("PAINN_DEPLOY_CACHE", "~no-such-user/x")
+    with pytest.raises(OutputError, match="Set PAINN_DEPLOY_CACHE"):
+        cache_folder()
 
 
 def test_f13_what_another_user_owns_is_not_used(tmp_path: Path) -> None:

@@ -61,10 +61,29 @@ def test_f12_what_is_no_regular_file_of_bounded_size_is_refused(
     refused(copy, message)
 
 
-def test_f12_a_link_to_the_same_content_is_refused(copy: Path) -> None:
-    (copy / MODEL).rename(copy.parent / "elsewhere")
-    (copy / MODEL).symlink_to(copy.parent / "elsewhere")
-    refused(copy, "is a link")
+@pytest.mark.parametrize("name", [MANIFEST, MODEL, VALIDATION])
+def test_f12_a_link_to_the_same_content_is_refused(copy: Path, name: str) -> None:
+    (copy / name).rename(copy.parent / "elsewhere")
+    (copy / name).symlink_to(copy.parent / "elsewhere")
+    refused(copy, rf"{name} is a link.*Copy it with what they lead to \(`cp -rL FROM TO` or `rsync -rL FROM TO`\)")
+    read_bundle(shutil.copytree(copy, copy.parent / "copied.engine"))  # it follows links, as `cp -rL` does
+
+
+@pytest.mark.parametrize("target", ["absent", "/dev/zero", "/"])
+def test_f12_a_link_to_no_file_is_not_to_be_copied(copy: Path, target: str) -> None:
+    """`cp -rL` would fail, or never end."""
+    replaced(copy / MODEL, lambda path: path.symlink_to(target))
+    refused(copy, "is a link, and only regular files are read. Copy the bundle whole, or export it again")
+
+
+def test_line_ends_that_git_changed_are_named(copy: Path) -> None:
+    for name in (MANIFEST, VALIDATION):
+        content = (copy / name).read_bytes()
+        assert b"\r\n" not in content
+        (copy / name).write_bytes(content.replace(b"\n", b"\r\n"))
+    refused(copy, rf"{VALIDATION} was altered after export.*line ends were changed.*autocrlf.*-text")
+    (copy / VALIDATION).write_bytes((copy / VALIDATION).read_bytes().replace(b"\r\n", b"\n"))
+    read_bundle(copy)  # a manifest is held against its values, which have none
 
 
 def test_f12_a_socket_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,9 +114,20 @@ def test_f14_an_embedding_of_stride_zero_takes_no_memory(painn_file: Path, rows:
 
 
 def test_f14_an_embedding_of_more_rows_than_there_are_elements(painn_file: Path) -> None:
-    save_file(load_file(painn_file) | {EMBEDDING: torch.zeros(201, 16)}, painn_file)
-    with pytest.raises(CheckpointError, match="201 rows, and there are 118 elements"):
+    save_file(load_file(painn_file) | {EMBEDDING: torch.zeros(1_025, 16)}, painn_file)
+    with pytest.raises(CheckpointError, match=r"1,025 rows.*1,024.*118 elements\. Cut the table after"):
         load_student(painn_file)
+
+
+@pytest.mark.parametrize("rows", [119, 201, 256, 1_000, 1_024])
+def test_an_embedding_may_have_rows_that_no_element_has(painn_file: Path, rows: int) -> None:
+    weights = load_file(painn_file)
+    embedding = torch.zeros(rows, 16)
+    embedding[:20] = weights[EMBEDDING]
+    save_file(weights | {EMBEDDING: embedding}, painn_file)
+    student = load_student(painn_file)
+    assert torch.equal(student.embedding.weight, embedding)
+    assert student.species == tuple(range(1, 119))
 
 
 @pytest.mark.parametrize("kind", ["painn", "distiller"])
@@ -155,13 +166,36 @@ def test_f14_numbers_that_are_used_over_and_over(painn_file: Path) -> None:
         load_student(path)
 
 
-def test_f14_tied_weights_may_share_their_numbers(painn_file: Path) -> None:
-    weights = load_file(painn_file)
-    names = [name for name in weights if name.endswith("mu_channel_mix.weight")]
-    shared = weights[names[0]]
-    path = as_torch(painn_file, weights | dict.fromkeys(names, shared))
-    student = load_student(path)
-    assert all(torch.equal(mix.weight, shared) for mix in student.mixing)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_f14_different_views_of_the_same_numbers(painn_file: Path, zipped: bool) -> None:
+    """None is like another, so that each would be copied."""
+    weights, whole = load_file(painn_file), torch.zeros(2**18)
+    views = {f"x{index}": whole[index : 2**18 - 5_000 + index] for index in range(5_000)}
+    path = painn_file.with_suffix(".pt")
+    torch.save({**weights, **views}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match="over and over"):
+        load_student(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("layers", [3, 8, 12])
+def test_f14_tied_interactions_may_share_their_numbers(tmp_path: Path, layers: int, zipped: bool) -> None:
+    """As a state dict of SchNetPack's shared_interactions=True."""
+    path = students.write(tmp_path, "painn", num_interactions=layers)
+    weights = load_file(path)
+    for name in weights:
+        if name.split(".")[1] in ("interactions", "mixing"):
+            first = name.split(".")
+            weights[name] = weights[".".join([*first[:2], "0", *first[3:]])]
+    untied = tmp_path / "untied"
+    untied.mkdir()
+    save_file({name: tensor.clone() for name, tensor in weights.items()}, untied / path.name)
+    shutil.copy(path.with_suffix(".json"), untied)
+    torch.save(weights, path.with_suffix(".pt"), _use_new_zipfile_serialization=zipped)
+    assert path.with_suffix(".pt").stat().st_size < (untied / path.name).stat().st_size or layers == 3
+    wanted, found = (load_student(each).state_dict() for each in (untied / path.name, path.with_suffix(".pt")))
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_f14_a_zip_bomb_is_not_unpacked(painn_file: Path) -> None:

@@ -15,6 +15,7 @@ from painn_deploy.export import load_student
 from painn_deploy.export.checkpoint import load_checkpoint
 from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import CheckpointError, ConfigurationError, DeclarationError
+from painn_deploy.export.schnetpack import archive
 from painn_deploy.export.schnetpack.archive import Archive
 from painn_deploy.export.schnetpack.files import holds_average
 from tests.conftest import reference_systems
@@ -246,3 +247,31 @@ def test_weights_alone_of_something_else_are_refused(tmp_path: Path) -> None:
     torch.save(read, path)
     with pytest.raises(CheckpointError, match="2 read-outs among them: which is the energy"):
         load_student(path, declared=KCAL)
+
+
+@pytest.mark.parametrize("layers", [3, 8, 12])
+def test_f14_any_number_of_interactions_may_be_one(
+    tmp_path: Path, layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """shared_interactions=True: the pickle has one block of each kind, to which every other place refers."""
+    content = records(FILES / "shared.best_model")
+    (record,) = [each for each in content if each.endswith("data.pkl")]
+    second = re.compile(re.escape(text("1")) + rb"r....(j....)uub", re.DOTALL)  # the second place, its memo, the block
+    assert len(second.findall(content[record])) == 2
+
+    def more(found: re.Match[bytes]) -> bytes:
+        return found[0][:-3] + b"".join(text(str(i)) + found[1] for i in range(2, layers)) + found[0][-3:]
+
+    (tmp_path / "grown").write_bytes(packed(content | {record: second.sub(more, content[record])}))
+    key = text("n_interactions") + b"r\xd6\x02\x00\x00K"
+    path = edited(tmp_path / "grown", tmp_path / "best_model", {key + b"\x02": key + bytes([layers])})
+    two = load_student(FILES / "shared.best_model", declared=KCAL)
+    numbers = sum(len(data) for each, data in content.items() if "/data/" in each)
+    # as if its numbers, and not its pickle, were most of the file
+    monkeypatch.setattr(archive, "SHARED", (numbers + 1) / path.stat().st_size)
+    student = load_student(path, declared=KCAL)
+    assert student.configuration.num_interactions == layers
+    found, wanted = student.state_dict(), two.state_dict()
+    assert len(found) > len(wanted)
+    for name, tensor in found.items():
+        assert torch.equal(tensor, wanted[re.sub(r"^(message|mixing|update)\.\d+", r"\1.0", name)]), name
