@@ -217,9 +217,9 @@ class PaiNN(Student):
             )
         check_num_rbf(num_rbf, configuration, source)
         stored_cutoff = renamed.pop("cutoff", None)
-        if stored_cutoff is not None and not abs(float(stored_cutoff) - configuration.cutoff) <= 1e-6:
+        if stored_cutoff is not None and not abs(float(stored_cutoff.detach()) - configuration.cutoff) <= 1e-6:
             raise ConfigurationError(
-                f"{source} was trained with a cutoff of {float(stored_cutoff)} Å, its configuration says "
+                f"{source} was trained with a cutoff of {float(stored_cutoff.detach())} Å, its configuration says "
                 f"{configuration.cutoff} Å."
             )
         if stored_cutoff is None:
