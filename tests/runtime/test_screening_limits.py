@@ -1,0 +1,81 @@
+"""Inputs that announce more than they hold cost their row or file an error, and no memory; every label is kept or told."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from ase import Atoms
+
+from painn_deploy.runtime.screening.remarks import NOT_NAMED, Remarks
+from painn_deploy.runtime.screening.sources import open_source
+
+BODY = ("O 0 0 0.12", "H 0 0.76 -0.48", "H 0 -0.76 -0.48")
+
+
+def frames(folder: Path, *comments: str, ends: str = "", name: str = "in.extxyz") -> Path:
+    """A file of waters with these comments, and this at the end of each line of an atom."""
+    body = "".join(f"{line}{ends}\n" for line in BODY)
+    (folder / name).write_text("".join(f"3\n{comment}\n{body}" for comment in comments))
+    return folder / name
+
+
+def rows_in(path: Path, remarks: Remarks | None = None) -> list[object]:
+    source = open_source(path)
+    return [row for chunk in source.scan(100).chunks for row in source.read(chunk, remarks)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ("species:S:20000000:pos:R:3", "names 20000003 columns, and the line of atom 0 has 4"),
+        ("species:S:1:pos:R:3:a:R:-5", "'-5', and no number from 1"),
+        ("species:S:1:pos:R:3:a:R:0", "'0', and no number from 1"),
+        ("species:S:1:pos:R:3:a:R:x", "'x', and no number from 1"),
+        ("species:S:1:pos:R:3:a:R:" + "9" * 5000, "and no number from 1"),
+        (f"species:S:1:pos:R:3:{'n' * 300}:R:1", "300 letters"),
+    ],
+)
+def test_columns_that_no_line_has_cost_their_row(tmp_path: Path, columns: str, words: str) -> None:
+    begun = time.process_time()
+    one, two = rows_in(frames(tmp_path, f"Properties={columns}", "id=next"))
+    assert words in str(one)
+    assert isinstance(two, Atoms)
+    assert time.process_time() - begun < 5
+
+
+def test_a_label_of_20_million_columns_does_not_cost_the_structure(tmp_path: Path) -> None:
+    begun, remarks = time.process_time(), Remarks()
+    (row,) = rows_in(frames(tmp_path, "Properties=species:S:1:pos:R:3:a:R:20000000 id=kept"), remarks)
+    assert isinstance(row, Atoms)
+    assert row.info == {"id": "kept"}
+    ((_, example),) = remarks.as_dict().values()
+    assert "20000004 columns" in example
+    assert time.process_time() - begun < 5
+
+
+def test_columns_of_no_atoms_are_bounded(tmp_path: Path) -> None:
+    (tmp_path / "in.extxyz").write_text("0\nProperties=species:S:1:pos:R:3:a:R:20000000\n")
+    (row,) = rows_in(tmp_path / "in.extxyz")
+    assert "20000004 columns of no atoms" in str(row)
+
+
+@pytest.mark.parametrize("comment", ["", "water", "Properties=species:S:1:pos:R:3"])
+def test_a_column_that_nothing_names_is_told(tmp_path: Path, comment: str) -> None:
+    remarks = Remarks()
+    (row,) = rows_in(frames(tmp_path, comment, ends=" 0.4", name="in.xyz"), remarks)
+    assert isinstance(row, Atoms)
+    assert remarks.as_dict() == {NOT_NAMED: (1, "row 0: 1 after those that Properties names")}
+
+
+def test_texts_and_vectors_are_columns_as_before(tmp_path: Path) -> None:
+    remarks = Remarks()
+    given = frames(tmp_path, "Properties=species:S:1:pos:R:3:label:S:2", ends=' "a b"')
+    with given.open("a") as file:
+        file.write("1\n\nH 0 0 0\nVEC1 9 0 0\nVEC2 0 9 0\nVEC3 0 0 9\n")
+    one, two = rows_in(given, remarks)
+    assert isinstance(one, Atoms)
+    assert one.arrays["label"].tolist() == [['"a', 'b"']] * 3
+    assert isinstance(two, Atoms)
+    assert two.cell.lengths().tolist() == [9, 9, 9]
+    assert remarks.as_dict() == {}
