@@ -239,7 +239,15 @@ def _parts(
         here = Screener(job)
         with here.evaluator:
             for chunk in pending:
-                yield here.compute(chunk)
+                try:
+                    part = here.compute(chunk)
+                except MemoryError as error:
+                    last = chunk.first + chunk.count - 1
+                    raise DatasetError(
+                        f"There is no memory for rows {chunk.first} to {last} of {job.source}. What is done is kept: "
+                        "go on with --resume on a larger machine, or start again with a smaller --batch-size."
+                    ) from error
+                yield part
         return
     from painn_deploy.runtime.screening.workers import parts_from_workers
 

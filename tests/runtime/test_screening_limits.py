@@ -1,12 +1,19 @@
-"""Inputs that announce more than they hold cost their row or file an error, and no memory; every label is kept or told."""
+"""Inputs that announce more than they hold cost their row or file an error, and no memory; labels are kept or told."""
 
-import json
 import time
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from ase import Atoms
 
+from painn_deploy.export.errors import DatasetError
+from painn_deploy.runtime.screening import parquet_source
+from painn_deploy.runtime.screening import run as screening
+from painn_deploy.runtime.screening.chunks import Chunk
 from painn_deploy.runtime.screening.remarks import NOT_NAMED, Remarks
 from painn_deploy.runtime.screening.sources import open_source
 
@@ -79,3 +86,79 @@ def test_texts_and_vectors_are_columns_as_before(tmp_path: Path) -> None:
     assert isinstance(two, Atoms)
     assert two.cell.lengths().tolist() == [9, 9, 9]
     assert remarks.as_dict() == {}
+
+
+def lists(lengths: list[int]) -> pyarrow.Array:
+    """Lists of ones of these lengths."""
+    ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pyarrow.ListArray.from_arrays(pyarrow.array(ends), pyarrow.array(np.ones(ends[-1], np.int8)))
+
+
+def table(path: Path, **columns: object) -> Path:
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, compression="zstd")
+    return path
+
+
+def test_a_row_of_more_atoms_than_a_row_may_have_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    given = table(tmp_path / "in.parquet", numbers=lists([10_000_001]), positions=[[0.0, 0.0, 0.0]])
+    assert given.stat().st_size < 2000
+    tracemalloc.start()
+    try:
+        with pytest.raises(DatasetError, match="Row group 0 of .* has 10000001 values of 'numbers' in 1 rows"):
+            open_source(given)
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_row_of_too_many_atoms_among_others_costs_itself_alone(tmp_path: Path) -> None:
+    given = table(tmp_path / "in.parquet", numbers=lists([1, 10_000_001, 1]), positions=[[0.0, 0.0, 0.0]] * 3)
+    tracemalloc.start()
+    try:
+        one, two, three = rows_in(given)
+        assert tracemalloc.get_traced_memory()[1] < 30 << 20
+    finally:
+        tracemalloc.stop()
+    assert isinstance(one, Atoms)
+    assert "it has 10000001 atoms, and 10000000 are the most" in str(two)
+    assert isinstance(three, Atoms)
+
+
+@pytest.mark.parametrize("column", ["note", "id"])
+def test_a_long_text_a_hundred_times_is_not_in_memory_a_hundred_times(tmp_path: Path, column: str) -> None:
+    text = {column: ["x" * 3_000_000] * 200}
+    given = table(tmp_path / "in.parquet", numbers=[[1]] * 200, positions=[[0.0, 0.0, 0.0]] * 200, **text)
+    source = open_source(given)
+    tracemalloc.start()
+    try:
+        if column == "id":
+            with pytest.raises(DatasetError, match="have the same id"):
+                source.scan(4)
+        rows = source.read(Chunk(0, 0, 4))
+        assert tracemalloc.get_traced_memory()[1] < 200 << 20  # 200 texts are 600 MB
+    finally:
+        tracemalloc.stop()
+    assert len(rows) == 4
+
+
+def test_no_memory_for_rows_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = table(tmp_path / "in.parquet", numbers=[[1]] * 9, positions=[[0.0, 0.0, 0.0]] * 9)
+    source = open_source(given)
+
+    def full(column: object) -> list[object]:
+        raise pyarrow.lib.ArrowMemoryError("malloc of size 1 failed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(parquet_source, "_values", full)
+        with pytest.raises(DatasetError, match="no memory for rows 2 to 5 of .*smaller row groups"):
+            source.read(Chunk(0, 2, 4))
+    assert len(source.read(Chunk(0, 2, 4))) == 4
+
+
+def test_no_memory_for_a_chunk_says_which(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(screening, "stream", full)
+    with pytest.raises(DatasetError, match="no memory for rows 0 to 1 of .*smaller --batch-size"):
+        screening.screen(bundle, frames(tmp_path, "", "", ""), tmp_path / "out.extxyz", chunk_rows=2)
