@@ -174,8 +174,10 @@ class Ids:
 
         Args:
             row: index of the row that has it.
-            name: the id.
+            name: the id; None or NaN is none.
         """
+        if name is None or str(name).lower() == "nan":  # what tables have where there is none
+            return
         text = str(name).encode("utf-8", "surrogatepass")
         self._digests.append(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()))
         self._rows.append(row)

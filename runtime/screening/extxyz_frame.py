@@ -11,17 +11,17 @@ from ase.data import atomic_numbers
 from ase.io.extxyz import key_val_str_to_dict, per_config_properties, read_xyz
 
 from painn_deploy.export.errors import StructureError
-from painn_deploy.runtime.screening.carrying import RESULTS
 from painn_deploy.runtime.screening.chunks import row_error, with_sound_constraints
-from painn_deploy.runtime.screening.remarks import CELL_UNREAD, LATIN, NOT_NAMED, RENAMED, UNREAD, Remarks
+from painn_deploy.runtime.screening.labels import with_labels
+from painn_deploy.runtime.screening.remarks import CELL_UNREAD, LATIN, NOT_NAMED, UNREAD, Remarks
 
 __all__ = ["parsed"]
 
-REPLACED = (*RESULTS, "free_energy", "energies", "stresses")
-"""Labels that a screening's own results take the place of."""
-
 PLAIN = "species:S:1:pos:R:3"
 """Columns where a comment names none."""
+
+MOST_NOTES = 1 << 16
+"""Letters of a comment that is gone through an item at a time."""
 
 MOST_NAME = 256
 """Letters of a column's name."""
@@ -59,11 +59,11 @@ def parsed(lines: Sequence[bytes], problem: str, index: int, remarks: Remarks) -
         if isinstance(again, Atoms):
             remarks.add(UNREAD, index, f"{atoms}")
             atoms = again
+            _keep_unread(atoms, comment)
     if not isinstance(atoms, Atoms):
         return row_error(f"This frame cannot be read: {_reason(text, atoms)}.", _noted(comment))
     if not atoms.cell.any() and (named := _CELL.search(comment)):
         remarks.add(CELL_UNREAD, index, f"{named[1]!r}; extended XYZ's word is Lattice")
-    _keep_labels(atoms, index, remarks)
     if atoms.constraints:
         with_sound_constraints(atoms, atoms.constraints, index, remarks)
     return atoms
@@ -181,10 +181,19 @@ def _notes(comment: str) -> dict[str, Any]:
     return made
 
 
+def _keep_unread(atoms: Atoms, comment: str) -> None:
+    """Give bare atoms what else their comment says, as text where it cannot be read."""
+    notes = _notes(comment) if len(comment) < MOST_NOTES else {}
+    with_labels(atoms, {name: notes.pop(name) for name in per_config_properties if name in notes})
+    for name, value in notes.items():
+        if name not in ("Lattice", "Properties", "pbc"):
+            atoms.info.setdefault(name, value)
+
+
 def _noted(comment: str) -> Atoms | None:
     """What an unreadable frame says of itself: its id and notes go into the output with the reason."""
-    notes = _notes(comment) if "=" in comment and len(comment) < 1 << 16 else {}
-    for name in ("Lattice", "Properties", "pbc", "virial", *REPLACED):
+    notes = _notes(comment) if "=" in comment and len(comment) < MOST_NOTES else {}
+    for name in ("Lattice", "Properties", "pbc"):
         notes.pop(name, None)
     return Atoms(info=notes) if notes else None
 
@@ -222,21 +231,6 @@ def _reads(name: str, value: str) -> bool:
     except Exception:  # as above
         return False
     return True
-
-
-def _keep_labels(atoms: Atoms, index: int, remarks: Remarks) -> None:
-    """Keep what the reader took for results, and is none of those that a screening gives, under names of its own."""
-    labels = {} if atoms.calc is None else dict(atoms.calc.results)
-    atoms.calc = None
-    for name, value in labels.items():
-        if name in REPLACED or value is None:
-            continue
-        own = f"input_{name}"
-        if getattr(value, "ndim", 0) and name not in per_config_properties and len(value) == len(atoms):
-            atoms.arrays.setdefault(own, value)
-        else:
-            atoms.info.setdefault(own, value)
-        remarks.add(RENAMED, index, f"{name!r} is {own!r}")
 
 
 def _reason(lines: Sequence[str], said: Atoms | str) -> str:

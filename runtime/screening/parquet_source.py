@@ -11,10 +11,24 @@ from ase import Atoms
 from ase.io.jsonio import create_ase_object
 
 from painn_deploy.export.errors import DatasetError, StructureError
+from painn_deploy.runtime.screening.carrying import RESULTS, free
 from painn_deploy.runtime.screening.chunks import MOST_ATOMS, Chunk, Ids, Scan, cut_short, divided, row_error, sha256_of
-from painn_deploy.runtime.screening.remarks import IN_INFO, UNREAD, Remarks
+from painn_deploy.runtime.screening.labels import merged, with_labels
+from painn_deploy.runtime.screening.remarks import IN_INFO, RENAMED, UNREAD, Remarks
 
 __all__ = ["ParquetSource", "parquet"]
+
+MOST_BYTES = 64 << 20
+"""That rows take as Python's values at a time, by what the file says of itself; one row may take more."""
+
+MOST_ROWS = 1024
+"""At a time: more gain nothing."""
+
+TOO_LONG = "\0atoms"
+"""In place of the values of a row that has more atoms; no column has such a name."""
+
+VALUE_BYTES = 64
+"""Of a number as Python's value in a list in a list."""
 
 MOST_BYTES = 64 << 20
 """That rows take as Python's values at a time, by what the file says of itself; one row may take more."""
@@ -81,8 +95,7 @@ class ParquetSource:
             try:
                 for batch in self._batches(columns=["id"]):
                     for name in _values(batch.column(0)):
-                        if name is not None:
-                            ids.add(row, name)
+                        ids.add(row, name)
                         row += 1
             except MemoryError as error:
                 raise self._no_memory(row, rows - 1) from error
@@ -215,9 +228,11 @@ def _from_columns(row: dict[str, Any], index: int, remarks: Remarks) -> Atoms | 
         problem = f"This row is no structure: {error or type(error).__name__}."
     info = _unpacked(values.pop("info", None), "info", index, remarks)
     arrays = _unpacked(values.pop("arrays", None), "arrays", index, remarks)
-    for name in OURS:
-        values.pop(name, None)
-    atoms.info = info | values
+    if (number := values.pop("index", None)) is not None and number != index:
+        values[own := free("input_index", values)] = number
+        remarks.add(RENAMED, index, f"'index' is {own!r}")
+    with_labels(atoms, {name: _as_label(values.pop(name)) for name in RESULTS if name in values})
+    atoms.info = merged(info, values, index, remarks)
     for name, value in arrays.items():
         _put(atoms, str(name), value, index, remarks)
     return row_error(problem, atoms) if problem else atoms
@@ -249,6 +264,14 @@ def _structure(numbers: Any, positions: Any, cell: Any, pbc: Any) -> Atoms:
         cell=vectors.reshape(3, 3),
         pbc=flags.astype(bool),
     )
+
+
+def _as_label(value: Any) -> Any:
+    """A list of numbers as an array; anything else as it is."""
+    try:
+        return np.array(value, float) if isinstance(value, list) else value
+    except (TypeError, ValueError):
+        return value
 
 
 def _unpacked(value: Any, name: str, index: int, remarks: Remarks) -> dict[str, Any]:

@@ -31,7 +31,7 @@ LATIN = "lines that are not UTF-8, read as Latin-1"
 CELL_UNREAD = "comments that seem to name a cell, which was not read"
 
 NOT_NAMED = "columns of atoms that no Properties name, which were not read"
-REPLACED = "labels that the input brought, replaced by the results"
+REPLACED = "labels that the input brought were replaced"
 
 MOST_LETTERS = 600
 """Of a reason or an example: enough for any of ours, and a bound for what an input may put into one."""

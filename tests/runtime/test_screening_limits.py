@@ -1,22 +1,29 @@
 """Inputs that announce more than they hold cost their row or file an error, and no memory; labels are kept or told."""
 
+import json
 import time
 import tracemalloc
 from pathlib import Path
 
+import ase.db
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 from ase import Atoms
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from painn_deploy.export.errors import DatasetError
 from painn_deploy.runtime.screening import parquet_source
 from painn_deploy.runtime.screening import run as screening
 from painn_deploy.runtime.screening.chunks import Chunk
-from painn_deploy.runtime.screening.remarks import NOT_NAMED, Remarks
+from painn_deploy.runtime.screening.remarks import NOT_NAMED, RENAMED, REPLACED, Remarks
 from painn_deploy.runtime.screening.sources import open_source
 
+from .hostile_rows import read_back
+
+FORMATS = ("extxyz", "db", "parquet")
 BODY = ("O 0 0 0.12", "H 0 0.76 -0.48", "H 0 -0.76 -0.48")
 
 
@@ -162,3 +169,121 @@ def test_no_memory_for_a_chunk_says_which(bundle: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(screening, "stream", full)
     with pytest.raises(DatasetError, match="no memory for rows 0 to 1 of .*smaller --batch-size"):
         screening.screen(bundle, frames(tmp_path, "", "", ""), tmp_path / "out.extxyz", chunk_rows=2)
+
+
+def screened(bundle: Path, given: Path, kind: str) -> tuple[list[Atoms], dict[str, tuple[int, str]]]:
+    """Rows of an output, columns of atoms among their notes; and remarks."""
+    output = given.with_name(f"out.{kind}")
+    remarks = screening.screen(bundle, given, output, overwrite=True).remarks
+    rows = read_back(output)
+    for row in rows:
+        row.info |= {name.removeprefix("beside "): value for name, value in row.info.items()}
+        row.info |= {name: array for name, array in row.arrays.items() if name.startswith("input_")}
+    return rows, remarks
+
+
+def labelled(folder: Path, kind: str) -> Path:
+    """Water, and gold that no student knows, each with labels."""
+    rows, labels = [molecule("H2O"), molecule("H2O")], {"energy": -5.0, "free_energy": -6.0}
+    rows[1].numbers[0] = 79
+    arrays = {"forces": np.ones((3, 3)), "energies": np.arange(3.0)}
+    for row in rows:
+        row.calc = SinglePointCalculator(row, **labels, **arrays)
+    given = folder / f"in.{kind}"
+    if kind == "db":
+        with ase.db.connect(given) as database:
+            for row in rows:
+                database.write(row)
+    elif kind == "parquet":
+        columns = [
+            {"numbers": row.numbers.tolist(), "positions": row.positions.tolist(), **labels}
+            | {name: array.tolist() for name, array in arrays.items()}
+            for row in rows
+        ]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(columns), given)
+    else:
+        body = "".join(f"%s {y} 0 0 {n} 1 1 1\n" for n, y in enumerate((0, 0.9, -0.9)))
+        columns = "Properties=species:S:1:pos:R:3:energies:R:1:forces:R:3 energy=-5 free_energy=-6"
+        given.write_text("".join(f"3\n{columns}\n{body % (first, 'H', 'H')}" for first in ("O", "Au")))
+    return given
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("source", FORMATS)
+def test_labels_that_have_no_result_in_their_place_are_kept(
+    bundle: Path, tmp_path: Path, source: str, kind: str
+) -> None:
+    (good, bad), remarks = screened(bundle, labelled(tmp_path, source), kind)
+    for row in (good, bad):
+        assert row.info["input_free_energy"] == -6.0
+        if source != "db":  # which has no place for them
+            assert np.ravel(row.info["input_energies"]).tolist() == [0, 1, 2]
+    assert good.get_potential_energy() != -5.0
+    assert "input_energy" not in good.info
+    assert "input_forces" not in good.info
+    assert "screen_error" in bad.info
+    assert bad.info["input_energy"] == -5.0
+    assert np.asarray(bad.info["input_forces"]).tolist() == np.ones((3, 3)).tolist()
+    assert remarks[REPLACED] == (1, "row 0: energy, forces")
+    assert remarks[RENAMED][0] == (4 if source == "db" else 6)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_names_of_a_screening_in_the_input_are_kept_under_others(bundle: Path, tmp_path: Path, kind: str) -> None:
+    water = molecule("H2O")
+    names = {"index": ["a", "b"], "screen_error": ["of mine", None], "relax_steps": [3, 4], "energy": ["high", "low"]}
+    given = table(
+        tmp_path / "in.parquet", numbers=[water.numbers.tolist()] * 2, positions=[water.positions.tolist()] * 2, **names
+    )
+    (one, two), remarks = screened(bundle, given, kind)
+    want = {"input_index": "a", "input_screen_error": "of mine", "input_relax_steps": 3, "input_energy": "high"}
+    assert one.info == want
+    assert two.info["input_index"] == "b"
+    assert one.calc is not None
+    assert remarks[RENAMED][0] == 7
+    again, remarks = screened(bundle, (tmp_path / f"out.{kind}").rename(tmp_path / f"again.{kind}"), kind)
+    assert again[0].info == want  # its own index and results are those of the row
+    assert remarks == {REPLACED: (2, "row 0: energy, forces")}
+
+
+@pytest.mark.parametrize("comment", ["screen_error=old relax_steps=5", "energy=high"])
+def test_names_of_a_screening_in_a_comment_are_kept_under_others(bundle: Path, tmp_path: Path, comment: str) -> None:
+    (row,), remarks = screened(bundle, frames(tmp_path, comment), "extxyz")
+    for item in comment.split():
+        name, value = item.split("=")
+        assert str(row.info[f"input_{name}"]) == value
+        assert name not in row.info
+    assert remarks[RENAMED][0] == len(comment.split())
+
+
+def test_a_label_that_cannot_be_read_is_kept_as_text(bundle: Path, tmp_path: Path) -> None:
+    (row,), remarks = screened(bundle, frames(tmp_path, 'dipole="a b c" energy=-5 note=kept'), "extxyz")
+    assert row.info == {"input_dipole": "a b c", "note": "kept"} or np.size(row.info["input_dipole"]) == 3
+    assert remarks[REPLACED] == (1, "row 0: energy")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_pair_and_data_of_one_name_are_both_kept(bundle: Path, tmp_path: Path, kind: str) -> None:
+    with ase.db.connect(tmp_path / "in.db") as database:
+        database.write(molecule("H2O"), smiles="O", same=1, data={"smiles": "in data", "same": 1})
+    (row,), remarks = screened(bundle, tmp_path / "in.db", kind)
+    assert row.info == {"smiles": "O", "same": 1, "input_smiles": "in data"}
+    assert remarks == {RENAMED: (1, "row 0: one of two 'smiles' is 'input_smiles'")}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_column_and_info_of_one_name_are_both_kept(bundle: Path, tmp_path: Path, kind: str) -> None:
+    info = json.dumps({"note": "in info"})
+    given = table(tmp_path / "in.parquet", numbers=[[1]], positions=[[0.0, 0.0, 0.0]], note=["column"], info=[info])
+    (row,), _ = screened(bundle, given, kind)
+    assert row.info["note"] == "column"
+    assert row.info["input_note"] == "in info"
+
+
+def test_an_id_that_is_not_a_number_is_none(bundle: Path, tmp_path: Path) -> None:
+    ids = [float("nan"), float("nan"), 1.5]
+    given = table(tmp_path / "in.parquet", numbers=[[1]] * 3, positions=[[0.0, 0.0, 0.0]] * 3, id=ids)
+    rows, _ = screened(bundle, given, "parquet")
+    assert [row.info.get("id") for row in rows] == [None, None, "1.5"]
+    rows, _ = screened(bundle, frames(tmp_path, "id=nan", "id=nan"), "parquet")
+    assert [row.info.get("id") for row in rows] == [None, None]
