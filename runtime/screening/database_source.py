@@ -97,6 +97,8 @@ class DatabaseSource:
         self._deadline = time.monotonic() + MOST_SECONDS
         try:
             found = self._database.get(id=row)
+        except MemoryError:
+            raise
         except Exception as error:  # a damaged row raises what its decoder met
             return self._bare(row, index, remarks, error)
         try:

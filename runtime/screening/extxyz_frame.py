@@ -91,6 +91,8 @@ def _read(lines: Sequence[str], index: int, remarks: Remarks) -> Atoms | str:
             unnamed.append(_unnamed(PLAIN, lines))
         # bounded lines of our own splitting: no other character ends one
         (atoms,) = read_xyz(StringIO("".join(lines), newline="\n"), slice(0, 1), properties_parser=items)
+    except MemoryError:
+        raise
     except Exception as error:  # ASE's reader raises what it met
         return str(error) or type(error).__name__
     if not isinstance(atoms, Atoms):
