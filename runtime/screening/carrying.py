@@ -24,7 +24,7 @@ from painn_deploy.runtime.screening.remarks import (
     one_line,
 )
 
-__all__ = ["ERROR", "RESULTS", "Format", "Settled", "is_finite", "settle"]
+__all__ = ["ERROR", "RESULTS", "Format", "Settled", "free", "is_finite", "settle"]
 
 ERROR = "screen_error"
 """Key in `info` of a row without results: why it has none."""
@@ -90,7 +90,7 @@ def settle(row: Atoms, form: Format, index: int, remarks: Remarks) -> Settled:
     made.atoms.calc = row.calc
     made.info = _named(row.info, form, index, remarks)
     for name, value in odd.items():
-        made.info[_free(f"input_{name}", made.info)] = value
+        made.info[free(f"input_{name}", made.info)] = value
     columns = {name: array for name, array in row.arrays.items() if name not in ("numbers", "positions")}
     for name, array in columns.items():
         _place(made, name, array, form, index, remarks)
@@ -168,15 +168,21 @@ def _name(name: Any, value: Any, taken: Mapping[str, Any], form: Format) -> str:
         text = f"input_{text}"
     if not _stays(text, value, form):
         text = "input_" + "".join(c if c.isalnum() else "_" for c in text[6:])
-    return _free(text, taken)
+    return free(text, taken)
 
 
-def _free(name: str, taken: Mapping[str, Any]) -> str:
-    number, free = 1, name
-    while free in taken:
+def free(name: str, taken: Mapping[str, Any]) -> str:
+    """A name that is not taken: itself, or with a number.
+
+    Args:
+        name: wanted.
+        taken: names that are.
+    """
+    number, found = 1, name
+    while found in taken:
         number += 1
-        free = f"{name}_{number}"
-    return free
+        found = f"{name}_{number}"
+    return found
 
 
 def _place(made: Settled, name: Any, array: Any, form: Format, index: int, remarks: Remarks) -> None:
@@ -190,7 +196,7 @@ def _place(made: Settled, name: Any, array: Any, form: Format, index: int, remar
             return
     changed: list[str] = []
     value = plain(array, form.kinds, changed)
-    new = _free(f"input_{name}" if not isinstance(name, str) or name in HOOKS else name, made.beside)
+    new = free(f"input_{name}" if not isinstance(name, str) or name in HOOKS else name, made.beside)
     made.beside[new] = value
     remarks.add(IN_INFO, index, f"{name!r} in {form.beside}")
     if changed:

@@ -13,6 +13,7 @@ from painn_deploy.export.errors import DatasetError, StructureError
 from painn_deploy.runtime.screening.remarks import CONSTRAINT, Remarks
 
 __all__ = [
+    "MOST_ATOMS",
     "Chunk",
     "Ids",
     "Scan",
@@ -26,6 +27,9 @@ __all__ = [
     "stamp_of",
     "with_sound_constraints",
 ]
+
+MOST_ATOMS = 10_000_000
+"""Of a row, so that a wrong number takes no memory."""
 
 Stamp = tuple[int, int]
 """Size and time of the last change of a file: cheap to ask for, and different once somebody has written into it."""
@@ -170,8 +174,10 @@ class Ids:
 
         Args:
             row: index of the row that has it.
-            name: the id.
+            name: the id; None or NaN is none.
         """
+        if name is None or str(name).lower() == "nan":  # what tables have where there is none
+            return
         text = str(name).encode("utf-8", "surrogatepass")
         self._digests.append(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()))
         self._rows.append(row)

@@ -20,8 +20,8 @@ from painn_deploy.runtime.screening.chunks import (
     sha256_of,
     with_sound_constraints,
 )
-from painn_deploy.runtime.screening.extxyz_frame import REPLACED
-from painn_deploy.runtime.screening.remarks import CONSTRAINT, RENAMED, UNREAD, Remarks
+from painn_deploy.runtime.screening.labels import merged, with_labels
+from painn_deploy.runtime.screening.remarks import CONSTRAINT, UNREAD, Remarks
 from painn_deploy.runtime.screening.table_rows import ARRAYS
 
 __all__ = ["DatabaseSource"]
@@ -97,9 +97,13 @@ class DatabaseSource:
         self._deadline = time.monotonic() + MOST_SECONDS
         try:
             found = self._database.get(id=row)
+        except MemoryError:
+            raise
         except Exception as error:  # a damaged row raises what its decoder met
             return self._bare(row, index, remarks, error)
         try:
+            if found.numbers is None or found.positions is None:  # which ASE would read as zeros
+                raise ValueError(f"it has no {'numbers' if found.numbers is None else 'positions'}")
             atoms = Atoms(found.numbers, found.positions, cell=found.cell, pbc=found.pbc)
         except Exception as error:  # as above
             return row_error(f"Row id={row} of the database is no structure: {error or type(error).__name__}.")
@@ -142,7 +146,7 @@ class DatabaseSource:
 
 
 def _describe(atoms: Atoms, found: Any, index: int, remarks: Remarks) -> None:
-    """Give atoms what a row says beside the structure: data, key-value pairs, labels that a screening does not give."""
+    """Give atoms what a row says beside the structure: data, key-value pairs, labels."""
     try:
         data = dict(found.data)
     except Exception as error:  # as above
@@ -155,11 +159,8 @@ def _describe(atoms: Atoms, found: Any, index: int, remarks: Remarks) -> None:
             atoms.arrays[name] = np.asarray(value)
         rest = {name: value for name, value in arrays.items() if name not in fitting}
         data = {name: value for name, value in data.items() if name != ARRAYS} | ({ARRAYS: rest} if rest else {})
-    atoms.info = {**data, **found.key_value_pairs}
-    for name in all_properties:
-        if name not in REPLACED and (value := found.get(name)) is not None:
-            atoms.info.setdefault(f"input_{name}", value)
-            remarks.add(RENAMED, index, f"{name!r} is 'input_{name}'")
+    atoms.info = merged(data, found.key_value_pairs, index, remarks)
+    with_labels(atoms, {name: value for name in all_properties if (value := found.get(name)) is not None})
 
 
 def _fits(atoms: Atoms, name: str, value: Any) -> bool:

@@ -11,14 +11,23 @@ from ase.data import atomic_numbers
 from ase.io.extxyz import key_val_str_to_dict, per_config_properties, read_xyz
 
 from painn_deploy.export.errors import StructureError
-from painn_deploy.runtime.screening.carrying import RESULTS
 from painn_deploy.runtime.screening.chunks import row_error, with_sound_constraints
-from painn_deploy.runtime.screening.remarks import CELL_UNREAD, LATIN, RENAMED, UNREAD, Remarks
+from painn_deploy.runtime.screening.labels import with_labels
+from painn_deploy.runtime.screening.remarks import CELL_UNREAD, LATIN, NOT_NAMED, UNREAD, Remarks
 
 __all__ = ["parsed"]
 
-REPLACED = (*RESULTS, "free_energy", "energies", "stresses")
-"""Labels that a screening's own results take the place of."""
+PLAIN = "species:S:1:pos:R:3"
+"""Columns where a comment names none."""
+
+MOST_NOTES = 1 << 16
+"""Letters of a comment that is gone through an item at a time."""
+
+MOST_NAME = 256
+"""Letters of a column's name."""
+
+MOST_EMPTY = 1000
+"""Columns of a frame without atoms, whose lines bound nothing."""
 
 NEEDED = {"species": ("S", 1), "Z": ("I", 1), "pos": ("R", 3), "move_mask": ("L", 0)}
 """Columns of the structure, with their types and widths; a mask has one or three."""
@@ -44,17 +53,17 @@ def parsed(lines: Sequence[bytes], problem: str, index: int, remarks: Remarks) -
         return row_error(f"This is no frame of extended XYZ: {problem}.", _noted(comment))
     if cell := _foreign_cell(comment):
         return row_error(cell, _noted(comment))
-    atoms = _read(text)
+    atoms = _read(text, index, remarks)
     if not isinstance(atoms, Atoms) and (bare := _bare(text)) is not None:
-        again = _read(bare)
+        again = _read(bare, index, remarks)
         if isinstance(again, Atoms):
             remarks.add(UNREAD, index, f"{atoms}")
             atoms = again
+            _keep_unread(atoms, comment)
     if not isinstance(atoms, Atoms):
         return row_error(f"This frame cannot be read: {_reason(text, atoms)}.", _noted(comment))
     if not atoms.cell.any() and (named := _CELL.search(comment)):
         remarks.add(CELL_UNREAD, index, f"{named[1]!r}; extended XYZ's word is Lattice")
-    _keep_labels(atoms, index, remarks)
     if atoms.constraints:
         with_sound_constraints(atoms, atoms.constraints, index, remarks)
     return atoms
@@ -68,14 +77,70 @@ def _decoded(lines: Sequence[bytes], index: int, remarks: Remarks) -> list[str]:
         return [line.decode("latin-1") for line in lines]
 
 
-def _read(lines: Sequence[str]) -> Atoms | str:
+def _read(lines: Sequence[str], index: int, remarks: Remarks) -> Atoms | str:
     """Atoms as ASE reads them, or what its reader said."""
+    unnamed: list[int] = []
+
+    def items(comment: str) -> dict[str, Any]:
+        found: dict[str, Any] = key_val_str_to_dict(comment)
+        unnamed.append(_unnamed(str(found.get("Properties", PLAIN)), lines))
+        return found
+
     try:
+        if not lines[1].strip() or lines[-1].startswith("VEC"):  # ASE does not ask for items then
+            unnamed.append(_unnamed(PLAIN, lines))
         # bounded lines of our own splitting: no other character ends one
-        (atoms,) = read_xyz(StringIO("".join(lines), newline="\n"), slice(0, 1))
+        (atoms,) = read_xyz(StringIO("".join(lines), newline="\n"), slice(0, 1), properties_parser=items)
+    except MemoryError:
+        raise
     except Exception as error:  # ASE's reader raises what it met
         return str(error) or type(error).__name__
-    return atoms if isinstance(atoms, Atoms) else "it holds no atoms"
+    if not isinstance(atoms, Atoms):
+        return "it holds no atoms"
+    if more := max(unnamed, default=0):
+        remarks.add(NOT_NAMED, index, f"{more} after those that Properties names")
+    return atoms
+
+
+def _unnamed(properties: str, lines: Sequence[str]) -> int:
+    """How many columns the lines of atoms have beyond those of Properties.
+
+    ASE makes as many columns as Properties says, whatever the lines hold: 20 million take it a minute and 5 GB. So they
+    are compared before, and what is refused here is no larger than the lines are.
+
+    Raises:
+        ValueError: Properties cannot be those of the lines.
+    """
+    named = sum(width for _, _, width in _columns(properties))
+    found = [len(line.split()) for line in _atoms(lines)]
+    if not found and named > MOST_EMPTY:
+        raise ValueError(f"Properties names {named} columns of no atoms")
+    if found and named > min(found):
+        raise ValueError(
+            f"Properties names {named} columns, and the line of atom {found.index(min(found))} has {min(found)}"
+        )
+    return max(found, default=named) - named
+
+
+def _columns(properties: str) -> list[tuple[str, str, int]]:
+    """Name, type and width of each column.
+
+    Raises:
+        ValueError: they are none.
+    """
+    fields, made = properties.split(":"), list[tuple[str, str, int]]()
+    for name, kind, width in zip(fields[::3], fields[1::3], fields[2::3], strict=False):  # as ASE divides it
+        if not (width.isascii() and width.isdigit() and len(width) < 9 and int(width) > 0):
+            raise ValueError(f"a width in Properties is {width[:20]!r}, and no number from 1")
+        if len(name) > MOST_NAME:  # which ASE repeats for each column
+            raise ValueError(f"a name in Properties has {len(name)} letters, and {MOST_NAME} are the most")
+        made.append((name, kind, int(width)))
+    return made
+
+
+def _atoms(lines: Sequence[str]) -> Sequence[str]:
+    """The lines of atoms."""
+    return lines[2 : 2 + int(lines[0])]
 
 
 def _foreign_cell(comment: str) -> str:
@@ -118,10 +183,19 @@ def _notes(comment: str) -> dict[str, Any]:
     return made
 
 
+def _keep_unread(atoms: Atoms, comment: str) -> None:
+    """Give bare atoms what else their comment says, as text where it cannot be read."""
+    notes = _notes(comment) if len(comment) < MOST_NOTES else {}
+    with_labels(atoms, {name: notes.pop(name) for name in per_config_properties if name in notes})
+    for name, value in notes.items():
+        if name not in ("Lattice", "Properties", "pbc"):
+            atoms.info.setdefault(name, value)
+
+
 def _noted(comment: str) -> Atoms | None:
     """What an unreadable frame says of itself: its id and notes go into the output with the reason."""
-    notes = _notes(comment) if "=" in comment and len(comment) < 1 << 16 else {}
-    for name in ("Lattice", "Properties", "pbc", "virial", *REPLACED):
+    notes = _notes(comment) if "=" in comment and len(comment) < MOST_NOTES else {}
+    for name in ("Lattice", "Properties", "pbc"):
         notes.pop(name, None)
     return Atoms(info=notes) if notes else None
 
@@ -129,32 +203,28 @@ def _noted(comment: str) -> Atoms | None:
 def _bare(lines: Sequence[str]) -> list[str] | None:
     """The frame with its structure and those notes that can be read, other columns as text; None where it has none."""
     items = dict(_items(lines[1].strip()))
-    fields = items.get("Properties", "species:S:1:pos:R:3").strip('"').split(":")
     try:
-        columns = [
-            (name, kind, int(width)) for name, kind, width in zip(fields[::3], fields[1::3], fields[2::3], strict=True)
-        ]
+        columns = _columns(items.get("Properties", PLAIN).strip('"'))
     except ValueError:
         return None
-    atoms = int(lines[0])
-    tokens = [line.split() for line in lines[2 : 2 + atoms]]
-    width = sum(column[2] for column in columns)
-    whole = all(len(line) >= width for line in tokens)
+    tokens = [line.split() for line in _atoms(lines)]
+    shortest = min(map(len, tokens), default=0)
+    whole = shortest >= sum(column[2] for column in columns)
     kept, places, start = [], list[int](), 0
     for name, kind, wide in columns:
+        if name in NEEDED and start + wide > shortest:
+            return None
         if (name in NEEDED or whole) and name not in (*all_properties, "charge"):
             kept.append(f"{name}:{kind if name in NEEDED else 'S'}:{wide}")
             places += range(start, start + wide)
         start += wide
-    if any(len(line) <= max(places, default=0) for line in tokens):
-        return None
     sound = [f"{name}={value}" for name, value in items.items() if name in ("Lattice", "pbc") and value]
     for name, value in items.items():
         if name not in ("Lattice", "pbc", "Properties", "virial", *per_config_properties) and _reads(name, value):
             sound.append(f"{name}={value}" if value else name)
     comment = " ".join([*sound, f"Properties={':'.join(kept)}"])
     body = [" ".join(line[place] for place in places) for line in tokens]
-    return [lines[0], f"{comment}\n", *(f"{line}\n" for line in body), *lines[2 + atoms :]]
+    return [lines[0], f"{comment}\n", *(f"{line}\n" for line in body), *lines[2 + len(tokens) :]]
 
 
 def _reads(name: str, value: str) -> bool:
@@ -165,29 +235,17 @@ def _reads(name: str, value: str) -> bool:
     return True
 
 
-def _keep_labels(atoms: Atoms, index: int, remarks: Remarks) -> None:
-    """Keep what the reader took for results, and is none of those that a screening gives, under names of its own."""
-    labels = {} if atoms.calc is None else dict(atoms.calc.results)
-    atoms.calc = None
-    for name, value in labels.items():
-        if name in REPLACED or value is None:
-            continue
-        own = f"input_{name}"
-        if getattr(value, "ndim", 0) and name not in per_config_properties and len(value) == len(atoms):
-            atoms.arrays.setdefault(own, value)
-        else:
-            atoms.info.setdefault(own, value)
-        remarks.add(RENAMED, index, f"{name!r} is {own!r}")
-
-
 def _reason(lines: Sequence[str], said: Atoms | str) -> str:
     """What is wrong with a frame, in words where it is an element that is none."""
-    fields = dict(_items(lines[1].strip())).get("Properties", "species:S:1:pos:R:3").strip('"').split(":")
-    if "species" not in fields[::3]:
+    try:
+        columns = _columns(dict(_items(lines[1].strip())).get("Properties", PLAIN).strip('"'))
+    except ValueError:
         return str(said)
-    widths = [int(width) if width.isdigit() else 1 for width in fields[2::3]]
-    place = sum(widths[: fields[::3].index("species")])
-    for atom, line in enumerate(lines[2 : 2 + int(lines[0])]):
+    names = [name for name, _, _ in columns]
+    if "species" not in names:
+        return str(said)
+    place = sum(width for _, _, width in columns[: names.index("species")])
+    for atom, line in enumerate(_atoms(lines)):
         symbol = (line.split()[place : place + 1] or [""])[0]
         if symbol and symbol.capitalize() not in atomic_numbers:
             return f"atom {atom} has the unknown element {symbol!r}{_advice(symbol)}"

@@ -106,6 +106,8 @@ def _checked(row: Atoms) -> str:
     try:
         text = _written(row)
         (back,) = read_xyz(StringIO(text), slice(None))
+    except MemoryError:
+        raise
     except Exception:  # ASE's writer and reader raise what they meet
         return ""
     found = {} if back.calc is None else back.calc.results

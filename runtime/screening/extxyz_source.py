@@ -8,7 +8,7 @@ from typing import BinaryIO
 from ase import Atoms
 
 from painn_deploy.export.errors import DatasetError, StructureError
-from painn_deploy.runtime.screening.chunks import Chunk, Ids, Scan, cut_short, divided, sha256_of
+from painn_deploy.runtime.screening.chunks import MOST_ATOMS, Chunk, Ids, Scan, cut_short, divided, sha256_of
 from painn_deploy.runtime.screening.extxyz_frame import parsed
 from painn_deploy.runtime.screening.remarks import Remarks
 
@@ -19,9 +19,6 @@ MOST_COMMENT = 4 << 20
 
 MOST_LINE = 64 << 10
 """Bytes of the line of an atom, or of one that is no frame's."""
-
-MOST_ATOMS = 10_000_000
-"""Of a frame, so that a wrong number takes no memory."""
 
 _COUNT = re.compile(rb"\s*[0-9]+\s*$")
 _ITEM = re.compile(

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import stat
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,10 +49,11 @@ class Folder:
     """An output and what belongs to it while it is being made: OUT.parts, and OUT.screening.json, which stays.
 
     Args:
-        output: the file that parts become.
+        output: the file that parts become; of a symbolic link, what it leads to.
     """
 
     def __init__(self, output: Path) -> None:
+        output = _followed(output)
         self.output = output
         self.parts = output.with_name(f"{output.name}.parts")
         self._plan = output.with_name(f"{output.name}.screening.json")
@@ -82,6 +84,8 @@ class Folder:
             raise OutputError(f"{str(self.output)!r} cannot be written: {error}. Choose another output.") from error
 
     def _refuse(self, source: Path, resume: bool, overwrite: bool) -> None:
+        if self.output.is_symlink():
+            raise OutputError(f"{self.output} is a link that leads nowhere. Remove it, or choose another output.")
         there = self.output.exists()
         if there and not self.output.is_file():
             raise OutputError(f"{self.output} is a folder, a pipe or a device. Choose another output.")
@@ -126,8 +130,15 @@ class Folder:
                 raise OutputError(f"{lock} is no regular file. Remove it.")
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise OutputError(f"Another screening is writing {self.output}. Wait for it, or stop it.") from error
+            except OSError as error:  # a file system without locks
+                warnings.warn(
+                    f"{self.parts} cannot be locked ({error.strerror or error}), so that a second screening into "
+                    f"{self.output} would not be noticed. Start none.",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
             try:
                 yield
             finally:
@@ -192,7 +203,8 @@ class Folder:
             write_whole(self._plan, json_bytes(plan | {"finished": False}), durable=True)
             remove_partial(self.parts)
             for path in self.parts.glob("attempts-*"):
-                path.unlink()
+                clear_way(path)
+                path.unlink(missing_ok=True)
 
     def unsound(self, chunks: Sequence[Chunk], plan: dict[str, Any]) -> list[Chunk]:
         """The chunks that have no part of this run, whole and as it was written.
@@ -232,7 +244,7 @@ class Folder:
         record = PartRecord(part.number, rows, run_of(plan), len(part.content), digest, part.failures, part.remarks)
         path = self.part(part.number)
         with self._told("write into"):
-            for place, content in ((path.with_suffix(".json"), json_bytes(vars(record))), (path, part.content)):
+            for place, content in ((path.with_suffix(".json"), record.written()), (path, part.content)):
                 clear_way(place)
                 write_whole(place, content, durable=True)
 
@@ -298,3 +310,11 @@ class Folder:
                 f"Cannot {what} {self.output.parent.resolve()}: {error.strerror or error}. {done} finished parts are "
                 "safe there; when this is mended, go on with --resume."
             ) from error
+
+
+def _followed(output: Path) -> Path:
+    """What a link leads to: the link stays, and what belongs to the output is beside the file itself."""
+    try:
+        return output.resolve() if output.is_symlink() else output
+    except (OSError, ValueError, RuntimeError):  # a loop of links
+        return output

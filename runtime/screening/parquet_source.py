@@ -2,8 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,36 @@ from ase import Atoms
 from ase.io.jsonio import create_ase_object
 
 from painn_deploy.export.errors import DatasetError, StructureError
-from painn_deploy.runtime.screening.chunks import Chunk, Ids, Scan, cut_short, divided, row_error, sha256_of
-from painn_deploy.runtime.screening.remarks import IN_INFO, UNREAD, Remarks
+from painn_deploy.runtime.screening.carrying import RESULTS, free
+from painn_deploy.runtime.screening.chunks import MOST_ATOMS, Chunk, Ids, Scan, cut_short, divided, row_error, sha256_of
+from painn_deploy.runtime.screening.labels import merged, with_labels
+from painn_deploy.runtime.screening.remarks import IN_INFO, RENAMED, UNREAD, Remarks
 
 __all__ = ["ParquetSource", "parquet"]
+
+MOST_BYTES = 64 << 20
+"""That rows take as Python's values at a time, by what the file says of itself; one row may take more."""
+
+MOST_ROWS = 1024
+"""At a time: more gain nothing."""
+
+TOO_LONG = "\0atoms"
+"""In place of the values of a row that has more atoms; no column has such a name."""
+
+VALUE_BYTES = 64
+"""Of a number as Python's value in a list in a list."""
+
+MOST_BYTES = 64 << 20
+"""That rows take as Python's values at a time, by what the file says of itself; one row may take more."""
+
+MOST_ROWS = 1024
+"""At a time: more gain nothing."""
+
+TOO_LONG = "\0atoms"
+"""In place of the values of a row that has more atoms; no column has such a name."""
+
+VALUE_BYTES = 64
+"""Of a number as Python's value in a list in a list."""
 
 OURS = ("index", "energy", "forces", "stress", "screen_error")
 """Columns of an earlier screening's output, which are replaced."""
@@ -56,6 +81,7 @@ class ParquetSource:
             raise DatasetError(f"{path} has no column {' and no column '.join(missing)}; it has {', '.join(names)}.")
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise DatasetError(f"{path} has more than one column {twice[0]!r}. Give each its own name.")
+        self._batch_rows = _batch_rows(self._file.metadata, path)
         self._ahead: Iterator[dict[str, Any]] = iter(())
         self._next = -1
 
@@ -66,11 +92,13 @@ class ParquetSource:
         chunks = divided(rows, chunk_rows, self._path)
         if "id" in self._file.schema_arrow.names:
             ids, row = Ids(self._path), 0
-            for batch in self._batches(columns=["id"]):
-                for name in _values(batch.column(0)):
-                    if name is not None:
+            try:
+                for batch in self._batches(columns=["id"]):
+                    for name in _values(batch.column(0)):
                         ids.add(row, name)
-                    row += 1
+                        row += 1
+            except MemoryError as error:
+                raise self._no_memory(row, rows - 1) from error
             ids.check()
         return Scan(rows, digest, chunks)
 
@@ -87,53 +115,124 @@ class ParquetSource:
             return [_from_columns(next(self._ahead), chunk.first + place, remarks) for place in range(chunk.count)]
         except StopIteration:
             raise cut_short(self._path) from None
+        except MemoryError as error:
+            self._next = -1
+            raise self._no_memory(chunk.first, chunk.first + chunk.count - 1) from error
+
+    def _no_memory(self, first: int, last: int) -> DatasetError:
+        return DatasetError(
+            f"There is no memory for rows {first} to {last} of {self._path}. Write it with smaller row groups, screen "
+            "it with a smaller --batch-size, or keep long notes elsewhere."
+        )
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        for batch in self._batches(batch_size=1024):
-            columns = {name: _values(batch.column(place)) for place, name in enumerate(batch.schema.names)}
-            for row in range(batch.num_rows):
-                yield {name: values[row] for name, values in columns.items()}
+        for batch in self._batches():
+            names = batch.schema.names
+            long = _too_long(batch.column(names.index("numbers")))
+            first = 0
+            for end in [*sorted(long), batch.num_rows]:  # a row that is too long is not made into Python's values
+                rows = batch.slice(first, end - first)
+                columns = {name: _values(rows.column(place)) for place, name in enumerate(names)}
+                for row in range(rows.num_rows):
+                    yield {name: values[row] for name, values in columns.items()}
+                if end in long:
+                    yield {TOO_LONG: long[end]}
+                first = end + 1
 
     def _batches(self, **how: Any) -> Iterator[Any]:
         try:
-            yield from self._file.iter_batches(**how)
+            yield from self._file.iter_batches(batch_size=self._batch_rows, **how)
+        except MemoryError:
+            raise
         except Exception as error:  # as above: a damaged page, a file that went away
             raise DatasetError(
                 f"Cannot read {self._path}: {error}. The file is damaged, or was changed while it was screened."
             ) from error
 
 
+def _batch_rows(metadata: Any, path: Path) -> int:
+    """How many rows are made into Python's values at a time.
+
+    A file of a thousand bytes may hold a row of 300 million numbers, or a text of megabytes a thousand times: equal
+    values are stored once. So it is their number that counts, and of texts the largest that there may be.
+
+    Raises:
+        DatasetError: a row group has more atoms than rows of the largest size.
+    """
+    most = 0.0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        size, rows = 0.0, max(1, group.num_rows)
+        for column in (group.column(place) for place in range(group.num_columns)):
+            name = column.path_in_schema.split(".")[0]
+            limit = {"numbers": MOST_ATOMS, "positions": 3 * MOST_ATOMS}.get(name)
+            if limit is not None and column.num_values > rows * limit:
+                raise DatasetError(
+                    f"Row group {number} of {path} has {column.num_values} values of {name!r} in "
+                    f"{group.num_rows} rows; {MOST_ATOMS} atoms are the most of a row."
+                )
+            size += VALUE_BYTES * column.num_values / rows
+            if column.physical_type == "BYTE_ARRAY":
+                repeats = any("DICTIONARY" in one or "DELTA" in one for one in column.encodings)
+                size += column.total_uncompressed_size / (1 if repeats else rows)
+        most = max(most, size)
+    return max(1, min(MOST_ROWS, int(MOST_BYTES / max(most, 1.0))))
+
+
+def _too_long(column: Any) -> dict[int, int]:
+    """Atoms of those rows of a batch that have more than are allowed."""
+    try:
+        lengths = column.value_lengths()
+    except AttributeError:  # no lists
+        return {}
+    return {row: length for row, length in enumerate(lengths.to_pylist()) if (length or 0) > MOST_ATOMS}
+
+
 def _values(column: Any) -> list[Any]:
     """A column as Python's values; where Python has none for one of them, as text."""
     try:
         return list(column.to_pylist())
+    except MemoryError:
+        raise
     except Exception:  # nanoseconds, a year past 9999, text that is not UTF-8
         return [_value(scalar) for scalar in column]
 
 
 def _value(scalar: Any) -> Any:
-    with suppress(Exception):
-        return scalar.as_py()
-    with suppress(Exception):
-        return scalar.cast("string").as_py()
-    with suppress(Exception):
-        return scalar.as_buffer().to_pybytes()
+    ways: tuple[Callable[[], Any], ...] = (
+        lambda: scalar.as_py(),
+        lambda: scalar.cast("string").as_py(),
+        lambda: scalar.as_buffer().to_pybytes(),
+    )
+    for way in ways:
+        try:
+            return way()
+        except MemoryError:
+            raise
+        except Exception:  # noqa: S112  the next way
+            continue
     return f"<{scalar.type}>"
 
 
 def _from_columns(row: dict[str, Any], index: int, remarks: Remarks) -> Atoms | StructureError:
+    if TOO_LONG in row:
+        return row_error(f"This row is no structure: it has {row[TOO_LONG]} atoms, and {MOST_ATOMS} are the most.")
     values = {name: value for name, value in row.items() if value is not None}
     problem, atoms = "", Atoms()
     shape = {name: values.pop(name, None) for name in ("numbers", "positions", "cell", "pbc")}
     try:
         atoms = _structure(**shape)
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a column may hold
         problem = f"This row is no structure: {error or type(error).__name__}."
     info = _unpacked(values.pop("info", None), "info", index, remarks)
     arrays = _unpacked(values.pop("arrays", None), "arrays", index, remarks)
-    for name in OURS:
-        values.pop(name, None)
-    atoms.info = info | values
+    if (number := values.pop("index", None)) is not None and number != index:
+        values[own := free("input_index", values)] = number
+        remarks.add(RENAMED, index, f"'index' is {own!r}")
+    with_labels(atoms, {name: _as_label(values.pop(name)) for name in RESULTS if name in values})
+    atoms.info = merged(info, values, index, remarks)
     for name, value in arrays.items():
         _put(atoms, str(name), value, index, remarks)
     return row_error(problem, atoms) if problem else atoms
@@ -165,6 +264,14 @@ def _structure(numbers: Any, positions: Any, cell: Any, pbc: Any) -> Atoms:
         cell=vectors.reshape(3, 3),
         pbc=flags.astype(bool),
     )
+
+
+def _as_label(value: Any) -> Any:
+    """A list of numbers as an array; anything else as it is."""
+    try:
+        return np.array(value, float) if isinstance(value, list) else value
+    except (TypeError, ValueError):
+        return value
 
 
 def _unpacked(value: Any, name: str, index: int, remarks: Remarks) -> dict[str, Any]:

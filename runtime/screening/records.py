@@ -99,10 +99,16 @@ def read_plan(path: Path) -> dict[str, Any] | None:
 
 def run_of(plan: dict[str, Any]) -> str:
     """A digest of what decides the rows, by which a part is known as one of this run."""
-    rest = {
-        name: value for name, value in plan.items() if name not in ("finished", "failures", "remarks", _OF_FINISHED)
-    }
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    later = ("finished", "failures", "remarks", _OF_FINISHED)
+    return _digest({name: value for name, value in plan.items() if name not in later})
+
+
+_OF_RECORD = "record_sha256"
+"""Of a part's record, without this key."""
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,10 @@ class PartRecord:
     failures: list[tuple[int, str]] = field(default_factory=list)
     remarks: dict[str, tuple[int, str]] = field(default_factory=dict)
 
+    def written(self) -> bytes:
+        """The record as it is written, with a digest of itself: what it says of failures is no less than the rows."""
+        return json_bytes(vars(self) | {_OF_RECORD: _digest(vars(self))})
+
     @classmethod
     def read(cls, path: Path) -> "PartRecord | None":
         """A record; None where there is none that can be read."""
@@ -134,7 +144,8 @@ class PartRecord:
             match read_json(path, MOST_BYTES, finite=False):
                 case {"number": int(number), "rows": int(rows), "run": str(run), "size": int(size), **rest}:
                     failures, remarks = failures_from(rest["failures"]), remarks_from(rest["remarks"])
-                    return cls(number, rows, run, size, str(rest["sha256"]), failures, remarks)
+                    record = cls(number, rows, run, size, str(rest["sha256"]), failures, remarks)
+                    return record if rest[_OF_RECORD] == _digest(vars(record)) else None
         except (ValueError, KeyError):
             pass
         return None

@@ -10,8 +10,10 @@ __all__ = [
     "IN_INFO",
     "LATIN",
     "LEFT_OUT",
+    "NOT_NAMED",
     "NO_ELEMENT",
     "RENAMED",
+    "REPLACED",
     "UNREAD",
     "Remarks",
     "one_line",
@@ -27,6 +29,9 @@ NO_ELEMENT = "atomic numbers of no element, kept as a list"
 UNREAD = "labels or notes that cannot be read"
 LATIN = "lines that are not UTF-8, read as Latin-1"
 CELL_UNREAD = "comments that seem to name a cell, which was not read"
+
+NOT_NAMED = "columns of atoms that no Properties name, which were not read"
+REPLACED = "labels that the input brought were replaced"
 
 MOST_LETTERS = 600
 """Of a reason or an example: enough for any of ours, and a bound for what an input may put into one."""

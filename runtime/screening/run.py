@@ -17,9 +17,10 @@ from painn_deploy.export.progress import Tell, silent
 from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.screening.chunks import Stamp, atoms_of, sha256_of, stamp_of
 from painn_deploy.runtime.screening.folder import FORMAT_VERSION, Folder, Part
+from painn_deploy.runtime.screening.labels import labels_of, result_row
 from painn_deploy.runtime.screening.relaxation import Relaxation, relax
 from painn_deploy.runtime.screening.remarks import Remarks, one_line
-from painn_deploy.runtime.screening.sinks import SINKS, result_row
+from painn_deploy.runtime.screening.sinks import SINKS
 from painn_deploy.runtime.screening.sources import Chunk, Scan, format_of, open_source
 from painn_deploy.runtime.streaming import stream
 
@@ -117,9 +118,10 @@ class Screener:
         rows, failures = [], []
         for place, (item, (moved, outcome)) in enumerate(zip(items, answers, strict=True)):
             kept = moved if isinstance(moved, Atoms) else atoms_of(item)
-            rows.append(result_row(kept, outcome.results, outcome.reason))
+            labels, index = labels_of(atoms_of(item)), chunk.first + place
+            rows.append(result_row(kept, outcome.results, outcome.reason, labels=labels, index=index, remarks=remarks))
             if outcome.results is None:
-                failures.append((chunk.first + place, one_line(outcome.reason)))
+                failures.append((index, one_line(outcome.reason)))
         content = self._sink.encoded(rows, chunk.first, remarks)
         return Part(chunk.number, content, failures, remarks.as_dict())
 
@@ -165,12 +167,11 @@ def screen(
         OutputError: there is an output, or it cannot be written; what is there is kept for `resume`.
         BundleError, EngineError: the engine cannot be opened, or fails for every structure.
     """
-    source, folder = Path(source), Folder(Path(output))
+    source, kind, folder = Path(source), format_of(Path(output)), Folder(Path(output))
     if chunk_rows is not None and chunk_rows < 1:
         raise OutputError(f"Chunks of {chunk_rows} rows cannot be written; give 1 or more.")
     if resume and overwrite:
         raise OutputError("Either resume or overwrite: the one keeps what an earlier run left, the other removes it.")
-    kind = format_of(folder.output)
     folder.refuse(source, resume, overwrite)
     with Evaluator(bundle, device=device) as evaluator, folder.locked():
         if overwrite:
@@ -196,11 +197,12 @@ def screen(
         tell(f"{scan.rows} structures")
         # twice: a part that is not as it was written when all are there is computed again
         left = pending
+        held = _Held(source, stamp, scan.sha256)
         for _ in range(2):
             if not left:
                 break
             made = _parts(job, left, folder, workers, address, memory)
-            _run(folder, scan, left, made, progress, plan, _Held(source, stamp))
+            _run(folder, scan, left, made, progress, plan, held)
             left = folder.unsound(scan.chunks, plan)
             pending = pending + [chunk for chunk in left if chunk not in pending]
         if left:
@@ -213,16 +215,20 @@ def screen(
     return Summary(scan.rows, sum(chunk.count for chunk in pending), failures, remarks.as_dict())
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Held:
     """The input as it was looked through: no part is kept of one that was written into since."""
 
     source: Path
     stamp: Stamp
+    sha256: str
 
     def check(self) -> None:
-        if stamp_of(self.source) != self.stamp:
-            raise _changed(self.source)
+        if (stamp := stamp_of(self.source)) != self.stamp:
+            # a new time alone is no change: a copy, a `touch`
+            if sha256_of(self.source) != self.sha256:
+                raise _changed(self.source)
+            self.stamp = stamp
 
 
 def _changed(source: Path) -> DatasetError:
@@ -239,7 +245,15 @@ def _parts(
         here = Screener(job)
         with here.evaluator:
             for chunk in pending:
-                yield here.compute(chunk)
+                try:
+                    part = here.compute(chunk)
+                except MemoryError as error:
+                    last = chunk.first + chunk.count - 1
+                    raise DatasetError(
+                        f"There is no memory for rows {chunk.first} to {last} of {job.source}. What is done is kept: "
+                        "go on with --resume on a larger machine, or start again with a smaller --batch-size."
+                    ) from error
+                yield part
         return
     from painn_deploy.runtime.screening.workers import parts_from_workers
 

@@ -15,36 +15,14 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.jsonio import encode, mydecode
 
-from painn_deploy.runtime.screening.carrying import ERROR, RESULTS
+from painn_deploy.runtime.screening.carrying import ERROR
 from painn_deploy.runtime.screening.extxyz_rows import count_frames, write_frame
-from painn_deploy.runtime.screening.remarks import Remarks, one_line
+from painn_deploy.runtime.screening.labels import result_row
+from painn_deploy.runtime.screening.remarks import Remarks
 from painn_deploy.runtime.screening.sources import parquet
 from painn_deploy.runtime.screening.table_rows import columns, database_values
 
 __all__ = ["ERROR", "SINKS", "Sink", "result_row"]
-
-STALE = (*RESULTS, "free_energy", "energies", "stresses", ERROR, "relax_steps", "relax_converged")
-
-
-def result_row(atoms: Atoms | None, results: Mapping[str, Any] | None, reason: str) -> Atoms:
-    """A row of the output: the structure with its `info`, and results in place of any that it brought.
-
-    Args:
-        atoms: the structure; None where the input's row could not be read.
-        results: as `PaiNNCalculator.calculate_batch` gives them, or None.
-        reason: why there are none.
-    """
-    row = Atoms() if atoms is None else atoms.copy()
-    row.calc = None
-    row.info = {} if atoms is None else {key: value for key, value in atoms.info.items() if key not in STALE}
-    for name in STALE:
-        row.arrays.pop(name, None)
-    if results is None:
-        row.info[ERROR] = one_line(reason)
-        return row
-    row.calc = SinglePointCalculator(row, **{name: results[name] for name in RESULTS if name in results})
-    row.info |= {name: results[name] for name in ("relax_steps", "relax_converged") if name in results}
-    return row
 
 
 @runtime_checkable

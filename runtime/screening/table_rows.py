@@ -112,6 +112,8 @@ def _json(values: dict[str, Any], index: int, remarks: Remarks) -> str | None:
         return None
     try:
         return str(encode(values))
+    except MemoryError:
+        raise
     except Exception as error:  # nothing that we know of comes here, and nothing may cost a row its result
         remarks.add(LEFT_OUT, index, f"{', '.join(map(str, values))}: {error}")
         return None
@@ -151,6 +153,8 @@ def database_values(row: Atoms, index: int, remarks: Remarks) -> dict[str, Any]:
     try:
         # as the database itself keeps them: nothing is lost between here and there
         return values | {"data": base64.b64encode(object_to_bytes(data)).decode()}
+    except MemoryError:
+        raise
     except Exception as error:  # as above
         remarks.add(LEFT_OUT, index, f"{', '.join(map(str, data))}: {error}")
         return values | {"data": {}}
