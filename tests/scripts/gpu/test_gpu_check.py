@@ -56,10 +56,10 @@ def test_a_job_that_is_killed_goes_on_where_it_was_and_ends_with_every_stage(tmp
     began = time.monotonic()
     job = subprocess.Popen([sys.executable, SCRIPT, *map(str, asked)], stdout=subprocess.PIPE, text=True)
     while not (output / "figures.json").is_file():
-        assert time.monotonic() - began < 15, "no figure after 15 s"
+        assert time.monotonic() - began < 120, "no figure after two minutes, on a busy machine too"
         time.sleep(0.05)
     while "eager: 1 ethanol: engine call" not in read(output, "figures")["first"]:
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < 300
         time.sleep(0.05)
     busy = run(*asked, "--resume")
     assert "Another job writes to" in one_line(busy.stderr)
