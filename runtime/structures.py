@@ -63,20 +63,16 @@ def check_structure(atoms: Atoms) -> Atoms:
         ) from error
     given = cell, periodic
     plain = _is_plain(numbers, WHOLES) and _is_plain(positions, FLOATS) and _is_plain(cell, FLOATS)
-    shapes = (numbers.shape, positions.shape, cell.shape) if plain else tuple(map(_shape, (numbers, positions, cell)))
-    if shapes != (shapes[0][:1], (*shapes[0], 3), (3, 3)) or len(shapes[0]) != 1:
-        raise StructureError(
-            f"The arrays of this structure have the shapes {shapes[0]} (numbers), {shapes[1]} (positions) "
-            f"and {shapes[2]} (cell); they must be (atoms,), (atoms, 3) and (3, 3)."
-        )
-    if shapes[0][0] > MOST_ATOMS:
-        raise StructureError(f"The structure has {shapes[0][0]:.1e} atoms, and indices reach to {MOST_ATOMS:.1e}.")
-    if not plain:
+    if plain:
+        _check_shapes(numbers.shape, positions.shape, cell.shape)
+    else:
+        atoms_told = _check_shapes(_shape(numbers), _shape(positions), _shape(cell))  # before anything huge is made
         try:
             numbers, positions = as_numbers(numbers), as_reals(positions, "positions")
         except MemoryError as error:
-            raise StructureError(f"The structure has {shapes[0][0]} atoms, for which there is no memory.") from error
+            raise StructureError(f"The structure has {atoms_told} atoms, for which there is no memory.") from error
         cell = as_reals(cell, "the cell")
+        _check_shapes(numbers.shape, positions.shape, cell.shape)  # objects may have been arrays of more dimensions
     if type(periodic) is not np.ndarray or periodic.dtype != bool or periodic.shape != (3,):
         periodic = as_flags(periodic)
     if len(positions) == 0:
@@ -177,6 +173,18 @@ def refuse_one_spot(
         f"Atoms {one} ({_symbol(numbers[one])}) and {other} ({_symbol(numbers[other])}) are on one "
         f"spot, {distances[worst]:.2e} Å apart; remove the one that was written twice."
     )
+
+
+def _check_shapes(numbers: tuple[int, ...], positions: tuple[int, ...], cell: tuple[int, ...]) -> int:
+    """Refuse arrays that do not fit together; how many atoms they have."""
+    if len(numbers) != 1 or positions != (*numbers, 3) or cell != (3, 3):
+        raise StructureError(
+            f"The arrays of this structure have the shapes {numbers} (numbers), {positions} (positions) and {cell} "
+            "(cell); they must be (atoms,), (atoms, 3) and (3, 3)."
+        )
+    if numbers[0] > MOST_ATOMS:
+        raise StructureError(f"The structure has {numbers[0]:.1e} atoms, and indices reach to {MOST_ATOMS:.1e}.")
+    return numbers[0]
 
 
 def _shape(values: Any) -> tuple[int, ...]:

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from painn_deploy import engines
 from painn_deploy.calibration.accuracy.left_out import LeftOut, summary
-from painn_deploy.engines import BACKENDS, get_backend
 from painn_deploy.export.bundle import Bundle, read_bundle
 from painn_deploy.export.declaration import species_text
 from painn_deploy.export.errors import BundleError, PaiNNDeployError
@@ -49,9 +49,9 @@ def print_bundle(path: Path, out: Console) -> None:
     made.add_row("checkpoint", f"sha256 {m.checkpoint_sha256}")
     made.add_row("bundle", f"sha256 {bundle.sha256}, format {m.format_version}")
     made.add_row("built", _shown(f"{m.built_at} with " + ", ".join(f"{k} {v}" for k, v in m.built_with.items())))
-    if m.engine in BACKENDS:
+    if m.engine in engines.BACKENDS:
         try:
-            contents = get_backend(m.engine).contents(bundle)
+            contents = engines.get_backend(m.engine).contents(bundle)
         except PaiNNDeployError:
             raise
         except NONSENSE as error:

@@ -47,6 +47,13 @@ def huge(atoms: Atoms, count: int = 10**12) -> None:
     atoms.arrays["positions"] = np.broadcast_to(atoms.positions[:1], (count, 3))
 
 
+def _lists(values: np.ndarray) -> np.ndarray:
+    """An object array whose every value is a list of one."""
+    made = np.empty(len(values), object)
+    made[:] = [[value] for value in values.tolist()]
+    return made
+
+
 SOUND: dict[str, Change] = {
     "float32 positions": put("positions", lambda a: a.astype(np.float32)),
     "long double positions": put("positions", lambda a: a.astype(np.longdouble)),
@@ -77,6 +84,8 @@ UNSOUND: dict[str, tuple[Change, str]] = {
         put("numbers", lambda a: np.array([[1], 2, None, "C", b"", 6, {}, ()], object)),
         "no array",
     ),
+    "objects that are lists": (put("numbers", lambda a: _lists(a)), r"shapes \(8, 1\) \(numbers\)"),
+    "positions of lists": (put("positions", lambda a: np.stack([_lists(a[:, 0])] * 3, axis=1)), r"\(8, 3, 1\)"),
     "too few numbers": (put("numbers", lambda a: a[:-1]), r"shapes \(7,\) \(numbers\), \(8, 3\)"),
     "too many numbers": (put("numbers", lambda a: np.tile(a, 2)), r"shapes \(16,\)"),
     "masked numbers": (put("numbers", lambda a: np.ma.array(a, mask=a > 0)), "Some of numbers are masked"),
