@@ -56,7 +56,7 @@ def test_dynamics_keep_energy_and_memory(shipped: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_screenings_give_the_same_rows(shipped: Path, tmp_path: Path) -> None:
     formats = checked(tmp_path / "out", "rows-onnxruntime", shipped)["formats"]
-    assert formats[".extxyz"]["kills"] == 2
+    assert formats[".extxyz"]["kills"] >= 2, "one that found nothing to stop is made again"
     assert all(found["same"] for name, found in formats.items() if not name.startswith("awkward"))
 
 
