@@ -36,6 +36,9 @@ CHECKPOINTS, SAMPLES = 20, 40
 SETTLED = 0.15
 """Time that a relaxation and a thermostat take to bring the box to its temperature, as a share of the run's."""
 
+SHORTEST = 5.0
+"""ps that a run has at least where its temperature is judged: in a few seconds a busy machine settles nothing."""
+
 DRIFT, WARMEST, COLDEST, CONTINUES = 0.1, 420.0, 200.0, 1e-6
 """meV/atom/ps, K and K of the mean temperature; eV an atom by which a resumed run may differ from its checkpoint."""
 
@@ -138,7 +141,7 @@ def _judged(
     failures, jumps = [], job.record.lines("jumps")
     if not np.isfinite(energies).all():
         failures.append("an energy is not finite")
-    if not COLDEST <= mean <= WARMEST:
+    if picoseconds >= SHORTEST and not COLDEST <= mean <= WARMEST:
         failures.append(f"the mean temperature is {mean:.0f} K")
     if any(jump > CONTINUES for jump in jumps):
         failures.append(f"a resumed run has another energy than its checkpoint by {max(jumps):.1e} eV/atom")
