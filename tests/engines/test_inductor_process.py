@@ -61,7 +61,7 @@ print(json.dumps([seen, len(answers)]))
 @linux
 def test_f5_opening_and_closing_takes_no_more_memory(compiled: Path) -> None:
     """torch's loader alone kept 20 memory maps and 2 MiB of each cycle."""
-    (first, middle, last), answers = run_script(CYCLES, compiled, 60)
+    (_, middle, last), answers = run_script(CYCLES, compiled, 60)
     assert last[0] - middle[0] < 100, "torch alone adds 20 maps a cycle"
     assert last[1] - middle[1] < 4
     assert answers == 2  # each molecule had the same bits each time
