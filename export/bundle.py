@@ -19,7 +19,7 @@ from painn_deploy.export.files import prepare_output, write_folder_whole
 from painn_deploy.export.manifest import LARGEST_MANIFEST, MANIFEST, MODEL, Manifest, check_free, check_name
 from painn_deploy.export.onnx_content import OnnxContent, OnnxContentError, read_onnx_content
 from painn_deploy.export.parsing import UnreadableError, parse_json, parse_value
-from painn_deploy.export.reading import AbsentError, LinkError, Stamp, read_stamped
+from painn_deploy.export.reading import AbsentError, LinkError, Stamp, read_stamped, stamp_of
 
 __all__ = ["Bundle", "read_bundle", "write_bundle"]
 
@@ -283,10 +283,9 @@ def _same(value: Any, text: str) -> bool:
 
 def _stamp(path: Path) -> Stamp | None:
     try:
-        status = path.lstat()
+        return stamp_of(path.lstat())
     except OSError:
         return None
-    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _read_checked(path: Path, name: str, sha256: str, most: int = LARGEST) -> _Held:

@@ -23,6 +23,7 @@ __all__ = [
     "read_json",
     "read_regular",
     "read_stamped",
+    "stamp_of",
 ]
 
 Stamp = tuple[int, int, int]
@@ -112,7 +113,12 @@ def read_stamped(path: Path, most: int, *, follow: bool = False, owned: bool = F
         raise UnreadableError(f"{str(path)!r} is no name of a file ({error})") from error
     if len(content) != size:
         raise UnreadableError(f"{path} was changed while it was read")
-    return _Content(content, (size, status.st_mtime_ns, status.st_ino))
+    return _Content(content, stamp_of(status))
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """What a file was like when it was asked about."""
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def check_regular(path: Path, most: int) -> None:

@@ -24,7 +24,7 @@ from painn_deploy.runtime.screening.remarks import (
     one_line,
 )
 
-__all__ = ["ERROR", "RESULTS", "Format", "Settled", "free", "is_finite", "settle"]
+__all__ = ["ERROR", "RESULTS", "Format", "Settled", "free", "is_ordinary", "settle"]
 
 ERROR = "screen_error"
 """Key in `info` of a row without results: why it has none."""
@@ -105,6 +105,28 @@ def settle(row: Atoms, form: Format, index: int, remarks: Remarks) -> Settled:
 def is_finite(row: Atoms) -> bool:
     """Whether a row's cell is."""
     return math.isfinite(sum(row.cell.array.ravel().tolist()))
+
+
+def is_ordinary(row: Atoms, form: Format) -> bool:
+    """Whether a format carries the structure and the columns of a row as they are; quick, since nearly every row is so.
+
+    Args:
+        row: anything that is held by ASE's class.
+        form: the format.
+    """
+    numbers, positions = row.arrays["numbers"], row.arrays["positions"]
+    if type(numbers) is not np.ndarray or numbers.dtype != np.int64 or numbers.ndim != 1:
+        return False
+    elements = numbers.tolist()
+    if not is_finite(row) or (elements and (min(elements) < form.numbers[0] or max(elements) > form.numbers[1])):
+        return False
+    if type(positions) is not np.ndarray or positions.dtype != np.float64 or positions.shape != (len(elements), 3):
+        return False
+    return len(row.arrays) == 2 or all(
+        type(array) is np.ndarray and type(name) is str and form.takes_column(name, array, len(elements))
+        for name, array in row.arrays.items()
+        if name not in ("numbers", "positions")
+    )
 
 
 def _numbers(given: Any, form: Format, index: int, remarks: Remarks) -> tuple[np.ndarray, dict[str, Any]]:

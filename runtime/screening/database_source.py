@@ -22,15 +22,12 @@ from painn_deploy.runtime.screening.chunks import (
 )
 from painn_deploy.runtime.screening.labels import merged, with_labels
 from painn_deploy.runtime.screening.remarks import CONSTRAINT, UNREAD, Remarks
-from painn_deploy.runtime.screening.table_rows import ARRAYS
+from painn_deploy.runtime.screening.table_rows import ARRAYS, COLUMNS
 
 __all__ = ["DatabaseSource"]
 
 MOST_SECONDS = 120.0
 """Of one question to a database: reading one row, or all ids. A view may be written so that it never ends."""
-
-COLUMNS = ("initial_magmoms", "initial_charges", "tags", "masses", "momenta")
-"""Of a database, with a value or more for each atom."""
 
 
 class DatabaseSource:

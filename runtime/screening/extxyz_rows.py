@@ -18,7 +18,7 @@ from ase.calculators.calculator import all_properties
 from ase.constraints import FixAtoms, FixCartesian
 from ase.io.extxyz import per_config_properties, read_xyz, write_xyz
 
-from painn_deploy.runtime.screening.carrying import ERROR, RESULTS, Format, is_finite, settle
+from painn_deploy.runtime.screening.carrying import ERROR, RESULTS, Format, is_ordinary, settle
 from painn_deploy.runtime.screening.plain import HOOKS, WORDS
 from painn_deploy.runtime.screening.remarks import AS_TEXT, LEFT_OUT, RENAMED, Remarks
 
@@ -124,23 +124,8 @@ def _is_ordinary(row: Atoms) -> bool:
     for name, value in row.info.items():
         if type(name) is not str or not _is_ordinary_name(name) or not _is_ordinary_value(value):
             return False
-    numbers, positions = row.arrays["numbers"], row.arrays["positions"]
-    if type(numbers) is not np.ndarray or numbers.dtype != np.int64 or numbers.ndim != 1:
+    if not is_ordinary(row, FORMAT) or (len(row.arrays) > 2 and _clashes(row)):
         return False
-    atoms = len(numbers)
-    if type(positions) is not np.ndarray or positions.dtype != np.float64 or positions.shape != (atoms, 3):
-        return False
-    elements = numbers.tolist()
-    if not is_finite(row) or (elements and (min(elements) < 0 or max(elements) > 118)):
-        return False
-    if len(row.arrays) > 2:
-        for name, array in row.arrays.items():
-            if name in ("numbers", "positions"):
-                continue
-            if type(array) is not np.ndarray or type(name) is not str or not _takes_column(name, array, atoms):
-                return False
-        if _clashes(row):
-            return False
     return not row.constraints or all(map(_takes_constraint, row.constraints))
 
 

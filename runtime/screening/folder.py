@@ -14,6 +14,8 @@ from typing import Any
 
 from painn_deploy.export.errors import OutputError
 from painn_deploy.export.files import remove_partial, sync, write_whole
+from painn_deploy.export.parsing import UnreadableError
+from painn_deploy.export.reading import read_regular
 from painn_deploy.runtime.screening.chunks import Chunk
 from painn_deploy.runtime.screening.records import PartRecord, clear_way, json_bytes, read_plan, run_of
 from painn_deploy.runtime.screening.remarks import Remarks
@@ -188,8 +190,8 @@ class Folder:
         Args:
             earlier: its plan.
         """
-        with self._told("read"), self.output.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        with self._told("read"):
+            digest = self._digest()
         if earlier["output_sha256"] not in ("", digest):
             raise OutputError(
                 f"{self.output} was changed since it was finished (its SHA-256 differs). Keep it under another name, "
@@ -222,15 +224,10 @@ class Folder:
         if record is None or (record.number, record.rows, record.run) != (chunk.number, chunk.count, run):
             return None
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-            with os.fdopen(handle, "rb") as file:
-                found = os.fstat(handle)
-                if not stat.S_ISREG(found.st_mode) or found.st_size != record.size:
-                    return None
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError:
+            content = read_regular(path, record.size)
+        except UnreadableError:
             return None
-        return record if digest == record.sha256 else None
+        return record if hashlib.sha256(content).hexdigest() == record.sha256 else None
 
     def keep(self, part: Part, rows: int, plan: dict[str, Any]) -> None:
         """Write a part; it counts from when its file has its name.
@@ -290,13 +287,16 @@ class Folder:
             finally:
                 self._temporary.unlink(missing_ok=True)
             sync(self.output.parent)
-            with self.output.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
             done = plan | {"finished": True, "failures": failures, "remarks": remarks.as_dict()}
-            done["output_sha256"] = digest
+            done["output_sha256"] = self._digest()
             write_whole(self._plan, json_bytes(done), durable=True)
             shutil.rmtree(self.parts)
         return failures, remarks
+
+    def _digest(self) -> str:
+        """SHA-256 of the output."""
+        with self.output.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     @contextlib.contextmanager
     def _told(self, what: str) -> Iterator[None]:

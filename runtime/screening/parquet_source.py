@@ -30,21 +30,6 @@ TOO_LONG = "\0atoms"
 VALUE_BYTES = 64
 """Of a number as Python's value in a list in a list."""
 
-MOST_BYTES = 64 << 20
-"""That rows take as Python's values at a time, by what the file says of itself; one row may take more."""
-
-MOST_ROWS = 1024
-"""At a time: more gain nothing."""
-
-TOO_LONG = "\0atoms"
-"""In place of the values of a row that has more atoms; no column has such a name."""
-
-VALUE_BYTES = 64
-"""Of a number as Python's value in a list in a list."""
-
-OURS = ("index", "energy", "forces", "stress", "screen_error")
-"""Columns of an earlier screening's output, which are replaced."""
-
 
 def parquet() -> Any:
     """pyarrow.parquet.

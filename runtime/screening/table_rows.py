@@ -13,11 +13,11 @@ from ase.db.row import AtomsRow
 from ase.db.sqlite import SQLite3Database
 from ase.io.jsonio import encode
 
-from painn_deploy.runtime.screening.carrying import ERROR, Format, is_finite, settle
+from painn_deploy.runtime.screening.carrying import ERROR, Format, is_ordinary, settle
 from painn_deploy.runtime.screening.plain import HOOKS, WORDS
 from painn_deploy.runtime.screening.remarks import AS_TEXT, LEFT_OUT, Remarks, one_line
 
-__all__ = ["ARRAYS", "columns", "database_values"]
+__all__ = ["ARRAYS", "COLUMNS", "columns", "database_values"]
 
 ARRAYS = "arrays"
 """Key in the data of a database's row: columns of atoms that a database has no place for, by name."""
@@ -27,8 +27,8 @@ LARGEST = 10**300
 
 INT32 = 2**31
 
-_COLUMNS = {"initial_magmoms": 1, "initial_charges": 1, "masses": 1, "tags": 1, "momenta": 2}
-"""Of a database, with their dimensions."""
+COLUMNS = {"initial_magmoms": 1, "initial_charges": 1, "masses": 1, "tags": 1, "momenta": 2}
+"""Of atoms in a database, with their dimensions."""
 
 _SAFE = frozenset({str, float, bool, np.float64})
 """Types whose every value JSON gives back."""
@@ -63,7 +63,7 @@ def _data_name(name: str, value: Any) -> bool:  # noqa: ARG001
 
 
 def _database_column(name: str, array: np.ndarray, atoms: int) -> bool:
-    if _COLUMNS.get(name) != array.ndim or array.shape != ((atoms, 3) if name == "momenta" else (atoms,)):
+    if COLUMNS.get(name) != array.ndim or array.shape != ((atoms, 3) if name == "momenta" else (atoms,)):
         return False
     if name == "tags":
         return array.dtype.kind == "i" and bool(atoms == 0 or (array.min() >= -INT32 and array.max() < INT32))
@@ -185,19 +185,7 @@ def _is_ordinary(row: Atoms, takes: Callable[[Any], bool], form: Format) -> bool
     for name, value in row.info.items():
         if type(name) is not str or name in HOOKS or (type(value) not in _SAFE and not takes(value)):
             return False
-    numbers, positions = row.arrays["numbers"], row.arrays["positions"]
-    if type(numbers) is not np.ndarray or numbers.dtype != np.int64 or numbers.ndim != 1 or row.constraints:
-        return False
-    elements = numbers.tolist()
-    if not is_finite(row) or (elements and (min(elements) < form.numbers[0] or max(elements) > form.numbers[1])):
-        return False
-    if type(positions) is not np.ndarray or positions.dtype != np.float64 or positions.shape != (len(elements), 3):
-        return False
-    return len(row.arrays) == 2 or all(
-        type(array) is np.ndarray and type(name) is str and form.takes_column(name, array, len(elements))
-        for name, array in row.arrays.items()
-        if name not in ("numbers", "positions")
-    )
+    return not row.constraints and is_ordinary(row, form)
 
 
 def _simple(value: Any) -> bool:
