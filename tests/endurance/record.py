@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,14 @@ from painn_deploy.export.progress import Tell, silent
 
 from .plan import Options, Stage
 
-__all__ = ["DONE", "FAILED", "UNDER_WAY", "WAITING", "Job", "Outcome", "StageRecord", "same_subject"]
+__all__ = ["DONE", "FAILED", "UNDER_WAY", "WAITING", "Findings", "Job", "Outcome", "StageRecord", "same_subject"]
 
 WAITING, UNDER_WAY, DONE, FAILED = "waiting", "under way", "done", "failed"
 
 STATE = "state.json"
+
+IN_WORDS = 2
+"""Findings of a kind that are told one by one."""
 
 
 @dataclass
@@ -31,6 +35,29 @@ class Outcome:
 
     figures: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Findings:
+    """What does not hold, by kind: the first of a kind in words, and how many there are."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    words: list[str] = field(default_factory=list)
+
+    def add(self, kind: str, words: str) -> None:
+        """Count one.
+
+        Args:
+            kind: of what it was found with.
+            words: that say which, and what is wrong.
+        """
+        self.counts[kind] += 1
+        if self.counts[kind] <= IN_WORDS:
+            self.words.append(words)
+
+    def failures(self) -> list[str]:
+        """A line each, see `Outcome`."""
+        return self.words + [f"{kind}: {count} in all" for kind, count in self.counts.items() if count > IN_WORDS]
 
 
 @dataclass

@@ -31,6 +31,8 @@ from painn_deploy.runtime.screening.run import screen
 from tests import students
 from tests.scripts.test_cli import run
 
+from .hostile_rows import read_back as read
+
 FORMATS = ("extxyz", "db", "parquet")
 
 
@@ -69,31 +71,6 @@ def write(path: Path, items: Sequence[Atoms]) -> Path:
         ]
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=7)
     return path
-
-
-def read(path: Path) -> list[Atoms]:
-    """Rows of an output, with their results."""
-    if path.suffix == ".extxyz":
-        return list(ase.io.read(path, index=":"))
-    if path.suffix == ".db":
-        rows = []
-        for row in ase.db.connect(path).select():
-            atoms = row.toatoms()
-            atoms.info = {**row.data, **row.key_value_pairs}
-            rows.append(atoms)
-        return rows
-    rows = []
-    for row in pyarrow.parquet.read_table(path).to_pylist():
-        assert row["index"] == len(rows)
-        atoms = Atoms(row["numbers"], np.reshape(row["positions"], (-1, 3)), cell=row["cell"], pbc=row["pbc"])
-        info = {key: row[key] for key in ("id", "screen_error") if row[key] is not None}
-        atoms.info = {**json.loads(row["info"] or "{}"), **info}
-        if row["energy"] is not None:
-            atoms.calc = ase.calculators.singlepoint.SinglePointCalculator(
-                atoms, **{key: np.array(row[key]) for key in ("energy", "forces", "stress") if row[key] is not None}
-            )
-        rows.append(atoms)
-    return rows
 
 
 @pytest.mark.parametrize(("source", "target"), [("extxyz", "db"), ("db", "parquet"), ("parquet", "extxyz")])

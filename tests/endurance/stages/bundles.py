@@ -17,7 +17,7 @@ from painn_deploy.export.bundle import read_bundle
 from painn_deploy.export.errors import EngineUnavailableError, PaiNNDeployError
 from tests.endurance.child import Emit, Ended, in_child, what_failed
 from tests.endurance.generators_bundles import altered
-from tests.endurance.record import Job, Outcome
+from tests.endurance.record import Findings, Job, Outcome
 
 __all__ = ["answers", "judge", "run"]
 
@@ -150,7 +150,7 @@ def run(job: Job) -> Outcome:
 
 
 def _summed(lines: list[dict[str, Any]], seed: int, engine: str, wanted: dict[str, Any]) -> Outcome:
-    counts, kinds, failures, alike = Counter[str](), dict[str, Counter[str]](), list[str](), Counter[str]()
+    counts, kinds, findings = Counter[str](), dict[str, Counter[str]](), Findings()
     for line in lines:
         one = altered(seed, line["number"], engine)
         came, wrong = judge(one.may, line["found"], wanted)
@@ -158,14 +158,11 @@ def _summed(lines: list[dict[str, Any]], seed: int, engine: str, wanted: dict[st
         counts[f"{group}: {came}"] += 1
         kinds.setdefault(f"{group}: {one.kind}", Counter())[came] += 1
         if wrong:
-            alike[one.kind] += 1
-            if alike[one.kind] <= 2:
-                failures.append(f"{group}: {one.kind} (seed {seed}, number {line['number']}): {'; '.join(wrong)}")
-    failures += [f"{kind}: {count} in all" for kind, count in alike.items() if count > 2]
+            findings.add(one.kind, f"{group}: {one.kind} (seed {seed}, number {line['number']}): {'; '.join(wrong)}")
     figures = {
         "bundles": len(lines),
         "counts": dict(counts),
         "kinds": {name: dict(found) for name, found in kinds.items()},
-        "wrong": sum(alike.values()),
+        "wrong": findings.counts.total(),
     }
-    return Outcome(figures, failures)
+    return Outcome(figures, findings.failures())

@@ -16,7 +16,7 @@ from painn_deploy.runtime import PaiNNCalculator
 from tests.endurance.brute_force import Reading, Reference, UnanswerableError, reading_of, reference
 from tests.endurance.child import Emit, Ended, in_child, what_failed
 from tests.endurance.generators_structures import hostile
-from tests.endurance.record import Job, Outcome
+from tests.endurance.record import Findings, Job, Outcome
 
 __all__ = ["attempts", "judge", "run"]
 
@@ -281,8 +281,8 @@ def _group(job: Job, numbers: list[int], limit: float, *, only: bool = False) ->
 
 
 def _summed(lines: list[dict[str, Any]], seed: int) -> Outcome:
-    counts, kinds, failures = Counter[str](), dict[str, Counter[str]](), list[str]()
-    slowest, worst, alike = 0.0, 0.0, Counter[str]()
+    counts, kinds = Counter[str](), dict[str, Counter[str]]()
+    slowest, worst, findings = 0.0, 0.0, Findings()
     for line in lines:
         one = hostile(seed, line["number"])
         kind = kinds.setdefault(one.kind, Counter())
@@ -297,16 +297,13 @@ def _summed(lines: list[dict[str, Any]], seed: int) -> Outcome:
         counts["held against float64"] += "force error" in line
         kind["wrong" if wrong else "answered" if answered else "refused"] += 1
         if wrong:
-            alike[one.kind] += 1
-            if alike[one.kind] <= 2:
-                failures.append(f"{one.kind} (seed {seed}, number {line['number']}): {'; '.join(wrong)}")
-    failures += [f"{kind}: {count} in all" for kind, count in alike.items() if count > 2]
+            findings.add(one.kind, f"{one.kind} (seed {seed}, number {line['number']}): {'; '.join(wrong)}")
     figures = {
         "structures": len(lines),
-        "wrong": sum(alike.values()),
+        "wrong": findings.counts.total(),
         "counts": dict(counts),
         "kinds": {name: dict(found) for name, found in kinds.items()},
         "slowest": slowest,
         "largest force error": worst,
     }
-    return Outcome(figures, failures)
+    return Outcome(figures, findings.failures())
