@@ -84,7 +84,7 @@ class Backend(Protocol):
         name: as users and manifests write it.
         packages: distributions that the engine needs, and the extra of painn-deploy that installs each.
         precisions: that it builds engines in.
-        lacking: why it has no engine in some other precision, as a message goes on after the precision's name.
+        lacking: why it has no engine in some other precision, as a sentence, by the precision.
         rest_precision: of what is not INT8 in an INT8 graph, `fp16` where that is fast, else `fp32`.
     """
 

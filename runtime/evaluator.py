@@ -89,10 +89,10 @@ class Evaluator(Closing):
         )
         self.timings = Timings()
         on_cpu = self.engine_info["device"] == "cpu"
-        self.limits = SizeLimits(
-            self.manifest.profiles, int(self.manifest.configuration.get("hidden_dim", 128)), on_cpu
-        )
-        self._default_slots = backend.batch_slots(self.engine_info["device"])
+        width = self.dtype.itemsize // np.dtype(np.float32).itemsize  # a number of float64 takes the room of two
+        features = int(self.manifest.configuration.get("hidden_dim", 128))
+        self.limits = SizeLimits(self.manifest.profiles, width * features, on_cpu)
+        self._default_slots = backend.batch_slots(self.engine_info["device"]) // width
         self._sizes = BatchSizes(self.engine_info, threads)
         self._batch_slots: int | None = None
 

@@ -99,7 +99,7 @@ class InductorBackend(Backend):
 
     name = "inductor"
     packages = MappingProxyType({"torch": "export"})
-    precisions = ("fp64", "fp32", "fp16")
+    precisions = ("fp32", "fp16", "fp64")
 
     def executed_graph(self, bundle: Bundle, atoms: int, slots: int) -> "onnx.ModelProto":
         """See `Backend.executed_graph`."""

@@ -10,7 +10,7 @@ from painn_deploy.export.checkpoint import find_checkpoint
 from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import ExportError
 from painn_deploy.export.files import prepare_output
-from painn_deploy.export.manifest import PRECISIONS, SUFFIX, check_free
+from painn_deploy.export.manifest import SUFFIX, check_free
 from painn_deploy.export.progress import Tell, silent
 from painn_deploy.scripts.commands.bundler import Bundler
 from painn_deploy.scripts.commands.measuring import GATE
@@ -139,18 +139,19 @@ def _check_request(engines: Sequence[str], precisions: Sequence[str]) -> None:
     """Refuse now what would fail after minutes."""
     if not engines or not precisions:
         raise ExportError("Name at least one engine and one precision.")
-    backends = [get_backend(engine) for engine in engines]
+    backends, known = [get_backend(engine) for engine in engines], (*AUTO_CHOICE, AUTO, "fp64")
     for precision in precisions:
-        if precision not in (*PRECISIONS, AUTO):
-            raise ExportError(f"There is no precision {precision!r}; there are: {', '.join((*PRECISIONS, AUTO))}.")
+        if precision not in known:
+            raise ExportError(f"There is no precision {precision!r}; there are: {', '.join(known)}.")
         for backend in backends:
             if precision != AUTO and precision not in backend.precisions:
-                why = f": {backend.lacking[precision]}" if precision in backend.lacking else ""
                 able = [name for name in BACKENDS if precision in get_backend(name).precisions]
-                raise ExportError(
-                    f"The engine {backend.name} has no {precision}{why}. It has {', '.join(backend.precisions)}; "
-                    f"{precision} is had with {', '.join(able)}."
-                )
+                sentences = [
+                    f"The engine {backend.name} has no {precision}; it has {', '.join(backend.precisions)}.",
+                    *([backend.lacking[precision]] if precision in backend.lacking else []),
+                    f"Engines that have {precision}: {', '.join(able)}.",
+                ]
+                raise ExportError(" ".join(sentences))
     for backend in backends:
         backend.version()
         backend.devices()
