@@ -25,7 +25,7 @@ __all__ = ["LammpsForces", "start_lammps"]
 FIX = "painn"
 QUIET = ("-log", "none", "-screen", "none")
 
-ENERGIES = {"metal": 1.0, "real": units.mol / units.kcal}
+ENERGIES: dict[str, float] = {"metal": 1.0, "real": units.mol / units.kcal}
 """An eV in the energy of LAMMPS's units; both have Å."""
 
 VOIGT = [0, 1, 2, 5, 4, 3]
@@ -224,7 +224,7 @@ def _checked_energy(lammps: Any) -> float:
     """An eV in LAMMPS's units, of a LAMMPS that is as it must be."""
     if not lammps.extract_setting("box_exist"):
         raise EngineError("LAMMPS has no box yet; create or read one first, with its atoms.")
-    if (name := lammps.extract_global("units")) not in ENERGIES:
+    if (name := str(lammps.extract_global("units"))) not in ENERGIES:
         raise EngineError(
             f"LAMMPS runs in {name} units, which are not converted: begin with `units metal` (eV, Å, ps, bar) or "
             "`units real` (kcal/mol, Å, fs, atm)."
