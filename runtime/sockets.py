@@ -19,7 +19,7 @@ from jaxtyping import Bool
 from painn_deploy.export.errors import ServerError
 from painn_deploy.runtime.calculator import PaiNNCalculator
 from painn_deploy.runtime.periodicity import unrepeated
-from painn_deploy.runtime.structures import as_flags
+from painn_deploy.runtime.structures import as_directions
 
 __all__ = ["drive"]
 
@@ -77,7 +77,7 @@ def drive(
     if not (unixsocket or 0 < port < 2**16):
         raise ServerError(f"There is no port {port}; ports are 1 to {2**16 - 1}.")
     if pbc is not None:
-        atoms.pbc = as_flags(np.broadcast_to(pbc, 3) if np.ndim(pbc) == 0 else pbc)
+        atoms.pbc = as_directions(pbc)
     client = _connected(host, port, unixsocket, patience, timeout, where)
     listener, answer = _Listener(client.protocol.socket), _Answers(calculator, where, pbc is None)
     client.protocol.recvmsg = listener
