@@ -265,7 +265,7 @@ def _names(lammps: Any) -> tuple[list[str], list[str], bool]:
 
 def _styles(lammps: Any) -> list[tuple[str, str, str]]:
     """Kind, name and style of every compute and fix, in the order in which LAMMPS runs them."""
-    with tempfile.TemporaryDirectory() as folder:  # its library names them, and tells a style to nobody but `info`
+    with tempfile.TemporaryDirectory() as folder:  # the library lists names alone; `info` has styles
         file = Path(folder, "styles")
         lammps.command(f'info computes fixes out overwrite "{file}"')
         return [(kind.lower(), name, style) for kind, name, style in STYLE.findall(file.read_text())]

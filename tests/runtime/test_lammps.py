@@ -343,6 +343,35 @@ def test_field_3_what_lammps_would_take_from_pairs_is_refused(
         link.command("run 1")
 
 
+def test_field_3_what_a_file_makes_is_refused_too(bundle: Path, lammps: Any, tmp_path: Path) -> None:
+    build(lammps, periodic(), ["C"])
+    (tmp_path / "in.more").write_text("compute c all centroid/stress/atom NULL\nrun 0\n")
+    with PaiNNCalculator(bundle) as calculator:
+        link = LammpsForces(lammps, calculator, {1: "C"})
+        with pytest.raises(EngineError, match="compute c .centroid"):
+            link.command(f"include {tmp_path / 'in.more'}")
+
+
+def test_a_pair_style_adds_to_what_atoms_have(bundle: Path, lammps: Any) -> None:
+    atoms = periodic()
+    build(lammps, atoms, ["C"])
+    lammps.commands_string("pair_style lj/cut 3.0\npair_coeff * * 0.01 2.0\ncompute pairs all pe pair")
+    lammps.commands_string(PER_ATOM.replace("vol", "vol c_pairs"))
+    with PaiNNCalculator(bundle) as calculator:
+        link = LammpsForces(lammps, calculator, {1: "C"})
+        link.command("run 0")
+        (want,) = calculator.calculate_batch([atoms])
+        pairs = lammps.numpy.extract_compute("pairs", 0, 0)
+        assert abs(pairs) > 0.01
+        assert lammps.get_thermo("pe") == pytest.approx(want["energy"] + pairs, abs=1e-5)
+        assert lammps.numpy.extract_compute("energy", 0, 0) == pytest.approx(lammps.get_thermo("pe"), rel=1e-10)
+        volume = lammps.get_thermo("vol")
+        np.testing.assert_allclose(-vector(lammps, "virials") / volume, vector(lammps, "pressure"), rtol=1e-9)
+        np.testing.assert_allclose(
+            vector(lammps, "fixes") / volume * units.bar, want["stress"][[0, 1, 2, 5, 4, 3]], rtol=0, atol=1e-6
+        )
+
+
 def test_field_3_before_the_forces_are_given_too(bundle: Path, lammps: Any) -> None:
     build(lammps, periodic(), ["C"])
     lammps.command("compute c all centroid/stress/atom NULL")
@@ -413,6 +442,24 @@ def test_a_minimisation_and_a_rerun_ask_the_engine(bundle: Path, lammps: Any, tm
         lammps.command("displace_atoms all random 0.1 0.1 0.1 7")
         link.command(f"rerun {tmp_path / 'dump'} dump x y z")
         assert lammps.get_thermo("pe") == pytest.approx(energy, abs=1e-5)
+
+
+def test_a_cell_is_relaxed_by_the_engine_s_virial(bundle: Path, lammps: Any) -> None:
+    atoms = periodic()
+    build(lammps, atoms, ["C"])
+    with PaiNNCalculator(bundle) as here, PaiNNCalculator(bundle) as there:
+        link = LammpsForces(lammps, there, {1: "C"})
+        lammps.commands_string("compute virial all pressure NULL virial\nthermo_style custom pe c_virial vol")
+        lammps.commands_string("min_modify dmax 0.005\nfix relax all box/relax tri 0 vmax 0.001")
+        link.command("minimize 0 0 5 30")
+        assert abs(lammps.get_thermo("vol") / atoms.get_volume() - 1) > 1e-4
+        low, high, xy, yz, xz, *_ = lammps.extract_box()
+        x, y, z = np.subtract(high, low)
+        places = by_id(lammps, lammps.numpy.extract_atom("x")[: len(atoms)])
+        relaxed = Atoms(atoms.numbers, places, cell=[[x, 0, 0], [xy, y, 0], [xz, yz, z]], pbc=True, calculator=here)
+        assert lammps.get_thermo("pe") == pytest.approx(relaxed.get_potential_energy(), abs=1e-5)
+        pressure = lammps.numpy.extract_compute("virial", 0, 0) * units.bar
+        assert pressure == pytest.approx(-relaxed.get_stress()[:3].mean(), abs=1e-6)
 
 
 def test_an_interrupt_ends_the_run_and_is_raised(bundle: Path, lammps: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,8 @@ INPUT = """
 <simulation verbosity='low'>
   <output prefix='nvt'>
     <properties stride='1' filename='out'>
-      [step, time{{picosecond}}, conserved{{electronvolt}}, temperature{{kelvin}}, potential{{electronvolt}}]
+      [step, time{{picosecond}}, conserved{{electronvolt}}, temperature{{kelvin}}, potential{{electronvolt}},
+       virial_md]
     </properties>
     <trajectory filename='pos' stride='1' format='ase'> positions{{ase}} </trajectory>
     <trajectory filename='for' stride='1' format='ase'> forces{{ase}} </trajectory>
@@ -111,6 +112,21 @@ def test_ipi_runs_nvt_on_an_engine(bundle: Path, tmp_path: Path, address: str) -
             (want,) = calculator.calculate_batch([frame])
             assert row[4] == pytest.approx(want["energy"], abs=1e-4)
             np.testing.assert_allclose(force.get_forces(), want["forces"], rtol=0, atol=1e-4)
+
+
+def test_ipi_has_the_virial_of_a_triclinic_crystal(bundle: Path, tmp_path: Path, address: str) -> None:
+    atoms = bulk("C", "diamond", a=3.57, cubic=True)
+    atoms.set_cell([[3.57, 0, 0], [0.4, 3.7, 0], [-0.5, 0.3, 3.4]], scale_atoms=True)
+    atoms = students.perturbed(atoms, 1, 0.05)
+    template = Atoms(atoms.numbers, atoms.positions)  # neither its cell nor its periodic directions are the server's
+    with PaiNNCalculator(bundle) as calculator, ipi(tmp_path, atoms, address, steps=1) as server:
+        assert drive(template, calculator, pbc=True, unixsocket=address, timeout=60.0) == 2
+        server.communicate(timeout=60)
+        (want,) = calculator.calculate_batch([atoms])
+    row = np.loadtxt(tmp_path / "nvt.out")[0]
+    assert row[4] == pytest.approx(want["energy"], abs=1e-5)
+    virial = -want["stress"][[0, 1, 2, 5, 4, 3]] / (units.Ha / units.Bohr**3)  # i-PI: xx, yy, zz, xy, xz, yz
+    np.testing.assert_allclose(row[5:], virial, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.021, 0.047])
