@@ -19,7 +19,7 @@ from jaxtyping import Bool
 from painn_deploy.export.errors import ServerError
 from painn_deploy.runtime.calculator import PaiNNCalculator
 from painn_deploy.runtime.periodicity import unrepeated
-from painn_deploy.runtime.structures import as_directions
+from painn_deploy.runtime.structures import as_directions, check_structure
 
 __all__ = ["drive"]
 
@@ -145,10 +145,10 @@ class _Answers:
         self._seen = b""
 
     def __call__(self, atoms: Atoms) -> tuple[float, np.ndarray, np.ndarray]:
-        self._calculator.calculate(atoms)
         if self._in_doubt and (cell := atoms.cell.array.tobytes()) != self._seen:
-            self._seen = cell  # of a cell that stays, once
-            self._refuse_a_crystal(atoms)
+            self._refuse_a_crystal(check_structure(atoms))
+            self._seen = cell  # one that stays is looked at once
+        self._calculator.calculate(atoms)
         results = self._calculator.results
         virial = np.zeros((3, 3))
         if "stress" in results:
