@@ -391,10 +391,13 @@ def test_field_4_a_crystal_s_cell_asks_for_pbc(bundle: Path, address: str, ipi_t
         else:
             crystal.get_potential_energy()
             crystal.pbc = pbc
+            if not crystal.pbc.any():
+                crystal.cell = None  # a molecule
             (want,) = calculator.calculate_batch([crystal])
             assert server.results["energy"] == pytest.approx(want["energy"], abs=1e-5)
             np.testing.assert_allclose(server.results["forces"], want["forces"], rtol=0, atol=1e-5)
-            np.testing.assert_allclose(server.results["stress"], want["stress"], rtol=0, atol=1e-6)
+            if "stress" in want:
+                np.testing.assert_allclose(server.results["stress"], want["stress"], rtol=0, atol=1e-6)
     if pbc is None:
         (error,) = found
         assert isinstance(error, ServerError)
