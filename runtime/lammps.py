@@ -59,7 +59,7 @@ CHANGES_FORCES = {
 }
 """Fixes that read or overwrite the forces so far: LAMMPS runs fixes in the order in which they were made."""
 
-MENDING = [["uncompute"], ["unfix"], ["run_style"]]
+MENDING = ("uncompute", "unfix", "run_style")
 """Commands that take away what is refused, and so are not."""
 
 STYLE = re.compile(
@@ -150,11 +150,13 @@ class LammpsForces:
                 without the engine.
         """
         self._check_here()
-        if text.split()[:1] not in MENDING:
-            _check_styles(self._lammps)
+        word = "".join(text.split()[:1])
+        styles = set() if word in MENDING else _check_styles(self._lammps)
         before, self.error = _names(self._lammps), None
         try:
             self._lammps.command("timer timeout off")  # what ended an earlier run
+            if word == "minimize" and "pe/atom" in styles:
+                self._lammps.command("run 0 post no")  # a minimisation takes energies of atoms if the last run did
             self._lammps.command(text)
         except Exception as error:
             if self.error is None:
@@ -240,12 +242,12 @@ def _checked_energy(lammps: Any) -> float:
     return ENERGIES[name]
 
 
-def _check_styles(lammps: Any) -> None:
-    """Refuse what LAMMPS would compute without the engine, or before it."""
+def _check_styles(lammps: Any) -> set[str]:
+    """Refuse what LAMMPS would compute without the engine, or before it; all other styles are returned."""
     if lammps.extract_global("respa_levels") is not None:
         raise EngineError("`run_style respa` never asks a fix external for forces: use `run_style verlet`.")
-    ahead = True
-    for kind, name, style in _styles(lammps):
+    ahead, found = True, _styles(lammps)
+    for kind, name, style in found:
         if why := WITHOUT_ENGINE[kind].get(style):
             remove = "uncompute" if kind == "compute" else "unfix"
             raise EngineError(f"LAMMPS's {kind} {name} ({style}) {why}. `{remove} {name}` removes it.")
@@ -255,6 +257,7 @@ def _check_styles(lammps: Any) -> None:
                 f"LAMMPS's fix {name} ({style}) acts on forces before the engine's are there, since it was made before "
                 f"fix {FIX}: make it after the LammpsForces."
             )
+    return {style for _, _, style in found}
 
 
 def _names(lammps: Any) -> tuple[list[str], list[str], bool]:

@@ -372,6 +372,31 @@ def test_a_pair_style_adds_to_what_atoms_have(bundle: Path, lammps: Any) -> None
         )
 
 
+@pytest.mark.parametrize("style", ["cg", "fire"])
+def test_field_3_a_minimisation_has_energies_of_atoms(bundle: Path, lammps: Any, tmp_path: Path, style: str) -> None:
+    """In a minimisation LAMMPS does not say to a fix external that they are wanted; the last run's word stands."""
+    build(lammps, periodic(), ["C"])
+    with PaiNNCalculator(bundle) as calculator:
+        link = LammpsForces(lammps, calculator, {1: "C"})
+        for earlier in (None, "run 3"):
+            if earlier:
+                lammps.command("thermo_style custom step pe")
+                link.command("uncompute total")
+                link.command("uncompute each")
+                link.command(earlier)
+            lammps.commands_string("compute each all pe/atom\ncompute total all reduce sum c_each")
+            lammps.commands_string(f"thermo 1\nthermo_style custom step pe c_total\nmin_style {style}")
+            lammps.commands_string(f"dump it all custom 1 {tmp_path / 'dump'} c_each\nmin_modify dmax 0.005")
+            link.command("minimize 0 0 3 9")
+            assert lammps.numpy.extract_compute("total", 0, 0) == pytest.approx(lammps.get_thermo("pe"), rel=1e-10)
+            lammps.command("undump it")
+            table = (tmp_path / "dump").read_text().split("ITEM: ATOMS c_each")[1:]
+            sums = [sum(map(float, part.split("ITEM")[0].split())) for part in table]
+            assert len(sums) > 3
+            assert sums[-1] == pytest.approx(lammps.get_thermo("pe"), abs=1e-3)
+            assert max(sums) < 0
+
+
 def test_field_3_before_the_forces_are_given_too(bundle: Path, lammps: Any) -> None:
     build(lammps, periodic(), ["C"])
     lammps.command("compute c all centroid/stress/atom NULL")
