@@ -35,7 +35,7 @@ except ModuleNotFoundError as error:
 __all__ = ["PaiNNModel"]
 
 MOST_ATOMS = 100_000
-"""That TorchSim's batchers move together, where no other number is given: their pairs take some 3 kB an atom."""
+"""That TorchSim's batchers move together where no other number is given: the pairs of all are in memory at once."""
 
 
 class PaiNNModel(ModelInterface):
