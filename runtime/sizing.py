@@ -15,8 +15,8 @@ import numpy as np
 from ase import Atoms
 
 from painn_deploy.engines import EngineInfo
+from painn_deploy.engines.gpu.machine import machine
 from painn_deploy.engines.kept import cache_folder, keep, kept
-from painn_deploy.engines.machine import machine
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs, real_type
 from painn_deploy.export.files import to_json

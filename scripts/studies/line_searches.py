@@ -18,7 +18,7 @@ from ase.build import molecule
 from ase.optimize import BFGS, FIRE, LBFGS, BFGSLineSearch, GPMin, LBFGSLineSearch
 from rich.progress import Progress
 
-from painn_deploy.engines.machine import machine
+from painn_deploy.engines.gpu.machine import machine
 from painn_deploy.export.errors import PaiNNDeployError
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts.commands.entry import run_command
