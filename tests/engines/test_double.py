@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 import torch_sim
+import typer
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.optimize import BFGSLineSearch, GPMin, LBFGSLineSearch
@@ -38,6 +40,7 @@ from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.runtime.torchsim import PaiNNModel
 from painn_deploy.scripts import export_engines
+from painn_deploy.scripts.studies import line_searches
 from tests import students
 from tests.conftest import REFERENCE_NAMES, reference_systems
 
@@ -263,3 +266,24 @@ def steep(folder: Path) -> Path:
     weights["output_modules.0.outnet.1.weight"] *= 2e6
     save_file(weights, path)
     return path
+
+
+def test_the_study_of_line_searches_counts_what_converges(own_double: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line_searches.study([own_double], optimiser=["LBFGSLineSearch"], molecules=1, reference="student:base")
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| LBFGSLineSearch")]
+    assert [row.split("|")[3].strip() for row in rows] == ["1 of 1", "1 of 1"]
+    with pytest.raises(typer.BadParameter, match="none of LBFGSLineSearch"):
+        line_searches.study([own_double], optimiser=["Newton"])
+
+
+def test_a_relaxation_that_fails_is_counted_and_not_raised(own_double: Path) -> None:
+    def hopeless(*_: object, **__: object) -> object:
+        return SimpleNamespace(nsteps=3, run=lambda **_: 1 / 0)
+
+    with PaiNNCalculator(own_double) as calculator:
+        atoms = molecule("H2O")
+        atoms.calc = calculator
+        found = line_searches.relaxed(atoms, hopeless, 1e-4, 10)
+    assert not found.converged
+    assert found.steps == 3
+    assert np.isnan(found.force)
