@@ -13,6 +13,7 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from painn_deploy.engines import EngineInfo, Session
 from painn_deploy.engines.owner import SoleUse
 from painn_deploy.engines.session import Closing, FollowingSession
+from painn_deploy.engines.timings import Timings
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import OwnershipError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
@@ -22,7 +23,6 @@ from painn_deploy.runtime.limits import too_many_neighbours
 from painn_deploy.runtime.results import checked_results
 from painn_deploy.runtime.streaming import Outcome, stream
 from painn_deploy.runtime.structures import check_structure
-from painn_deploy.runtime.timings import Timings
 from painn_deploy.runtime.verlet import WIDER, VerletList
 
 __all__ = ["PaiNNCalculator"]

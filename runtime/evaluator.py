@@ -11,6 +11,7 @@ from jaxtyping import Float64
 
 from painn_deploy.engines import EngineInfo, Session, get_backend
 from painn_deploy.engines.session import Closing
+from painn_deploy.engines.timings import Timings
 from painn_deploy.export.bundle import Bundle, read_bundle
 from painn_deploy.export.errors import BundleError, EngineError, OwnershipError, ShapeError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs, real_type
@@ -22,7 +23,6 @@ from painn_deploy.runtime.results import checked_results
 from painn_deploy.runtime.sizing import BatchSizes
 from painn_deploy.runtime.species import AtomicReferences
 from painn_deploy.runtime.structures import check_structure
-from painn_deploy.runtime.timings import Timings
 
 __all__ = ["Evaluator", "Prepared"]
 

@@ -15,12 +15,12 @@ import numpy as np
 from ase import Atoms
 
 from painn_deploy.engines import EngineInfo
-from painn_deploy.engines.gpu.machine import machine
 from painn_deploy.engines.kept import cache_folder, keep, kept
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs, real_type
 from painn_deploy.export.files import to_json
 from painn_deploy.export.parsing import UnreadableError, parse_json
+from painn_deploy.runtime.machine import machine
 from painn_deploy.runtime.matrix import LocalGraph, join
 
 __all__ = ["BatchSizes"]

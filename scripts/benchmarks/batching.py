@@ -29,7 +29,6 @@ from torch_sim.units import MetalUnits
 from painn_deploy.calibration.accuracy.reference import TorchCalculator
 from painn_deploy.calibration.structures import aspirin, default_structures
 from painn_deploy.calibration.timing import mover, samples
-from painn_deploy.engines.gpu.machine import machine
 from painn_deploy.export import load_student
 from painn_deploy.export.bundle import read_bundle
 from painn_deploy.export.checkpoint import resolve_checkpoint
@@ -37,6 +36,7 @@ from painn_deploy.export.declaration import declaration_of
 from painn_deploy.export.errors import CheckpointError
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.grouping import group, padding_waste
+from painn_deploy.runtime.machine import machine
 from painn_deploy.runtime.torchsim import PaiNNModel
 from painn_deploy.scripts.benchmarks.cases import ETHANOL, box_of_methane
 from painn_deploy.scripts.benchmarks.conditions import STUDENT, Study

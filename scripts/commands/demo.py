@@ -16,11 +16,11 @@ from painn_deploy.calibration.report.drawing import drawn
 from painn_deploy.calibration.report.validation import Options, Samples, Validation, validate
 from painn_deploy.calibration.structures import aspirin
 from painn_deploy.calibration.timing import milliseconds
-from painn_deploy.engines.gpu.machine import machine
 from painn_deploy.export import load_student
 from painn_deploy.export.files import prepare_output, to_json
 from painn_deploy.export.progress import TellProgress
 from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime.machine import machine
 from painn_deploy.scripts.commands.export import export_engines
 from painn_deploy.scripts.commands.md import Plan, Record, simulate
 from painn_deploy.scripts.commands.outputs import markdown

@@ -4,9 +4,9 @@ import platform
 from typing import Any
 
 from painn_deploy.engines.gpu.driver import check_driver, driver, gpu_of
-from painn_deploy.engines.gpu.machine import machine
 from painn_deploy.export.errors import EngineUnavailableError
 from painn_deploy.export.versions import installed
+from painn_deploy.runtime.machine import machine
 from painn_deploy.scripts.gpu.plan import Options
 
 __all__ = ["check_device", "identity"]

@@ -22,7 +22,6 @@ from painn_deploy.calibration.structures import aspirin, default_structures, tru
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.gpu.cuda import compute_capability
 from painn_deploy.engines.gpu.driver import gpu_of
-from painn_deploy.engines.gpu.machine import machine
 from painn_deploy.engines.inductor.compile import SEVERAL
 from painn_deploy.engines.session import CudaGraphs
 from painn_deploy.export.checkpoint import load_student
@@ -30,6 +29,7 @@ from painn_deploy.export.errors import EngineUnavailableError
 from painn_deploy.export.files import to_json
 from painn_deploy.export.manifest import SUFFIX
 from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime.machine import machine
 from painn_deploy.scripts.benchmarks.contenders.bundles import Bundle
 from painn_deploy.scripts.benchmarks.inference import time_bundles
 from painn_deploy.scripts.benchmarks.results import plot

@@ -23,12 +23,12 @@ from ase.optimize import BFGS, FIRE, LBFGS, BFGSLineSearch, GPMin, LBFGSLineSear
 from rich.progress import Progress
 
 from painn_deploy.calibration.accuracy.reference import TorchCalculator
-from painn_deploy.engines.gpu.machine import machine
 from painn_deploy.export import load_student
 from painn_deploy.export.bundle import read_bundle
 from painn_deploy.export.declaration import declaration_of
 from painn_deploy.export.errors import PaiNNDeployError
 from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime.machine import machine
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.commands.outputs import markdown
 
