@@ -18,22 +18,31 @@ from painn_deploy.export.model.student import NeighbourGraph, Student
 
 __all__ = ["check_contract", "export_onnx", "trace"]
 
-PRECISION_OF = {torch.float32: "fp32", torch.float64: "fp64"}
-"""By the type that a student computes in. FP16 and INT8 graphs are typed from the one in FP32; `fp64` is traced from a
+TYPES = {"fp32": torch.float32, "fp64": torch.float64}
+"""Of students that graphs are traced from. FP16 and INT8 graphs are typed from the one in FP32; `fp64` is traced from a
 student in float64, since constants that were computed in float32 put forces off by 5e-6 eV/Å."""
 
 FORBIDDEN = ("Scatter", "NonZero", "Compress", "Unique", "Loop", "If", "Scan", "Shape", "Range", "Sequence", "Random")
 """Prefixes of operators that an engine refuses, runs out of order, or that make a shape depend on data."""
 
 
-def trace(student: Student) -> fx.GraphModule:
+def trace(student: Student, precision: str = "fp32") -> fx.GraphModule:
     """Trace energies, forces and virials into one graph of ATen operators, symbolic in atoms and slots.
 
     Args:
-        student: frozen (`load_student` returns it so), in float32 or float64.
+        student: frozen (`load_student` returns it so), in the type of the precision.
+        precision: `fp32` or `fp64`.
+
+    Raises:
+        ExportError: the student can be trained, or is in another type.
     """
-    if student.dtype not in PRECISION_OF or any(p.requires_grad for p in student.parameters()):
-        raise ExportError("Only a frozen student in float32 or float64 is exported: load it with load_student(path).")
+    kind = TYPES[precision]
+    if student.dtype != kind or any(p.requires_grad for p in student.parameters()):
+        name = str(kind).removeprefix("torch.")
+        raise ExportError(
+            f"Only a frozen {name} student is exported in {precision}: load it with "
+            f"load_student(path{'' if precision == 'fp32' else ', dtype=torch.float64'})."
+        )
 
     def energies_forces_virials(*graph: Tensor) -> tuple[Tensor, ...]:
         return tuple(explicit_forces(student, NeighbourGraph(*graph)))
@@ -64,19 +73,20 @@ def _silu_backward(grad: Tensor, x: Tensor) -> Tensor:
     return grad * (sigmoid + x * sigmoid * (1 - sigmoid))
 
 
-def export_onnx(student: Student, metadata: dict[str, Any]) -> onnx.ModelProto:
+def export_onnx(student: Student, metadata: dict[str, Any], precision: str = "fp32") -> onnx.ModelProto:
     """The student as one ONNX model that keeps the graph contract, its provenance inside.
 
     Args:
-        student: frozen, in float32 for `fp32` and whatever is typed from it, or in float64 for `fp64`.
+        student: frozen, in the type of the precision.
         metadata: stored in the model as strings, JSON where they are not; see `painn_deploy.export.fields` for units.
+        precision: `fp32`, which FP16 and INT8 graphs are typed from, or `fp64`.
 
     Raises:
-        ExportError: the graph does not keep the contract.
+        ExportError: the graph does not keep the contract, or the student is trainable or in another type.
     """
     weights = dict(student.named_parameters())
-    precision = PRECISION_OF.get(student.dtype, "")
-    model = translate(trace(student), f"painn_deploy_{student.configuration.architecture}", weights, precision)
+    name = f"painn_deploy_{student.configuration.architecture}"
+    model = translate(trace(student, precision), name, weights, precision)
     model.producer_name = "painn-deploy"
     model.doc_string = "Atomic energies, forces and virials of a PaiNN student; see the metadata."
     for key, value in {**metadata, "units": dict(UNITS)}.items():

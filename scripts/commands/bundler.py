@@ -151,7 +151,7 @@ class Bundler(Closing):
         if exact not in self._traced:
             student = self._exported if exact == "fp64" else copy.deepcopy(self._exported).float()
             self._tell(f"deriving forces and writing the graph in {exact}")
-            model = export_onnx(student, _provenance(self._source, student, self._table))
+            model = export_onnx(student, _provenance(self._source, student, self._table), exact)
             graph = TypedGraph(model.SerializeToString())
             bundle = Bundle.in_memory(self._manifest(GATE, exact, graph, BuiltEngine()), {MODEL: graph.model})
             cutoff, limits = student.configuration.cutoff, self._limits or INT8_LIMITS

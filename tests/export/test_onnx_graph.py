@@ -160,3 +160,5 @@ def test_only_a_frozen_float32_student_is_exported(painn: Path) -> None:
         export_onnx(load_student(painn, dtype=torch.float64), {})
     with pytest.raises(ExportError, match="frozen"):
         export_onnx(load_student(painn).requires_grad_(), {})
+    with pytest.raises(ExportError, match="frozen float64 student is exported in fp64"):
+        export_onnx(load_student(painn), {}, "fp64")
