@@ -18,6 +18,7 @@ from painn_deploy.export.manifest import Manifest
 from painn_deploy.runtime.grouping import group
 from painn_deploy.runtime.limits import SizeLimits, too_many_neighbours
 from painn_deploy.runtime.matrix import LocalGraph, join
+from painn_deploy.runtime.periodicity import Watch
 from painn_deploy.runtime.results import checked_results
 from painn_deploy.runtime.sizing import BatchSizes
 from painn_deploy.runtime.species import AtomicReferences
@@ -67,6 +68,7 @@ class Evaluator(Closing):
         references: atomic reference energies by atomic numbers.
         limits: sizes that the engine takes.
         timings: milliseconds that a calculation spends in each phase.
+        periodicity: warns of crystals that came without their periodic directions.
         threads: as given.
 
     Raises:
@@ -88,6 +90,7 @@ class Evaluator(Closing):
             self.manifest.species, self.manifest.atomic_references, verified=self.manifest.species_verified
         )
         self.timings = Timings()
+        self.periodicity = Watch(self.manifest.cutoff)
         on_cpu = self.engine_info["device"] == "cpu"
         self.limits = SizeLimits(
             self.manifest.profiles, int(self.manifest.configuration.get("hidden_dim", 128)), on_cpu
@@ -246,6 +249,9 @@ class Evaluator(Closing):
                 vectors, or (SpeciesError) an element that the student has not learnt; the message says which.
             ShapeError: one of them is larger than the engine was built for.
             EngineError: the engine failed, or gave NaN or infinity for one of them.
+
+        Warns:
+            PeriodicityWarning: one of them looks like a crystal and has no periodic direction.
         """
         structures = structures if isinstance(structures, Atoms | str) else list(structures)
         if isinstance(structures, Atoms | str) or not all(isinstance(atoms, Atoms) for atoms in structures):
@@ -258,6 +264,7 @@ class Evaluator(Closing):
                 if len(structures) == 1:
                     raise
                 raise type(error)(f"Structure {index}: {error}") from error
+            self.periodicity.look(atoms)
         results = []
         for index, answer in enumerate(self.evaluate(prepared)):
             if isinstance(answer, EngineError):

@@ -1,6 +1,6 @@
 """Structures in, results out, in order and in bounded memory; a structure without results comes with the reason."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,10 @@ class Outcome:
 
 
 def stream(
-    evaluator: Evaluator, structures: Iterable[Atoms | StructureError], batch_slots: int | None = None
+    evaluator: Evaluator,
+    structures: Iterable[Atoms | StructureError],
+    batch_slots: int | None = None,
+    look: Callable[[Atoms], None] | None = None,
 ) -> Iterator[Outcome]:
     """One outcome for each structure, in order; at most a window of them is in memory.
 
@@ -45,6 +48,7 @@ def stream(
         evaluator: the engine.
         structures: any iterable; an error in place of a structure, as a reader may give, is its outcome.
         batch_slots: atoms x slots of a batch; None for the evaluator's own.
+        look: called with each structure that can be computed.
 
     Raises:
         EngineError: the engine failed for every structure of a batch, so that going on would be in vain.
@@ -55,6 +59,8 @@ def stream(
     for item in structures:
         window.append(_prepared(evaluator, item))
         last = window[-1]
+        if look is not None and isinstance(last, Prepared) and isinstance(item, Atoms):
+            look(item)
         slots += 0 if isinstance(last, str) else last.size[0] * last.size[1]
         if len(window) == WINDOW_STRUCTURES or slots >= WINDOW_BATCHES * budget:
             yield from _outcomes(evaluator, window, begun, budget)

@@ -11,7 +11,7 @@ from rich.markup import escape
 from painn_deploy.export.declaration import joined_species
 from painn_deploy.export.errors import PaiNNDeployError
 from painn_deploy.export.versions import installed
-from painn_deploy.scripts.commands.entry import print_any_text
+from painn_deploy.scripts.commands.entry import print_any_text, print_own_warnings
 
 __all__ = ["app", "main"]
 
@@ -308,6 +308,7 @@ def demo(
 def main() -> None:
     """The command `painn-deploy`: errors of ours are one line and exit status 2, never a traceback."""
     print_any_text()
+    print_own_warnings()
     try:
         app(joined_species(sys.argv[1:]))
     except PaiNNDeployError as error:

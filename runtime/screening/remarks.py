@@ -15,6 +15,7 @@ __all__ = [
     "RENAMED",
     "REPLACED",
     "UNREAD",
+    "UNREPEATED",
     "Remarks",
     "one_line",
     "remarks_from",
@@ -29,7 +30,7 @@ NO_ELEMENT = "atomic numbers of no element, kept as a list"
 UNREAD = "labels or notes that cannot be read"
 LATIN = "lines that are not UTF-8, read as Latin-1"
 CELL_UNREAD = "comments that seem to name a cell, which was not read"
-
+UNREPEATED = "cells without periodic directions that bring images within the cutoff, computed as molecules in vacuum"
 NOT_NAMED = "columns of atoms that no Properties name, which were not read"
 REPLACED = "labels that the input brought were replaced"
 

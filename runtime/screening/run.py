@@ -15,11 +15,12 @@ from ase import Atoms
 from painn_deploy.export.errors import DatasetError, OutputError
 from painn_deploy.export.progress import Tell, silent
 from painn_deploy.runtime.evaluator import Evaluator
+from painn_deploy.runtime.periodicity import lacking
 from painn_deploy.runtime.screening.chunks import Stamp, atoms_of, sha256_of, stamp_of
 from painn_deploy.runtime.screening.folder import FORMAT_VERSION, Folder, Part
 from painn_deploy.runtime.screening.labels import labels_of, result_row
 from painn_deploy.runtime.screening.relaxation import Relaxation, relax
-from painn_deploy.runtime.screening.remarks import Remarks, one_line
+from painn_deploy.runtime.screening.remarks import UNREPEATED, Remarks, one_line
 from painn_deploy.runtime.screening.sinks import SINKS
 from painn_deploy.runtime.screening.sources import Chunk, Scan, format_of, open_source
 from painn_deploy.runtime.streaming import stream
@@ -60,8 +61,8 @@ class Summary:
         rows: in the input.
         computed: by this run; the others were there.
         failures: index and reason of each row without results.
-        remarks: what was kept otherwise than it came, since the format of the output has no place for it: how often,
-            and an example, by kind.
+        remarks: what was kept or read otherwise than it came, and crystals that came without periodic directions: how
+            often, and an example, by kind.
     """
 
     rows: int
@@ -120,6 +121,9 @@ class Screener:
             kept = moved if isinstance(moved, Atoms) else atoms_of(item)
             labels, index = labels_of(atoms_of(item)), chunk.first + place
             rows.append(result_row(kept, outcome.results, outcome.reason, labels=labels, index=index, remarks=remarks))
+            if outcome.results is not None and isinstance(item, Atoms):
+                for _, image in lacking([item], self.evaluator.manifest.cutoff):
+                    remarks.add(UNREPEATED, index, f"{image}; if it is a crystal, give it pbc")
             if outcome.results is None:
                 failures.append((index, one_line(outcome.reason)))
         content = self._sink.encoded(rows, chunk.first, remarks)
