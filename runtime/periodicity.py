@@ -159,6 +159,8 @@ def noted_cell(atoms: Atoms) -> str:
     """The same of a structure without a cell that ASE read: what it does not understand of a comment is in `info`."""
     if not atoms.info or atoms.cell.array.any():
         return ""
+    if any(isinstance(value, str) and value.startswith("Lattice=") for value in atoms.info.values()):
+        return "Lattice"  # taken for the value of the item before it, which is empty
     return foreign_cell(" ".join(f"{name}={str(value)[:20]}" for name, value in atoms.info.items()))
 
 

@@ -33,6 +33,14 @@ MOST_EMPTY = 1000
 NEEDED = {"species": ("S", 1), "Z": ("I", 1), "pos": ("R", 3), "move_mask": ("L", 0)}
 """Columns of the structure, with their types and widths; a mask has one or three."""
 
+_SPAN = "|".join(
+    rf"{begin}(?:[^{end}\\]|\\.)*+(?:{end}|\Z)" for begin, end in ('""', "''", (r"\{", r"\}"), (r"\[", r"\]"))
+)
+_EMPTY = re.compile(
+    rf"""(?P<none>=\s*(?:""|''|\{{\}}|\[\])(?=\s|\Z)|=(?=\s+[A-Za-z_][\w.\-]*\s*=)|=\s*\Z)|{_SPAN}|\\.""", re.DOTALL
+)
+"""An item without a value, where it stands in no quotes."""
+
 _CELL = re.compile(r"(?:^|\s)(cell|unit_?cell|box|cellpar)\s*[=:]", re.IGNORECASE)
 _LABEL = re.compile(r"([A-Za-z]{1,2})[^A-Za-z].*")
 
@@ -81,7 +89,7 @@ def _read(lines: Sequence[str], index: int, remarks: Remarks) -> Atoms | str:
     unnamed: list[int] = []
 
     def items(comment: str) -> dict[str, Any]:
-        found: dict[str, Any] = key_val_str_to_dict(comment)
+        found: dict[str, Any] = key_val_str_to_dict(_filled(comment))
         unnamed.append(_unnamed(str(found.get("Properties", PLAIN)), lines))
         return found
 
@@ -157,6 +165,14 @@ def _foreign_cell(comment: str) -> str:
         "otherwise) is not extended XYZ's: it would be computed as an isolated molecule. Convert it: write "
         'Lattice="..." (Å) and pbc="T T T" into the comment, with lengths in Å.'
     )
+
+
+def _filled(comment: str) -> str:
+    """A comment whose empty values are texts of no letters: for an empty one ASE's reader takes the item after it.
+
+    It would do so with `name="" Lattice="..."`, and a crystal would be computed as a molecule.
+    """
+    return _EMPTY.sub(lambda found: '="_JSON \\"\\""' if found["none"] else found[0], comment)
 
 
 def _items(comment: str) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ from painn_deploy.export.errors import DatasetError, StructureError
 from painn_deploy.export.packed import Unpacked, packing_of
 from painn_deploy.runtime.screening.chunks import MOST_ATOMS, Chunk, Ids, Scan, cut_short, divided, sha256_of
 from painn_deploy.runtime.screening.extxyz_frame import parsed
-from painn_deploy.runtime.screening.remarks import Remarks
+from painn_deploy.runtime.screening.remarks import ENDLESS, Remarks
 
 __all__ = ["ExtxyzSource"]
 
@@ -77,6 +77,8 @@ class ExtxyzSource:
             if not frame:
                 raise cut_short(self._path)
             made.append(parsed(frame, problem, chunk.first + place, remarks))
+            if not frame[-1].endswith(b"\n") and isinstance(made[-1], Atoms):
+                remarks.add(ENDLESS, chunk.first + place, repr(frame[-1].decode("utf-8", "replace").strip()))
         return made
 
     def _frames(self, offset: int) -> Iterator[tuple[int, list[bytes], str]]:

@@ -16,7 +16,6 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import all_properties
 from ase.constraints import dict2constraint
 
 from painn_deploy.export.errors import DatasetError, StructureError
@@ -47,6 +46,9 @@ MOST_TEXT = 64 << 20
 """Bytes of what is no array in a frame."""
 
 MOST_DIMENSIONS = 8
+
+OF_CALCULATOR = ("name", "parameters")
+"""What a frame says of the calculator that it was written with, and is no result."""
 
 COLUMNS = {
     "tags": ("tags", int, ()),
@@ -226,7 +228,9 @@ class _Frame:
         made: dict[str, Any] = {}
         if not isinstance(kept, dict):
             return made
-        for name in all_properties:
+        for name in (key.removesuffix(".") for key in kept):
+            if name in OF_CALCULATOR:
+                continue
             try:
                 value = as_label(self._value(kept, name))
             except ValueError as error:
