@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from ase import Atoms
 
@@ -130,14 +129,14 @@ class _Lines:
     number.
     """
 
-    def __init__(self, file: BinaryIO, offset: int) -> None:
+    def __init__(self, file: BufferedReader, offset: int) -> None:
         self._file, self.begin, self._after = file, offset, offset
         self._last, self._again = b"", False
 
     @property
     def cut(self) -> bool:
         """Whether the file is compressed, and ended before its compressed data did."""
-        return bool(getattr(getattr(self._file, "raw", None), "cut", False))
+        return isinstance(self._file.raw, Unpacked) and self._file.raw.cut
 
     def next(self, most: int = MOST_LINE) -> bytes:
         """The next line, or so much of it that it shows to be too long; the rest is passed over."""

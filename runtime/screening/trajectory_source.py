@@ -22,7 +22,6 @@ from painn_deploy.export.errors import DatasetError, StructureError
 from painn_deploy.runtime.screening.chunks import (
     MOST_ATOMS,
     Chunk,
-    Ids,
     Scan,
     cut_short,
     divided,
@@ -63,6 +62,8 @@ COLUMNS = {
 class TrajectorySource:
     """A trajectory of ASE, from version 3.9 on; the elements of a frame may be those of the first.
 
+    Frames of dynamics share the notes of their start, an `id` among them, which therefore need not be unique.
+
     Args:
         path: of the file.
     """
@@ -75,17 +76,8 @@ class TrajectorySource:
 
     def scan(self, chunk_rows: int) -> Scan:
         """See `Source.scan`."""
-        digest, rows = sha256_of(self._path), len(self._places)
-        chunks, ids = divided(rows, chunk_rows, self._path), Ids(self._path)
-        with self._opened() as file:
-            for row, place in enumerate(self._places):
-                try:
-                    info = _Frame(file, int(place)).info
-                except ValueError:  # its row says so in its turn
-                    continue
-                ids.add(row, info.get("id"))
-        ids.check()
-        return Scan(rows, digest, chunks)
+        chunks = divided(len(self._places), chunk_rows, self._path)
+        return Scan(len(self._places), sha256_of(self._path), chunks)
 
     def read(self, chunk: Chunk, remarks: Remarks | None = None) -> list[Atoms | StructureError]:
         """See `Source.read`."""
