@@ -31,6 +31,7 @@ from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.screening.remarks import ENDLESS, REPLACED, UNREPEATED
 from painn_deploy.runtime.screening.run import screen
 from painn_deploy.runtime.screening.sources import open_source
+from tests.scripts.test_cli import run
 
 from .hostile_rows import read_back
 from .test_screening import stop_after, structures, write
@@ -155,7 +156,8 @@ def test_workers_read_a_compressed_file_forward(bundle: Path, tmp_path: Path) ->
     plain = write(tmp_path / "in.extxyz", structures(60))
     screen(bundle, plain, tmp_path / "whole.extxyz", chunk_rows=4)
     given = compressed(tmp_path / "in.extxyz.gz", plain.read_bytes())
-    screen(bundle, given, tmp_path / "out.extxyz", chunk_rows=4, workers=2)
+    done = run("screen", bundle, given, "-o", tmp_path / "out.extxyz", "--batch-size", 4, "--workers", 2)
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "out.extxyz").read_bytes() == (tmp_path / "whole.extxyz").read_bytes()
 
 
