@@ -222,8 +222,10 @@ def md(
 @app.command()
 def screen(
     bundle: OneBundle,
-    source: Annotated[Path, typer.Argument(help="Structures: .extxyz, .db (ASE) or .parquet.", metavar="IN")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Likewise, by its suffix.")],
+    source: Annotated[
+        Path, typer.Argument(help="Structures: .extxyz (also .gz), .db or .traj (ASE), .parquet.", metavar="IN")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Likewise, by its suffix; no .traj.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes on Ray, a CPU or GPU each.")] = None,
