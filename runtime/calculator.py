@@ -265,8 +265,9 @@ class PaiNNCalculator(Closing, Calculator):
             self.evaluator.periodicity.look(atoms)
         else:
             spare.positions[:] = atoms.positions
-            if _differ(spare.cell.array, atoms.cell.array):
-                spare.cell.array[:] = atoms.cell.array
+            cell = atoms.cell.array
+            if spare.cell.array.tobytes() != cell.tobytes():
+                spare.cell.array[:] = cell
                 self.evaluator.periodicity.look(atoms)
         self._last, self._given = spare, None
 

@@ -32,6 +32,7 @@ from painn_deploy.export.versions import installed
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.familiarity import JUDGED_ON, Judged
 from painn_deploy.runtime.grouping import group, padding_waste
+from painn_deploy.runtime.periodicity import warned_already
 from painn_deploy.scripts.commands.measuring import GATE, Examiner
 from painn_deploy.scripts.commands.trials import Given, choose_trial
 from painn_deploy.scripts.commands.typed_graphs import INT8_LIMITS, TypedGraph, TypedGraphs
@@ -131,6 +132,7 @@ class Bundler(Closing):
         """Close the engine that the gate opened; may be called twice."""
         self._examiner.close()
 
+    @warned_already()
     def bundle(self, engine: str, precision: str) -> Made:
         """Build an engine and measure it.
 
@@ -165,6 +167,7 @@ class Bundler(Closing):
             excess = excess or examined.excess
         raise PrecisionError(excess)
 
+    @warned_already()
     def fastest(self, engine: str) -> Made:
         """Build every precision of an engine, and choose the fastest that keeps the limits.
 

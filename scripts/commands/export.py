@@ -12,7 +12,6 @@ from painn_deploy.export.errors import ExportError
 from painn_deploy.export.files import prepare_output
 from painn_deploy.export.manifest import PRECISIONS, SUFFIX, check_free
 from painn_deploy.export.progress import Tell, silent
-from painn_deploy.runtime.periodicity import warned_already
 from painn_deploy.scripts.commands.bundler import Bundler
 from painn_deploy.scripts.commands.measuring import GATE
 from painn_deploy.scripts.commands.trials import Given
@@ -91,23 +90,20 @@ def export_engines(
     prepare_output(output)
     tell(f"reading {file.name}")
     paths: list[Path] = []
-    with (
-        Bundler(
-            checkpoint,
-            structures,
-            training,
-            compute_capabilities,
-            limits,
-            fits=fits,
-            device=device,
-            tf32=tf32,
-            form=form,
-            table_error=max_table_error if radial_table else None,
-            tell=tell,
-            declared=declared,
-        ) as bundler,
-        warned_already(),
-    ):
+    with Bundler(
+        checkpoint,
+        structures,
+        training,
+        compute_capabilities,
+        limits,
+        fits=fits,
+        device=device,
+        tf32=tf32,
+        form=form,
+        table_error=max_table_error if radial_table else None,
+        tell=tell,
+        declared=declared,
+    ) as bundler:
         for engine in engines:
             for precision in precisions:
                 made = bundler.fastest(engine) if precision == AUTO else bundler.bundle(engine, precision)
