@@ -161,7 +161,8 @@ def noted_cell(atoms: Atoms) -> str:
         return ""
     if any(isinstance(value, str) and value.startswith("Lattice=") for value in atoms.info.values()):
         return "Lattice"  # taken for the value of the item before it, which is empty
-    return foreign_cell(" ".join(f"{name}={str(value)[:20]}" for name, value in atoms.info.items()))
+    items = [(str(name), value) for name, value in atoms.info.items()]
+    return foreign_cell(" ".join(f"{name}={value if name.lower() == 'lattice' else ''}" for name, value in items))
 
 
 def warn_of(message: str) -> None:

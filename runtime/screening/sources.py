@@ -44,6 +44,8 @@ def output_format_of(path: Path) -> str:
         OutputError: there is no such format, or it is not written.
     """
     written = {suffix: kind for suffix, kind in FORMATS.items() if kind not in READ_ALONE}
+    if FORMATS.get(path.suffix.lower()) in READ_ALONE:
+        raise OutputError(f"{path} cannot be written: such files are read alone. Choose one of {', '.join(written)}.")
     try:
         return _format_of(path, written)
     except DatasetError as error:
@@ -62,7 +64,7 @@ def _format_of(path: Path, formats: Mapping[str, str]) -> str:
             f"{packing} away."
         )
     raise DatasetError(
-        f"{path} ends in none of {', '.join(formats)}, so its format is not known, or not taken here. Extended XYZ may "
+        f"{path} ends in none of {', '.join(formats)}, so its format is not known. Extended XYZ may "
         f"be compressed ({', '.join(others)} or {last} after its suffix)."
     )
 
