@@ -1,6 +1,6 @@
 """`Evaluator`: an open engine that answers for structures, one batch after another."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,8 +152,12 @@ class Evaluator(Closing):
         """
         return self.session.run(inputs)
 
-    def prepare(self, atoms: Atoms) -> Prepared:
+    def prepare(self, atoms: Atoms, look: Callable[[Atoms], None] | None = None) -> Prepared:
         """Check a structure and find its neighbours.
+
+        Args:
+            atoms: the structure.
+            look: called with it, as `check_structure` gives it back, once it is found to be sound.
 
         Raises:
             StructureError: it is nothing that a force field can answer for.
@@ -167,6 +171,8 @@ class Evaluator(Closing):
             except MemoryError as error:
                 raise too_many_neighbours(len(atoms), error) from error
         self.limits.check(*graph.size)
+        if look is not None:
+            look(atoms)
         return Prepared(atoms.cell.array.copy(), graph, references)
 
     def run_prepared(self, batch: Sequence[Prepared]) -> list[Answer]:
@@ -259,12 +265,11 @@ class Evaluator(Closing):
         prepared = []
         for index, atoms in enumerate(structures):
             try:
-                prepared.append(self.prepare(atoms))
+                prepared.append(self.prepare(atoms, self.periodicity.look))
             except (StructureError, ShapeError) as error:
                 if len(structures) == 1:
                     raise
                 raise type(error)(f"Structure {index}: {error}") from error
-            self.periodicity.look(atoms)
         results = []
         for index, answer in enumerate(self.evaluate(prepared)):
             if isinstance(answer, EngineError):

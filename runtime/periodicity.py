@@ -200,7 +200,7 @@ class Watch:
         self._cutoff, self._seen, self._told = cutoff, set[int](), set[int]()
 
     def look(self, atoms: Atoms) -> None:
-        """Look at a structure that can be computed; quick for one without a cell, and for one that was seen.
+        """Look at a structure that `check_structure` let pass; quick for one without a cell, and for one that was seen.
 
         Warns:
             PeriodicityWarning: see `unrepeated`.

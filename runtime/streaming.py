@@ -48,7 +48,7 @@ def stream(
         evaluator: the engine.
         structures: any iterable; an error in place of a structure, as a reader may give, is its outcome.
         batch_slots: atoms x slots of a batch; None for the evaluator's own.
-        look: called with each structure that can be computed.
+        look: see `Evaluator.prepare`.
 
     Raises:
         EngineError: the engine failed for every structure of a batch, so that going on would be in vain.
@@ -57,10 +57,8 @@ def stream(
     window: list[Prepared | str] = []
     begun = slots = 0
     for item in structures:
-        window.append(_prepared(evaluator, item))
+        window.append(_prepared(evaluator, item, look))
         last = window[-1]
-        if look is not None and isinstance(last, Prepared) and isinstance(item, Atoms):
-            look(item)
         slots += 0 if isinstance(last, str) else last.size[0] * last.size[1]
         if len(window) == WINDOW_STRUCTURES or slots >= WINDOW_BATCHES * budget:
             yield from _outcomes(evaluator, window, begun, budget)
@@ -68,13 +66,13 @@ def stream(
     yield from _outcomes(evaluator, window, begun, budget)
 
 
-def _prepared(evaluator: Evaluator, item: object) -> Prepared | str:
+def _prepared(evaluator: Evaluator, item: object, look: Callable[[Atoms], None] | None) -> Prepared | str:
     if isinstance(item, StructureError):
         return str(item)
     if not isinstance(item, Atoms):
         return f"This is {type(item).__name__}, and not ase.Atoms."
     try:
-        return evaluator.prepare(item)
+        return evaluator.prepare(item, look)
     except (StructureError, ShapeError) as error:
         return str(error)
 
