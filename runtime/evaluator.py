@@ -13,7 +13,7 @@ from painn_deploy.engines import EngineInfo, Session, get_backend
 from painn_deploy.engines.session import Closing
 from painn_deploy.export.bundle import Bundle, read_bundle
 from painn_deploy.export.errors import BundleError, EngineError, OwnershipError, ShapeError, StructureError
-from painn_deploy.export.fields import GraphInputs, GraphOutputs
+from painn_deploy.export.fields import GraphInputs, GraphOutputs, real_type
 from painn_deploy.export.manifest import Manifest
 from painn_deploy.runtime.grouping import group
 from painn_deploy.runtime.limits import SizeLimits, too_many_neighbours
@@ -92,10 +92,10 @@ class Evaluator(Closing):
         self.timings = Timings()
         self.periodicity = Watch(self.manifest.cutoff)
         on_cpu = self.engine_info["device"] == "cpu"
-        self.limits = SizeLimits(
-            self.manifest.profiles, int(self.manifest.configuration.get("hidden_dim", 128)), on_cpu
-        )
-        self._default_slots = backend.batch_slots(self.engine_info["device"])
+        width = self.dtype.itemsize // np.dtype(np.float32).itemsize  # a number of float64 takes the room of two
+        features = int(self.manifest.configuration.get("hidden_dim", 128))
+        self.limits = SizeLimits(self.manifest.profiles, width * features, on_cpu)
+        self._default_slots = backend.batch_slots(self.engine_info["device"]) // width
         self._sizes = BatchSizes(self.engine_info, threads)
         self._batch_slots: int | None = None
 
@@ -103,6 +103,11 @@ class Evaluator(Closing):
     def engine_info(self) -> EngineInfo:
         """Backend, its version, device, precision and bundle hash of the engine that runs."""
         return self.session.info
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of displacements, mask and results of the engine: float64 for `fp64`, else float32."""
+        return real_type(self.manifest.precision)
 
     @property
     def slot_step(self) -> int:
@@ -182,7 +187,7 @@ class Evaluator(Closing):
             EngineError: the engine failed on the whole matrix.
         """
         with self.timings.phase("packing"):
-            inputs = join([one.graph for one in batch], slot_step=self.slot_step)
+            inputs = join([one.graph for one in batch], self.dtype, self.slot_step)
         with self.timings.phase("engine"):
             outputs, start = self.session.run(inputs), 0
         answers: list[Answer] = []

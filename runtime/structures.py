@@ -14,6 +14,7 @@ __all__ = [
     "FARTHEST",
     "FLAT",
     "ONE_SPOT",
+    "as_directions",
     "as_elements",
     "as_flags",
     "as_numbers",
@@ -222,6 +223,16 @@ def as_flags(values: Any) -> Bool[np.ndarray, "3"]:
     if found.shape != (3,) or not (found.dtype == bool or (found.dtype.kind in "iuf" and np.isin(found, (0, 1)).all())):
         raise StructureError(f"pbc is {str(values)[:80]}, and not three times true or false.")
     return found.astype(bool)
+
+
+def as_directions(pbc: Any) -> Bool[np.ndarray, "3"]:
+    """Periodic directions, of one flag for all three or of three.
+
+    Raises:
+        StructureError: it is neither.
+    """
+    given = np.asarray(pbc)
+    return as_flags(np.repeat(given, 3) if given.size == 1 else given)
 
 
 def _sound_cell(cell: Float64[np.ndarray, "3 3"], periodic: np.ndarray) -> Float64[np.ndarray, "3 3"]:

@@ -3,23 +3,29 @@
 `torch_sim.integrate(structures, PaiNNModel("student-onnxruntime-fp32.engine"), integrator=..., n_steps=...)`
 """
 
+from collections.abc import Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from ase import Atoms
+from jaxtyping import Bool
 
 from painn_deploy.engines import EngineInfo
 from painn_deploy.engines.owner import SoleUse
 from painn_deploy.export.errors import StructureError
 from painn_deploy.runtime.evaluator import Evaluator
+from painn_deploy.runtime.periodicity import unrepeated
 from painn_deploy.runtime.replicas import ReplicaList
 from painn_deploy.runtime.results import cell_volume, not_finite
-from painn_deploy.runtime.structures import as_flags, as_numbers, as_reals
+from painn_deploy.runtime.structures import as_directions, as_numbers, as_reals
 from painn_deploy.runtime.verlet import DEFAULT_SKIN
 
 try:
     import torch_sim
+    from torch_sim.autobatching import BinningAutoBatcher, InFlightAutoBatcher
     from torch_sim.models.interface import ModelInterface
 except ModuleNotFoundError as error:
     raise ImportError(
@@ -27,6 +33,9 @@ except ModuleNotFoundError as error:
     ) from error
 
 __all__ = ["PaiNNModel"]
+
+MOST_ATOMS = 100_000
+"""That TorchSim's batchers move together where no other number is given: the pairs of all are in memory at once."""
 
 
 class PaiNNModel(ModelInterface):
@@ -36,19 +45,29 @@ class PaiNNModel(ModelInterface):
     has no volume. Neighbours are kept in Verlet lists, one for each system, so that a step that moves atoms a little
     searches nothing. Positions come to main memory at each call, since that is where neighbours are found.
 
+    TorchSim 0.3 has one flag for whether systems repeat: a slab, periodic in two directions of three, comes to a model
+    as a molecule. A system whose cell would bring images of its atoms within the cutoff, and which does not repeat, is
+    therefore refused, and `pbc` says what the systems really are.
+
+    TorchSim's batchers count atoms for this model (`memory_scales_with` is "n_atoms"), and move at most 100,000
+    together unless `max_memory_scaler` gives another number: memory is what their pairs take in main memory, since the
+    engine cuts its own batches, so that there is no GPU's memory to be measured, and molecules have no density.
+
     Args:
         bundle: a folder NAME.engine.
         device: of the engine, as for `PaiNNCalculator`.
         threads: of the CPU.
         skin: Å; 0 searches at every step.
         dtype: of what comes back; the engine itself computes in its own precision.
-        state_device: of TorchSim's tensors; the CPU unless told otherwise.
+        state_device: of TorchSim's tensors; the CPU by default.
+        pbc: in which directions all systems repeat, one flag or three, whatever TorchSim says; None for what it says.
 
     Attributes:
         evaluator: the engine; `evaluator.timings` says where the time goes.
 
     Raises:
         BundleError, EngineUnavailableError: as for `PaiNNCalculator`.
+        StructureError: `pbc` is neither one flag nor three.
     """
 
     def __init__(
@@ -60,16 +79,18 @@ class PaiNNModel(ModelInterface):
         skin: float = DEFAULT_SKIN,
         dtype: torch.dtype = torch.float64,
         state_device: str | torch.device = "cpu",
+        pbc: bool | Sequence[bool] | Bool[np.ndarray, "3"] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= skin < float("inf"):
             raise ValueError(f"skin = {skin!r} is not a length in Å; give 0 to search at every step.")
+        self._pbc, self._looked = None if pbc is None else as_directions(pbc), b""
         self.evaluator, self._sole = Evaluator(bundle, device=device, threads=threads), SoleUse("This model")
         self._device, self._dtype = torch.device(state_device), dtype
         self._compute_stress = self._compute_forces = True
-        self._memory_scales_with = "n_atoms_x_density"
+        self._memory_scales_with = "n_atoms"
         cutoff, slots = self.evaluator.manifest.cutoff, self.evaluator.batch_slots
-        self.neighbours = ReplicaList(cutoff, skin, slots, self.evaluator.most_atoms)
+        self.neighbours = ReplicaList(cutoff, skin, slots, self.evaluator.most_atoms, self.evaluator.dtype)
 
     @property
     def calculator(self) -> Evaluator:
@@ -109,10 +130,21 @@ class PaiNNModel(ModelInterface):
             raise StructureError("A state must list its atoms system by system, and every system must have one.")
         counts = np.bincount(owners)
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        given = np.asarray(_array(state.pbc))
-        periodic = as_flags(np.repeat(given, 3) if given.size == 1 else given)
+        periodic = self._periodic(as_directions(_array(state.pbc)))
         with self._sole:  # the lists of neighbours are one thread's
             return self._answer(numbers, positions, cells, periodic, starts)
+
+    def _periodic(self, given: Bool[np.ndarray, "3"]) -> Bool[np.ndarray, "3"]:
+        """Directions that repeat: TorchSim's, or those that this model was given."""
+        if self._pbc is None:
+            return given
+        if (given & ~self._pbc).any():
+            raise StructureError(
+                f"TorchSim's pbc is {given.tolist()}, and this model's {self._pbc.tolist()}: it would move atoms from "
+                "one side of a cell to the other in a direction that does not repeat. Give it structures with "
+                "pbc=False; the model knows what repeats."
+            )
+        return self._pbc
 
     def _answer(
         self, numbers: np.ndarray, positions: np.ndarray, cells: np.ndarray, periodic: np.ndarray, starts: np.ndarray
@@ -121,6 +153,8 @@ class PaiNNModel(ModelInterface):
         references = self.evaluator.references(numbers)
         with timings.phase("neighbours"):
             batches = self.neighbours.batches(numbers, positions, cells, periodic, starts)
+            if self._pbc is None and not periodic.any() and cells.any():
+                self._refuse_crystals(numbers, positions, cells, starts)
         energies, forces = references.copy(), np.zeros_like(positions)
         virials = np.zeros((len(positions), 3, 3))
         for batch in batches:
@@ -131,6 +165,28 @@ class PaiNNModel(ModelInterface):
         timings.calculations += 1
         with timings.phase("results"):
             return self._results(energies, forces, virials, cells, starts)
+
+    def _refuse_crystals(
+        self, numbers: np.ndarray, positions: np.ndarray, cells: np.ndarray, starts: np.ndarray
+    ) -> None:
+        """Refuse systems that do not repeat, with cells as of crystals; those that stay are looked at once."""
+        key = numbers.tobytes() + starts.tobytes() + cells.tobytes()
+        if key == self._looked:
+            return
+        cutoff = self.evaluator.manifest.cutoff
+        for system, cell in enumerate(cells):
+            rows = slice(int(starts[system]), int(starts[system + 1]))
+            atoms = Atoms(numbers[rows], positions[rows], cell=cell)
+            if (image := unrepeated(atoms, cutoff)) is None:
+                continue
+            atom, other = (f"atom {index} ({atoms.symbols[index]})" for index in image[:2])
+            raise StructureError(
+                f"Structure {system} repeats in no direction, and its cell would bring an image of {other} within "
+                f"{image.distance:.2f} Å of {atom}; the cutoff is {cutoff:g} Å. TorchSim 0.3 makes that of every "
+                "structure that is not periodic in all three directions: PaiNNModel(..., pbc=(True, True, False)) is "
+                "for slabs, pbc=True for crystals, and pbc=False if the cell stands for nothing."
+            )
+        self._looked = key
 
     def _results(
         self, energies: np.ndarray, forces: np.ndarray, virials: np.ndarray, cells: np.ndarray, starts: np.ndarray
@@ -156,3 +212,24 @@ def _as_state(fields: dict[str, Any]) -> Any:
 
 def _array(value: Any) -> np.ndarray:
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def _let_the_model_decide(batcher: Any) -> None:
+    """Batchers of TorchSim 0.3 scale with density, whatever a model says, which divides by a molecule's volume of zero.
+
+    And where they have no limit, they measure a GPU's memory: not where this model's is, and an error on a CPU.
+    """
+    load = batcher.load_states
+
+    @wraps(load)
+    def load_states(self: Any, states: Any) -> Any:
+        if isinstance(self.model, PaiNNModel):
+            self.memory_scales_with = self.model.memory_scales_with
+            self.max_memory_scaler = self.max_memory_scaler or MOST_ATOMS
+        return load(self, states)
+
+    batcher.load_states = load_states
+
+
+_let_the_model_decide(BinningAutoBatcher)
+_let_the_model_decide(InFlightAutoBatcher)

@@ -29,7 +29,7 @@ from torch_sim.units import MetalUnits
 from painn_deploy.calibration.accuracy.reference import TorchCalculator
 from painn_deploy.calibration.structures import aspirin, default_structures
 from painn_deploy.calibration.timing import mover, samples
-from painn_deploy.engines.machine import machine
+from painn_deploy.engines.gpu.machine import machine
 from painn_deploy.export import load_student
 from painn_deploy.export.bundle import read_bundle
 from painn_deploy.export.checkpoint import resolve_checkpoint

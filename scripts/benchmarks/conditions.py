@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from painn_deploy.calibration.timing import Pace
-from painn_deploy.engines.machine import machine
+from painn_deploy.engines.gpu.machine import machine
 from painn_deploy.export.versions import installed, onnxruntimes
 from painn_deploy.scripts.commands.outputs import made_table, write_result
 

@@ -16,7 +16,7 @@ from painn_deploy.calibration.report.drawing import drawn
 from painn_deploy.calibration.report.validation import Options, Samples, Validation, validate
 from painn_deploy.calibration.structures import aspirin
 from painn_deploy.calibration.timing import milliseconds
-from painn_deploy.engines.machine import machine
+from painn_deploy.engines.gpu.machine import machine
 from painn_deploy.export import load_student
 from painn_deploy.export.files import prepare_output, to_json
 from painn_deploy.export.progress import TellProgress

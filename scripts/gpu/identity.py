@@ -4,7 +4,7 @@ import platform
 from typing import Any
 
 from painn_deploy.engines.gpu.driver import check_driver, driver, gpu_of
-from painn_deploy.engines.machine import machine
+from painn_deploy.engines.gpu.machine import machine
 from painn_deploy.export.errors import EngineUnavailableError
 from painn_deploy.export.versions import installed
 from painn_deploy.scripts.gpu.plan import Options

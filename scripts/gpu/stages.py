@@ -22,8 +22,8 @@ from painn_deploy.calibration.structures import aspirin, default_structures, tru
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.gpu.cuda import compute_capability
 from painn_deploy.engines.gpu.driver import gpu_of
+from painn_deploy.engines.gpu.machine import machine
 from painn_deploy.engines.inductor.compile import SEVERAL
-from painn_deploy.engines.machine import machine
 from painn_deploy.engines.session import CudaGraphs
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import EngineUnavailableError

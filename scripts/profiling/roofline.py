@@ -33,6 +33,7 @@ ORDERS = {"cpu": 1536, "cuda": 8192}
 
 REPEATS = 5
 MAY_USE = {
+    "fp64": (torch.float64,),
     "fp32": (torch.float32,),
     "fp16": (torch.float32, torch.float16),
     "int8": (torch.float32, torch.float16, torch.int8),

@@ -95,7 +95,7 @@ def main(
     for bundle in bundles:
         with PaiNNCalculator(bundle, threads=threads) as calculator:
             for case in known(cases, calculator.manifest.species):
-                inputs = graph_inputs(case.structures(), calculator.manifest.cutoff)
+                inputs = graph_inputs(case.structures(), calculator.manifest.cutoff, calculator.evaluator.dtype)
                 alone, *beside = compare(calculator.run_graph, inputs, seconds)
                 ratios = [f"{other / own:.1f}" for row in beside for other, own in zip(row, alone, strict=True)]
                 name = calculator.engine_info["backend"]

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from painn_deploy.engines.machine import machine
+from painn_deploy.engines.gpu.machine import machine
 from painn_deploy.export.bundle import read_bundle
 from painn_deploy.export.checkpoint import resolve_checkpoint
 from painn_deploy.export.errors import OutputError

@@ -1,6 +1,7 @@
 """With the real i-PI, in a process of its own; and with servers that misbehave."""
 
 import contextlib
+import re
 import shutil
 import socket
 import subprocess
@@ -9,15 +10,17 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
 import pytest
 from ase import Atoms, units
-from ase.build import molecule
+from ase.build import bulk, molecule
+from ase.calculators.socketio import SocketClosed, SocketIOCalculator
 
 from painn_deploy.export.errors import ServerError, StructureError
-from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime import PaiNNCalculator, sockets
 from painn_deploy.runtime.sockets import drive
 from tests import students
 
@@ -27,7 +30,8 @@ INPUT = """
 <simulation verbosity='low'>
   <output prefix='nvt'>
     <properties stride='1' filename='out'>
-      [step, time{{picosecond}}, conserved{{electronvolt}}, temperature{{kelvin}}, potential{{electronvolt}}]
+      [step, time{{picosecond}}, conserved{{electronvolt}}, temperature{{kelvin}}, potential{{electronvolt}},
+       virial_md]
     </properties>
     <trajectory filename='pos' stride='1' format='ase'> positions{{ase}} </trajectory>
     <trajectory filename='for' stride='1' format='ase'> forces{{ase}} </trajectory>
@@ -110,12 +114,31 @@ def test_ipi_runs_nvt_on_an_engine(bundle: Path, tmp_path: Path, address: str) -
             np.testing.assert_allclose(force.get_forces(), want["forces"], rtol=0, atol=1e-4)
 
 
-def test_ipi_that_is_killed(bundle: Path, tmp_path: Path, address: str) -> None:
+def test_ipi_has_the_virial_of_a_triclinic_crystal(bundle: Path, tmp_path: Path, address: str) -> None:
+    atoms = bulk("C", "diamond", a=3.57, cubic=True)
+    atoms.set_cell([[3.57, 0, 0], [0.4, 3.7, 0], [-0.5, 0.3, 3.4]], scale_atoms=True)
+    atoms = students.perturbed(atoms, 1, 0.05)
+    template = Atoms(atoms.numbers, atoms.positions)  # neither its cell nor its periodic directions are the server's
+    with PaiNNCalculator(bundle) as calculator, ipi(tmp_path, atoms, address, steps=1) as server:
+        assert drive(template, calculator, pbc=True, unixsocket=address, timeout=60.0) == 2
+        server.communicate(timeout=60)
+        (want,) = calculator.calculate_batch([atoms])
+    row = np.loadtxt(tmp_path / "nvt.out")[0]
+    assert row[4] == pytest.approx(want["energy"], abs=1e-5)
+    virial = -want["stress"][[0, 1, 2, 5, 4, 3]] / (units.Ha / units.Bohr**3)  # i-PI: xx, yy, zz, xy, xz, yz
+    np.testing.assert_allclose(row[5:], virial, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.021, 0.047])
+def test_ipi_that_is_killed(bundle: Path, tmp_path: Path, address: str, delay: float) -> None:
+    """While it waits for an answer, and while it does something else."""
     atoms = in_a_box()
     with PaiNNCalculator(bundle) as calculator, ipi(tmp_path, atoms, address, steps=10**6) as server:
 
         def kill(count: int) -> None:
-            if count == 5:
+            if count == 5 and delay:
+                threading.Timer(delay, server.kill).start()
+            elif count == 5:
                 server.kill()
 
         with pytest.raises(ServerError, match=r"went away after \d+ answers|broke after \d+ answers"):
@@ -157,12 +180,23 @@ def posdata(atoms: Atoms, positions: np.ndarray, count: int | None = None) -> by
     return b"POSDATA     " + cell + cell + told + (positions / units.Bohr).tobytes()
 
 
+def unboxed(length: float) -> Atoms:
+    atoms = in_a_box()
+    atoms.cell.array[1, 1] = length
+    return atoms
+
+
 @pytest.mark.parametrize(
     ("talk", "message"),
     [
         (lambda connection: connection.sendall(b"STATUS      "), "silent for 0.5 s, after 0 answers"),
         (lambda connection: connection.sendall(b"GET / HTTP/1"), "does not speak i-PI's protocol"),
-        (lambda connection: connection.sendall(posdata(in_a_box(), in_a_box().positions * np.nan)), "sent NaN"),
+        (
+            lambda connection: connection.sendall(posdata(in_a_box(), in_a_box().positions * np.nan)),
+            "NaN .* its positions",
+        ),
+        (lambda connection: connection.sendall(posdata(unboxed(np.nan), in_a_box().positions)), "NaN .* its cell"),
+        (lambda connection: connection.sendall(posdata(unboxed(np.inf), in_a_box().positions)), "infinity .* its cell"),
         (lambda connection: connection.shutdown(socket.SHUT_RDWR), "went away after 0 answers"),
     ],
 )
@@ -223,3 +257,189 @@ def test_f16_a_cell_without_a_volume_has_no_virial(bundle: Path) -> None:
             assert drive(atoms.copy(), calculator, port=port, timeout=5.0) == 1
     np.testing.assert_allclose(answers[0].reshape(-1, 3), want["forces"], rtol=0, atol=1e-5)
     assert not answers[1].any()
+
+
+def cut(connection: socket.socket, message: bytes) -> None:
+    """Send it, and close."""
+    connection.sendall(message)
+    connection.shutdown(socket.SHUT_RDWR)
+
+
+def asked(atoms: Atoms, before: bytes, between: bytes, then: bytes) -> Callable[[socket.socket], None]:
+    """A server that takes one answer, sends a message, and closes as a killed process does."""
+
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(before + posdata(atoms, atoms.positions) + between + b"GETFORCE    ")
+        size = len(before + between) + 12 + 8 + 4 + 24 * len(atoms) + 72 + 4 + 1
+        while size:
+            size -= len(connection.recv(size))
+        connection.sendall(then)
+        if then == STATUS:
+            connection.recv(12)
+        connection.shutdown(socket.SHUT_RDWR)
+
+    return talk
+
+
+STATUS = b"STATUS      "
+
+
+@pytest.mark.parametrize("where", [5, 12, 13, 12 + 72, 12 + 144 + 2, 12 + 144 + 4, 12 + 144 + 4 + 50])
+def test_a_server_that_vanishes_in_the_middle_of_a_message(bundle: Path, where: int) -> None:
+    atoms = in_a_box()
+    message = posdata(atoms, atoms.positions)[:where]
+    with (
+        PaiNNCalculator(bundle) as calculator,
+        misbehaving(lambda connection: cut(connection, message)) as port,
+        pytest.raises(ServerError, match=r"went away after 0 answers|broke after 0 answers: .*middle of a message"),
+    ):
+        drive(atoms, calculator, port=port, timeout=5.0)
+
+
+@pytest.mark.parametrize(
+    ("before", "between", "then"),
+    [
+        (STATUS, b"", b""),  # i-PI of today
+        (STATUS + STATUS, STATUS, b""),  # and of before
+        (b"", b"", b""),
+        (STATUS, STATUS, STATUS),  # ASE's, cut off elsewhere
+        (STATUS, STATUS, b"STA"),
+        (STATUS, STATUS, STATUS + b"POSDATA     "),
+        (STATUS, STATUS, STATUS + posdata(in_a_box(), in_a_box().positions)),
+    ],
+)
+def test_field_26_a_server_may_end_as_ase_s_does_and_in_no_other_way(
+    bundle: Path, before: bytes, between: bytes, then: bytes
+) -> None:
+    atoms = in_a_box()
+    with PaiNNCalculator(bundle) as calculator:
+        with misbehaving(asked(atoms, STATUS, STATUS, b"")) as port:
+            assert drive(atoms.copy(), calculator, port=port, timeout=5.0) == 1
+        with (
+            misbehaving(asked(atoms, before, between, then)) as port,
+            pytest.raises(ServerError, match=r"went away after [12] answers|broke after [12] answers"),
+        ):
+            drive(atoms.copy(), calculator, port=port, timeout=5.0)
+
+
+@contextlib.contextmanager
+def driver(run: Callable[[], int]) -> Iterator[list[int | Exception]]:
+    """A driver in a thread of its own; what it returned or raised stands in the list when it has ended."""
+    found: list[int | Exception] = []
+
+    def work() -> None:
+        try:
+            found.append(run())
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield found
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_field_26_ase_s_server(bundle: Path, address: str) -> None:
+    crystal = students.perturbed(bulk("C", "diamond", a=3.57, cubic=True), 1, 0.03)
+    frames = [crystal, students.perturbed(crystal, 2, 0.01), crystal.copy()]
+    frames[2].set_cell(crystal.cell.array * [[1.02], [1.0], [0.99]], scale_atoms=True)
+    with PaiNNCalculator(bundle) as calculator, PaiNNCalculator(bundle) as there:
+        want = calculator.calculate_batch(frames)
+        with (
+            driver(lambda: drive(crystal.copy(), there, unixsocket=address, timeout=20.0)) as found,
+            SocketIOCalculator(unixsocket=address, timeout=20.0) as server,
+        ):
+            for frame, results in zip(frames, want, strict=True):
+                frame.calc = server
+                assert frame.get_potential_energy() == pytest.approx(results["energy"], abs=1e-5)
+                np.testing.assert_allclose(frame.get_forces(), results["forces"], rtol=0, atol=1e-5)
+                np.testing.assert_allclose(frame.get_stress(), results["stress"], rtol=0, atol=1e-6)
+    assert found == [3]
+
+
+IPI_XYZ = """8
+# CELL(abcABC):    3.57000     3.57000     3.57000    90.00000    90.00000    90.00000  Step: 0  positions{angstrom}
+"""
+
+
+@pytest.fixture
+def ipi_template(tmp_path: Path) -> Atoms:
+    """A crystal in i-PI's own xyz, of which ASE reads no cell."""
+    crystal = bulk("C", "diamond", a=3.57, cubic=True)
+    lines = [f"C {x:.6f} {y:.6f} {z:.6f}" for x, y, z in crystal.positions]
+    (tmp_path / "start.xyz").write_text(IPI_XYZ + "\n".join(lines) + "\n")
+    atoms = ase.io.read(tmp_path / "start.xyz")
+    assert isinstance(atoms, Atoms)
+    assert not atoms.pbc.any()
+    return atoms
+
+
+@pytest.mark.parametrize("pbc", [None, True, False, (True, True, False), np.array([False, True, True])])
+def test_field_4_a_crystal_s_cell_asks_for_pbc(bundle: Path, address: str, ipi_template: Atoms, pbc: Any) -> None:
+    crystal = students.perturbed(bulk("C", "diamond", a=3.57, cubic=True), 1, 0.03)
+    with (
+        PaiNNCalculator(bundle) as calculator,
+        PaiNNCalculator(bundle) as there,
+        driver(lambda: drive(ipi_template, there, pbc=pbc, unixsocket=address, timeout=20.0)) as found,
+        SocketIOCalculator(unixsocket=address, timeout=20.0) as server,
+    ):
+        crystal.calc = server
+        if pbc is None:
+            with pytest.raises((SocketClosed, ConnectionError)):
+                crystal.get_potential_energy()
+        else:
+            crystal.get_potential_energy()
+            crystal.pbc = pbc
+            if not crystal.pbc.any():
+                crystal.cell = None  # a molecule
+            (want,) = calculator.calculate_batch([crystal])
+            assert server.results["energy"] == pytest.approx(want["energy"], abs=1e-5)
+            np.testing.assert_allclose(server.results["forces"], want["forces"], rtol=0, atol=1e-5)
+            if "stress" in want:
+                np.testing.assert_allclose(server.results["stress"], want["stress"], rtol=0, atol=1e-6)
+    if pbc is None:
+        (error,) = found
+        assert isinstance(error, ServerError)
+        assert re.search(r"an image of atom \d+ \(C\) within 1.* Å of atom .*pbc=True.*pbc=False", str(error))
+    else:
+        assert found == [1]
+
+
+def test_a_molecule_in_a_box_is_looked_at_once_for_each_cell(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[float] = []
+    monkeypatch.setattr(sockets, "unrepeated", lambda atoms, cutoff: looked.append(atoms.cell.array[0, 0]))
+    atoms, wide = in_a_box(), in_a_box()
+    atoms.pbc = False
+    wide.cell.array[0, 0] = 14.0
+    messages = [posdata(frame, atoms.positions) for frame in (atoms, atoms, atoms, wide, wide)]
+
+    def talk(connection: socket.socket) -> None:
+        for message in messages:
+            connection.sendall(message + b"GETFORCE    ")
+            size = 12 + 8 + 4 + 24 * len(atoms) + 72 + 4 + 1
+            while size:
+                size -= len(connection.recv(size))
+        connection.sendall(b"EXIT        ")
+
+    with PaiNNCalculator(bundle) as calculator:
+        with misbehaving(talk) as port:
+            assert drive(atoms.copy(), calculator, port=port, timeout=5.0) == 5
+        np.testing.assert_allclose(looked, [12.0, 14.0])
+        monkeypatch.undo()
+        with misbehaving(talk) as port:  # such a box is wide enough
+            assert drive(atoms.copy(), calculator, port=port, timeout=5.0) == 5
+
+
+@pytest.mark.parametrize("pbc", [(), (True, True), [True] * 4])
+def test_pbc_that_is_none(bundle: Path, pbc: Any) -> None:
+    with (
+        PaiNNCalculator(bundle) as calculator,
+        pytest.raises(StructureError, match="pbc is .*three times true or false"),
+    ):
+        drive(in_a_box(), calculator, pbc=pbc, patience=0.1)
+
+
+def test_a_port_that_cannot_be(bundle: Path) -> None:
+    with PaiNNCalculator(bundle) as calculator, pytest.raises(ServerError, match="no port 99999"):
+        drive(in_a_box(), calculator, port=99999, patience=0.1)

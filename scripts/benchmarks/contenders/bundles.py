@@ -38,7 +38,7 @@ class Bundle(Contender):
 
     def prepare(self, structures: Sequence[Atoms]) -> GraphInputs:
         """The neighbour matrix."""
-        return graph_inputs(structures, self.calculator.manifest.cutoff)
+        return graph_inputs(structures, self.calculator.manifest.cutoff, self.calculator.evaluator.dtype)
 
     def run(self, prepared: GraphInputs) -> GraphOutputs:
         """The engine alone."""
