@@ -198,6 +198,16 @@ class Watch:
 
     def __init__(self, cutoff: float) -> None:
         self._cutoff, self._seen, self._told = cutoff, set[int](), set[int]()
+        self._known = False
+
+    @contextmanager
+    def known(self) -> Iterator[None]:
+        """Look at nothing in the block: somebody has said which directions are periodic, as the input of LAMMPS does."""
+        self._known = True
+        try:
+            yield
+        finally:
+            self._known = False
 
     def look(self, atoms: Atoms) -> None:
         """Look at a structure that `check_structure` let pass; quick for one without a cell, and for one that was seen.
@@ -206,7 +216,7 @@ class Watch:
             PeriodicityWarning: see `unrepeated`.
         """
         cell = atoms.cell.array.tobytes()
-        if (cell == _NO_CELL and IPI_MARK not in atoms.info) or atoms.pbc.any():
+        if self._known or (cell == _NO_CELL and IPI_MARK not in atoms.info) or atoms.pbc.any():
             return
         numbers = atoms.numbers.tobytes()
         if (key := hash((cell, numbers))) in self._seen or hash(numbers) in self._told:

@@ -142,6 +142,13 @@ def test_no_other_structure_is_warned_of(bundle: Path, name: str) -> None:
     assert warned(atoms.get_forces) == []
 
 
+def test_where_periodic_directions_are_stated_nothing_is_looked_at(bundle: Path) -> None:
+    calculator = PaiNNCalculator(bundle)
+    with calculator.evaluator.periodicity.known():
+        assert warned(lambda: calculator.calculate_batch([LACKING["diamond"]])) == []
+    assert len(warned(lambda: calculator.calculate_batch([LACKING["diamond"]]))) == 1
+
+
 def test_the_warning_is_at_the_line_of_the_caller(bundle: Path) -> None:
     code = """
 import sys
