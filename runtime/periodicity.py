@@ -202,7 +202,7 @@ class Watch:
 
     @contextmanager
     def known(self) -> Iterator[None]:
-        """Look at nothing in the block: somebody has said which directions are periodic, as the input of LAMMPS does."""
+        """Look at nothing in the block: somebody has said which directions are periodic, as LAMMPS was told."""
         self._known = True
         try:
             yield
