@@ -17,6 +17,7 @@ from ase.data import chemical_symbols, covalent_radii, reference_states
 from painn_deploy.export.errors import DatasetError
 from painn_deploy.export.model.student import Student
 from painn_deploy.export.reading import AbsentError, check_regular
+from painn_deploy.runtime.periodicity import REMEDY, lacking, noted_cell, warn_of
 
 __all__ = [
     "CALIBRATION_NAME",
@@ -31,6 +32,7 @@ __all__ = [
     "read_structures",
     "seed_structures",
     "trusted_species",
+    "warn_of_lacking",
     "within_reach",
 ]
 
@@ -228,7 +230,8 @@ def read_structures(path: str | Path) -> list[Atoms]:
     """Read every structure in a file of any format that ASE reads.
 
     Raises:
-        DatasetError: the file is not there, cannot be read, or holds nothing.
+        DatasetError: the file is not there, cannot be read, holds nothing, or a cell in a form that ASE does not read,
+            as i-PI's.
     """
     try:
         if not Path(path).is_dir():  # some formats are folders
@@ -244,19 +247,49 @@ def read_structures(path: str | Path) -> list[Atoms]:
     structures: list[Atoms] = list(read) if isinstance(read, list) else [read]
     if not structures:
         raise DatasetError(f"{path} holds no structures.")
+    for index, atoms in enumerate(structures):
+        if named := noted_cell(atoms):
+            raise DatasetError(
+                f"Structure {index} of {path} has a cell that ASE does not read ({named!r} in its comment), and would "
+                'be computed as an isolated molecule. Write it as Lattice="..." and pbc="T T T", with lengths in Å.'
+            )
     return structures
 
 
-def read_known(path: str | Path, species: Sequence[int]) -> list[Atoms]:
+def read_known(path: str | Path, student: Student) -> list[Atoms]:
     """Read every structure in a file, all of elements that a student knows.
 
     Args:
         path: of any format that ASE reads.
-        species: atomic numbers that the student knows.
+        student: whose elements they are of.
 
     Raises:
         DatasetError: see `read_structures` and `check_species`.
+
+    Warns:
+        PeriodicityWarning: see `warn_of_lacking`.
     """
     structures = read_structures(path)
-    check_species(structures, species, Path(path).name)
+    check_species(structures, student.species, Path(path).name)
+    warn_of_lacking(structures, student.configuration.cutoff, Path(path).name)
     return structures
+
+
+def warn_of_lacking(structures: Sequence[Atoms], cutoff: float, source: str) -> None:
+    """Warn once of all structures that look like crystals and have no periodic direction.
+
+    Args:
+        structures: to look at.
+        cutoff: Å.
+        source: of the structures, for the message.
+
+    Warns:
+        PeriodicityWarning: counting them, with the first as an example.
+    """
+    if found := lacking(structures, cutoff):
+        (index, image), count = found[0], len(found)
+        which = f"{count} of {len(structures)} structures of {source}" if len(structures) > 1 else source
+        warn_of(
+            f"{which}, computed as in vacuum: no direction is periodic, but the cell would bring images of atoms "
+            f"within the cutoff of {cutoff:g} Å (structure {index}: {image}). {REMEDY}"
+        )

@@ -68,7 +68,7 @@ def choose_validation_set(given: Path | None, student: Student) -> tuple[list[At
     """
     if given is None:
         return validation_set(trusted_species(student)), VALIDATION_NAME
-    return read_known(given, student.species), given.name
+    return read_known(given, student), given.name
 
 
 def group_of(atoms: Atoms) -> str:

@@ -129,6 +129,10 @@ class PaiNNCalculator(Closing, Calculator):
         Raises:
             StructureError: see `calculate_batch`.
             PropertyNotImplementedError: a stress is asked for and the cell has no volume.
+
+        Warns:
+            PeriodicityWarning: the structure looks like a crystal and has no periodic direction; once for each
+                composition.
         """
         with self._sole:
             if atoms is not None:
@@ -259,9 +263,13 @@ class PaiNNCalculator(Closing, Calculator):
         spare = self._spare
         if spare is None or _differ(spare.numbers, atoms.numbers) or _differ(spare.pbc, atoms.pbc):
             spare = self._spare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+            self.evaluator.periodicity.look(atoms)
         else:
             spare.positions[:] = atoms.positions
-            spare.cell.array[:] = atoms.cell.array
+            cell = atoms.cell.array
+            if spare.cell.array.tobytes() != cell.tobytes():
+                spare.cell.array[:] = cell
+                self.evaluator.periodicity.look(atoms)
         self._last, self._given = spare, None
 
     def reset(self) -> None:
@@ -311,7 +319,7 @@ class PaiNNCalculator(Closing, Calculator):
         Raises:
             EngineError: the engine failed for every structure of a batch.
         """
-        return stream(self.evaluator, structures)
+        return stream(self.evaluator, structures, look=self.evaluator.periodicity.look)
 
     def run_graph(self, inputs: GraphInputs) -> GraphOutputs:
         """The bare engine: the graph contract's inputs to its outputs, without atomic references."""

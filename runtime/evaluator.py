@@ -1,6 +1,6 @@
 """`Evaluator`: an open engine that answers for structures, one batch after another."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from painn_deploy.export.manifest import Manifest
 from painn_deploy.runtime.grouping import group
 from painn_deploy.runtime.limits import SizeLimits, too_many_neighbours
 from painn_deploy.runtime.matrix import LocalGraph, join
+from painn_deploy.runtime.periodicity import Watch
 from painn_deploy.runtime.results import checked_results
 from painn_deploy.runtime.sizing import BatchSizes
 from painn_deploy.runtime.species import AtomicReferences
@@ -67,6 +68,7 @@ class Evaluator(Closing):
         references: atomic reference energies by atomic numbers.
         limits: sizes that the engine takes.
         timings: milliseconds that a calculation spends in each phase.
+        periodicity: warns of crystals that came without their periodic directions.
         threads: as given.
 
     Raises:
@@ -88,6 +90,7 @@ class Evaluator(Closing):
             self.manifest.species, self.manifest.atomic_references, verified=self.manifest.species_verified
         )
         self.timings = Timings()
+        self.periodicity = Watch(self.manifest.cutoff)
         on_cpu = self.engine_info["device"] == "cpu"
         width = self.dtype.itemsize // np.dtype(np.float32).itemsize  # a number of float64 takes the room of two
         features = int(self.manifest.configuration.get("hidden_dim", 128))
@@ -154,8 +157,12 @@ class Evaluator(Closing):
         """
         return self.session.run(inputs)
 
-    def prepare(self, atoms: Atoms) -> Prepared:
+    def prepare(self, atoms: Atoms, look: Callable[[Atoms], None] | None = None) -> Prepared:
         """Check a structure and find its neighbours.
+
+        Args:
+            atoms: the structure.
+            look: called with it, as `check_structure` gives it back, once it is found to be sound.
 
         Raises:
             StructureError: it is nothing that a force field can answer for.
@@ -169,6 +176,8 @@ class Evaluator(Closing):
             except MemoryError as error:
                 raise too_many_neighbours(len(atoms), error) from error
         self.limits.check(*graph.size)
+        if look is not None:
+            look(atoms)
         return Prepared(atoms.cell.array.copy(), graph, references)
 
     def run_prepared(self, batch: Sequence[Prepared]) -> list[Answer]:
@@ -251,6 +260,9 @@ class Evaluator(Closing):
                 vectors, or (SpeciesError) an element that the student has not learnt; the message says which.
             ShapeError: one of them is larger than the engine was built for.
             EngineError: the engine failed, or gave NaN or infinity for one of them.
+
+        Warns:
+            PeriodicityWarning: one of them looks like a crystal and has no periodic direction.
         """
         structures = structures if isinstance(structures, Atoms | str) else list(structures)
         if isinstance(structures, Atoms | str) or not all(isinstance(atoms, Atoms) for atoms in structures):
@@ -258,7 +270,7 @@ class Evaluator(Closing):
         prepared = []
         for index, atoms in enumerate(structures):
             try:
-                prepared.append(self.prepare(atoms))
+                prepared.append(self.prepare(atoms, self.periodicity.look))
             except (StructureError, ShapeError) as error:
                 if len(structures) == 1:
                     raise

@@ -181,7 +181,8 @@ class LammpsForces:
         try:
             order = np.argsort(tags[:count])
             atoms = self._structure(x[:count][order], order)
-            self._calculator.calculate(atoms)
+            with self._calculator.evaluator.periodicity.known():  # LAMMPS's boundary says it
+                self._calculator.calculate(atoms)
             results, volume = self._calculator.results, atoms.get_volume()
             if "stresses" not in results:
                 raise StructureError("LAMMPS's box is flat, and has no virial; give it a thickness.")

@@ -148,7 +148,8 @@ class _Answers:
         if self._in_doubt and (cell := atoms.cell.array.tobytes()) != self._seen:
             self._refuse_a_crystal(check_structure(atoms))
             self._seen = cell  # one that stays is looked at once
-        self._calculator.calculate(atoms)
+        with self._calculator.evaluator.periodicity.known():
+            self._calculator.calculate(atoms)
         results = self._calculator.results
         virial = np.zeros((3, 3))
         if "stress" in results:

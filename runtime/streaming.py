@@ -1,6 +1,6 @@
 """Structures in, results out, in order and in bounded memory; a structure without results comes with the reason."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,10 @@ class Outcome:
 
 
 def stream(
-    evaluator: Evaluator, structures: Iterable[Atoms | StructureError], batch_slots: int | None = None
+    evaluator: Evaluator,
+    structures: Iterable[Atoms | StructureError],
+    batch_slots: int | None = None,
+    look: Callable[[Atoms], None] | None = None,
 ) -> Iterator[Outcome]:
     """One outcome for each structure, in order; at most a window of them is in memory.
 
@@ -45,6 +48,7 @@ def stream(
         evaluator: the engine.
         structures: any iterable; an error in place of a structure, as a reader may give, is its outcome.
         batch_slots: atoms x slots of a batch; None for the evaluator's own.
+        look: see `Evaluator.prepare`.
 
     Raises:
         EngineError: the engine failed for every structure of a batch, so that going on would be in vain.
@@ -53,7 +57,7 @@ def stream(
     window: list[Prepared | str] = []
     begun = slots = 0
     for item in structures:
-        window.append(_prepared(evaluator, item))
+        window.append(_prepared(evaluator, item, look))
         last = window[-1]
         slots += 0 if isinstance(last, str) else last.size[0] * last.size[1]
         if len(window) == WINDOW_STRUCTURES or slots >= WINDOW_BATCHES * budget:
@@ -62,13 +66,13 @@ def stream(
     yield from _outcomes(evaluator, window, begun, budget)
 
 
-def _prepared(evaluator: Evaluator, item: object) -> Prepared | str:
+def _prepared(evaluator: Evaluator, item: object, look: Callable[[Atoms], None] | None) -> Prepared | str:
     if isinstance(item, StructureError):
         return str(item)
     if not isinstance(item, Atoms):
         return f"This is {type(item).__name__}, and not ase.Atoms."
     try:
-        return evaluator.prepare(item)
+        return evaluator.prepare(item, look)
     except (StructureError, ShapeError) as error:
         return str(error)
 

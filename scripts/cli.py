@@ -11,7 +11,7 @@ from rich.markup import escape
 from painn_deploy.export.declaration import joined_species
 from painn_deploy.export.errors import PaiNNDeployError
 from painn_deploy.export.versions import installed
-from painn_deploy.scripts.commands.entry import print_any_text
+from painn_deploy.scripts.commands.entry import print_any_text, print_own_warnings
 
 __all__ = ["app", "main"]
 
@@ -222,8 +222,10 @@ def md(
 @app.command()
 def screen(
     bundle: OneBundle,
-    source: Annotated[Path, typer.Argument(help="Structures: .extxyz, .db (ASE) or .parquet.", metavar="IN")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Likewise, by its suffix.")],
+    source: Annotated[
+        Path, typer.Argument(help="Structures: .extxyz (also .gz), .db or .traj (ASE), .parquet.", metavar="IN")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Likewise, by its suffix; no .traj.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes on Ray, a CPU or GPU each.")] = None,
@@ -308,6 +310,7 @@ def demo(
 def main() -> None:
     """The command `painn-deploy`: errors of ours are one line and exit status 2, never a traceback."""
     print_any_text()
+    print_own_warnings()
     try:
         app(joined_species(sys.argv[1:]))
     except PaiNNDeployError as error:

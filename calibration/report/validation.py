@@ -29,6 +29,7 @@ from painn_deploy.export.progress import Tell, silent
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.familiarity import Judged, far_structures
 from painn_deploy.runtime.matrix import local_graphs
+from painn_deploy.runtime.periodicity import warned_already
 
 __all__ = [
     "Options",
@@ -184,6 +185,9 @@ def validate(
         DatasetError: the structures cannot be read, hold an element that the student does not know, or are none that
             it can be judged on.
         StructureError: a structure holds NaN, no atoms, or two atoms on one spot; the message says which.
+
+    Warns:
+        PeriodicityWarning: structures look like crystals and have no periodic direction; once, counting them.
     """
     options = options or Options()
     opened, source = open_bundles(bundles, reference)
@@ -212,7 +216,7 @@ def _validations(
     for path, bundle in zip(paths, opened, strict=True):
         label = f"{path.name}: " if len(opened) > 1 else ""
         tell(f"{label}{len(chosen)} structures with the engine")
-        with PaiNNCalculator(bundle, device=options.device, threads=1) as calculator:
+        with warned_already(), PaiNNCalculator(bundle, device=options.device, threads=1) as calculator:
             results = calculator.calculate_batch(chosen)
             some = _some(chosen)
             alone = [calculator.calculate_batch([chosen[index]])[0] for index in some]

@@ -25,6 +25,7 @@ __all__ = [
     "row_error",
     "sha256_of",
     "stamp_of",
+    "structure_of",
     "with_sound_constraints",
 ]
 
@@ -83,6 +84,40 @@ def atoms_of(item: Atoms | StructureError) -> Atoms | None:
     """The structure of a row as far as it could be read; see `row_error`."""
     found = item if isinstance(item, Atoms) else getattr(item, "atoms", None)
     return found if isinstance(found, Atoms) else None
+
+
+def structure_of(numbers: Any, positions: Any, cell: Any, pbc: Any) -> Atoms:
+    """Atoms of a row's values.
+
+    Args:
+        numbers: atomic numbers.
+        positions: Å, triples or flat.
+        cell: Å, three vectors or flat; None for none.
+        pbc: one truth or three; None for none.
+
+    Raises:
+        ValueError, TypeError, OverflowError: they are none.
+    """
+    if numbers is None or positions is None:
+        raise ValueError(f"it has no {'numbers' if numbers is None else 'positions'}")
+    given = np.array(numbers)
+    elements = np.zeros(0, np.int64) if given.size == 0 else given
+    if elements.dtype.kind == "f" and np.array_equal(elements, np.rint(elements)) and abs(elements).max() < 2**53:
+        elements = elements.astype(np.int64)
+    if elements.ndim != 1 or elements.dtype.kind not in "iu" or (elements.size and elements.max() >= 2**62):
+        raise ValueError(f"numbers are {str(numbers)[:60]}, and not a list of whole numbers")
+    flags = np.array(False if pbc is None else pbc)
+    if flags.shape not in ((), (3,)) or flags.dtype.kind not in "biu" or flags.astype(int).max() > 1:
+        raise ValueError(f"pbc is {str(pbc)[:60]}, and not true or false, once or three times")
+    vectors = np.zeros((3, 3)) if cell is None else np.array(cell, float)
+    if vectors.size != 9:
+        raise ValueError(f"cell is {str(cell)[:60]}, and not three vectors")
+    return Atoms(
+        elements.astype(np.int64),
+        np.array(positions, float).reshape(-1, 3),
+        cell=vectors.reshape(3, 3),
+        pbc=flags.astype(bool),
+    )
 
 
 @runtime_checkable

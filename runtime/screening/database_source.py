@@ -29,6 +29,21 @@ __all__ = ["DatabaseSource"]
 MOST_SECONDS = 120.0
 """Of one question to a database: reading one row, or all ids. A view may be written so that it never ends."""
 
+KEPT = (
+    "id",
+    "unique_id",
+    "ctime",
+    "mtime",
+    "user",
+    "numbers",
+    "positions",
+    "cell",
+    "pbc",
+    "constraints",
+    "key_value_pairs",
+)
+"""Columns of a row that are read where labels cannot be."""
+
 
 class DatabaseSource:
     """An ASE database in SQLite, in the order of its ids, which SQLite itself keeps unique.
@@ -97,7 +112,10 @@ class DatabaseSource:
         except MemoryError:
             raise
         except Exception as error:  # a damaged row raises what its decoder met
-            return self._bare(row, index, remarks, error)
+            if (rest := self._without_labels(row)) is None:
+                return self._bare(row, index, remarks, error)
+            found = rest
+            remarks.add(UNREAD, index, f"labels and columns of atoms are left out: {error or type(error).__name__}")
         try:
             if found.numbers is None or found.positions is None:  # which ASE would read as zeros
                 raise ValueError(f"it has no {'numbers' if found.numbers is None else 'positions'}")
@@ -114,6 +132,15 @@ class DatabaseSource:
         self._constrain(atoms, found, index, remarks)
         _describe(atoms, found, index, remarks)
         return atoms
+
+    def _without_labels(self, row: int) -> Any:
+        """Structure, constraints and notes, where something else in a row cannot be read; None where these cannot."""
+        try:
+            return next(self._database.select(id=row, columns=KEPT, include_data=True))
+        except MemoryError:
+            raise
+        except Exception:  # as above
+            return None
 
     def _bare(self, row: int, index: int, remarks: Remarks, why: Exception) -> Atoms | StructureError:
         """The structure alone, where something else in a row cannot be read."""

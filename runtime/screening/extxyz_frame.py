@@ -11,6 +11,7 @@ from ase.data import atomic_numbers
 from ase.io.extxyz import key_val_str_to_dict, per_config_properties, read_xyz
 
 from painn_deploy.export.errors import StructureError
+from painn_deploy.runtime.periodicity import foreign_cell
 from painn_deploy.runtime.screening.chunks import row_error, with_sound_constraints
 from painn_deploy.runtime.screening.labels import with_labels
 from painn_deploy.runtime.screening.remarks import CELL_UNREAD, LATIN, NOT_NAMED, UNREAD, Remarks
@@ -32,8 +33,14 @@ MOST_EMPTY = 1000
 NEEDED = {"species": ("S", 1), "Z": ("I", 1), "pos": ("R", 3), "move_mask": ("L", 0)}
 """Columns of the structure, with their types and widths; a mask has one or three."""
 
-_IPI = re.compile(r"\bCELL\s*[(\[{]\s*(abcABC|H|GENH)\s*[)\]}]", re.IGNORECASE)
-_LATTICE = re.compile(r"(?:^|\s)lattice\s*=", re.IGNORECASE)
+_SPAN = "|".join(
+    rf"{begin}(?:[^{end}\\]|\\.)*+(?:{end}|\Z)" for begin, end in ('""', "''", (r"\{", r"\}"), (r"\[", r"\]"))
+)
+_EMPTY = re.compile(
+    rf"""(?P<none>=\s*(?:""|''|\{{\}}|\[\])(?=\s|\Z)|=(?=\s+[A-Za-z_][\w.\-]*\s*=)|=\s*\Z)|{_SPAN}|\\.""", re.DOTALL
+)
+"""An item without a value, where it stands in no quotes."""
+
 _CELL = re.compile(r"(?:^|\s)(cell|unit_?cell|box|cellpar)\s*[=:]", re.IGNORECASE)
 _LABEL = re.compile(r"([A-Za-z]{1,2})[^A-Za-z].*")
 
@@ -82,7 +89,7 @@ def _read(lines: Sequence[str], index: int, remarks: Remarks) -> Atoms | str:
     unnamed: list[int] = []
 
     def items(comment: str) -> dict[str, Any]:
-        found: dict[str, Any] = key_val_str_to_dict(comment)
+        found: dict[str, Any] = key_val_str_to_dict(_filled(comment))
         unnamed.append(_unnamed(str(found.get("Properties", PLAIN)), lines))
         return found
 
@@ -145,20 +152,27 @@ def _atoms(lines: Sequence[str]) -> Sequence[str]:
 
 def _foreign_cell(comment: str) -> str:
     """Why a frame would be computed without the cell that its comment names; nothing where it would not."""
-    if "Lattice" in comment:
+    named = foreign_cell(comment)
+    if not named:
         return ""
-    if _IPI.search(comment):
-        return (
-            "This frame is of an i-PI trajectory, and the cell in its comment ('CELL(...)', in bohr unless it says "
-            "otherwise) is not extended XYZ's: it would be computed as an isolated molecule. Convert it: write "
-            'Lattice="..." (Å) and pbc="T T T" into the comment, with lengths in Å.'
-        )
-    if _LATTICE.search(comment):
+    if named.lower() == "lattice":
         return (
             "The comment of this frame names a lattice, but not as 'Lattice=', with a capital L: it would be computed "
             "as an isolated molecule. Rename it."
         )
-    return ""
+    return (
+        f"This frame is of an i-PI trajectory, and the cell in its comment ({named!r}, in bohr unless it says "
+        "otherwise) is not extended XYZ's: it would be computed as an isolated molecule. Convert it: write "
+        'Lattice="..." (Å) and pbc="T T T" into the comment, with lengths in Å.'
+    )
+
+
+def _filled(comment: str) -> str:
+    """A comment whose empty values are texts of no letters: for an empty one ASE's reader takes the item after it.
+
+    It would do so with `name="" Lattice="..."`, and a crystal would be computed as a molecule.
+    """
+    return _EMPTY.sub(lambda found: '="_JSON \\"\\""' if found["none"] else found[0], comment)
 
 
 def _items(comment: str) -> Iterator[tuple[str, str]]:

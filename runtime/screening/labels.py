@@ -12,7 +12,7 @@ from ase.io.extxyz import per_config_properties
 from painn_deploy.runtime.screening.carrying import ERROR, RESULTS, free
 from painn_deploy.runtime.screening.remarks import RENAMED, REPLACED, Remarks, one_line
 
-__all__ = ["labels_of", "merged", "result_row", "with_labels"]
+__all__ = ["as_label", "labels_of", "merged", "result_row", "with_labels"]
 
 GIVEN = (*RESULTS, "relax_steps", "relax_converged")
 """Of an engine's results, those that are written."""
@@ -31,6 +31,14 @@ def with_labels(atoms: Atoms, labels: Mapping[str, Any]) -> None:
     if labels:
         atoms.calc = SinglePointCalculator(atoms)
         atoms.calc.results = dict(labels)
+
+
+def as_label(value: Any) -> Any:
+    """A list of numbers as an array; anything else as it is."""
+    try:
+        return np.array(value, float) if isinstance(value, list) else value
+    except (TypeError, ValueError):
+        return value
 
 
 def labels_of(atoms: Atoms | None) -> dict[str, Any]:

@@ -8,12 +8,22 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.io.jsonio import create_ase_object
 
 from painn_deploy.export.errors import DatasetError, StructureError
 from painn_deploy.runtime.screening.carrying import RESULTS, free
-from painn_deploy.runtime.screening.chunks import MOST_ATOMS, Chunk, Ids, Scan, cut_short, divided, row_error, sha256_of
-from painn_deploy.runtime.screening.labels import merged, with_labels
+from painn_deploy.runtime.screening.chunks import (
+    MOST_ATOMS,
+    Chunk,
+    Ids,
+    Scan,
+    cut_short,
+    divided,
+    row_error,
+    sha256_of,
+    structure_of,
+)
+from painn_deploy.runtime.screening.labels import as_label, merged, with_labels
+from painn_deploy.runtime.screening.plain import json_object
 from painn_deploy.runtime.screening.remarks import IN_INFO, RENAMED, UNREAD, Remarks
 
 __all__ = ["ParquetSource", "parquet"]
@@ -206,7 +216,7 @@ def _from_columns(row: dict[str, Any], index: int, remarks: Remarks) -> Atoms | 
     problem, atoms = "", Atoms()
     shape = {name: values.pop(name, None) for name in ("numbers", "positions", "cell", "pbc")}
     try:
-        atoms = _structure(**shape)
+        atoms = structure_of(**shape)
     except MemoryError:
         raise
     except Exception as error:  # whatever a column may hold
@@ -216,47 +226,11 @@ def _from_columns(row: dict[str, Any], index: int, remarks: Remarks) -> Atoms | 
     if (number := values.pop("index", None)) is not None and number != index:
         values[own := free("input_index", values)] = number
         remarks.add(RENAMED, index, f"'index' is {own!r}")
-    with_labels(atoms, {name: _as_label(values.pop(name)) for name in RESULTS if name in values})
+    with_labels(atoms, {name: as_label(values.pop(name)) for name in RESULTS if name in values})
     atoms.info = merged(info, values, index, remarks)
     for name, value in arrays.items():
         _put(atoms, str(name), value, index, remarks)
     return row_error(problem, atoms) if problem else atoms
-
-
-def _structure(numbers: Any, positions: Any, cell: Any, pbc: Any) -> Atoms:
-    """Atoms of a row's values.
-
-    Raises:
-        ValueError, TypeError, OverflowError: they are none.
-    """
-    if numbers is None or positions is None:
-        raise ValueError(f"it has no {'numbers' if numbers is None else 'positions'}")
-    given = np.array(numbers)
-    elements = np.zeros(0, np.int64) if given.size == 0 else given
-    if elements.dtype.kind == "f" and np.array_equal(elements, np.rint(elements)) and abs(elements).max() < 2**53:
-        elements = elements.astype(np.int64)
-    if elements.ndim != 1 or elements.dtype.kind not in "iu" or (elements.size and elements.max() >= 2**62):
-        raise ValueError(f"numbers are {str(numbers)[:60]}, and not a list of whole numbers")
-    flags = np.array(False if pbc is None else pbc)
-    if flags.shape not in ((), (3,)) or flags.dtype.kind not in "biu" or flags.astype(int).max() > 1:
-        raise ValueError(f"pbc is {str(pbc)[:60]}, and not true or false, once or three times")
-    vectors = np.zeros((3, 3)) if cell is None else np.array(cell, float)
-    if vectors.size != 9:
-        raise ValueError(f"cell is {str(cell)[:60]}, and not three vectors")
-    return Atoms(
-        elements.astype(np.int64),
-        np.array(positions, float).reshape(-1, 3),
-        cell=vectors.reshape(3, 3),
-        pbc=flags.astype(bool),
-    )
-
-
-def _as_label(value: Any) -> Any:
-    """A list of numbers as an array; anything else as it is."""
-    try:
-        return np.array(value, float) if isinstance(value, list) else value
-    except (TypeError, ValueError):
-        return value
 
 
 def _unpacked(value: Any, name: str, index: int, remarks: Remarks) -> dict[str, Any]:
@@ -266,33 +240,13 @@ def _unpacked(value: Any, name: str, index: int, remarks: Remarks) -> dict[str, 
     if isinstance(value, dict):  # a struct
         return {key: item for key, item in value.items() if item is not None}
     try:
-        found = json.loads(value, object_hook=_hook)
+        found = json.loads(value, object_hook=json_object)
         if isinstance(found, dict):
             return found
     except (TypeError, ValueError, RecursionError):
         pass
     remarks.add(UNREAD, index, f"the column {name!r} holds no JSON object; it is kept as it is")
     return {name: value}
-
-
-def _hook(value: dict[str, Any]) -> Any:
-    """ASE's words for arrays, complex numbers and its own objects; an object as it is where it is none of them."""
-    try:
-        if "__ndarray__" in value:
-            shape, kind, flat = value["__ndarray__"]
-            made = np.array(flat, np.dtype(kind).type(0).real.dtype if np.dtype(kind).kind == "c" else kind)
-            return made.view(kind).reshape(shape)
-        if "__complex__" in value:
-            real, imaginary = value["__complex__"]
-            return complex(real, imaginary)
-        if "__ase_objtype__" in value:
-            rest = {name: item for name, item in value.items() if name != "__ase_objtype__"}
-            return create_ase_object(value["__ase_objtype__"], rest)
-        if "__datetime__" in value:
-            return str(value["__datetime__"])
-    except Exception:  # it only looked like one
-        return value
-    return value
 
 
 def _put(atoms: Atoms, name: str, value: Any, index: int, remarks: Remarks) -> None:

@@ -14,8 +14,9 @@ from pathlib import PurePath
 from typing import Any
 
 import numpy as np
+from ase.io.jsonio import create_ase_object
 
-__all__ = ["HOOKS", "WORDS", "plain"]
+__all__ = ["HOOKS", "WORDS", "json_object", "plain"]
 
 WORDS = frozenset("abcdeghjklmopqrsuvwxyzABCDEGHJKLMOPQRSUVWXYZ")
 """Letters that no number, NaN, infinity, true or false begins with, however it is written: a quick way to tell."""
@@ -132,3 +133,23 @@ def _array(value: Any, kinds: str, changed: list[str], depth: int) -> Any:
 def _noted_list(texts: np.ndarray, value: np.ndarray, changed: list[str]) -> Any:
     changed.append(f"array of {value.dtype}")
     return texts.tolist()
+
+
+def json_object(value: dict[str, Any]) -> Any:
+    """ASE's words for arrays, complex numbers and its own objects; an object as it is where it is none of them."""
+    try:
+        if "__ndarray__" in value:
+            shape, kind, flat = value["__ndarray__"]
+            made = np.array(flat, np.dtype(kind).type(0).real.dtype if np.dtype(kind).kind == "c" else kind)
+            return made.view(kind).reshape(shape)
+        if "__complex__" in value:
+            real, imaginary = value["__complex__"]
+            return complex(real, imaginary)
+        if "__ase_objtype__" in value:
+            rest = {name: item for name, item in value.items() if name != "__ase_objtype__"}
+            return create_ase_object(value["__ase_objtype__"], rest)
+        if "__datetime__" in value:
+            return str(value["__datetime__"])
+    except Exception:  # it only looked like one
+        return value
+    return value

@@ -7,6 +7,7 @@ __all__ = [
     "AS_TEXT",
     "CELL_UNREAD",
     "CONSTRAINT",
+    "ENDLESS",
     "IN_INFO",
     "LATIN",
     "LEFT_OUT",
@@ -15,6 +16,7 @@ __all__ = [
     "RENAMED",
     "REPLACED",
     "UNREAD",
+    "UNREPEATED",
     "Remarks",
     "one_line",
     "remarks_from",
@@ -29,7 +31,8 @@ NO_ELEMENT = "atomic numbers of no element, kept as a list"
 UNREAD = "labels or notes that cannot be read"
 LATIN = "lines that are not UTF-8, read as Latin-1"
 CELL_UNREAD = "comments that seem to name a cell, which was not read"
-
+UNREPEATED = "cells without periodic directions that bring images within the cutoff, computed as molecules in vacuum"
+ENDLESS = "last lines without an end: where a file was cut short in one, its last number is half of what it was"
 NOT_NAMED = "columns of atoms that no Properties name, which were not read"
 REPLACED = "labels that the input brought were replaced"
 

@@ -15,13 +15,14 @@ from ase import Atoms
 from painn_deploy.export.errors import DatasetError, OutputError
 from painn_deploy.export.progress import Tell, silent
 from painn_deploy.runtime.evaluator import Evaluator
+from painn_deploy.runtime.periodicity import lacking
 from painn_deploy.runtime.screening.chunks import Stamp, atoms_of, sha256_of, stamp_of
 from painn_deploy.runtime.screening.folder import FORMAT_VERSION, Folder, Part
 from painn_deploy.runtime.screening.labels import labels_of, result_row
 from painn_deploy.runtime.screening.relaxation import Relaxation, relax
-from painn_deploy.runtime.screening.remarks import Remarks, one_line
+from painn_deploy.runtime.screening.remarks import UNREPEATED, Remarks, one_line
 from painn_deploy.runtime.screening.sinks import SINKS
-from painn_deploy.runtime.screening.sources import Chunk, Scan, format_of, open_source
+from painn_deploy.runtime.screening.sources import Chunk, Scan, open_source, output_format_of
 from painn_deploy.runtime.streaming import stream
 
 __all__ = ["CHUNK_ROWS", "Folder", "Job", "Part", "Progress", "Screener", "Settings", "Summary", "screen"]
@@ -60,8 +61,8 @@ class Summary:
         rows: in the input.
         computed: by this run; the others were there.
         failures: index and reason of each row without results.
-        remarks: what was kept otherwise than it came, since the format of the output has no place for it: how often,
-            and an example, by kind.
+        remarks: what was kept or read otherwise than it came, and crystals that came without periodic directions: how
+            often, and an example, by kind.
     """
 
     rows: int
@@ -117,11 +118,14 @@ class Screener:
             answers = relax(self.evaluator, items, settings.relaxation, settings.batch_slots)
         rows, failures = [], []
         for place, (item, (moved, outcome)) in enumerate(zip(items, answers, strict=True)):
-            kept = moved if isinstance(moved, Atoms) else atoms_of(item)
-            labels, index = labels_of(atoms_of(item)), chunk.first + place
+            given, index = atoms_of(item), chunk.first + place
+            kept, labels = moved if isinstance(moved, Atoms) else given, labels_of(given)
             rows.append(result_row(kept, outcome.results, outcome.reason, labels=labels, index=index, remarks=remarks))
-            if outcome.results is None:
+            if given is None or outcome.results is None:
                 failures.append((index, one_line(outcome.reason)))
+                continue
+            for _, image in lacking([given], self.evaluator.manifest.cutoff):
+                remarks.add(UNREPEATED, index, f"{image}; if it is a crystal, give it pbc")
         content = self._sink.encoded(rows, chunk.first, remarks)
         return Part(chunk.number, content, failures, remarks.as_dict())
 
@@ -149,8 +153,8 @@ def screen(
 
     Args:
         bundle: a folder NAME.engine.
-        source: extended XYZ, ASE database or Parquet.
-        output: likewise, by its suffix.
+        source: extended XYZ (compressed, too), ASE database or trajectory, or Parquet, by its suffix.
+        output: likewise, but for trajectories.
         resume: go on where an earlier run with the same input, engine and settings was stopped.
         overwrite: replace an output, or what is left of an earlier run.
         workers: processes on Ray; None computes here.
@@ -167,7 +171,7 @@ def screen(
         OutputError: there is an output, or it cannot be written; what is there is kept for `resume`.
         BundleError, EngineError: the engine cannot be opened, or fails for every structure.
     """
-    source, kind, folder = Path(source), format_of(Path(output)), Folder(Path(output))
+    source, kind, folder = Path(source), output_format_of(Path(output)), Folder(Path(output))
     if chunk_rows is not None and chunk_rows < 1:
         raise OutputError(f"Chunks of {chunk_rows} rows cannot be written; give 1 or more.")
     if resume and overwrite:

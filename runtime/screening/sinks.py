@@ -5,7 +5,7 @@ import shutil
 import sqlite3
 import warnings
 from collections.abc import Mapping, Sequence
-from io import BytesIO, StringIO
+from io import BufferedReader, BytesIO, StringIO
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +15,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.jsonio import encode, mydecode
 
+from painn_deploy.export.packed import PACKINGS, Unpacked, packed
 from painn_deploy.runtime.screening.carrying import ERROR
 from painn_deploy.runtime.screening.extxyz_rows import count_frames, write_frame
 from painn_deploy.runtime.screening.labels import result_row
@@ -71,6 +72,26 @@ class ExtxyzSink:
     def count(self, output: Path) -> int:
         """See `Sink.count`."""
         with output.open("rb") as file:
+            return count_frames(file)
+
+
+class PackedSink(ExtxyzSink):
+    """Extended XYZ, compressed: each part is a member of its own, and members after one another are one file.
+
+    Args:
+        packing: how it is compressed, a key of `PACKINGS`.
+    """
+
+    def __init__(self, packing: str) -> None:
+        self._packing = packing
+
+    def encoded(self, rows: Sequence[Atoms], first: int, remarks: Remarks | None = None) -> bytes:
+        """See `Sink.encoded`; the same bytes for the same rows, whenever they are computed."""
+        return packed(super().encoded(rows, first, remarks), self._packing)
+
+    def count(self, output: Path) -> int:
+        """See `Sink.count`."""
+        with BufferedReader(Unpacked(output, self._packing)) as file:
             return count_frames(file)
 
 
@@ -161,4 +182,9 @@ def _write(database: Any, values: dict[str, Any]) -> None:
         database.write(atoms, pairs, base64.b64decode(data) if isinstance(data, str) else data)
 
 
-SINKS: Mapping[str, Sink] = {"extxyz": ExtxyzSink(), "parquet": ParquetSink(), "db": DatabaseSink()}
+SINKS: Mapping[str, Sink] = {
+    "extxyz": ExtxyzSink(),
+    **{f"extxyz{packing}": PackedSink(packing) for packing in PACKINGS},
+    "parquet": ParquetSink(),
+    "db": DatabaseSink(),
+}

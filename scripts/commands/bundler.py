@@ -32,6 +32,7 @@ from painn_deploy.export.versions import installed
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.familiarity import JUDGED_ON, Judged
 from painn_deploy.runtime.grouping import group, padding_waste
+from painn_deploy.runtime.periodicity import warned_already
 from painn_deploy.scripts.commands.measuring import GATE, Examiner
 from painn_deploy.scripts.commands.trials import Given, choose_trial
 from painn_deploy.scripts.commands.typed_graphs import AUTO_CHOICE, INT8_LIMITS, TypedGraph, TypedGraphs
@@ -161,6 +162,7 @@ class Bundler(Closing):
             self._traced[exact] = _Traced(student, bundle, graphs, examiner)
         return self._traced[exact]
 
+    @warned_already()
     def bundle(self, engine: str, precision: str) -> Made:
         """Build an engine and measure it.
 
@@ -195,6 +197,7 @@ class Bundler(Closing):
             excess = excess or examined.excess
         raise PrecisionError(excess)
 
+    @warned_already()
     def fastest(self, engine: str) -> Made:
         """Build every precision of `AUTO_CHOICE` that an engine has, and choose the fastest that keeps the limits.
 

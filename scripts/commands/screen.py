@@ -42,8 +42,8 @@ def run_screen(
 
     Args:
         bundle: folder NAME.engine.
-        source: .extxyz, .db (ASE) or .parquet.
-        output: likewise, by its suffix.
+        source: .extxyz (compressed, too), .db or .traj (ASE), or .parquet.
+        output: likewise, by its suffix, but for .traj.
         resume: go on where an earlier run was stopped.
         overwrite: replace what is there.
         workers: processes on Ray; None for this process alone.

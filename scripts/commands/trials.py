@@ -15,6 +15,7 @@ from painn_deploy.calibration.structures import (
     default_structures,
     read_known,
     trusted_species,
+    warn_of_lacking,
 )
 from painn_deploy.export.model.student import Student
 from painn_deploy.runtime.matrix import local_graphs
@@ -65,6 +66,9 @@ def choose_trial(student: Student, structures: Given, training: Given, *, fits: 
         DatasetError: a file cannot be read, a structure holds an element that the student does not know, or no
             structure is left to judge by.
         StructureError: a structure holds NaN, no atoms, or two atoms on one spot; the message gives its number.
+
+    Warns:
+        PeriodicityWarning: structures of a set look like crystals and have no periodic direction.
     """
     (given, given_name), (fitted, fitted_on) = _read(structures, student), _read(training, student)
     same = _same(structures, training)
@@ -88,9 +92,10 @@ def _read(given: Given, student: Student) -> tuple[list[Atoms], str]:
     if given is None:
         return [], ""
     if isinstance(given, str | Path):
-        return read_known(given, student.species), Path(given).name
+        return read_known(given, student), Path(given).name
     name = f"{len(given)} structures given in Python"
     check_species(given, student.species, name)
+    warn_of_lacking(given, student.configuration.cutoff, "those given in Python")
     return list(given), name
 
 

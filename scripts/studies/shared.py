@@ -128,7 +128,7 @@ def choose(given: Path | None, student: Student) -> tuple[list[Atoms], str]:
             student can be judged on.
     """
     if given is not None:
-        structures, name = read_known(given, student.species), given.name
+        structures, name = read_known(given, student), given.name
     else:
         configuration, species = student.configuration, trusted_species(student)
         crystals = choose_subjects(species, verified=configuration.species is not None).crystals
