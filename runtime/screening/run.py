@@ -137,6 +137,7 @@ def screen(
     address: str | None = None,
     relaxation: Relaxation | None = None,
     chunk_rows: int | None = None,
+    threads: int | None = None,
     device: str = "auto",
     memory: float | None = None,
     progress: Progress = lambda done, total, computed: None,  # noqa: ARG005
@@ -157,6 +158,7 @@ def screen(
         address: of a Ray cluster; None for this machine.
         relaxation: how to relax; None keeps the geometry.
         chunk_rows: rows that are computed and written together.
+        threads: of the CPU, as for `PaiNNCalculator`; a worker has one.
         device: as for `PaiNNCalculator`.
         memory: GiB that a worker may take for its structures; Linux only.
         progress: told after every chunk.
@@ -173,7 +175,7 @@ def screen(
     if resume and overwrite:
         raise OutputError("Either resume or overwrite: the one keeps what an earlier run left, the other removes it.")
     folder.refuse(source, resume, overwrite)
-    with Evaluator(bundle, device=device) as evaluator, folder.locked():
+    with Evaluator(bundle, device=device, threads=threads) as evaluator, folder.locked():
         if overwrite:
             folder.clear()
         tell(f"looking through {source.name}")
@@ -201,7 +203,7 @@ def screen(
         for _ in range(2):
             if not left:
                 break
-            made = _parts(job, left, folder, workers, address, memory)
+            made = _parts(job, left, folder, workers, threads, address, memory)
             _run(folder, scan, left, made, progress, plan, held)
             left = folder.unsound(scan.chunks, plan)
             pending = pending + [chunk for chunk in left if chunk not in pending]
@@ -239,10 +241,16 @@ def _changed(source: Path) -> DatasetError:
 
 
 def _parts(
-    job: Job, pending: Sequence[Chunk], folder: Folder, workers: int | None, address: str | None, memory: float | None
+    job: Job,
+    pending: Sequence[Chunk],
+    folder: Folder,
+    workers: int | None,
+    threads: int | None,
+    address: str | None,
+    memory: float | None,
 ) -> Iterator[Part]:
     if workers is None:
-        here = Screener(job)
+        here = Screener(job, threads)
         with here.evaluator:
             for chunk in pending:
                 try:

@@ -133,18 +133,19 @@ def throughput(contenders: Sequence[Contender], cases: Sequence[Case], tell: Tel
     return rows
 
 
-def scaling(bundles: Mapping[str, Path], device: str, tell: Tell) -> list[dict[str, Any]]:
+def scaling(bundles: Mapping[str, Path], device: str, tell: Tell, threads: int | None = None) -> list[dict[str, Any]]:
     """Whole calls on water from 192 atoms to 10,368, each engine opened alone, so that all memory is its own.
 
     Args:
         bundles: by what to call them.
         device: to run them on.
         tell: called with a line about each, and about what is too large for it.
+        threads: of a CPU; None for what each chooses.
     """
     rows = []
     for name, path in bundles.items():
         tell(f"{name}, water")
-        with opened({name: path}, device) as (engine,):
+        with opened({name: path}, device, threads) as (engine,):
             if not {1, 8} <= set(engine.calculator.manifest.species):
                 continue
             for case in growing_water():
