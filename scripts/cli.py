@@ -8,7 +8,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from painn_deploy.export.declaration import joined_species
 from painn_deploy.export.errors import PaiNNDeployError
 from painn_deploy.export.versions import installed
 from painn_deploy.scripts.commands import choices
@@ -62,11 +61,12 @@ Threads = Annotated[
 ]
 
 
-def _tell_version(asked: bool) -> None:
+def _tell_version(asked: bool) -> bool:
     if asked:
         version = installed(["painn-deploy"]).get("painn-deploy", "of unknown version: it runs without being installed")
         out.print(f"painn-deploy {version}", highlight=False)
         raise typer.Exit
+    return asked
 
 
 @app.callback()
@@ -237,7 +237,7 @@ def md(
     """Run molecular dynamics through ASE; frames and energies are on disk as they come."""
     from painn_deploy.scripts.commands.md import Plan, run_md, whole_steps
 
-    plan = Plan(ensemble, whole_steps(steps, picoseconds, timestep), timestep, temperature, pressure, every, seed)
+    plan = Plan(ensemble, whole_steps(steps, picoseconds, timestep, err), timestep, temperature, pressure, every, seed)
     run_md(bundle, structure, output, plan, overwrite=overwrite, threads=threads, device=device, out=out, err=err)
 
 
@@ -335,11 +335,21 @@ def demo(
     print_demo(output, picoseconds=picoseconds, out=out, err=err)
 
 
+def _arguments() -> list[str]:
+    """The command line; elements on it are joined, where there are any: ASE takes as long to load as all the rest."""
+    arguments = sys.argv[1:]
+    if "--species" not in arguments:
+        return arguments
+    from painn_deploy.export.declaration import joined_species
+
+    return joined_species(arguments)
+
+
 def main() -> None:
     """The command `painn-deploy`: errors of ours are one line and exit status 2, never a traceback."""
     print_any_text()
     try:
-        app(joined_species(sys.argv[1:]), prog_name="painn-deploy")
+        app(_arguments(), prog_name="painn-deploy")
     except PaiNNDeployError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)

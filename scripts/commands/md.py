@@ -34,6 +34,9 @@ __all__ = ["ENSEMBLES", "Plan", "Record", "run_md", "simulate", "whole_steps"]
 LONGEST_STEP, LONGEST = 1e3, 1e12
 """fs: of a time step, and of a simulation that anybody will see the end of."""
 
+WHOLE = 1e-9
+"""Of a number of steps: such a difference is rounding."""
+
 STEPS = 2000
 """Of a simulation whose length nobody gave."""
 
@@ -96,13 +99,14 @@ class Record:
         return float(1e3 * self.column("total_eV").std() / self.atoms)
 
 
-def whole_steps(steps: int | None, picoseconds: float | None, timestep: float) -> int:
+def whole_steps(steps: int | None, picoseconds: float | None, timestep: float, err: Console) -> int:
     """The number of time steps of a simulation whose length is given in either way, or in both if they agree.
 
     Args:
         steps: None where the length is not given so.
         picoseconds: None likewise; rounded to whole steps.
         timestep: fs.
+        err: console for the word of a length that was rounded.
 
     Raises:
         BadParameter: both are given and differ, or the time is less than a step, or no number that makes sense.
@@ -114,12 +118,15 @@ def whole_steps(steps: int | None, picoseconds: float | None, timestep: float) -
             f"{picoseconds:g} ps are no length that makes sense with time steps of {timestep:g} fs.",
             param_hint="--picoseconds",
         )
-    found = max(1, round(1e3 * picoseconds / timestep))
+    found = round(exact := 1e3 * picoseconds / timestep)
     if steps not in (None, found):
         raise typer.BadParameter(
             f"{picoseconds:g} ps are {found} steps of {timestep:g} fs, and --steps says {steps}. Give one of the two.",
             param_hint="--picoseconds",
         )
+    if abs(exact - found) > WHOLE * found:
+        length = f"{picoseconds:g} ps are rounded to {found} steps of {timestep:g} fs, {found * timestep / 1e3:g} ps"
+        err.print(length, highlight=False, soft_wrap=True)
     return found
 
 
@@ -321,7 +328,7 @@ def _dynamics(atoms: Atoms, plan: Plan) -> MolecularDynamics:
     raise StructureError(f"There is no ensemble {plan.ensemble!r}; there are {', '.join(ENSEMBLES)}.")
 
 
-def _row(atoms: Atoms, plan: Plan, step: int) -> tuple[float, ...]:
+def _row(atoms: Atoms, plan: Plan, step: int) -> tuple[int, float, float, float, float, float]:
     potential, kinetic = float(atoms.get_potential_energy()), float(atoms.get_kinetic_energy())
     if not np.isfinite(potential + kinetic):
         raise StructureError(f"The simulation diverged before step {step}; use a shorter time step.")
