@@ -17,6 +17,7 @@ from painn_deploy.export.described import NOT_OPEN, described
 from painn_deploy.export.errors import BundleError, EngineError, OwnershipError, ShapeError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest
+from painn_deploy.export.progress import Tell, silent
 from painn_deploy.runtime.grouping import group
 from painn_deploy.runtime.limits import SizeLimits, too_many_neighbours
 from painn_deploy.runtime.matrix import LocalGraph, join
@@ -133,14 +134,17 @@ class Evaluator(Closing):
         """Whether `batch_slots` was measured here or set, and is not the default."""
         return self._batch_slots is not None or self._sizes.remembered() is not None
 
-    def tune_batches(self) -> int:
+    def tune_batches(self, tell: Tell = silent) -> int:
         """Measure which batches are fastest here, and remember it for this engine, device and machine; seconds.
+
+        Args:
+            tell: called with how many rounds are done.
 
         Raises:
             EngineError: the engine cannot run the smallest batch.
         """
         self._batch_slots = self._sizes.measured(
-            self.run, self.manifest.species[0], self.manifest.cutoff, self.most_atoms
+            self.run, self.manifest.species[0], self.manifest.cutoff, self.most_atoms, tell
         )
         return self._batch_slots
 

@@ -20,6 +20,7 @@ from painn_deploy.export.errors import ParityError
 from painn_deploy.export.fields import OUTPUTS, GraphInputs, GraphOutputs
 from painn_deploy.export.model.force_head import autograd_forces, tensors
 from painn_deploy.export.model.student import Student
+from painn_deploy.export.progress import Tell, counting, prefixed, silent
 from painn_deploy.runtime.matrix import graph_inputs
 
 __all__ = ["ENERGY_TOLERANCE", "FORCE_TOLERANCE", "check_parity", "parity_structures"]
@@ -76,6 +77,7 @@ def check_parity(
     student: Student,
     batches: Sequence[Sequence[Atoms]] | None = None,
     brought: Sequence[Atoms] = (),
+    tell: Tell = silent,
 ) -> dict[str, Any]:
     """Compare a float32 engine with the float64 student under plain autograd, which shares no adjoint with the engine.
 
@@ -84,6 +86,7 @@ def check_parity(
         student: in float64.
         batches: structures to compare on; by default `parity_structures`, without those of forces beyond chemistry.
         brought: the user's structures: figures are of them, and `parity_structures` may stop the engine all the same.
+        tell: called with how many were compared.
 
     Returns:
         Largest error in atomic energies (eV), forces (eV/Å) and virials (eV); `float32_forces` (eV/Å), the largest
@@ -95,10 +98,12 @@ def check_parity(
             error, the largest value and likely causes. Or no structure with neighbours is left to compare on.
     """
     if batches is None and brought:
-        found = _compare(run, student, _batches_of(brought))
-        _compare(run, student, parity_structures(student), LARGEST_FORCE, needed=False)  # no figures of this student
+        found = _compare(run, student, _batches_of(brought), tell=tell)
+        others = parity_structures(student)  # no figures of this student
+        _compare(run, student, others, LARGEST_FORCE, needed=False, tell=prefixed(tell, "default set, "))
         return found
-    return _compare(run, student, batches or parity_structures(student), LARGEST_FORCE if batches is None else np.inf)
+    largest_force = LARGEST_FORCE if batches is None else np.inf
+    return _compare(run, student, batches or parity_structures(student), largest_force, tell=tell)
 
 
 def _compare(
@@ -108,12 +113,14 @@ def _compare(
     largest_force: float = np.inf,
     *,
     needed: bool = True,
+    tell: Tell = silent,
 ) -> dict[str, Any]:
     """Compare on every structure that float32 can hold the student on; `needed` refuses where there is none."""
     worst = dict.fromkeys((*_TOLERANCES, "float32_forces"), 0.0)
     left_out: dict[str, LeftOut] = {}
     compared, pulled = 0, False
     single = copy.deepcopy(student).float()
+    more = counting(tell, sum(map(len, batches)))
     for structures in batches:
         for atoms, got, want, blur in _evaluated(run, student, single, structures):
             name = describe(atoms)
@@ -136,6 +143,7 @@ def _compare(
                         "that is not masked, or an engine that computes in TF32 or FP16. No engine was written."
                     )
                 worst[field.name] = max(worst[field.name], error)
+        more(len(structures))
     if needed and (not compared or (left_out and not pulled)):  # an atom alone judges no force
         raise ParityError(
             "There is no structure to compare the engine with its student on: "

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from ase import Atoms
 
 from painn_deploy.export.errors import DatasetError, OutputError
-from painn_deploy.export.progress import Tell, silent
+from painn_deploy.export.progress import Tell, prefixed, silent
 from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.screening.chunks import Stamp, atoms_of, sha256_of, stamp_of
 from painn_deploy.runtime.screening.folder import FORMAT_VERSION, Folder, Part
@@ -190,8 +190,8 @@ def screen(
                 return Summary(scan.rows, 0, earlier["failures"], earlier["remarks"])
             slots = int(earlier["batch_slots"])
         else:
-            tell("measuring which batches are fastest here")
-            slots = evaluator.batch_slots if evaluator.batch_slots_known else evaluator.tune_batches()
+            told = prefixed(tell, "measuring which batches are fastest here: ")
+            slots = evaluator.batch_slots if evaluator.batch_slots_known else evaluator.tune_batches(told)
         plan["batch_slots"] = slots
         folder.begin(plan)
         job = Job(str(Path(bundle).resolve()), str(source.resolve()), kind, Settings(rows, slots, relaxation), device)

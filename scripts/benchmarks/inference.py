@@ -157,8 +157,10 @@ def time_bundles(
         keep(found)
     found["scaling"] = [] if quick else scaling(bundles, device, tell, threads)
     keep(found)
+    tell("loading, and what memory it takes")
     found["costs"] = costs(bundles, device, one, 4 if quick else PEAK_BATCH, threads)
     keep(found)
+    tell("copies and products, for the machine's peaks")
     found["peaks"], found["roofline"] = rooflines(bundles, found["throughput"], one, where)
     return found
 

@@ -144,11 +144,11 @@ def scaling(bundles: Mapping[str, Path], device: str, tell: Tell, threads: int |
     """
     rows = []
     for name, path in bundles.items():
-        tell(f"{name}, water")
         with opened({name: path}, device, threads) as (engine,):
             if not {1, 8} <= set(engine.calculator.manifest.species):
                 continue
             for case in growing_water():
+                tell(f"{name}, water, {case.atoms:,} atoms")
                 if not engine.fits(case.given):
                     tell(f"{name} was not built for {case.atoms:,} atoms")
                     break

@@ -102,9 +102,10 @@ class Bundler(Closing):
     ) -> None:
         self._tell = tell
         reference, self._source = load_checkpoint(checkpoint, dtype=torch.float64, declared=declared)
-        tell("evaluating structures with the student in float64 and float32")
-        self._trial = choose_trial(reference, structures, training, fits=fits or table_error is not None)
+        tell("reading structures")
+        self._trial = choose_trial(reference, structures, training, fits=fits or table_error is not None, tell=tell)
         self._domain = self._trial.domain
+        tell(f"noting the surroundings of atoms in {len(self._domain)} structures")
         self._judged_on = Judged.of(self._domain.structures, reference.configuration.cutoff).as_dict()
         self._table: Tabled | None = None
         exported = reference
@@ -113,7 +114,7 @@ class Bundler(Closing):
             fitted, fitted_on = self._trial.fitted, self._trial.fitted_on
             if not fitted:
                 fitted, fitted_on = self._domain.structures, self._domain.name
-            self._table = find_table(reference, fitted, fitted_on, table_error)
+            self._table = find_table(reference, fitted, fitted_on, table_error, tell=tell)
             exported = reference.with_radial_table(self._table.rank, self._table.intervals)
         self._student = copy.deepcopy(exported).float()
         cutoff = self._student.configuration.cutoff

@@ -17,6 +17,7 @@ from painn_deploy.calibration.structures import (
     trusted_species,
 )
 from painn_deploy.export.model.student import Student
+from painn_deploy.export.progress import Tell, silent
 from painn_deploy.runtime.matrix import local_graphs
 
 __all__ = ["Given", "Trial", "choose_trial"]
@@ -50,7 +51,7 @@ class Trial:
     sizes: Sequence[tuple[int, int]]
 
 
-def choose_trial(student: Student, structures: Given, training: Given, *, fits: bool) -> Trial:
+def choose_trial(student: Student, structures: Given, training: Given, *, fits: bool, tell: Tell = silent) -> Trial:
     """Choose what an export judges on, and what it fits on.
 
     Args:
@@ -59,6 +60,7 @@ def choose_trial(student: Student, structures: Given, training: Given, *, fits: 
         training: of the user's, to fit on. Without, all `structures` but every fifth, which alone then judges; without
             either a default set.
         fits: whether anything is fitted.
+        tell: called with how many structures were evaluated.
 
     Raises:
         DatasetError: a file cannot be read, a structure holds an element that the student does not know, or no
@@ -78,7 +80,7 @@ def choose_trial(student: Student, structures: Given, training: Given, *, fits: 
         fitted = [given[index] for index in rest]
     judged, named = _spread(judged, named)
     brought = structures is not None
-    domain = find_domain(student, [given[index] for index in judged], named, brought=brought, numbers=judged)
+    domain = find_domain(student, [given[index] for index in judged], named, brought=brought, numbers=judged, tell=tell)
     return Trial(domain, *_spread(fitted, fitted_on), sizes)
 
 
