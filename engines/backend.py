@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from painn_deploy.engines.profiles import DEFAULT_PROFILE, Profile
@@ -83,12 +84,14 @@ class Backend(Protocol):
         name: as users and manifests write it.
         packages: distributions that the engine needs, and the extra of painn-deploy that installs each.
         precisions: that it builds engines in.
+        lacking: why it has no engine in some other precision, as a message goes on after the precision's name.
         rest_precision: of what is not INT8 in an INT8 graph, `fp16` where that is fast, else `fp32`.
     """
 
     name: str
     packages: Mapping[str, str]
     precisions: tuple[str, ...]
+    lacking: Mapping[str, str] = MappingProxyType({})
     rest_precision: str = "fp32"
 
     def lower(self, model: "onnx.ModelProto") -> "onnx.ModelProto":

@@ -5,28 +5,34 @@ from jaxtyping import Int32
 
 from painn_deploy.export.errors import ShapeError
 from painn_deploy.export.fields import INPUTS, GraphInputs
+from painn_deploy.export.manifest_values import PRECISIONS
 
 __all__ = ["check_indices", "check_inputs", "padded"]
 
-_DTYPES = tuple(np.dtype(field.dtype) for field in INPUTS)
+_DTYPES = {precision: tuple(np.dtype(field.dtype_in(precision)) for field in INPUTS) for precision in PRECISIONS}
 
 
-def check_inputs(inputs: GraphInputs) -> None:
+def check_inputs(inputs: GraphInputs, precision: str = "fp32") -> None:
     """Refuse arrays that an engine would misread.
 
-    An engine takes an address and believes the rest: a strided or a float64 array would give wrong forces, silently.
+    An engine takes an address and believes the rest: a strided array, or one of another type, would give wrong forces,
+    silently.
+
+    Args:
+        inputs: arrays.
+        precision: of the engine; `fp64` reads float64, and the others float32.
 
     Raises:
         ShapeError: naming the array, what it is and what it must be.
     """
     atoms, slots = inputs.mask.shape if inputs.mask.ndim == 2 else (-1, -1)
-    for array, field, dtype in zip(inputs, INPUTS, _DTYPES, strict=True):
+    for array, field, dtype in zip(inputs, INPUTS, _DTYPES[precision], strict=True):
         shape = field.sized(atoms=atoms, slots=slots)
         if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
             layout = "" if array.flags.c_contiguous else ", not contiguous"
             raise ShapeError(
                 f"The input {field.name} is {array.dtype} {array.shape}{layout}; "
-                f"an engine reads a contiguous {field.dtype} array [{', '.join(map(str, field.shape))}]."
+                f"an engine reads a contiguous {dtype} array [{', '.join(map(str, field.shape))}]."
             )
     if atoms < 1 or slots < 1:
         raise ShapeError(f"A graph has at least one atom and one slot, not {atoms} and {slots}.")
@@ -72,10 +78,10 @@ def padded(inputs: GraphInputs, atoms: int, slots: int) -> GraphInputs:
     own = np.arange(atoms * slots, dtype=np.int32).reshape(atoms, slots)
     result = GraphInputs(
         atomic_numbers=np.zeros(atoms, np.int32),
-        displacements=np.zeros((atoms, slots, 3), np.float32),
+        displacements=np.zeros((atoms, slots, 3), inputs.displacements.dtype),
         neighbours=own // np.int32(slots),
         reverse=own,
-        mask=np.zeros((atoms, slots), np.float32),
+        mask=np.zeros((atoms, slots), inputs.mask.dtype),
     )
     result.atomic_numbers[:old_atoms] = inputs.atomic_numbers
     for name in ("displacements", "neighbours", "mask"):

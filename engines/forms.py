@@ -201,16 +201,29 @@ GPU_FORMS = {
 """The same on a GPU; chosen by counting work, since nothing was measured on one yet."""
 
 
-def plans_for(kind: str, form: str) -> dict[str, Plan]:
+DOUBLE_FORMS = {"large.pt2": Plan(Form.parse("sums+paired+frozen"))}
+"""The same for a graph in double precision, of which torch's compiler cannot write products `inline`."""
+
+
+def plans_for(kind: str, form: str, precision: str = "fp32") -> dict[str, Plan]:
     """Packages by file name, the one for the smallest matrices first.
 
     Args:
         kind: `cpu` or `cuda`.
         form: that all sizes are to run in; empty for the choice of this version.
+        precision: of the graph.
 
     Raises:
-        EngineError: the form is none.
+        EngineError: the form is none, or none for this precision.
     """
+    if precision == "fp64":
+        plans = {"large.pt2": Plan(Form.parse(form))} if form else dict(DOUBLE_FORMS)
+        if kind != "cpu" or any("inline" in plan.form.words for plan in plans.values()):
+            raise EngineError(
+                f"There is no engine in fp64 on {kind} of the form {form or 'of this version'}: torch's compiler has "
+                "none `inline`, and fp64 runs on the CPU alone."
+            )
+        return plans
     if form:
         return {"large.pt2": Plan(Form.parse(form))}
     return dict(CPU_FORMS if kind == "cpu" else GPU_FORMS)

@@ -71,7 +71,7 @@ class HostSession(Closing):
             if self._closed:
                 raise EngineError("This session is closed; open another one.")
             if inputs is not self._checked:  # a step of dynamics writes into the arrays of the step before
-                check_inputs(inputs)
+                check_inputs(inputs, self._info["precision"])
                 self._checked = inputs
             atoms, slots = inputs.mask.shape
             if atoms >= self._least <= slots:

@@ -23,7 +23,11 @@ __all__ = [
     "GraphInputs",
     "GraphOutputs",
     "PairInputs",
+    "real_type",
 ]
+
+REAL = "float32"
+"""Type of displacements, mask and results in every precision but `fp64`, whose graphs have float64 in its place."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Field:
     Attributes:
         name: the tensor's name in every graph and engine.
         shape: axis names (dynamic) and sizes (fixed).
-        dtype: numpy's name of the element type.
+        dtype: numpy's name of the element type, in every precision but `fp64`; see `dtype_in`.
         unit: physical unit, empty for indices and flags.
         meaning: one sentence.
     """
@@ -48,6 +52,15 @@ class Field:
         """Its shape where its dynamic axes have these lengths."""
         return tuple(lengths[size] if isinstance(size, str) else size for size in self.shape)
 
+    def dtype_in(self, precision: str) -> str:
+        """Numpy's name of its element type in a graph of this precision."""
+        return real_type(precision).name if self.dtype == REAL else self.dtype
+
+
+def real_type(precision: str) -> np.dtype:
+    """Type of the real numbers that cross the boundary of a graph of this precision."""
+    return np.dtype(np.float64 if precision == "fp64" else REAL)
+
 
 INPUTS = (
     Field(
@@ -56,9 +69,9 @@ INPUTS = (
     Field(
         "displacements",
         ("atoms", "slots", 3),
-        "float32",
+        REAL,
         "Angstrom",
-        "r_j + S·cell - r_i of each slot, subtracted in float64 and then rounded; 0 in a padded slot",
+        "r_j + S·cell - r_i of each slot, subtracted in float64 and then rounded to its type; 0 in a padded slot",
     ),
     Field("neighbours", ("atoms", "slots"), "int32", "", "j of each slot; the atom's own index in a padded slot"),
     Field(
@@ -71,19 +84,19 @@ INPUTS = (
     Field(
         "mask",
         ("atoms", "slots"),
-        "float32",
+        REAL,
         "",
         "1 for an edge (d < cutoff in float64), 0 for padding and for a stored pair that is beyond the cutoff",
     ),
 )
 
 OUTPUTS = (
-    Field("atomic_energies", ("atoms",), "float32", "eV", "each atom's share of the energy; summed in float64 outside"),
-    Field("forces", ("atoms", 3), "float32", "eV/Angstrom", "minus the gradient of the energy with the positions"),
+    Field("atomic_energies", ("atoms",), REAL, "eV", "each atom's share of the energy; summed in float64 outside"),
+    Field("forces", ("atoms", 3), REAL, "eV/Angstrom", "minus the gradient of the energy with the positions"),
     Field(
         "virials",
         ("atoms", 3, 3),
-        "float32",
+        REAL,
         "eV",
         "sum over slots of dE/d(displacement) ⊗ displacement; stress = their sum over the volume, in ASE's sign",
     ),

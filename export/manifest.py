@@ -59,7 +59,7 @@ class Manifest:
         atomic_references: eV for each of `species`, added to atomic energies in float64 outside the graph.
         engine: backend.
         engine_version: of the backend that built it.
-        precision: `fp32`, `fp16` or `int8`.
+        precision: `fp64`, `fp32`, `fp16` or `int8`.
         bound_to: kinds of device that the engine runs on, as its backend names them: compute capabilities of GPUs
             (`86`, `cuda:90`), vector instructions of a CPU (`cpu:AVX512`); empty where it runs anywhere.
         radial_table: what replaced the radial network, and its measured force error; None where nothing did.

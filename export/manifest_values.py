@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["PRECISIONS", "wrong_keys"]
 
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp64", "fp32", "fp16", "int8")
 """Every precision that a bundle can be in, the most exact first."""
 
 LONGEST_WORD, LONGEST_TEXT, MOST_ITEMS = 200, 10_000, 1_000

@@ -23,7 +23,7 @@ MOST_METADATA = 2**22
 MOST_ELEMENTS = 2**31
 """Of one tensor."""
 
-HALF, INT8, UINT8 = 10, 3, 2
+HALF, DOUBLE, INT8, UINT8 = 10, 11, 3, 2
 FIELDS_OF_DATA = (4, 5, 7, 9, 10, 11)  # float_data, int32_data, int64_data, raw_data, double_data, uint64_data
 
 
@@ -45,10 +45,12 @@ class OnnxContent:
 
     @property
     def precision(self) -> str:
-        """That its weights are typed in: `int8` where one is, else `fp16` where one is, else `fp32`."""
+        """That its weights are typed in: `int8` where one is, else `fp16`, else `fp64` where one is, else `fp32`."""
         if self.types & {INT8, UINT8}:
             return "int8"
-        return "fp16" if HALF in self.types else "fp32"
+        if HALF in self.types:
+            return "fp16"
+        return "fp64" if DOUBLE in self.types else "fp32"
 
 
 _Field = tuple[int, int, int, int]

@@ -99,6 +99,7 @@ class PaiNNCalculator(Closing, Calculator):
     def _attach(self, session: Session) -> None:
         """Run on a session; whether it can follow a structure is asked once, since asking takes as long as packing."""
         self.evaluator.session = session
+        self.neighbour_list.dtype = self.evaluator.dtype
         self.neighbour_list.slot_step = self.evaluator.slot_step  # on a CPU each column is worth saving
         self._follower = session if isinstance(session, FollowingSession) else None
         self.neighbour_list.most_widening = WIDER if self._follower is None else math.inf

@@ -15,7 +15,7 @@ from painn_deploy.engines.session import Closing
 from painn_deploy.export.bundle import Bundle, read_bundle
 from painn_deploy.export.described import NOT_OPEN, described
 from painn_deploy.export.errors import BundleError, EngineError, OwnershipError, ShapeError, StructureError
-from painn_deploy.export.fields import GraphInputs, GraphOutputs
+from painn_deploy.export.fields import GraphInputs, GraphOutputs, real_type
 from painn_deploy.export.manifest import Manifest
 from painn_deploy.export.progress import Tell, silent
 from painn_deploy.runtime.grouping import group
@@ -107,6 +107,11 @@ class Evaluator(Closing):
         return self.session.info
 
     @property
+    def dtype(self) -> np.dtype:
+        """Type of displacements, mask and results of the engine: float64 for `fp64`, else float32."""
+        return real_type(self.manifest.precision)
+
+    @property
     def slot_step(self) -> int:
         """The number of columns of a matrix is a multiple of it."""
         return int(getattr(self.session, "slot_step", 1))
@@ -181,7 +186,7 @@ class Evaluator(Closing):
             EngineError: the engine failed on the whole matrix.
         """
         with self.timings.phase("packing"):
-            inputs = join([one.graph for one in batch], slot_step=self.slot_step)
+            inputs = join([one.graph for one in batch], self.dtype, self.slot_step)
         with self.timings.phase("engine"):
             outputs, start = self.session.run(inputs), 0
         answers: list[Answer] = []

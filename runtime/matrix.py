@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from ase import Atoms
 from jaxtyping import Bool, Float64, Int32
+from numpy.typing import DTypeLike
 
 from painn_deploy.export.errors import StructureError
 from painn_deploy.export.fields import GraphInputs
@@ -26,7 +27,7 @@ class NeighbourMatrix:
         numbers: atomic numbers of the rows.
         pairs: of neighbours.
         slot_step: that the number of columns is a multiple of.
-        dtype: of displacements and mask: float32 for engines, float64 for references.
+        dtype: of displacements and mask: float32, or float64 for references and engines in `fp64`.
 
     Attributes:
         forward: flat slot of each pair seen from its first atom.
@@ -40,7 +41,7 @@ class NeighbourMatrix:
         numbers: Int32[np.ndarray, " atoms"],
         pairs: Pairs,
         slot_step: int = 1,
-        dtype: type[np.floating] = np.float32,
+        dtype: DTypeLike = np.float32,
     ) -> None:
         atoms = len(numbers)
         counts = pairs.counts(atoms)
@@ -145,12 +146,12 @@ def local_graphs(structures: Sequence[Atoms], cutoff: float) -> list[LocalGraph]
     return graphs
 
 
-def join(graphs: Sequence[LocalGraph], dtype: type[np.floating] = np.float32, slot_step: int = 1) -> GraphInputs:
+def join(graphs: Sequence[LocalGraph], dtype: DTypeLike = np.float32, slot_step: int = 1) -> GraphInputs:
     """Structures side by side in one padded neighbour matrix, in their order.
 
     Args:
         graphs: at least one.
-        dtype: float32 for engines, float64 for references.
+        dtype: float32, or float64 for references and engines in `fp64`.
         slot_step: that the number of columns is a multiple of.
     """
     pairs = Pairs.joined([graph.pairs for graph in graphs], [len(graph.numbers) for graph in graphs])
@@ -160,14 +161,14 @@ def join(graphs: Sequence[LocalGraph], dtype: type[np.floating] = np.float32, sl
 
 
 def graph_inputs(
-    structures: Sequence[Atoms], cutoff: float, dtype: type[np.floating] = np.float32, slot_step: int = 1
+    structures: Sequence[Atoms], cutoff: float, dtype: DTypeLike = np.float32, slot_step: int = 1
 ) -> GraphInputs:
     """Structures side by side in one padded neighbour matrix, whatever its size; the calculator groups them first.
 
     Args:
         structures: at least one; molecules and crystals may be mixed.
         cutoff: Å.
-        dtype: float32 for engines, float64 for references.
+        dtype: float32, or float64 for references and engines in `fp64`.
         slot_step: that the number of columns is a multiple of; a session on a GPU names its own.
 
     Raises:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from ase import Atoms
 from jaxtyping import Bool, Float64, Int
+from numpy.typing import DTypeLike
 
 from painn_deploy.export.errors import StructureError
 from painn_deploy.export.fields import GraphInputs
@@ -73,13 +74,21 @@ class ReplicaList:
         skin: Å; 0 searches at every step.
         batch_slots: atoms x slots of a batch.
         most_atoms: of a batch, or None.
+        dtype: of displacements and mask.
 
     Attributes:
         searches: how many structures were searched so far.
     """
 
-    def __init__(self, cutoff: float, skin: float, batch_slots: int, most_atoms: int | None = None) -> None:
-        self.cutoff, self.skin, self.searches = cutoff, skin, 0
+    def __init__(
+        self,
+        cutoff: float,
+        skin: float,
+        batch_slots: int,
+        most_atoms: int | None = None,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        self.cutoff, self.skin, self.dtype, self.searches = cutoff, skin, dtype, 0
         self._batch_slots, self._most_atoms = batch_slots, most_atoms
         self._key: tuple[bytes, ...] = ()
         self._batches: list[Batch] = []
@@ -169,7 +178,8 @@ class ReplicaList:
         parts, together = [self._pairs[system] for system in systems], np.concatenate(rows)
         owners = np.repeat(systems, [len(part.first) for part in parts])
         found = Displacements(Pairs.joined(parts, [len(own) for own in rows]), owners)
-        return Batch(systems, together, owners, StandingPairs(as_elements(now.numbers[together]), found))
+        standing = StandingPairs(as_elements(now.numbers[together]), found, dtype=self.dtype)
+        return Batch(systems, together, owners, standing)
 
     def _renew(self, batch: Batch, now: _Frame) -> None:
         """Displacements and mask of now."""

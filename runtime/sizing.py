@@ -18,7 +18,7 @@ from painn_deploy.engines import EngineInfo
 from painn_deploy.engines.kept import cache_folder, keep, kept
 from painn_deploy.engines.machine import machine
 from painn_deploy.export.errors import EngineError
-from painn_deploy.export.fields import GraphInputs
+from painn_deploy.export.fields import GraphInputs, real_type
 from painn_deploy.export.files import to_json
 from painn_deploy.export.parsing import UnreadableError, parse_json
 from painn_deploy.export.progress import Tell, counting, silent
@@ -94,7 +94,7 @@ class BatchSizes:
             for size, copies in list(batches.items()):
                 started = time.perf_counter()
                 try:
-                    run(join([graph] * copies))
+                    run(join([graph] * copies, real_type(self._info["precision"])))
                 except (EngineError, MemoryError):
                     if size == min(batches):
                         raise

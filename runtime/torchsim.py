@@ -70,7 +70,7 @@ class PaiNNModel(ModelInterface):
         self._compute_stress = self._compute_forces = True
         self._memory_scales_with = "n_atoms_x_density"
         cutoff, slots = self.evaluator.manifest.cutoff, self.evaluator.batch_slots
-        self.neighbours = ReplicaList(cutoff, skin, slots, self.evaluator.most_atoms)
+        self.neighbours = ReplicaList(cutoff, skin, slots, self.evaluator.most_atoms, self.evaluator.dtype)
 
     @property
     def calculator(self) -> Evaluator:

@@ -25,6 +25,7 @@ from typing import TypeVar
 import numpy as np
 from ase import Atoms
 from jaxtyping import Float64, Int32
+from numpy.typing import DTypeLike
 
 from painn_deploy.engines.backend import ResidentGraph
 from painn_deploy.export.errors import ShapeError
@@ -104,14 +105,21 @@ class StandingPairs:
         numbers: atomic numbers of the rows.
         found: the pairs.
         slot_step: that the number of columns is a multiple of.
+        dtype: of displacements and mask.
 
     Attributes:
         found: the same, with displacements as they were formed last.
         matrix: of the graph contract.
     """
 
-    def __init__(self, numbers: Int32[np.ndarray, " atoms"], found: Displacements, slot_step: int = 1) -> None:
-        self.found, self.matrix = found, NeighbourMatrix(numbers, found.pairs, slot_step)
+    def __init__(
+        self,
+        numbers: Int32[np.ndarray, " atoms"],
+        found: Displacements,
+        slot_step: int = 1,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        self.found, self.matrix = found, NeighbourMatrix(numbers, found.pairs, slot_step, dtype)
         self.matrix.inputs.reverse.flags.writeable = False
 
     def write(self, cutoff: float) -> GraphInputs:
@@ -203,6 +211,7 @@ class VerletList:
         cutoff: Å.
         skin: Å; 0 searches at every step; None for `DEFAULT_SKIN` where it widens the matrix little, and else 0.
         slot_step: that the number of columns is a multiple of.
+        dtype: of displacements and mask, see `painn_deploy.export.fields.real_type`.
         most_widening: columns with `DEFAULT_SKIN` over those without, up to which it is used where `skin` is None.
         admit: called with the atoms and slots of each new matrix before it is made; it raises where one is too large.
         searches: how many searches there were.
@@ -212,6 +221,7 @@ class VerletList:
     cutoff: float
     skin: float | None
     slot_step: int = 1
+    dtype: DTypeLike = np.float32
     most_widening: float = WIDER
     admit: Callable[[int, int], None] = lambda atoms, slots: None  # noqa: ARG005
     searches: int = 0
@@ -241,7 +251,7 @@ class VerletList:
             return stored.standing.write(self.cutoff)
         found = self._find(atoms, self.cutoff)
         self._admitted(found.pairs, len(atoms))
-        return NeighbourMatrix(as_elements(atoms.numbers), found.pairs, self.slot_step).write(found.vectors)
+        return NeighbourMatrix(as_elements(atoms.numbers), found.pairs, self.slot_step, self.dtype).write(found.vectors)
 
     def resident(self, atoms: Atoms, last: ResidentGraph | None) -> ResidentGraph | None:
         """The arrays that stay on a device while the neighbours stand; None where there is no skin: use `inputs`.
@@ -288,7 +298,7 @@ class VerletList:
                 raise
             self._stored, self._widened = None, (seen, math.inf)  # without a skin it may fit
             return None
-        standing = StandingPairs(as_elements(atoms.numbers), found, self.slot_step)
+        standing = StandingPairs(as_elements(atoms.numbers), found, self.slot_step, self.dtype)
         self._stored = _Stored(seen, atoms.positions.copy(), found.cell, standing)
         return self._stored
 

@@ -92,7 +92,9 @@ def export(
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(help="fp32, fp16, int8, auto; repeatable; fp32 if not given.", autocompletion=choices.precisions),
+        typer.Option(
+            help="fp32, fp16, int8, fp64, auto; repeatable; fp32 if not given.", autocompletion=choices.precisions
+        ),
     ] = None,
     structures: Annotated[
         Path | None,

@@ -40,7 +40,7 @@ class Domain:
         name: of the set that they are of.
         brought: whether the user brought the set; it is a default set otherwise.
         wanted: energy (eV), forces (eV/Å) and stress (eV/Å³) of each, from the student in float64.
-        single: the same from the student in PyTorch and float32.
+        single: the same from the student in PyTorch and float32; the same as `wanted` where engines are in `fp64`.
         left_out: the others of the set.
     """
 
@@ -56,23 +56,32 @@ class Domain:
         return len(self.structures)
 
 
-def unsound(wanted: Mapping[str, Any], single: Mapping[str, Any], *, largest_force: float = LARGEST_FORCE) -> str:
+def unsound(
+    wanted: Mapping[str, Any],
+    single: Mapping[str, Any],
+    *,
+    largest_force: float = LARGEST_FORCE,
+    precision: str = "float32",
+) -> str:
     """Say why a student cannot be judged on a structure; empty where it can.
 
     Args:
         wanted: energy (eV) and forces (eV/Å [atoms, 3]) of the student in float64.
-        single: the same of the student in float32.
+        single: the same of the student in float32, or, for an engine in float64, at a geometry that float64 hardly
+            tells from it.
         largest_force: eV/Å, of a component; infinite where the user says that the student is for this structure.
+        precision: `float32` or `float64`, for the reason.
     """
     forces, blurred = np.asarray(wanted["forces"], float), np.asarray(single["forces"], float)
     if not (np.isfinite(forces).all() and np.isfinite(wanted["energy"])):
         return "the student gives NaN or infinity there"
     if np.abs(forces).max(initial=0.0) > largest_force:
         return f"the student's forces are beyond {largest_force:g} eV/Å there"
+    other = "from float64 there" if precision == "float32" else "from those where atoms are 1e-14 Å away"
     if not np.abs(forces - blurred).max(initial=0.0) <= WORST_BLUR:  # NaN is not
-        return f"the student's own forces in float32 are over {1e3 * WORST_BLUR:g} meV/Å from float64 there"
+        return f"the student's own forces in {precision} are over {1e3 * WORST_BLUR:g} meV/Å {other}"
     if not abs(wanted["energy"] - single["energy"]) <= WORST_ENERGY_BLUR * len(forces):
-        return f"the student's own energy in float32 is over {1e3 * WORST_ENERGY_BLUR:g} meV/atom from float64 there"
+        return f"the student's own energy in {precision} is over {1e3 * WORST_ENERGY_BLUR:g} meV/atom {other}"
     return ""
 
 
@@ -83,6 +92,7 @@ def find_domain(
     *,
     brought: bool,
     numbers: Sequence[int] | None = None,
+    in_double: bool = False,
     tell: Tell = silent,
 ) -> Domain:
     """Evaluate a set of structures with a student, and keep those that it can be judged on.
@@ -93,6 +103,7 @@ def find_domain(
         name: of the set.
         brought: whether the user brought the set. Large forces are then the user's business.
         numbers: of the structures in the file that they are from, to name them by; their places by default.
+        in_double: whether every engine is in `fp64`: what float32 cannot hold of the student is then no matter.
         tell: called with how many were evaluated.
 
     Raises:
@@ -100,7 +111,7 @@ def find_domain(
     """
     wanted = reference_results(student, structures, prefixed(tell, "evaluating with the student in float64: "))
     told = prefixed(tell, "evaluating with the student in float32: ")
-    single = reference_results(copy.deepcopy(student).float(), structures, told)
+    single = wanted if in_double else reference_results(copy.deepcopy(student).float(), structures, told)
     largest_force = float("inf") if brought else LARGEST_FORCE
     reasons = [unsound(*pair, largest_force=largest_force) for pair in zip(wanted, single, strict=True)]
     places = range(len(structures)) if numbers is None else numbers

@@ -1,11 +1,12 @@
 """The parity gate: no engine is written unless it gives the student's own energies, forces and virials.
 
-It asks of each structure whether the engine is as good as float32 can be there. Where float32 cannot hold the student
-itself it asks nothing.
+It asks of each structure whether the engine is as good as float32 can be there, or float64 for an engine in `fp64`.
+Where that cannot hold the student itself it asks nothing.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,18 +35,57 @@ FORCE_TOLERANCE = 3e-5
 VIRIAL_TOLERANCE = 3e-4
 """eV, largest error of a virial, likewise: it is a force times a distance of a few Å, summed over slots."""
 
+EXACT_TOLERANCE, EXACT_VIRIAL_TOLERANCE = 1e-9, 1e-8
+"""The same for an engine in `fp64`: eV and eV/Å, and eV. What its order of sums costs is 1e-12 at most."""
+
 BLUR_FACTOR = 10
 """If the student itself, in PyTorch and float32, is further than a tenth of a tolerance from float64, this multiple of
 its error, there or at geometries that float32 hardly tells from it, replaces the tolerance: float32 resolves no more
-where symmetry makes a vector norm vanish, or where forces are huge."""
+where symmetry makes a vector norm vanish, or where forces are huge. Of an engine in `fp64`, which computes as its
+student does, the student at geometries that float64 hardly tells from it stands for that error."""
 
-JOLT, JOLTS = 1e-7, 9
-"""Å, about what float32 resolves of a bond, and how many geometries are that far from one."""
+JOLTS = 9
+"""How many geometries are looked at that can hardly be told from one."""
 
 MOST_ALONE = 8
 """Structures of the user's that the gate evaluates one by one; as many more are in one batch."""
 
-_TOLERANCES = {"atomic_energies": ENERGY_TOLERANCE, "forces": FORCE_TOLERANCE, "virials": VIRIAL_TOLERANCE}
+
+@dataclass(frozen=True)
+class _Gate:
+    """What an engine of one type of numbers is held to.
+
+    Attributes:
+        type: of its numbers, as numpy names it.
+        tolerances: by output.
+        jolt: Å, about what the type resolves of a bond.
+    """
+
+    type: str
+    tolerances: Mapping[str, float]
+    jolt: float
+
+    @property
+    def lower(self) -> str:
+        """What an engine may compute in that forgets its type."""
+        return "TF32 or FP16" if self.type == "float32" else "float32"
+
+    @property
+    def key(self) -> str:
+        """Of the figure that says how well the type holds the student's forces."""
+        return f"{self.type}_forces"
+
+
+_SINGLE = _Gate(
+    "float32",
+    {"atomic_energies": ENERGY_TOLERANCE, "forces": FORCE_TOLERANCE, "virials": VIRIAL_TOLERANCE},
+    jolt=1e-7,
+)
+_DOUBLE = _Gate(
+    "float64",
+    {"atomic_energies": EXACT_TOLERANCE, "forces": EXACT_TOLERANCE, "virials": EXACT_VIRIAL_TOLERANCE},
+    jolt=1e-14,
+)
 
 
 def parity_structures(student: Student) -> list[list[Atoms]]:
@@ -77,36 +117,42 @@ def check_parity(
     student: Student,
     batches: Sequence[Sequence[Atoms]] | None = None,
     brought: Sequence[Atoms] = (),
+    *,
+    precision: str = "fp32",
     tell: Tell = silent,
 ) -> dict[str, Any]:
-    """Compare a float32 engine with the float64 student under plain autograd, which shares no adjoint with the engine.
+    """Compare an engine with the float64 student under plain autograd, which shares no adjoint with the engine.
 
     Args:
         run: evaluates one graph with the engine.
         student: in float64.
         batches: structures to compare on; by default `parity_structures`, without those of forces beyond chemistry.
         brought: the user's structures: figures are of them, and `parity_structures` may stop the engine all the same.
+        precision: of the engine, `fp32` or `fp64`.
         tell: called with how many were compared.
 
     Returns:
         Largest error in atomic energies (eV), forces (eV/Å) and virials (eV); `float32_forces` (eV/Å), the largest
-        error of the student's own forces in PyTorch and float32; how many `structures` were compared, and those
+        error of the student's own forces in PyTorch and float32, or `float64_forces`, their largest change at
+        geometries that float64 hardly tells from those compared; how many `structures` were compared, and those
         `left_out`, on which float32 cannot hold the student itself. Plain JSON types.
 
     Raises:
         ParityError: an error is above its tolerance or not finite; the message names the structure, the tensor, the
             error, the largest value and likely causes. Or no structure with neighbours is left to compare on.
     """
+    gate = _DOUBLE if precision == "fp64" else _SINGLE
     if batches is None and brought:
-        found = _compare(run, student, _batches_of(brought), tell=tell)
+        found = _compare(gate, run, student, _batches_of(brought), tell=tell)
         others = parity_structures(student)  # no figures of this student
-        _compare(run, student, others, LARGEST_FORCE, needed=False, tell=prefixed(tell, "default set, "))
+        _compare(gate, run, student, others, LARGEST_FORCE, needed=False, tell=prefixed(tell, "default set, "))
         return found
-    largest_force = LARGEST_FORCE if batches is None else np.inf
-    return _compare(run, student, batches or parity_structures(student), largest_force, tell=tell)
+    largest = LARGEST_FORCE if batches is None else np.inf
+    return _compare(gate, run, student, batches or parity_structures(student), largest, tell=tell)
 
 
 def _compare(
+    gate: _Gate,
     run: Callable[[GraphInputs], GraphOutputs],
     student: Student,
     batches: Sequence[Sequence[Atoms]],
@@ -115,32 +161,32 @@ def _compare(
     needed: bool = True,
     tell: Tell = silent,
 ) -> dict[str, Any]:
-    """Compare on every structure that float32 can hold the student on; `needed` refuses where there is none."""
-    worst = dict.fromkeys((*_TOLERANCES, "float32_forces"), 0.0)
+    """Compare on every structure that the type can hold the student on; `needed` refuses where there is none."""
+    worst = dict.fromkeys((*gate.tolerances, gate.key), 0.0)
     left_out: dict[str, LeftOut] = {}
     compared, pulled = 0, False
-    single = copy.deepcopy(student).float()
+    blurred_student = _Blurred(gate, student)
     more = counting(tell, sum(map(len, batches)))
     for structures in batches:
-        for atoms, got, want, blur in _evaluated(run, student, single, structures):
+        for atoms, got, want, blur in _evaluated(gate, run, student, blurred_student, structures):
             name = describe(atoms)
             sums = [{"energy": each[0].sum(), "forces": each[1]} for each in (want, blur)]
-            if reason := unsound(*sums, largest_force=largest_force):
+            if reason := unsound(*sums, largest_force=largest_force, precision=gate.type):
                 left_out.setdefault(name, LeftOut(None, name, reason))
                 continue
             compared, pulled = compared + 1, pulled or bool(np.any(want[1]))
-            worst["float32_forces"] = max(worst["float32_forces"], _error(blur[1], want[1]))
+            worst[gate.key] = max(worst[gate.key], _error(blur[1], want[1]))
             for field, one, other, blurred in zip(OUTPUTS, got, want, blur, strict=True):
                 error = _error(one, other)
-                tolerance = max(_TOLERANCES[field.name], BLUR_FACTOR * _error(blurred, other))
+                tolerance = max(gate.tolerances[field.name], BLUR_FACTOR * _error(blurred, other))
                 if error > tolerance:
-                    tolerance = max(tolerance, BLUR_FACTOR * _typical_blur(student, single, atoms)[field.name])
+                    tolerance = max(tolerance, BLUR_FACTOR * blurred_student.typical(atoms)[field.name])
                 if not error <= tolerance:  # NaN is not
                     raise ParityError(
                         f"On {name} the engine's {field.name} differ from the student's by {error:.2e} {field.unit} "
                         f"(tolerance {tolerance:.1e}, largest value {float(np.abs(other).max()):.2e}). Likely causes: "
                         "an epsilon that was lost in translation (isolated atoms, symmetric molecules), a padded slot "
-                        "that is not masked, or an engine that computes in TF32 or FP16. No engine was written."
+                        f"that is not masked, or an engine that computes in {gate.lower}. No engine was written."
                     )
                 worst[field.name] = max(worst[field.name], error)
         more(len(structures))
@@ -148,7 +194,8 @@ def _compare(
         raise ParityError(
             "There is no structure to compare the engine with its student on: "
             f"{'; '.join(summary([*left_out.values()]))}. Give structures like those that the student was trained on "
-            "with --structures. If these are such, its weights are too steep for float32: train it with weight decay."
+            f"with --structures. If these are such, its weights are too steep for {gate.type}: train it with weight "
+            "decay."
         )
     return {**worst, "structures": compared, "left_out": [each.as_dict() for each in left_out.values()]}
 
@@ -157,39 +204,67 @@ Rows = tuple[np.ndarray, ...]
 
 
 def _evaluated(
-    run: Callable[[GraphInputs], GraphOutputs], student: Student, single: Student, structures: Sequence[Atoms]
+    gate: _Gate,
+    run: Callable[[GraphInputs], GraphOutputs],
+    student: Student,
+    blurred: "_Blurred",
+    structures: Sequence[Atoms],
 ) -> Iterator[tuple[Atoms, Rows, Rows, Rows]]:
-    """Each structure of a batch with what its atoms get of the engine, the student in float64, and it in float32."""
+    """Each structure of a batch with what its atoms get of the engine, of the student, and of the blurred student."""
     cutoff = student.configuration.cutoff
-    inputs = graph_inputs(structures, cutoff)
-    got = tuple(run(inputs))
-    exact = autograd_forces(student, tensors(graph_inputs(structures, cutoff, np.float64), torch.float64))
-    blurred = autograd_forces(single, tensors(inputs, torch.float32))
+    got = tuple(run(graph_inputs(structures, cutoff, np.dtype(gate.type).type)))
+    exact, other = _rows(student, structures), blurred.rows(structures)
     start = 0
     for atoms in structures:
-        rows = slice(start, start + len(atoms))
-        start = rows.stop
-        own, other = (tuple(tensor[rows].double().numpy() for tensor in each) for each in (exact, blurred))
-        yield atoms, tuple(np.asarray(each, np.float64)[rows] for each in got), own, other
+        own = slice(start, start + len(atoms))
+        start = own.stop
+        yield atoms, *(tuple(np.asarray(each, np.float64)[own] for each in rows) for rows in (got, exact, other))
 
 
-def _typical_blur(student: Student, single: Student, atoms: Atoms) -> dict[str, float]:
-    """Median error of the student in float32 around a geometry, by the output's name.
+def _rows(student: Student, structures: Sequence[Atoms]) -> Rows:
+    """The outputs of a student in its own type, by plain autograd."""
+    kind = np.float64 if student.dtype == torch.float64 else np.float32
+    inputs = graph_inputs(structures, student.configuration.cutoff, kind)
+    return tuple(output.double().numpy() for output in autograd_forces(student, tensors(inputs, student.dtype)))
 
-    Where vectors cancel by symmetry one geometry tells little: its roundings may happen to cancel too. Those of others
-    that float32 can hardly tell from it do not.
+
+class _Blurred:
+    """A student as an engine's type of numbers sees it: in float32, or in float64 at geometries hardly apart.
+
+    Args:
+        gate: of the engine's type.
+        student: in float64.
     """
-    rng, errors = np.random.default_rng(0), []
-    for _ in range(JOLTS):
+
+    def __init__(self, gate: _Gate, student: Student) -> None:
+        self._gate, self._exact = gate, student
+        self._single = copy.deepcopy(student).float() if gate is _SINGLE else None
+
+    def rows(self, structures: Sequence[Atoms]) -> Rows:
+        """Its outputs."""
+        if self._single is not None:
+            return _rows(self._single, structures)
+        rng = np.random.default_rng(0)
+        return _rows(self._exact, [self._jolted(atoms, rng) for atoms in structures])
+
+    def typical(self, atoms: Atoms) -> dict[str, float]:
+        """Median error around a geometry, by the output's name.
+
+        Where vectors cancel by symmetry one geometry tells little: its roundings may happen to cancel too. Those of
+        others that the type can hardly tell from it do not.
+        """
+        rng, errors = np.random.default_rng(0), []
+        for _ in range(JOLTS):
+            moved = self._jolted(atoms, rng)
+            exact = _rows(self._exact, [atoms if self._single is None else moved])
+            blurred = _rows(self._exact if self._single is None else self._single, [moved])
+            errors.append([_error(one, other) for one, other in zip(blurred, exact, strict=True)])
+        return dict(zip((field.name for field in OUTPUTS), np.median(errors, axis=0).tolist(), strict=True))
+
+    def _jolted(self, atoms: Atoms, rng: np.random.Generator) -> Atoms:
         moved = atoms.copy()
-        moved.positions += rng.normal(0, JOLT, moved.positions.shape)
-        inputs = (graph_inputs([moved], student.configuration.cutoff, kind) for kind in (np.float64, np.float32))
-        exact, blurred = (
-            autograd_forces(each, tensors(graph, each.dtype))
-            for each, graph in zip((student, single), inputs, strict=True)
-        )
-        errors.append([_error(b.double().numpy(), e.numpy()) for b, e in zip(blurred, exact, strict=True)])
-    return dict(zip((field.name for field in OUTPUTS), np.median(errors, axis=0).tolist(), strict=True))
+        moved.positions += rng.normal(0, self._gate.jolt, moved.positions.shape)
+        return moved
 
 
 def _error(got: np.ndarray, want: np.ndarray) -> float:

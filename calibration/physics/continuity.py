@@ -120,7 +120,7 @@ def cusp(audited: Audited) -> list[Finding]:
     """Compare forces on either side of perfect symmetry, where the vectors on an atom cancel."""
     if not audited.subjects.symmetric:
         return []
-    fine = audited.precision == "fp32"
+    fine = audited.precision in ("fp64", "fp32")
     cases, steepest = [], ("", 0.0)
     for index, atoms in enumerate(audited.subjects.symmetric):
         direction = np.random.default_rng(index).normal(size=atoms.positions.shape)

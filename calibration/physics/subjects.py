@@ -102,7 +102,7 @@ class Audited:
         student: evaluates them with the student in float64.
         single: evaluates them with the student in PyTorch and float32.
         cutoff: Å.
-        precision: of the engine, `fp32`, `fp16` or `int8`.
+        precision: of the engine, `fp64`, `fp32`, `fp16` or `int8`.
         limits: errors that the user accepts.
         subjects: the structures.
         resolution: of the engine's precision.
@@ -125,8 +125,8 @@ class Audited:
     @property
     def coarseness(self) -> float:
         """How many times the student's own error in float32 this engine may add, at any one geometry."""
-        if self.precision == "fp32":
-            return ROUNDOFFS["fp32"]
+        if self.precision in ("fp64", "fp32"):
+            return ROUNDOFFS[self.precision]
         return min(ROUNDOFFS[self.precision], COARSENESS_MARGIN * max(1.0, self.resolution.coarseness()))
 
     def evaluated(self, structures: Sequence[Atoms]) -> Triple:

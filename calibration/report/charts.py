@@ -24,7 +24,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "svg.fonttype": "path",
 }
-PRECISION_COLOURS = {"int8": "#4363a8", "fp16": "#b58b00", "fp32": "#c8553d"}
+PRECISION_COLOURS = {"fp64": "#3b7d4f", "int8": "#4363a8", "fp16": "#b58b00", "fp32": "#c8553d"}
 MOST_BARS = 40
 
 Draw = TypeVar("Draw", bound=Callable[..., str])

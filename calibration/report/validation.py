@@ -42,6 +42,9 @@ __all__ = [
     "write_validations",
 ]
 
+DOUBLE_ERROR = 1e-8
+"""eV/Å, RMSE of an engine in `fp64`; its gate allows a tenth of it in any component where the student is smooth."""
+
 LARGEST = 2**63
 """Of a number that is drawn."""
 
@@ -128,6 +131,11 @@ class Validation:
             if len(self.breakdown.groups) > 1:  # stress is that of the few periodic ones anyway
                 without_stress = dataclasses.replace(group, stress_mae=None)
                 found += [f"past its limit on {name}: {failure}" for failure in without_stress.failures(self.limits)]
+        if self.engine["precision"] == "fp64" and not self.accuracy.force_rmse <= DOUBLE_ERROR:
+            found.append(
+                f"it is in fp64, and its forces are off by {1e3 * self.accuracy.force_rmse:.1e} meV/Å (RMSE): it "
+                "computes in less"
+            )
         lost = [] if self.audit is None else self.audit.lost
         return found + [f"lost {finding.name}: {finding.sentence}" for finding in lost]
 
@@ -195,7 +203,9 @@ def _validations(
     tell("reading structures")
     candidates, named = choose_validation_set(options.structures, student)
     local_graphs(candidates, student.configuration.cutoff)  # of many, it says which is wrong
-    domain = find_domain(student, candidates, named, brought=options.structures is not None, tell=tell)
+    in_double = all(bundle.manifest.precision == "fp64" for bundle in opened)
+    brought = options.structures is not None
+    domain = find_domain(student, candidates, named, brought=brought, in_double=in_double, tell=tell)
     chosen, wanted, single = domain.structures, domain.wanted, domain.single
     periodic = any(atoms.pbc.any() for atoms in chosen)  # who brings molecules alone has no use for crystals
     references = References.of(student, periodic=periodic, domain=domain) if options.physics else None

@@ -36,6 +36,7 @@ from painn_deploy.engines.session import EngineInfo
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
 from painn_deploy.export.fields import GraphInputs
+from painn_deploy.export.onnx_content import read_onnx_content
 from painn_deploy.export.progress import Tell, silent
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class InductorBackend(Backend):
 
     name = "inductor"
     packages = MappingProxyType({"torch": "export"})
-    precisions = ("fp32", "fp16")
+    precisions = ("fp64", "fp32", "fp16")
 
     def executed_graph(self, bundle: Bundle, atoms: int, slots: int) -> "onnx.ModelProto":
         """See `Backend.executed_graph`."""
@@ -144,7 +145,7 @@ class InductorBackend(Backend):
         torch = _torch()
         device = self._device(options.device)
         kind = device.partition(":")[0]
-        plans = plans_for(kind, options.form)
+        plans = plans_for(kind, options.form, read_onnx_content(model).precision)
         if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
             raise EngineUnavailableError("The engine inductor needs a C++ compiler: install g++, or set CXX to yours.")
         tf32 = options.tf32 and self.honours_tf32(device)

@@ -124,13 +124,13 @@ def traced(torch: Any, model: Any, device: str, atoms: int, slots: int) -> tuple
     Returns:
         The program, and how many elements its widest tensor has for each slot of the matrix.
     """
-    from painn_deploy.engines.inductor.onnx_torch import OnnxModule
+    from painn_deploy.engines.inductor.onnx_torch import TYPES, OnnxModule
 
     sizes = {"atoms": atoms, "slots": slots, "pairs": atoms * slots // 2 + 12}
     axes = {name: torch.export.Dim(name, min=LEAST) for name in sizes}
-    dtypes = {"int32": torch.int32, "float32": torch.float32}
     fields = [FIELDS[value.name] for value in model.graph.input]
-    sample = [torch.ones(f.sized(**sizes), dtype=dtypes[f.dtype], device=device) for f in fields]
+    dtypes = [TYPES[value.type.tensor_type.elem_type] for value in model.graph.input]
+    sample = [torch.ones(f.sized(**sizes), dtype=t, device=device) for f, t in zip(fields, dtypes, strict=True)]
     dynamic = tuple({i: axes[n] for i, n in enumerate(f.shape) if n in axes} for f in fields)
     with warnings.catch_warnings():  # torch's compiler warns about its own internals
         warnings.simplefilter("ignore")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from painn_deploy.export.errors import EngineError
 
-__all__ = ["OnnxModule"]
+__all__ = ["TYPES", "OnnxModule"]
 
 
 class OnnxModule(nn.Module):
@@ -92,12 +92,13 @@ def _squeeze(x: Tensor, axes: list[int]) -> Tensor:
 
 
 def _cast(x: Tensor, to: int) -> Tensor:
-    if to not in _TYPES:
-        raise EngineError(f"The graph casts to ONNX type {to}; float, half and int32 alone are foreseen.")
-    return x.to(_TYPES[to])
+    if to not in TYPES:
+        raise EngineError(f"The graph casts to ONNX type {to}; double, float, half and int32 alone are foreseen.")
+    return x.to(TYPES[to])
 
 
-_TYPES: Mapping[int, torch.dtype] = {
+TYPES: Mapping[int, torch.dtype] = {
+    int(onnx.TensorProto.DOUBLE): torch.float64,
     int(onnx.TensorProto.FLOAT): torch.float32,
     int(onnx.TensorProto.FLOAT16): torch.float16,
     int(onnx.TensorProto.INT32): torch.int32,

@@ -34,7 +34,7 @@ class OnnxRuntimeBackend(Backend):
 
     name = "onnxruntime"
     packages = MappingProxyType({"onnxruntime": "cpu"})
-    precisions = ("fp32", "fp16", "int8")
+    precisions = ("fp64", "fp32", "fp16", "int8")
 
     def bound_to(self, options: BuildOptions) -> str:
         """See `Backend.bound_to`: to nothing."""
@@ -61,13 +61,19 @@ class OnnxRuntimeBackend(Backend):
         self, bundle: Bundle, device: str = "auto", threads: int | None = None
     ) -> "OnnxRuntimeSession | GpuSession":
         """See `Backend.open`."""
-        chosen = self.devices()[0] if device == "auto" else device
+        precision = bundle.manifest.precision
+        chosen = device if device != "auto" else "cpu" if precision == "fp64" else self.devices()[0]
         prepared(chosen)
+        if precision == "fp64" and chosen != "cpu":
+            raise EngineUnavailableError(
+                f"{bundle} is in fp64, which runs on the CPU alone, and not on {chosen!r}. Give the device cpu, or a "
+                "bundle in fp32."
+            )
         info = EngineInfo(
             backend=self.name,
             version=self.version(),
             device=chosen,
-            precision=bundle.manifest.precision,
+            precision=precision,
             bundle_sha256=bundle.sha256,
         )
         if chosen.partition(":")[0] == "cuda":

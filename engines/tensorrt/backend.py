@@ -33,6 +33,12 @@ class PlanBackend(Backend):
     """
 
     precisions = ("fp32", "fp16", "int8")
+    lacking = MappingProxyType(
+        {
+            "fp64": "it has no real numbers of more than 32 bits, and its reader of ONNX would round those of 64 with "
+            "no more than a warning"
+        }
+    )
     rest_precision = "fp16"
 
     def lower(self, model: "onnx.ModelProto") -> "onnx.ModelProto":

@@ -18,6 +18,10 @@ from painn_deploy.export.model.student import NeighbourGraph, Student
 
 __all__ = ["check_contract", "export_onnx", "trace"]
 
+PRECISION_OF = {torch.float32: "fp32", torch.float64: "fp64"}
+"""By the type that a student computes in. FP16 and INT8 graphs are typed from the one in FP32; `fp64` is traced from a
+student in float64, since constants that were computed in float32 put forces off by 5e-6 eV/Å."""
+
 FORBIDDEN = ("Scatter", "NonZero", "Compress", "Unique", "Loop", "If", "Scan", "Shape", "Range", "Sequence", "Random")
 """Prefixes of operators that an engine refuses, runs out of order, or that make a shape depend on data."""
 
@@ -26,10 +30,10 @@ def trace(student: Student) -> fx.GraphModule:
     """Trace energies, forces and virials into one graph of ATen operators, symbolic in atoms and slots.
 
     Args:
-        student: frozen and in float32 (`load_student` returns it so).
+        student: frozen (`load_student` returns it so), in float32 or float64.
     """
-    if student.dtype != torch.float32 or any(p.requires_grad for p in student.parameters()):
-        raise ExportError("Only a frozen float32 student is exported: load it with load_student(path).")
+    if student.dtype not in PRECISION_OF or any(p.requires_grad for p in student.parameters()):
+        raise ExportError("Only a frozen student in float32 or float64 is exported: load it with load_student(path).")
 
     def energies_forces_virials(*graph: Tensor) -> tuple[Tensor, ...]:
         return tuple(explicit_forces(student, NeighbourGraph(*graph)))
@@ -39,10 +43,10 @@ def trace(student: Student) -> fx.GraphModule:
     generator = torch.Generator().manual_seed(0)
     sample = NeighbourGraph(
         torch.ones(atoms, dtype=torch.int32),
-        torch.randn(atoms, slots, 3, generator=generator),
+        torch.randn(atoms, slots, 3, generator=generator).to(student.dtype),
         torch.zeros(atoms, slots, dtype=torch.int32),
         torch.zeros(atoms, slots, dtype=torch.int32),
-        torch.ones(atoms, slots),
+        torch.ones(atoms, slots, dtype=student.dtype),
     )
     traced = make_fx(
         energies_forces_virials,
@@ -64,24 +68,29 @@ def export_onnx(student: Student, metadata: dict[str, Any]) -> onnx.ModelProto:
     """The student as one ONNX model that keeps the graph contract, its provenance inside.
 
     Args:
-        student: frozen and in float32.
+        student: frozen, in float32 for `fp32` and whatever is typed from it, or in float64 for `fp64`.
         metadata: stored in the model as strings, JSON where they are not; see `painn_deploy.export.fields` for units.
 
     Raises:
         ExportError: the graph does not keep the contract.
     """
     weights = dict(student.named_parameters())
-    model = translate(trace(student), f"painn_deploy_{student.configuration.architecture}", weights)
+    precision = PRECISION_OF.get(student.dtype, "")
+    model = translate(trace(student), f"painn_deploy_{student.configuration.architecture}", weights, precision)
     model.producer_name = "painn-deploy"
     model.doc_string = "Atomic energies, forces and virials of a PaiNN student; see the metadata."
     for key, value in {**metadata, "units": dict(UNITS)}.items():
         model.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
-    check_contract(model)
+    check_contract(model, precision)
     return model
 
 
-def check_contract(model: onnx.ModelProto) -> None:
+def check_contract(model: onnx.ModelProto, precision: str = "fp32") -> None:
     """Hold a model against the graph contract: names, types, shapes, opset, operators, and that ONNX accepts it.
+
+    Args:
+        model: the graph.
+        precision: of it; all but `fp64` have the same types at the boundary.
 
     Raises:
         ExportError: naming what differs, and what to do.
@@ -93,7 +102,7 @@ def check_contract(model: onnx.ModelProto) -> None:
         for field, value in zip(fields, values, strict=True):
             tensor = value.type.tensor_type
             shape = tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
-            wanted = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(field.dtype))
+            wanted = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(field.dtype_in(precision)))
             if shape != field.shape or tensor.elem_type != wanted:
                 given = names.get(tensor.elem_type, "of no type")
                 raise _broken(f"the {what} {field.name} is {given} {shape}, not {names[wanted]} {field.shape}")

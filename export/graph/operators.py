@@ -18,7 +18,11 @@ __all__ = ["HANDLERS"]
 
 Node = Any  # an fx.Node: the declared type of its arguments is a union of twenty, of which each operator has one
 
-_ELEMENT_TYPES = {torch.float32: TensorProto.FLOAT, torch.int32: TensorProto.INT32}
+_ELEMENT_TYPES = {
+    torch.float64: TensorProto.DOUBLE,
+    torch.float32: TensorProto.FLOAT,
+    torch.int32: TensorProto.INT32,
+}
 
 Handler = Callable[[Writer, Node], Any]
 
@@ -111,7 +115,8 @@ def _matmul(t: Writer, node: Node) -> Any:
 
 
 def _batched_matmul(t: Writer, node: Node) -> Value:
-    names = [t.operand(t.values[a], torch.float32) if _is_constant(t, a) else t.materialised(a) for a in node.args]
+    dtype = node.meta["val"].dtype
+    names = [t.operand(t.values[a], dtype) if _is_constant(t, a) else t.materialised(a) for a in node.args]
     return Value(t.emit("MatMul", names)[0], traced_shape(node))
 
 

@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, fx
 
 from painn_deploy.export.errors import ExportError
-from painn_deploy.export.fields import INPUTS, OUTPUTS
+from painn_deploy.export.fields import INPUTS, OUTPUTS, Field
 from painn_deploy.export.graph.edit import EditableGraph, renamed
 from painn_deploy.export.graph.operators import HANDLERS
 from painn_deploy.export.graph.writer import Constant, Value, Writer, traced_shape
@@ -35,16 +35,19 @@ OPSET = 18
 
 IR_VERSION = 10
 
-_ELEMENT_TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
+_ELEMENT_TYPES = {"float64": TensorProto.DOUBLE, "float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
 
 
-def translate(module: fx.GraphModule, name: str, weights: Mapping[str, Tensor]) -> onnx.ModelProto:
+def translate(
+    module: fx.GraphModule, name: str, weights: Mapping[str, Tensor], precision: str = "fp32"
+) -> onnx.ModelProto:
     """Write a traced graph as an ONNX model that keeps the graph contract.
 
     Args:
         module: the traced graph, its placeholders in the contract's order, its outputs too.
         name: of the ONNX graph.
         weights: the student's, by name; products with them carry their names.
+        precision: that it was traced in, `fp32` or `fp64`.
 
     Raises:
         ExportError: the graph holds an operator or a shape that is not foreseen.
@@ -68,8 +71,8 @@ def translate(module: fx.GraphModule, name: str, weights: Mapping[str, Tensor]) 
     written = helper.make_graph(
         writer.nodes,
         name,
-        [helper.make_tensor_value_info(f.name, _ELEMENT_TYPES[f.dtype], f.shape) for f in INPUTS],
-        [helper.make_tensor_value_info(f.name, _ELEMENT_TYPES[f.dtype], f.shape) for f in OUTPUTS],
+        [_declared(field, precision) for field in INPUTS],
+        [_declared(field, precision) for field in OUTPUTS],
         list(writer.initialisers.values()),
     )
     opsets = [helper.make_opsetid("", OPSET)]
@@ -78,6 +81,10 @@ def translate(module: fx.GraphModule, name: str, weights: Mapping[str, Tensor]) 
     graph.prune()  # such as what was traced for its shape alone
     _name_products(graph)
     return graph.model()
+
+
+def _declared(field: Field, precision: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(field.name, _ELEMENT_TYPES[field.dtype_in(precision)], field.shape)
 
 
 def _became(writer: Writer, node: fx.Node) -> Any:

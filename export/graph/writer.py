@@ -121,13 +121,9 @@ class Writer:
 
     def spread_over_atoms(self, row: Tensor) -> str:
         """The same row for every atom, as the gradient of a linear read-out is; sizes are the mask's."""
-        zeros = self.emit("Mul", [self.emit("ReduceSum", ["mask", self.integers(1)], keepdims=1)[0], self.number(0.0)])[
-            0
-        ]
+        edges = self.emit("ReduceSum", ["mask", self.integers(1)], keepdims=1)[0]
+        zeros = self.emit("Mul", [edges, self.constant(torch.zeros((), dtype=row.dtype))])[0]
         return self.emit("Add", [zeros, self.constant(row.reshape(1, -1))])[0]
-
-    def number(self, value: float) -> str:
-        return self.constant(torch.tensor(value))
 
     def reshaped(self, value: Value, shape: Shape) -> str:
         """Name of a tensor with the value's elements in a shape; a Reshape is written where it differs.

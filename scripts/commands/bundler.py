@@ -34,7 +34,7 @@ from painn_deploy.runtime.familiarity import JUDGED_ON, Judged
 from painn_deploy.runtime.grouping import group, padding_waste
 from painn_deploy.scripts.commands.measuring import GATE, Examiner
 from painn_deploy.scripts.commands.trials import Given, choose_trial
-from painn_deploy.scripts.commands.typed_graphs import INT8_LIMITS, TypedGraph, TypedGraphs
+from painn_deploy.scripts.commands.typed_graphs import AUTO_CHOICE, INT8_LIMITS, TypedGraph, TypedGraphs
 
 __all__ = ["Bundler", "Made"]
 
@@ -60,6 +60,23 @@ class Made:
     accuracy: Accuracy | None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Traced:
+    """One graph that was traced from the student, with all that is made of it.
+
+    Attributes:
+        student: in the graph's own type.
+        exact: bundle in memory of the graph for the engine `GATE`.
+        graphs: typed from it.
+        examiner: of engines that are built of them.
+    """
+
+    student: Student
+    exact: Bundle
+    graphs: TypedGraphs
+    examiner: Examiner
+
+
 class Bundler(Closing):
     """Makes the bundles of one student; what they share is computed once. Nothing is written.
 
@@ -67,7 +84,7 @@ class Bundler(Closing):
         checkpoint: a .safetensors or .pt file, or a student that ships.
         structures: see `painn_deploy.scripts.export_engines`, as for the others.
         training: to fit on.
-        fits: whether INT8 is asked for, which is fitted.
+        precisions: that will be asked for.
         compute_capabilities: of GPUs.
         limits: errors that lower precisions may cost.
         device: that engines are built for which are bound to a kind of device.
@@ -81,7 +98,6 @@ class Bundler(Closing):
         CheckpointError: the checkpoint cannot be read.
         DatasetError: structures cannot be read, hold an element that the student does not know, or are none that it
             can be judged on.
-        ParityError: the graph does not give the student's energies and forces.
     """
 
     def __init__(
@@ -92,7 +108,7 @@ class Bundler(Closing):
         compute_capabilities: Sequence[str],
         limits: Tolerances | None,
         *,
-        fits: bool,
+        precisions: Sequence[str],
         device: str,
         tf32: bool,
         form: str,
@@ -103,34 +119,48 @@ class Bundler(Closing):
         self._tell = tell
         reference, self._source = load_checkpoint(checkpoint, dtype=torch.float64, declared=declared)
         tell("reading structures")
-        self._trial = choose_trial(reference, structures, training, fits=fits or table_error is not None, tell=tell)
+        in_double, fits = set(precisions) == {"fp64"}, "int8" in precisions or table_error is not None
+        self._trial = choose_trial(reference, structures, training, fits=fits, in_double=in_double, tell=tell)
         self._domain = self._trial.domain
         tell(f"noting the surroundings of atoms in {len(self._domain)} structures")
         self._judged_on = Judged.of(self._domain.structures, reference.configuration.cutoff).as_dict()
         self._table: Tabled | None = None
-        exported = reference
+        self._exported = reference
         if table_error is not None:
             tell("measuring radial tables")
             fitted, fitted_on = self._trial.fitted, self._trial.fitted_on
             if not fitted:
                 fitted, fitted_on = self._domain.structures, self._domain.name
             self._table = find_table(reference, fitted, fitted_on, table_error, tell=tell)
-            exported = reference.with_radial_table(self._table.rank, self._table.intervals)
-        self._student = copy.deepcopy(exported).float()
-        cutoff = self._student.configuration.cutoff
-        tell("deriving forces and writing the graph")
-        model = export_onnx(self._student, _provenance(self._source, self._student, self._table))
-        graph = TypedGraph(model.SerializeToString())
-        self._exact = Bundle.in_memory(self._manifest(GATE, "fp32", graph, BuiltEngine()), {MODEL: graph.model})
-        self._sizes = list(self._trial.sizes)
+            self._exported = reference.with_radial_table(self._table.rank, self._table.intervals)
+        self._sizes, self._limits = list(self._trial.sizes), limits
         self._options = BuildOptions(tuple(compute_capabilities), plan_profile(self._sizes), device, tf32, form)
-        self._graphs = TypedGraphs(model, cutoff, self._calibration, limits or INT8_LIMITS, tell)
-        tell("comparing the graph with the student in float64")
-        self._examiner = Examiner(exported, self._exact, self._domain, limits, tell)
+        self._traced: dict[str, _Traced] = {}
 
     def close(self) -> None:
-        """Close the engine that the gate opened; may be called twice."""
-        self._examiner.close()
+        """Close the engines that gates opened; may be called twice."""
+        for each in self._traced.values():
+            each.examiner.close()
+
+    def _traced_for(self, precision: str) -> _Traced:
+        """The graph in double precision for `fp64`, and for all others the one in FP32; each is traced once.
+
+        Raises:
+            ParityError: the graph does not give the student's energies and forces.
+        """
+        exact = "fp64" if precision == "fp64" else "fp32"
+        if exact not in self._traced:
+            student = self._exported if exact == "fp64" else copy.deepcopy(self._exported).float()
+            self._tell(f"deriving forces and writing the graph in {exact}")
+            model = export_onnx(student, _provenance(self._source, student, self._table))
+            graph = TypedGraph(model.SerializeToString())
+            bundle = Bundle.in_memory(self._manifest(GATE, exact, graph, BuiltEngine()), {MODEL: graph.model})
+            cutoff, limits = student.configuration.cutoff, self._limits or INT8_LIMITS
+            graphs = TypedGraphs(model, cutoff, self._calibration, limits, self._tell)
+            self._tell(f"comparing the graph in {exact} with the student in float64")
+            examiner = Examiner(self._exported, bundle, self._domain, self._limits, self._tell)
+            self._traced[exact] = _Traced(student, bundle, graphs, examiner)
+        return self._traced[exact]
 
     def bundle(self, engine: str, precision: str) -> Made:
         """Build an engine and measure it.
@@ -140,34 +170,34 @@ class Bundler(Closing):
 
         Args:
             engine: backend.
-            precision: `fp32`, `fp16` or `int8`.
+            precision: `fp64`, `fp32`, `fp16` or `int8`.
 
         Raises:
-            ParityError: an FP32 engine does not give the student's energies and forces.
+            ParityError: the graph, or an engine in `fp64` or FP32, does not give the student's energies and forces.
             PrecisionError: the engine costs more than the limits allow.
         """
-        excess = ""
+        excess, traced = "", self._traced_for(precision)
         for share in SHARES if precision == "int8" else (1.0,):
             try:
-                graph = self._graphs.get(precision, engine, share)
+                graph = traced.graphs.get(precision, engine, share)
             except PrecisionError:
                 if excess:  # within less there is nothing, and the first attempt says why
                     continue
                 raise
-            bundle, facts = self._build(engine, precision, graph)
+            bundle, facts = self._build(engine, precision, graph, traced)
             self._tell(f"measuring {engine} in {precision}")
-            examined = self._examiner.examine(bundle, graph)
+            examined = traced.examiner.examine(bundle, graph)
             if not examined.excess:
                 validation: dict[str, Any] = {"reference": REFERENCE, "measured_on": self._domain.name}
                 validation |= {JUDGED_ON: self._judged_on}
                 validation |= {"left_out": [each.as_dict() for each in self._domain.left_out]}
-                validation |= {"graph_parity": self._examiner.parity, **facts, **examined.found}
+                validation |= {"graph_parity": traced.examiner.parity, **facts, **examined.found}
                 return Made(bundle.with_file(VALIDATION, to_json(validation)), examined.accuracy)
             excess = excess or examined.excess
         raise PrecisionError(excess)
 
     def fastest(self, engine: str) -> Made:
-        """Build every precision of an engine, and choose the fastest that keeps the limits.
+        """Build every precision of `AUTO_CHOICE` that an engine has, and choose the fastest that keeps the limits.
 
         The times of all are in the validation.json of the chosen one.
 
@@ -182,7 +212,7 @@ class Bundler(Closing):
             )
         made: dict[str, Made] = {}
         table: list[dict[str, Any]] = []
-        for precision in backend.precisions:
+        for precision in (each for each in AUTO_CHOICE if each in backend.precisions):
             try:
                 made[precision] = self.bundle(engine, precision)
             except PrecisionError as error:
@@ -201,13 +231,15 @@ class Bundler(Closing):
         validation = chosen.bundle.json(VALIDATION) | {"chosen_from": table}
         return Made(chosen.bundle.with_file(VALIDATION, to_json(validation)), chosen.accuracy)
 
-    def _build(self, engine: str, precision: str, graph: TypedGraph) -> tuple[Bundle, dict[str, Any]]:
+    def _build(self, engine: str, precision: str, graph: TypedGraph, traced: _Traced) -> tuple[Bundle, dict[str, Any]]:
         """An engine in a bundle, and what validation.json says of how it was built."""
         self._tell(f"building {engine} in {precision}")
-        if engine == GATE and graph.model == self._exact.file(MODEL):  # the gate has loaded it
-            bundle, built, before = self._exact, BuiltEngine(), False
+        if engine == GATE and graph.model == traced.exact.file(MODEL):  # the gate has loaded it
+            bundle, built, before = traced.exact, BuiltEngine(), False
         else:
-            built, before = build_cached(get_backend(engine), graph.model, self._options, self._tell)
+            on_cpu = dataclasses.replace(self._options, device="cpu", tf32=False)
+            options = on_cpu if precision == "fp64" else self._options
+            built, before = build_cached(get_backend(engine), graph.model, options, self._tell)
             manifest = self._manifest(engine, precision, graph, built)
             bundle = Bundle.in_memory(manifest, {MODEL: graph.model, **built.files})
         facts: dict[str, Any] = {}
@@ -221,10 +253,10 @@ class Bundler(Closing):
     def _calibration(self) -> tuple[Sequence[Atoms], str]:
         if self._trial.fitted:
             return self._trial.fitted, self._trial.fitted_on
-        return calibration_structures(trusted_species(self._student)), CALIBRATION_NAME
+        return calibration_structures(trusted_species(self._exported)), CALIBRATION_NAME
 
     def _manifest(self, engine: str, precision: str, graph: TypedGraph, built: BuiltEngine) -> Manifest:
-        student, correction = self._student, graph.correction
+        student, correction = self._exported, graph.correction
         references = zip(student.species, _references(student), strict=True)
         return Manifest(
             architecture=student.configuration.architecture,

@@ -15,7 +15,7 @@ from painn_deploy.export.progress import Tell, silent
 from painn_deploy.scripts.commands.bundler import Bundler
 from painn_deploy.scripts.commands.measuring import GATE
 from painn_deploy.scripts.commands.trials import Given
-from painn_deploy.scripts.commands.typed_graphs import AUTO
+from painn_deploy.scripts.commands.typed_graphs import AUTO, AUTO_CHOICE
 
 __all__ = ["export_engines"]
 
@@ -47,7 +47,8 @@ def export_engines(
         checkpoint: a file, see `painn_deploy.export.load_student`, or a student that ships, such as `student:base`.
         output: folder to write bundles NAME-ENGINE-PRECISION.engine into.
         engines: backends by name.
-        precisions: `fp32`, `fp16`, `int8`; or `auto`, the fastest of them within the limits, measured here.
+        precisions: `fp32`, `fp16`, `int8`; or `auto`, the fastest of them within the limits, measured here; or `fp64`,
+            on the CPU alone, within 1e-9 eV/Å of the student in float64.
         structures: what the student is for, as Atoms or a file that ASE reads: engines are judged on them, and their
             shape profiles planned for them; without, on those default structures where the student is sane.
         training: what INT8 and radial tables are fitted on, likewise; without, `structures`, of which every fifth is
@@ -74,10 +75,14 @@ def export_engines(
     file, name = find_checkpoint(checkpoint)
     engines, precisions = list(dict.fromkeys(engines)), list(dict.fromkeys(precisions))
     _check_request(engines, precisions)
+    if "fp64" in precisions:
+        _check_double(device, radial_table=radial_table)
     if tf32:
         _check_tf32(engines, device)
 
-    fits = any(INT8 in (get_backend(engine).precisions if AUTO in precisions else precisions) for engine in engines)
+    made_of = {engine: _candidates(engine, precisions) for engine in engines}
+    asked = list(dict.fromkeys(precision for candidates in made_of.values() for precision in candidates))
+    fits = INT8 in asked
     if training is not None and not (fits or radial_table):
         tell(f"nothing in {', '.join(precisions)} is fitted: the training structures are not used")
 
@@ -85,7 +90,7 @@ def export_engines(
         return Path(output) / f"{name}-{engine}-{precision}{SUFFIX}"
 
     for engine in engines:
-        for precision in get_backend(engine).precisions if AUTO in precisions else precisions:
+        for precision in made_of[engine]:
             check_free(target(engine, precision), overwrite=overwrite)
     prepare_output(output)
     tell(f"reading {file.name}")
@@ -96,7 +101,7 @@ def export_engines(
         training,
         compute_capabilities,
         limits,
-        fits=fits,
+        precisions=asked,
         device=device,
         tf32=tf32,
         form=form,
@@ -113,22 +118,43 @@ def export_engines(
     return list(dict.fromkeys(paths))
 
 
+def _candidates(engine: str, precisions: Sequence[str]) -> list[str]:
+    """The precisions that an engine is built in, those that `auto` chooses from among them."""
+    chosen = [each for each in AUTO_CHOICE if each in get_backend(engine).precisions]
+    return list(dict.fromkeys(p for each in precisions for p in (chosen if each == AUTO else [each])))
+
+
+def _check_double(device: str, *, radial_table: bool) -> None:
+    """Refuse what `fp64` cannot be had with."""
+    if device not in ("auto", "cpu"):
+        raise ExportError(f"Engines in fp64 run on the CPU alone, and not on {device}. Give --device cpu, or fp32.")
+    if radial_table:
+        raise ExportError(
+            "A radial table changes forces, if little, and fp64 is for those that want none changed. Leave out "
+            "--radial-table, or export fp64 by itself."
+        )
+
+
 def _check_request(engines: Sequence[str], precisions: Sequence[str]) -> None:
     """Refuse now what would fail after minutes."""
     if not engines or not precisions:
         raise ExportError("Name at least one engine and one precision.")
-    for engine in engines:
-        get_backend(engine).version()
-        get_backend(engine).devices()
-    get_backend(GATE).version()
+    backends = [get_backend(engine) for engine in engines]
     for precision in precisions:
         if precision not in (*PRECISIONS, AUTO):
             raise ExportError(f"There is no precision {precision!r}; there are: {', '.join((*PRECISIONS, AUTO))}.")
-        for engine in engines:
-            if precision != AUTO and precision not in get_backend(engine).precisions:
+        for backend in backends:
+            if precision != AUTO and precision not in backend.precisions:
+                why = f": {backend.lacking[precision]}" if precision in backend.lacking else ""
+                able = [name for name in BACKENDS if precision in get_backend(name).precisions]
                 raise ExportError(
-                    f"The engine {engine} has no {precision}; it has {', '.join(get_backend(engine).precisions)}."
+                    f"The engine {backend.name} has no {precision}{why}. It has {', '.join(backend.precisions)}; "
+                    f"{precision} is had with {', '.join(able)}."
                 )
+    for backend in backends:
+        backend.version()
+        backend.devices()
+    get_backend(GATE).version()
 
 
 def _check_tf32(engines: Sequence[str], device: str) -> None:

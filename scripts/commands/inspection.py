@@ -118,7 +118,14 @@ def _lines(manifest: Manifest, errors: Mapping[str, Any]) -> Iterator[str]:
     for row in errors.get("chosen_from", []):
         found = row.get("refused") or f"{row['milliseconds']:.3f} ms a structure"
         yield f"{_shown(str(row['precision']))}: {_shown(str(found))}"
-    if (blur := errors["graph_parity"]["float32_forces"]) > 1e-4:
+    parity = errors["graph_parity"]
+    if manifest.precision == "fp64":
+        if (blur := parity["float64_forces"]) > 1e-4:
+            yield (
+                f"[yellow]forces jump[/]: where atoms are 1e-14 Å away, by up to {1e3 * blur:.2f} meV/Å in the student "
+                "itself, most on symmetric molecules"
+            )
+    elif (blur := parity["float32_forces"]) > 1e-4:
         yield (
             f"[yellow]float32 blurs this student[/]: its own forces, in PyTorch, are up to {1e3 * blur:.2f} meV/Å "
             "from float64, most on symmetric molecules"
@@ -141,12 +148,17 @@ def _shown(text: str) -> str:
     return escape("".join(sign if sign.isprintable() else " " for sign in text))
 
 
+def _milli(value: float) -> str:
+    """A thousand times an error, to four places, or to two digits where these would be zeros."""
+    return f"{1e3 * value:.4f}" if 1e3 * value >= 1e-4 or value == 0 else f"{1e3 * value:.1e}"
+
+
 def _words(value: Any) -> str:
     return _shown(" ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def _errors(found: Mapping[str, Any]) -> str:
     return (
-        f"energy {1e3 * found['energy_mae']:.4f} meV/atom (MAE), forces {1e3 * found['force_rmse']:.4f} meV/Å (RMSE), "
+        f"energy {_milli(found['energy_mae'])} meV/atom (MAE), forces {_milli(found['force_rmse'])} meV/Å (RMSE), "
         f"{int(found['structures'])} structures"
     )

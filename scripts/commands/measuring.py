@@ -25,6 +25,10 @@ __all__ = ["GATE", "Examined", "Examiner"]
 GATE = "onnxruntime"
 """Engine that the graph itself is compared with the student in, on the CPU, whatever else is built of the graph."""
 
+EXACT = ("fp64", "fp32")
+"""Precisions of graphs that are traced from a student and hold nothing that was rounded since; such an engine is held
+to giving what its student gives, and not to limits of the user's."""
+
 SIMULATED = "every half tensor of the graph rounded to half, in ONNX Runtime on the CPU: no engine loses more"
 
 Results = Sequence[Mapping[str, Any]]
@@ -36,7 +40,7 @@ class Examined:
 
     Attributes:
         found: entries for the bundle's validation.json.
-        accuracy: errors against FP32, the worst of those measured and simulated; None for an engine in FP32.
+        accuracy: errors against FP32, the worst of those measured and simulated; None for an exact engine.
         excess: which limit the engine exceeds, and what a user can do; empty where it keeps all of them.
     """
 
@@ -46,17 +50,19 @@ class Examined:
 
 
 class Examiner(Closing):
-    """Measures engines of one student. Its own FP32 graph stays open in ONNX Runtime: what FP32 gives is asked there.
+    """Measures engines of one student whose graphs are its exact one, or typed from it.
+
+    The exact graph stays open in ONNX Runtime: what FP32 gives is asked there.
 
     Args:
         exported: the student in float64 as its graphs compute it, with the radial table if there is one.
-        exact: bundle in memory of the FP32 graph for the engine `GATE`.
+        exact: bundle in memory of the exact graph, in FP32 or in `fp64`, for the engine `GATE`.
         domain: structures to measure on, with what the student gives there in float64: errors are against that.
         limits: errors that FP16 and INT8 may cost against FP32; None for the default of each precision.
         tell: called with a line about each limit that is exceeded.
 
     Attributes:
-        parity: largest errors of the FP32 graph, see `check_parity`.
+        parity: largest errors of the exact graph, see `check_parity`.
 
     Raises:
         ParityError: the graph does not give the student's energies and forces.
@@ -77,13 +83,14 @@ class Examiner(Closing):
         self._near: tuple[Sequence[Atoms], Results, Results, int] | None = None
 
     def close(self) -> None:
-        """Close the FP32 graph; may be called twice."""
+        """Close the exact graph; may be called twice."""
         self._gate.close()
 
     def _gated(self, engine: PaiNNCalculator) -> dict[str, Any]:
         brought = self._domain.structures if self._domain.brought else ()
         told = prefixed(self._tell, f"comparing {engine.manifest.engine} with the student in float64: ")
-        return check_parity(engine.run_graph, self._exported, None, brought, told)
+        precision = self._exact.manifest.precision
+        return check_parity(engine.run_graph, self._exported, None, brought, precision=precision, tell=told)
 
     def examine(self, bundle: Bundle, graph: TypedGraph) -> Examined:
         """Measure the engine of a bundle, if it can run here.
@@ -93,15 +100,17 @@ class Examiner(Closing):
             graph: that the engine was built of.
 
         Raises:
-            ParityError: an FP32 engine does not give the student's energies and forces.
+            ParityError: an engine of the exact graph does not give the student's energies and forces.
         """
         engine = bundle.manifest.engine
         devices = get_backend(engine).devices()
-        if bundle.manifest.precision != "fp32":
+        precision = bundle.manifest.precision
+        if precision not in EXACT:
             return self._lossy(bundle, graph, runs=bool(devices))
         if not devices:
             return Examined(_not_executed(engine))
-        if bundle is self._exact and devices[0] == "cpu":  # the gate has opened this very engine
+        on_cpu = precision == "fp64" or devices[0] == "cpu"
+        if bundle is self._exact and on_cpu:  # the gate has opened this very engine
             parity, results = self.parity, self._gate.calculate_batch(self._domain.structures)
         else:
             with PaiNNCalculator(bundle) as calculator:

@@ -51,7 +51,15 @@ class Trial:
     sizes: Sequence[tuple[int, int]]
 
 
-def choose_trial(student: Student, structures: Given, training: Given, *, fits: bool, tell: Tell = silent) -> Trial:
+def choose_trial(
+    student: Student,
+    structures: Given,
+    training: Given,
+    *,
+    fits: bool,
+    in_double: bool = False,
+    tell: Tell = silent,
+) -> Trial:
     """Choose what an export judges on, and what it fits on.
 
     Args:
@@ -60,6 +68,7 @@ def choose_trial(student: Student, structures: Given, training: Given, *, fits: 
         training: of the user's, to fit on. Without, all `structures` but every fifth, which alone then judges; without
             either a default set.
         fits: whether anything is fitted.
+        in_double: see `find_domain`.
         tell: called with how many structures were evaluated.
 
     Raises:
@@ -80,7 +89,8 @@ def choose_trial(student: Student, structures: Given, training: Given, *, fits: 
         fitted = [given[index] for index in rest]
     judged, named = _spread(judged, named)
     brought = structures is not None
-    domain = find_domain(student, [given[index] for index in judged], named, brought=brought, numbers=judged, tell=tell)
+    chosen = [given[index] for index in judged]
+    domain = find_domain(student, chosen, named, brought=brought, numbers=judged, in_double=in_double, tell=tell)
     return Trial(domain, *_spread(fitted, fitted_on), sizes)
 
 

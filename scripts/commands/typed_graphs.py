@@ -17,9 +17,12 @@ from painn_deploy.export.graph.onnx_graph import check_contract
 from painn_deploy.export.graph.products import weight_products
 from painn_deploy.export.progress import Tell, silent
 
-__all__ = ["AUTO", "INT8_LIMITS", "TypedGraph", "TypedGraphs"]
+__all__ = ["AUTO", "AUTO_CHOICE", "INT8_LIMITS", "TypedGraph", "TypedGraphs"]
 
 AUTO = "auto"
+"""In place of a precision: the fastest of those of `AUTO_CHOICE` that keeps the limits."""
+
+AUTO_CHOICE = ("fp32", "fp16", "int8")
 
 INT8_LIMITS = Tolerances(energy=3e-3, forces=20e-3)
 """What INT8 may cost against FP32 where the user says nothing."""
@@ -47,7 +50,7 @@ class TypedGraphs:
     """Makes the graphs of one student as they are asked for; what the search for INT8 measures is measured once.
 
     Args:
-        model: in FP32.
+        model: in FP32, or in `fp64`, from which nothing else is typed.
         cutoff: Å.
         calibration: structures that INT8 is calibrated on, called when it comes to that; and their name.
         limits: what INT8 may cost against FP32.
@@ -71,7 +74,7 @@ class TypedGraphs:
         """The graph that an engine is built of in a precision.
 
         Args:
-            precision: `fp32`, `fp16` or `int8`.
+            precision: `fp32`, `fp16` or `int8`; `fp64` of a model in it.
             engine: its backend.
             share: of the limits, that INT8 is searched for within.
 
@@ -81,7 +84,7 @@ class TypedGraphs:
         """
         backend = get_backend(engine)
         exact = backend.lower(self._model)
-        if precision == "fp32":
+        if precision in ("fp64", "fp32"):
             return TypedGraph(exact.SerializeToString())
         if precision == "fp16":
             return self._narrowed(exact, {})

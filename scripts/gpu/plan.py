@@ -7,7 +7,6 @@ from typing import Any
 from painn_deploy.engines import BACKENDS
 from painn_deploy.engines.forms import Form
 from painn_deploy.export.errors import EngineUnavailableError
-from painn_deploy.export.manifest import PRECISIONS
 
 __all__ = ["FORMS", "LAUNCHED", "MAIN", "REPLAYED", "Options", "Stage", "plan"]
 
@@ -25,6 +24,9 @@ HAS = {"inductor": ("fp32", "fp16")}
 
 FORMS = ("plain", "sums+unchecked", "sums+paired+side+unchecked", "sums+paired+unchecked@1024,16", "plain@4096,16")
 """Of the graph, that `inductor` is compiled in beside its own; `tuned` ones take many minutes, and are asked for."""
+
+PRECISIONS = ("fp32", "fp16", "int8")
+"""Those of engines that run on a GPU."""
 
 SLOWER = 6.0
 """Times that a stage takes on a CPU, where compiling has a few cores."""

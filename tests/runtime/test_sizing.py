@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from painn_deploy.engines import machine
 from painn_deploy.engines.backend import CPU_BATCH_SLOTS
-from painn_deploy.runtime import PaiNNCalculator, machine, sizing
+from painn_deploy.runtime import PaiNNCalculator, sizing
 
 
 def test_measured_once_and_remembered(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
