@@ -84,8 +84,10 @@ def find_table(
     forces, energy = float("inf"), float("inf")
     for rank in (rank for rank in RANKS if rank <= filters):
         for intervals in INTERVALS:
-            told = prefixed(tell, f"measuring a radial table of {rank} functions and {intervals} intervals: ")
-            found = reference_results(student.with_radial_table(rank, intervals), near, told)
+            size = f"a radial table of {rank} functions and {intervals} intervals"
+            tell(f"fitting {size}")
+            tabled = student.with_radial_table(rank, intervals)
+            found = reference_results(tabled, near, prefixed(tell, f"measuring {size}: "))
             before = forces
             forces = max(float(np.abs(f["forces"] - e["forces"]).max()) for f, e in zip(found, exact, strict=True))
             energy = max(abs(f["energy"] - e["energy"]) / len(e["forces"]) for f, e in zip(found, exact, strict=True))
