@@ -133,7 +133,7 @@ def time_bundles(
     """
 
     def tell(line: str) -> None:
-        console.print(f"[dim]timing {escape(line)}[/]", highlight=False)
+        console.print(f"[dim]{escape(line)}[/]", highlight=False)
 
     with opened(bundles, device, threads) as engines:
         where = "cuda" if any(engine.device.startswith("cuda") for engine in engines) else "cpu"
@@ -157,10 +157,10 @@ def time_bundles(
         keep(found)
     found["scaling"] = [] if quick else scaling(bundles, device, tell, threads)
     keep(found)
-    tell("loading, and what memory it takes")
+    tell("loading each engine, alone in a process for its memory")
     found["costs"] = costs(bundles, device, one, 4 if quick else PEAK_BATCH, threads)
     keep(found)
-    tell("copies and products, for the machine's peaks")
+    tell("copying and multiplying, for the machine's peaks")
     found["peaks"], found["roofline"] = rooflines(bundles, found["throughput"], one, where)
     return found
 

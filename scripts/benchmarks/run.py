@@ -108,7 +108,7 @@ def latency(contenders: Sequence[Contender], cases: Sequence[Case], tell: Tell) 
     """
     rows: list[dict[str, Any]] = []
     for case in cases:
-        tell(f"{case.name}, {case.atoms} atoms")
+        tell(f"timing {case.name}, {case.atoms} atoms")
         rows += [{"structure": case.name, "atoms": case.atoms} | row for row in _rows(contenders, case)]
     return rows
 
@@ -123,7 +123,7 @@ def throughput(contenders: Sequence[Contender], cases: Sequence[Case], tell: Tel
     """
     rows: list[dict[str, Any]] = []
     for case in cases:
-        tell(case.name)
+        tell(f"timing {case.name}")
         batch = len(case.given)
         for row in _rows(contenders, case):
             del row["phases"]
@@ -148,7 +148,7 @@ def scaling(bundles: Mapping[str, Path], device: str, tell: Tell, threads: int |
             if not {1, 8} <= set(engine.calculator.manifest.species):
                 continue
             for case in growing_water():
-                tell(f"{name}, water, {case.atoms:,} atoms")
+                tell(f"timing {name} on water, {case.atoms:,} atoms")
                 if not engine.fits(case.given):
                     tell(f"{name} was not built for {case.atoms:,} atoms")
                     break
