@@ -34,7 +34,7 @@ EXTRAS = {
 }
 
 Bundles = Annotated[
-    list[Path], typer.Argument(help="Folders NAME.engine.", metavar="BUNDLE...", autocompletion=choices.bundles)
+    list[Path], typer.Argument(help="Folders NAME.engine.", metavar="BUNDLE", autocompletion=choices.bundles)
 ]
 OneBundle = Annotated[
     Path, typer.Argument(help="A folder NAME.engine.", metavar="BUNDLE", autocompletion=choices.bundles)
