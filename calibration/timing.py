@@ -66,6 +66,7 @@ def samples(
     calls: int = 10,
     blocks: int = BLOCKS,
     clock: Callable[[], float] = time.perf_counter,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, list[float]]:
     """Milliseconds of each call of each candidate.
 
@@ -78,10 +79,12 @@ def samples(
         calls: of a block, after those that warm up; where one call is much, none does.
         blocks: of each candidate.
         clock: in seconds; `time.process_time` is what other programs disturb least, of candidates on one thread.
+        progress: called with the number of blocks that are done, none at first.
     """
     warm_up = WARM_UP if calls > 1 else 0
     spent: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(blocks):
+    for block in range(blocks):
+        progress(block)
         for name, candidate in candidates.items():
             time.sleep(PAUSE)
             for call in range(warm_up + calls):
@@ -100,6 +103,7 @@ def milliseconds(
     calls: int = 10,
     blocks: int = BLOCKS,
     sigma: float = 0.02,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, float]:
     """Median ms of one energy and forces through ASE, averaged over structures.
 
@@ -109,14 +113,16 @@ def milliseconds(
         calls: of a block.
         blocks: of each calculator; see `medians`.
         sigma: Å, of the perturbation.
+        progress: see `samples`; of each structure anew.
     """
     rng = np.random.default_rng(0)
     found: dict[str, list[float]] = {name: [] for name in calculators}
 
     candidates = {name: through_ase(calculator) for name, calculator in calculators.items()}
     for structure in structures:
-        for name, median in medians(candidates, mover([structure], rng, sigma), calls=calls, blocks=blocks).items():
-            found[name].append(median)
+        times = samples(candidates, mover([structure], rng, sigma), calls=calls, blocks=blocks, progress=progress)
+        for name, spent in times.items():
+            found[name].append(float(np.median(spent)))
     return {name: float(np.mean(times)) for name, times in found.items()}
 
 

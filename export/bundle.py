@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from painn_deploy.export.described import described
 from painn_deploy.export.errors import BundleError, OutputError
 from painn_deploy.export.files import prepare_output, write_folder_whole
 from painn_deploy.export.manifest import LARGEST_MANIFEST, MANIFEST, MODEL, Manifest, check_free, check_name
@@ -93,6 +94,10 @@ class Bundle:
     def __str__(self) -> str:
         """Its folder, for messages."""
         return IN_MEMORY if self.path is None else str(self.path)
+
+    def __repr__(self) -> str:
+        """One line that says what it is; `manifest` says all."""
+        return described("Bundle", getattr(self, "manifest", None), getattr(self, "path", None))
 
     def with_file(self, name: str, content: bytes) -> "Bundle":
         """The same bundle in memory with one more file, which alone is hashed; it replaces one of that name.

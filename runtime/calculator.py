@@ -15,6 +15,7 @@ from painn_deploy.engines.owner import SoleUse
 from painn_deploy.engines.session import Closing, FollowingSession
 from painn_deploy.engines.timings import Timings
 from painn_deploy.export.bundle import Bundle
+from painn_deploy.export.described import described
 from painn_deploy.export.errors import OwnershipError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest
@@ -347,6 +348,11 @@ class PaiNNCalculator(Closing, Calculator):
         """Copies and pickles hold what the calculator was opened with and what a subclass added, not the engine."""
         added = {name: value for name, value in vars(self).items() if name not in self._own_names}
         return _reopen, (type(self), *self._opened_with), added or None
+
+    def __repr__(self) -> str:
+        """One line: bundle, engine, precision, device and student; it never raises."""
+        evaluator, kind = getattr(self, "evaluator", None), type(self).__name__
+        return described(kind, None) if evaluator is None else evaluator.described(kind)
 
     def close(self) -> None:
         """Give back the engine's memory; the calculator cannot be used afterwards."""

@@ -1,6 +1,7 @@
 """`Evaluator`: an open engine that answers for structures, one batch after another."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from painn_deploy.engines import EngineInfo, Session, get_backend
 from painn_deploy.engines.session import Closing
 from painn_deploy.engines.timings import Timings
 from painn_deploy.export.bundle import Bundle, read_bundle
+from painn_deploy.export.described import NOT_OPEN, described
 from painn_deploy.export.errors import BundleError, EngineError, OwnershipError, ShapeError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs, real_type
 from painn_deploy.export.manifest import Manifest
+from painn_deploy.export.progress import Tell, silent
 from painn_deploy.runtime.grouping import group
 from painn_deploy.runtime.limits import SizeLimits, too_many_neighbours
 from painn_deploy.runtime.matrix import LocalGraph, join
@@ -75,6 +78,8 @@ class Evaluator(Closing):
         BundleError: the bundle is damaged, foreign or of a newer format.
         EngineUnavailableError: its backend or the device is not here.
     """
+
+    _closed = False
 
     def __init__(self, bundle: Bundle | str | Path, *, device: str = "auto", threads: int | None = None) -> None:
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
@@ -137,14 +142,17 @@ class Evaluator(Closing):
         """Whether `batch_slots` was measured here or set, and is not the default."""
         return self._batch_slots is not None or self._sizes.remembered() is not None
 
-    def tune_batches(self) -> int:
+    def tune_batches(self, tell: Tell = silent) -> int:
         """Measure which batches are fastest here, and remember it for this engine, device and machine; seconds.
+
+        Args:
+            tell: called with how many rounds are done.
 
         Raises:
             EngineError: the engine cannot run the smallest batch.
         """
         self._batch_slots = self._sizes.measured(
-            self.run, self.manifest.species[0], self.manifest.cutoff, self.most_atoms
+            self.run, self.manifest.species[0], self.manifest.cutoff, self.most_atoms, tell
         )
         return self._batch_slots
 
@@ -286,8 +294,26 @@ class Evaluator(Closing):
         """Copies and pickles hold what the evaluator was opened with, not the engine."""
         return _reopen, (self.source, self.engine_info["bundle_sha256"], self._device, self.threads)
 
+    def __repr__(self) -> str:
+        """One line: bundle, engine, precision, device and student."""
+        return self.described(type(self).__name__)
+
+    def described(self, kind: str) -> str:
+        """The same for what this is a part of; it never raises, whatever could not be opened or is closed by now.
+
+        Args:
+            kind: name of the class.
+        """
+        device, source = None, getattr(self, "source", None)
+        with suppress(Exception):  # none was opened
+            device = self.session.info["device"]
+        path = Path(source) if isinstance(source, str) else None
+        state = "closed" if self._closed else "" if device else NOT_OPEN
+        return described(kind, getattr(self, "manifest", None), path, device=device, state=state)
+
     def close(self) -> None:
         """Give back the engine's memory; the evaluator cannot be used afterwards."""
+        self._closed = True
         self.session.close()
 
 

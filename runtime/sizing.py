@@ -20,6 +20,7 @@ from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs, real_type
 from painn_deploy.export.files import to_json
 from painn_deploy.export.parsing import UnreadableError, parse_json
+from painn_deploy.export.progress import Tell, counting, silent
 from painn_deploy.runtime.machine import machine
 from painn_deploy.runtime.matrix import LocalGraph, join
 
@@ -60,7 +61,7 @@ class BatchSizes:
             return None
         return slots if type(slots) is int and SIZES[0] <= slots <= SIZES_GPU[-1] else None
 
-    def measured(self, run: Run, element: int, cutoff: float, most_atoms: int | None) -> int:
+    def measured(self, run: Run, element: int, cutoff: float, most_atoms: int | None, tell: Tell = silent) -> int:
         """Atoms x slots of the fastest batch; measured in a few seconds, and remembered.
 
         Args:
@@ -68,17 +69,18 @@ class BatchSizes:
             element: atomic number that it knows.
             cutoff: Å.
             most_atoms: that a batch may hold; None for any number.
+            tell: called with how many rounds are done.
 
         Raises:
             EngineError: the engine cannot run the smallest batch.
         """
-        times = self._times(run, _molecule(element, cutoff), most_atoms)
+        times = self._times(run, _molecule(element, cutoff), most_atoms, tell)
         best = min(times.values())
         slots = next(size for size, spent in sorted(times.items()) if spent <= CLOSE * best)
         self._remember(slots, times)
         return slots
 
-    def _times(self, run: Run, graph: LocalGraph, most_atoms: int | None) -> dict[int, float]:
+    def _times(self, run: Run, graph: LocalGraph, most_atoms: int | None, tell: Tell) -> dict[int, float]:
         """Least seconds a structure by batch size; in rounds, so that a busy moment decides nothing."""
         atoms, slots = graph.size
         batches: dict[int, int] = {}
@@ -87,6 +89,7 @@ class BatchSizes:
             if most_atoms is None or copies * atoms <= most_atoms or not batches:
                 batches[size] = copies
         times = dict.fromkeys(batches, float("inf"))
+        more = counting(tell, 1 + ROUNDS, "rounds")
         for round_ in range(1 + ROUNDS):
             for size, copies in list(batches.items()):
                 started = time.perf_counter()
@@ -99,6 +102,7 @@ class BatchSizes:
                     continue
                 if round_:  # the first one warms up
                     times[size] = min(times[size], (time.perf_counter() - started) / copies)
+            more(1)
         return times
 
     @property

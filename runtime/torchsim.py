@@ -15,6 +15,7 @@ from jaxtyping import Bool
 
 from painn_deploy.engines import EngineInfo
 from painn_deploy.engines.owner import SoleUse
+from painn_deploy.export.described import described
 from painn_deploy.export.errors import StructureError
 from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.periodicity import unrepeated
@@ -101,6 +102,11 @@ class PaiNNModel(ModelInterface):
     def engine_info(self) -> EngineInfo:
         """The engine that runs; see `PaiNNCalculator.engine_info`."""
         return self.evaluator.engine_info
+
+    def __repr__(self) -> str:
+        """One line, as of `PaiNNCalculator`."""
+        evaluator, kind = getattr(self, "evaluator", None), type(self).__name__
+        return described(kind, None) if evaluator is None else evaluator.described(kind)
 
     def forward(self, state: Any, **_: Any) -> dict[str, torch.Tensor]:
         """Energy [systems], forces [atoms, 3] and stress [systems, 3, 3] of every system of a state.

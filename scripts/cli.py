@@ -8,15 +8,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from painn_deploy.export.declaration import joined_species
 from painn_deploy.export.errors import PaiNNDeployError
 from painn_deploy.export.versions import installed
+from painn_deploy.scripts.commands import choices
 from painn_deploy.scripts.commands.entry import print_any_text, print_own_warnings
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -34,8 +33,12 @@ EXTRAS = {
     "ray": "screen",
 }
 
-Bundles = Annotated[list[Path], typer.Argument(help="Folders NAME.engine.", metavar="BUNDLE...")]
-OneBundle = Annotated[Path, typer.Argument(help="A folder NAME.engine.", metavar="BUNDLE")]
+Bundles = Annotated[
+    list[Path], typer.Argument(help="Folders NAME.engine.", metavar="BUNDLE", autocompletion=choices.bundles)
+]
+OneBundle = Annotated[
+    Path, typer.Argument(help="A folder NAME.engine.", metavar="BUNDLE", autocompletion=choices.bundles)
+]
 Structures = Annotated[
     Path | None, typer.Option(help="Structures in any format that ASE reads; a default set otherwise.")
 ]
@@ -52,13 +55,18 @@ Species = Annotated[
 ]
 EnergyKey = Annotated[str | None, typer.Option(help="What the model calls its energy; energy if not given.")]
 Device = Annotated[str, typer.Option(help="auto, or what the engine names, such as cpu or cuda:0.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of the CPU; if not given all cores, or one where that is faster."),
+]
 
 
-def _tell_version(asked: bool) -> None:
+def _tell_version(asked: bool) -> bool:
     if asked:
         version = installed(["painn-deploy"]).get("painn-deploy", "of unknown version: it runs without being installed")
         out.print(f"painn-deploy {version}", highlight=False)
         raise typer.Exit
+    return asked
 
 
 @app.callback()
@@ -78,9 +86,15 @@ def export(
     length_unit: LengthUnit = None,
     species: Species = None,
     energy_key: EnergyKey = None,
-    engine: Annotated[list[str] | None, typer.Option(help="Repeatable; onnxruntime if not given.")] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(help="Repeatable; onnxruntime if not given.", autocompletion=choices.engines),
+    ] = None,
     precision: Annotated[
-        list[str] | None, typer.Option(help="fp32, fp16, int8, auto; repeatable; fp32 if not given.")
+        list[str] | None,
+        typer.Option(
+            help="fp32, fp16, int8, fp64, auto; repeatable; fp32 if not given.", autocompletion=choices.precisions
+        ),
     ] = None,
     structures: Annotated[
         Path | None,
@@ -174,7 +188,11 @@ def validate(
     max_force_error: Annotated[str, typer.Option(help="Root mean square error.")] = "50meV/A",
     max_stress_error: Annotated[str, typer.Option(help="Mean absolute error.")] = "0.1GPa",
     compare_to: Annotated[
-        Path | None, typer.Option(help="Another bundle of the same student: side by side, and what got worse.")
+        Path | None,
+        typer.Option(
+            help="Another bundle of the same student: side by side, and what got worse.",
+            autocompletion=choices.bundles,
+        ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail for what the student itself lacks, too.")] = False,
     audit: Annotated[bool, typer.Option(help="Audit physics, too: a quarter of a minute or more.")] = True,
@@ -200,8 +218,13 @@ def md(
     bundle: OneBundle,
     structure: Annotated[Path, typer.Argument(help="A structure in any format that ASE reads.", metavar="FILE")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for md.extxyz and md.csv.")] = Path("md"),
-    ensemble: Annotated[str, typer.Option(help="nve, langevin, bussi or npt.")] = "nve",
-    steps: Annotated[int, typer.Option(min=1)] = 2000,
+    ensemble: Annotated[
+        str, typer.Option(help="nve, langevin, bussi or npt.", autocompletion=choices.ensembles)
+    ] = "nve",
+    picoseconds: Annotated[
+        float | None, typer.Option(help="Length, rounded to whole steps; else --steps, else 2,000 steps.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Length in time steps.")] = None,
     timestep: Annotated[float, typer.Option(help="fs")] = 0.5,
     temperature: Annotated[
         float, typer.Option(help="K; of the thermostat, and of velocities where FILE has none.")
@@ -210,13 +233,14 @@ def md(
     every: Annotated[int, typer.Option(min=1, help="Steps between frames.")] = 10,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a trajectory that is there.")] = False,
+    threads: Threads = None,
     device: Device = "auto",
 ) -> None:
     """Run molecular dynamics through ASE; frames and energies are on disk as they come."""
-    from painn_deploy.scripts.commands.md import Plan, run_md
+    from painn_deploy.scripts.commands.md import Plan, run_md, whole_steps
 
-    plan = Plan(ensemble, steps, timestep, temperature, pressure, every, seed)
-    run_md(bundle, structure, output, plan, overwrite=overwrite, device=device, out=out, err=err)
+    plan = Plan(ensemble, whole_steps(steps, picoseconds, timestep, err), timestep, temperature, pressure, every, seed)
+    run_md(bundle, structure, output, plan, overwrite=overwrite, threads=threads, device=device, out=out, err=err)
 
 
 @app.command()
@@ -237,12 +261,16 @@ def screen(
     batch_size: Annotated[
         int | None, typer.Option(min=1, max=1_000_000, help="Rows computed and written together; 512.")
     ] = None,
+    threads: Threads = None,
     device: Device = "auto",
 ) -> None:
-    """Compute every structure of a file, in order; goes on after a kill with --resume."""
-    from painn_deploy.scripts.commands.screen import run_screen
+    """Compute every structure of a file, in order; goes on after a kill with --resume.
 
-    run_screen(
+    Exit status 0 where every row has results, and 3 where OUT is complete and some rows have a reason in their place.
+    """
+    from painn_deploy.scripts.commands.screen import SOME_FAILED, run_screen
+
+    summary = run_screen(
         bundle,
         source,
         output,
@@ -253,10 +281,13 @@ def screen(
         worker_memory=worker_memory,
         relaxation=(fmax, steps) if relax else None,
         batch_size=batch_size,
+        threads=threads,
         device=device,
         out=out,
         err=err,
     )
+    if summary.failures:
+        raise typer.Exit(SOME_FAILED)
 
 
 @app.command()
@@ -267,12 +298,13 @@ def bench(
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for benchmark.json and plots.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small molecules and batches alone.")] = False,
+    threads: Threads = None,
     device: Device = "auto",
 ) -> None:
     """Time engines side by side: latency by size, throughput by batch, memory."""
     from painn_deploy.scripts.benchmarks.inference import bench_bundles
 
-    bench_bundles(bundles, reference, output, quick=quick, device=device, console=out)
+    bench_bundles(bundles, reference, output, quick=quick, threads=threads, device=device, console=out)
 
 
 @app.command()
@@ -307,12 +339,22 @@ def demo(
     print_demo(output, picoseconds=picoseconds, out=out, err=err)
 
 
+def _arguments() -> list[str]:
+    """The command line; elements on it are joined, where there are any: ASE takes as long to load as all the rest."""
+    arguments = sys.argv[1:]
+    if "--species" not in arguments:
+        return arguments
+    from painn_deploy.export.declaration import joined_species
+
+    return joined_species(arguments)
+
+
 def main() -> None:
     """The command `painn-deploy`: errors of ours are one line and exit status 2, never a traceback."""
     print_any_text()
     print_own_warnings()
     try:
-        app(joined_species(sys.argv[1:]))
+        app(_arguments(), prog_name="painn-deploy")
     except PaiNNDeployError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)

@@ -8,7 +8,7 @@ import sys
 import tomllib
 import zipfile
 from collections import Counter
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from painn_deploy.export.moved import MOVED
 
 from .conftest import ROOT
 
+ROOT_PACKAGE = "typings/painn_deploy"  # what `import painn_deploy` runs, and links to the rooms
 ROOMS = ("export", "engines", "runtime", "calibration", "scripts")  # imports point to the left
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -64,9 +65,12 @@ EVERY = {dotted(path): path for room in ROOMS for path in modules(room)}
 
 def test_the_declared_packages_are_the_folders() -> None:
     found = [dotted(path) for room in ROOMS for path in modules(room) if path.name == "__init__.py"]
-    assert PROJECT["tool"]["setuptools"]["packages"] == sorted(found), "a package that is not declared is in no wheel"
+    declared = PROJECT["tool"]["setuptools"]["packages"]
+    assert declared == ["painn_deploy", *sorted(found)], "a package that is not declared is in no wheel"
     mapped = PROJECT["tool"]["setuptools"]["package-dir"]
-    assert mapped == {f"painn_deploy.{room}": room for room in ROOMS}
+    assert mapped == {"painn_deploy": ROOT_PACKAGE, **{f"painn_deploy.{room}": room for room in ROOMS}}
+    assert sorted(path.name for path in (ROOT / ROOT_PACKAGE).glob("*.*")) == ["__init__.py", "py.typed"]
+    assert sorted(path.name for path in (ROOT / ROOT_PACKAGE).iterdir() if path.is_symlink()) == sorted(ROOMS)
     assert sorted(SHELVES) == sorted(ROOMS)
     for room in ROOMS:
         assert (ROOT / room / "py.typed").is_file()
@@ -302,6 +306,14 @@ def test_every_error_is_in_the_tree_of_its_file() -> None:
                 assert not bases & set(errors.__all__), f"{path.name}: {node.name} belongs into export/errors.py"
 
 
+def test_a_version_can_be_asked_for() -> None:
+    package = import_module("painn_deploy")
+    assert package.__version__ == metadata.version("painn-deploy") == PROJECT["project"]["version"]
+    assert package.__all__ == ["__version__"]
+    with pytest.raises(AttributeError, match="has no attribute 'version'"):
+        _ = package.version
+
+
 def test_the_changelog_s_version_is_the_package_s() -> None:
     versions = re.findall(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert versions[0] == PROJECT["project"]["version"]
@@ -367,8 +379,8 @@ DATA = {
 
 def test_the_wheel_holds_every_module_and_its_data_and_nothing_else(tmp_path: Path) -> None:
     tree = tmp_path / "tree"  # building leaves folders behind, whose contents would be in the next wheel
-    for room in ROOMS:
-        shutil.copytree(ROOT / room, tree / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for room in (ROOT_PACKAGE, *ROOMS):
+        shutil.copytree(ROOT / room, tree / room, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), str(tree)]
@@ -377,7 +389,10 @@ def test_the_wheel_holds_every_module_and_its_data_and_nothing_else(tmp_path: Pa
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     wanted = {path.relative_to(ROOT).as_posix() for room in ROOMS for path in modules(room)}
     wanted |= {f"{room}/{data}" for room in ROOMS for data in {"py.typed", *DATA.get(room, ())}}
-    assert names == {f"painn_deploy/{name}" for name in wanted}
+    assert names == {f"painn_deploy/{name}" for name in {*wanted, "__init__.py", "py.typed"}}
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import painn_deploy as p; print(p.__file__, p.__version__)"
+    done = subprocess.run([sys.executable, "-I", "-c", code, wheel], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [f"{wheel}/painn_deploy/__init__.py", PROJECT["project"]["version"]]
 
 
 def test_files_that_texts_name_are_there() -> None:

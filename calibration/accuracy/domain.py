@@ -18,6 +18,7 @@ from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.structures import LARGEST_FORCE
 from painn_deploy.export.errors import DatasetError
 from painn_deploy.export.model.student import Student
+from painn_deploy.export.progress import Tell, prefixed, silent
 
 __all__ = ["Domain", "find_domain", "unsound"]
 
@@ -92,6 +93,7 @@ def find_domain(
     brought: bool,
     numbers: Sequence[int] | None = None,
     in_double: bool = False,
+    tell: Tell = silent,
 ) -> Domain:
     """Evaluate a set of structures with a student, and keep those that it can be judged on.
 
@@ -102,12 +104,14 @@ def find_domain(
         brought: whether the user brought the set. Large forces are then the user's business.
         numbers: of the structures in the file that they are from, to name them by; their places by default.
         in_double: whether every engine is in `fp64`: what float32 cannot hold of the student is then no matter.
+        tell: called with how many were evaluated.
 
     Raises:
         DatasetError: nothing is left to judge by.
     """
-    wanted = reference_results(student, structures)
-    single = wanted if in_double else reference_results(copy.deepcopy(student).float(), structures)
+    wanted = reference_results(student, structures, prefixed(tell, "evaluating with the student in float64: "))
+    told = prefixed(tell, "evaluating with the student in float32: ")
+    single = wanted if in_double else reference_results(copy.deepcopy(student).float(), structures, told)
     largest_force = float("inf") if brought else LARGEST_FORCE
     reasons = [unsound(*pair, largest_force=largest_force) for pair in zip(wanted, single, strict=True)]
     places = range(len(structures)) if numbers is None else numbers

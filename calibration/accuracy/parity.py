@@ -21,6 +21,7 @@ from painn_deploy.export.errors import ParityError
 from painn_deploy.export.fields import OUTPUTS, GraphInputs, GraphOutputs
 from painn_deploy.export.model.force_head import autograd_forces, tensors
 from painn_deploy.export.model.student import Student
+from painn_deploy.export.progress import Tell, counting, prefixed, silent
 from painn_deploy.runtime.matrix import graph_inputs
 
 __all__ = ["ENERGY_TOLERANCE", "FORCE_TOLERANCE", "check_parity", "parity_structures"]
@@ -118,6 +119,7 @@ def check_parity(
     brought: Sequence[Atoms] = (),
     *,
     precision: str = "fp32",
+    tell: Tell = silent,
 ) -> dict[str, Any]:
     """Compare an engine with the float64 student under plain autograd, which shares no adjoint with the engine.
 
@@ -127,6 +129,7 @@ def check_parity(
         batches: structures to compare on; by default `parity_structures`, without those of forces beyond chemistry.
         brought: the user's structures: figures are of them, and `parity_structures` may stop the engine all the same.
         precision: of the engine, `fp32` or `fp64`.
+        tell: called with how many were compared.
 
     Returns:
         Largest error in atomic energies (eV), forces (eV/Å) and virials (eV); `float32_forces` (eV/Å), the largest
@@ -140,12 +143,12 @@ def check_parity(
     """
     gate = _DOUBLE if precision == "fp64" else _SINGLE
     if batches is None and brought:
-        found = _compare(gate, run, student, _batches_of(brought))
-        # no figures of this student
-        _compare(gate, run, student, parity_structures(student), LARGEST_FORCE, needed=False)
+        found = _compare(gate, run, student, _batches_of(brought), tell=tell)
+        others = parity_structures(student)  # no figures of this student
+        _compare(gate, run, student, others, LARGEST_FORCE, needed=False, tell=prefixed(tell, "default set, "))
         return found
     largest = LARGEST_FORCE if batches is None else np.inf
-    return _compare(gate, run, student, batches or parity_structures(student), largest)
+    return _compare(gate, run, student, batches or parity_structures(student), largest, tell=tell)
 
 
 def _compare(
@@ -156,12 +159,14 @@ def _compare(
     largest_force: float = np.inf,
     *,
     needed: bool = True,
+    tell: Tell = silent,
 ) -> dict[str, Any]:
     """Compare on every structure that the type can hold the student on; `needed` refuses where there is none."""
     worst = dict.fromkeys((*gate.tolerances, gate.key), 0.0)
     left_out: dict[str, LeftOut] = {}
     compared, pulled = 0, False
     blurred_student = _Blurred(gate, student)
+    more = counting(tell, sum(map(len, batches)))
     for structures in batches:
         for atoms, got, want, blur in _evaluated(gate, run, student, blurred_student, structures):
             name = describe(atoms)
@@ -184,6 +189,7 @@ def _compare(
                         f"that is not masked, or an engine that computes in {gate.lower}. No engine was written."
                     )
                 worst[field.name] = max(worst[field.name], error)
+        more(len(structures))
     if needed and (not compared or (left_out and not pulled)):  # an atom alone judges no force
         raise ParityError(
             "There is no structure to compare the engine with its student on: "

@@ -10,6 +10,7 @@ from ase.calculators.calculator import Calculator, all_changes
 
 from painn_deploy.export.model.force_head import EnergyAndForces, autograd_forces, tensors
 from painn_deploy.export.model.student import Student
+from painn_deploy.export.progress import Tell, counting, silent
 from painn_deploy.runtime.grouping import group
 from painn_deploy.runtime.matrix import join, local_graphs
 from painn_deploy.runtime.results import as_results
@@ -61,7 +62,7 @@ class TorchCalculator(Calculator):
         return [dict(self._remembered[key]) for key in keys]
 
 
-def reference_results(student: Student, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
+def reference_results(student: Student, structures: Sequence[Atoms], tell: Tell = silent) -> list[dict[str, Any]]:
     """Evaluate structures with the student in its own dtype, many small ones in one graph.
 
     A structure's results depend on the others in its graph by rounding in that dtype alone: padding adds zeros, and
@@ -70,6 +71,7 @@ def reference_results(student: Student, structures: Sequence[Atoms]) -> list[dic
     Args:
         student: in float64 for a reference, in float32 to see the cost of float32.
         structures: to evaluate.
+        tell: called with how many are done.
 
     Returns:
         Of each structure `energy` and `free_energy` (eV), `energies` (eV [atoms]), `forces` (eV/Å [atoms, 3]) and, if
@@ -78,6 +80,7 @@ def reference_results(student: Student, structures: Sequence[Atoms]) -> list[dic
     dtype = np.float64 if student.dtype == torch.float64 else np.float32
     graphs = local_graphs(structures, student.configuration.cutoff)
     results: list[dict[str, Any]] = [{}] * len(structures)
+    more = counting(tell, len(structures))
     for batch in group([graph.size for graph in graphs], BATCH):
         graph = tensors(join([graphs[index] for index in batch], dtype), student.dtype)
         outputs, start = autograd_forces(student, graph), 0
@@ -86,6 +89,7 @@ def reference_results(student: Student, structures: Sequence[Atoms]) -> list[dic
             part = EnergyAndForces(*(tensor[rows] for tensor in outputs))
             results[index] = _results(student, structures[index], part)
             start = rows.stop
+        more(len(batch))
     return results
 
 

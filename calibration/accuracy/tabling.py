@@ -11,6 +11,7 @@ from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.structures import within_reach
 from painn_deploy.export.errors import ExportError
 from painn_deploy.export.model.student import Student
+from painn_deploy.export.progress import Tell, prefixed, silent
 
 __all__ = ["LARGEST_ERROR", "Tabled", "find_table"]
 
@@ -56,6 +57,7 @@ def find_table(
     measured_on: str,
     bound: float = LARGEST_ERROR,
     wanted: Sequence[Mapping[str, Any]] | None = None,
+    tell: Tell = silent,
 ) -> Tabled:
     """Find the smallest table within the bound: fewest functions first, since each costs every edge a product.
 
@@ -67,11 +69,13 @@ def find_table(
         measured_on: name of the structures.
         bound: eV/Å, largest error of a force component.
         wanted: the student's own results on the structures; computed here if they are not given.
+        tell: called with the table that is measured, and on how many structures it was.
 
     Raises:
         ExportError: no table that we would build is within the bound, or there is no structure to measure on.
     """
-    wanted = reference_results(student, structures) if wanted is None else wanted
+    told = prefixed(tell, "evaluating without a radial table: ")
+    wanted = reference_results(student, structures, told) if wanted is None else wanted
     kept = within_reach([result["forces"] for result in wanted])
     near, exact = [structures[i] for i in kept], [wanted[i] for i in kept]
     if not near:
@@ -80,7 +84,10 @@ def find_table(
     forces, energy = float("inf"), float("inf")
     for rank in (rank for rank in RANKS if rank <= filters):
         for intervals in INTERVALS:
-            found = reference_results(student.with_radial_table(rank, intervals), near)
+            size = f"a radial table of {rank} functions and {intervals} intervals"
+            tell(f"fitting {size}")
+            tabled = student.with_radial_table(rank, intervals)
+            found = reference_results(tabled, near, prefixed(tell, f"measuring {size}: "))
             before = forces
             forces = max(float(np.abs(f["forces"] - e["forces"]).max()) for f, e in zip(found, exact, strict=True))
             energy = max(abs(f["energy"] - e["energy"]) / len(e["forces"]) for f, e in zip(found, exact, strict=True))

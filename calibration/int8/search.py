@@ -153,9 +153,8 @@ class Int8Search:
         Raises:
             PrecisionError: no product can be INT8 within the tolerance; it says how close the best came.
         """
-        self._tell("quantising products together")
         within = _Within(MARGIN * energy_limit, MARGIN * force_limit)
-        chosen = _largest(self.sensitivities, self._errors, within)
+        chosen = _largest(self.sensitivities, self._errors, within, self._tell)
         if not chosen:
             closest = min(self.sensitivities, key=lambda s: within.excess(s.errors))
             raise PrecisionError(
@@ -204,17 +203,19 @@ def _by_row(products: Iterable[Product]) -> dict[str, OperandScale]:
     return {product.name: BY_ROW for product in products}
 
 
-def _largest(ordered: Sequence[Sensitivity], errors: Measure, within: _Within) -> list[Sensitivity]:
+def _largest(ordered: Sequence[Sensitivity], errors: Measure, within: _Within, tell: Tell) -> list[Sensitivity]:
     """The longest beginning of a list that is within the tolerance, and every later entry that still fits."""
     fits, too_many = 0, len(ordered) + 1
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
+        tell(f"quantising {middle} of {len(ordered)} products together; {fits} fit, {too_many} do not")
         if within(errors(_by_row(s.product for s in ordered[:middle]))):
             fits = middle
         else:
             too_many = middle
     chosen = list(ordered[:fits])
-    for candidate in sorted(ordered[fits:], key=lambda s: s.errors.force_rmse):
+    for index, candidate in enumerate(sorted(ordered[fits:], key=lambda s: s.errors.force_rmse)):
+        tell(f"quantising {len(chosen)} products and one of those left over, {index + 1} of {len(ordered) - fits}")
         if within(candidate.errors) and within(errors(_by_row(s.product for s in [*chosen, candidate]))):
             chosen.append(candidate)
     return chosen

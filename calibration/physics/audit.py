@@ -158,8 +158,8 @@ def audit(
     tell("measuring the engine's rounding")
     audited = prepare(engine, references, precision, limits)
     findings = noise_findings(audited.resolution, audited.limits)
-    for name, measure in PROPERTIES.items():
-        tell(name)
+    for index, (name, measure) in enumerate(PROPERTIES.items()):
+        tell(f"{name}, {index + 1} of {len(PROPERTIES)} kinds of trials")
         findings += measure(audited)
     tell("two runs")
     findings += reproducibility.equal_to_the_bit(audited, again)

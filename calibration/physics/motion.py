@@ -14,7 +14,7 @@ from painn_deploy.calibration.physics.drift import Drift
 from painn_deploy.calibration.physics.subjects import Audited, affordable
 from painn_deploy.calibration.physics.verdicts import Case, Finding, Property, Sentences, format_number
 from painn_deploy.export.errors import EngineError, StructureError
-from painn_deploy.export.progress import Tell, silent
+from painn_deploy.export.progress import Tell, counting, prefixed, silent
 
 __all__ = ["energy_drift", "relaxation", "superposed_rmsd", "total_energies"]
 
@@ -61,8 +61,8 @@ def energy_drift(
     """
     atoms = max(audited.subjects.molecules or audited.subjects.crystals, key=_liveliness).copy()
     name = atoms.info["name"]
-    tell(f"relaxing {name} with the student")
-    _relaxed(atoms, student, FMAX, affordable(MOST_STEPS, atoms, LEAST_STEPS) if len(atoms) > MOST_RELAXED else None)
+    most = affordable(MOST_STEPS, atoms, LEAST_STEPS) if len(atoms) > MOST_RELAXED else None
+    _relaxed(atoms, student, FMAX, most, tell=prefixed(tell, f"relaxing {name} with the student: "))
     thermalize_momenta(atoms, 2 * TEMPERATURE, rng=np.random.default_rng(5))  # half of it becomes potential energy
     if len(atoms) > 2:
         Stationary(atoms)
@@ -73,8 +73,8 @@ def energy_drift(
     largest_force = np.inf if audited.subjects.brought else audited.subjects.largest_force
 
     def run(label: str, calculator: Any, length: float) -> Drift:
-        tell(f"{length:.3g} ps of dynamics of {name}, {label}")
-        return Drift.of(*total_energies(atoms.copy(), calculator, length, largest_force=largest_force))
+        told = prefixed(tell, f"{length:.3g} ps of dynamics of {name}, {label}: ")
+        return Drift.of(*total_energies(atoms.copy(), calculator, length, largest_force=largest_force, tell=told))
 
     own = run("student", student, picoseconds)
     if np.isfinite(own.energies).all() and len(own.times) < max(EVERY, round(1e3 * picoseconds / TIMESTEP)) / EVERY:
@@ -105,7 +105,7 @@ def energy_drift(
 
 
 def total_energies(
-    atoms: Atoms, calculator: Any, picoseconds: float, *, largest_force: float = np.inf
+    atoms: Atoms, calculator: Any, picoseconds: float, *, largest_force: float = np.inf, tell: Tell = silent
 ) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
     """Run dynamics by velocity Verlet without a thermostat, and keep the total energy.
 
@@ -114,6 +114,7 @@ def total_energies(
         calculator: an ASE calculator.
         picoseconds: length of the trajectory.
         largest_force: eV/Å, of a component; the trajectory ends before a larger one.
+        tell: called with how many steps are done.
 
     Returns:
         Times in ps [points], and total energies in meV an atom [points], less the first; a trajectory that diverges
@@ -122,7 +123,7 @@ def total_energies(
     atoms.calc = calculator
     dynamics = VelocityVerlet(atoms, TIMESTEP * units.fs)
     steps = max(EVERY, round(1e3 * picoseconds / TIMESTEP))
-    energies = []
+    energies, more = [], counting(tell, steps, "steps")
     try:
         energies.append(atoms.get_total_energy())
         for _ in range(0, steps, EVERY):
@@ -130,6 +131,7 @@ def total_energies(
             if np.abs(atoms.get_forces()).max() > largest_force:
                 break
             energies.append(atoms.get_total_energy())
+            more(EVERY)
     except (EngineError, StructureError):  # atoms flew apart or met on one spot
         energies.append(float("nan"))
     values = 1e3 * (np.array(energies) - energies[0]) / len(atoms)
@@ -160,14 +162,16 @@ def relaxation(
         if len(start) > MOST_RELAXED:
             tell(f"not relaxing {name}: it has more than {MOST_RELAXED} atoms")
             continue
-        tell(f"relaxing {name} twice")
-        theirs = _descended(start, student, student, force)
+        told = prefixed(tell, f"relaxing {name} with the student: ")
+        theirs = _descended(start, student, student, force, told)
         if not (theirs.settled or all(audited.sound(theirs.geometries))):
             continue  # it left what the student can be judged on
-        ours = _descended(start, engine, student, force) if theirs.settled else theirs
+        told = prefixed(tell, f"relaxing {name} with the engine: ")
+        ours = _descended(start, engine, student, force, told) if theirs.settled else theirs
         excused = 0.0
         if theirs.settled and single is not None and _beyond(audited, theirs, ours) > RELAXATION_LIMIT:
-            excused = _beyond(audited, theirs, _descended(start, single, student, force))
+            told = prefixed(tell, f"relaxing {name} with the student in float32: ")
+            excused = _beyond(audited, theirs, _descended(start, single, student, force, told))
         if not (theirs.settled and ours.settled):
             own, lost = (0.0 if theirs.settled else np.inf), (np.inf if theirs.settled else 0.0)
             cases.append(Case(name, own, max(own, lost), lost, excused))
@@ -203,12 +207,12 @@ class _Descent:
     settled: bool
 
 
-def _descended(start: Atoms, calculator: Any, student: Any, force: float) -> _Descent:
+def _descended(start: Atoms, calculator: Any, student: Any, force: float, tell: Tell) -> _Descent:
     stopped = start.copy()
-    if not _relaxed(stopped, calculator, force):
+    if not _relaxed(stopped, calculator, force, tell=tell):
         return _Descent([stopped], False)
     bottom = stopped.copy()
-    return _Descent([stopped, bottom], _relaxed(bottom, student, TIGHT))
+    return _Descent([stopped, bottom], _relaxed(bottom, student, TIGHT, tell=prefixed(tell, "further, ")))
 
 
 def _beyond(audited: Audited, theirs: _Descent, ours: _Descent) -> float:
@@ -232,12 +236,14 @@ def superposed_rmsd(one: Float[np.ndarray, "atoms 3"], other: Float[np.ndarray, 
     return float(np.sqrt(np.square(one @ (u @ flip @ vt) - other).sum(1).mean()))
 
 
-def _relaxed(atoms: Atoms, calculator: Any, fmax: float, steps: int | None = None) -> bool:
+def _relaxed(atoms: Atoms, calculator: Any, fmax: float, steps: int | None = None, *, tell: Tell) -> bool:
     """Relax in place, and return whether the relaxation settled; a large molecule may take more steps."""
     atoms.calc = calculator
     steps = steps or round(MOST_STEPS * max(1.0, len(atoms) / USUAL))
     try:
-        return bool(BFGS(atoms, logfile=None).run(fmax=fmax, steps=steps))
+        optimizer = BFGS(atoms, logfile=None)
+        optimizer.attach(lambda: tell(f"step {optimizer.nsteps} of {steps} at most"))
+        return bool(optimizer.run(fmax=fmax, steps=steps))
     except (EngineError, StructureError):
         return False
     finally:

@@ -204,18 +204,18 @@ def _validations(
     tell: Tell,
 ) -> list[Validation]:
     student = load_student(reference, dtype=torch.float64, declared=declaration_of(opened[0].manifest))
+    tell("reading structures")
     candidates, named = choose_validation_set(options.structures, student)
     local_graphs(candidates, student.configuration.cutoff)  # of many, it says which is wrong
-    tell(f"{len(candidates)} structures with the student in float64 and float32")
-    in_double = all(bundle.manifest.precision == "fp64" for bundle in opened)
-    domain = find_domain(student, candidates, named, brought=options.structures is not None, in_double=in_double)
+    exact, brought = all(each.manifest.precision == "fp64" for each in opened), options.structures is not None
+    domain = find_domain(student, candidates, named, brought=brought, in_double=exact, tell=tell)
     chosen, wanted, single = domain.structures, domain.wanted, domain.single
     periodic = any(atoms.pbc.any() for atoms in chosen)  # who brings molecules alone has no use for crystals
     references = References.of(student, periodic=periodic, domain=domain) if options.physics else None
     validations = []
     for path, bundle in zip(paths, opened, strict=True):
         label = f"{path.name}: " if len(opened) > 1 else ""
-        tell(f"{label}{len(chosen)} structures with the engine")
+        tell(f"{label}evaluating {len(chosen)} structures with the engine")
         with warned_already(), PaiNNCalculator(bundle, device=options.device, threads=1) as calculator:
             results = calculator.calculate_batch(chosen)
             some = _some(chosen)

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from ase import Atoms
 
 from painn_deploy.export.errors import DatasetError, OutputError
-from painn_deploy.export.progress import Tell, silent
+from painn_deploy.export.progress import Tell, prefixed, silent
 from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.periodicity import lacking
 from painn_deploy.runtime.screening.chunks import Stamp, atoms_of, sha256_of, stamp_of
@@ -141,6 +141,7 @@ def screen(
     address: str | None = None,
     relaxation: Relaxation | None = None,
     chunk_rows: int | None = None,
+    threads: int | None = None,
     device: str = "auto",
     memory: float | None = None,
     progress: Progress = lambda done, total, computed: None,  # noqa: ARG005
@@ -161,6 +162,7 @@ def screen(
         address: of a Ray cluster; None for this machine.
         relaxation: how to relax; None keeps the geometry.
         chunk_rows: rows that are computed and written together.
+        threads: of the CPU, as for `PaiNNCalculator`; a worker has one.
         device: as for `PaiNNCalculator`.
         memory: GiB that a worker may take for its structures; Linux only.
         progress: told after every chunk.
@@ -177,7 +179,7 @@ def screen(
     if resume and overwrite:
         raise OutputError("Either resume or overwrite: the one keeps what an earlier run left, the other removes it.")
     folder.refuse(source, resume, overwrite)
-    with Evaluator(bundle, device=device) as evaluator, folder.locked():
+    with Evaluator(bundle, device=device, threads=threads) as evaluator, folder.locked():
         if overwrite:
             folder.clear()
         tell(f"looking through {source.name}")
@@ -192,8 +194,8 @@ def screen(
                 return Summary(scan.rows, 0, earlier["failures"], earlier["remarks"])
             slots = int(earlier["batch_slots"])
         else:
-            tell("measuring which batches are fastest here")
-            slots = evaluator.batch_slots if evaluator.batch_slots_known else evaluator.tune_batches()
+            told = prefixed(tell, "measuring which batches are fastest here: ")
+            slots = evaluator.batch_slots if evaluator.batch_slots_known else evaluator.tune_batches(told)
         plan["batch_slots"] = slots
         folder.begin(plan)
         job = Job(str(Path(bundle).resolve()), str(source.resolve()), kind, Settings(rows, slots, relaxation), device)
@@ -205,7 +207,7 @@ def screen(
         for _ in range(2):
             if not left:
                 break
-            made = _parts(job, left, folder, workers, address, memory)
+            made = _parts(job, left, folder, workers, threads, address, memory)
             _run(folder, scan, left, made, progress, plan, held)
             left = folder.unsound(scan.chunks, plan)
             pending = pending + [chunk for chunk in left if chunk not in pending]
@@ -243,10 +245,16 @@ def _changed(source: Path) -> DatasetError:
 
 
 def _parts(
-    job: Job, pending: Sequence[Chunk], folder: Folder, workers: int | None, address: str | None, memory: float | None
+    job: Job,
+    pending: Sequence[Chunk],
+    folder: Folder,
+    workers: int | None,
+    threads: int | None,
+    address: str | None,
+    memory: float | None,
 ) -> Iterator[Part]:
     if workers is None:
-        here = Screener(job)
+        here = Screener(job, threads)
         with here.evaluator:
             for chunk in pending:
                 try:

@@ -27,14 +27,17 @@ def peak():
 bare = peak()
 get_backend(read_bundle(sys.argv[1]).manifest.engine).version()
 loaded = peak()
-with PaiNNCalculator(sys.argv[1], device=sys.argv[2]) as calculator:
+threads = json.loads(sys.argv[5])
+with PaiNNCalculator(sys.argv[1], device=sys.argv[2], threads=threads) as calculator:
     for _ in range(4):
         calculator.calculate_batch([Atoms(*json.loads(sys.argv[4]))] * int(sys.argv[3]))
 print(loaded - bare, peak() - loaded)
 """
 
 
-def costs(bundles: Mapping[str, Path], device: str, atoms: Atoms, batch: int) -> list[dict[str, Any]]:
+def costs(
+    bundles: Mapping[str, Path], device: str, atoms: Atoms, batch: int, threads: int | None = None
+) -> list[dict[str, Any]]:
     """Load time (s), size on disk (MB), memory of the engine's library, and further memory at a batch (MB, peak).
 
     Memory is above that of a process which has imported `painn_deploy.runtime`, whose batches are run several times.
@@ -44,6 +47,7 @@ def costs(bundles: Mapping[str, Path], device: str, atoms: Atoms, batch: int) ->
         device: to run them on.
         atoms: a molecule.
         batch: how many copies of it.
+        threads: of a CPU; None for what each engine chooses.
 
     Returns:
         Rows. One of an engine on a GPU has no memory, since what a process reports of itself is the host's. Where a
@@ -54,24 +58,24 @@ def costs(bundles: Mapping[str, Path], device: str, atoms: Atoms, batch: int) ->
         megabytes = sum(file.stat().st_size for file in path.iterdir()) / 1e6
         rows.append({"candidate": name, "megabytes": megabytes, "batch": batch})
         try:
-            rows[-1] |= _measured_costs(path, device, atoms, batch)
+            rows[-1] |= _measured_costs(path, device, atoms, batch, threads)
         except PaiNNDeployError as error:
             rows[-1]["error"] = str(error)
     return rows
 
 
-def _measured_costs(path: Path, device: str, atoms: Atoms, batch: int) -> dict[str, float]:
+def _measured_costs(path: Path, device: str, atoms: Atoms, batch: int, threads: int | None) -> dict[str, float]:
     """What loading takes, and the memory of an engine on a CPU.
 
     Raises:
         PaiNNDeployError: the bundle does not run.
     """
     began = time.perf_counter()
-    with PaiNNCalculator(path, device=device) as calculator:
+    with PaiNNCalculator(path, device=device, threads=threads) as calculator:
         on_cpu = calculator.engine_info["device"] == "cpu"
     found = {"load_seconds": time.perf_counter() - began}
     molecule = json.dumps([atoms.numbers.tolist(), atoms.positions.tolist()])
-    command = [sys.executable, "-c", PEAK, str(path), device, str(batch), molecule]
+    command = [sys.executable, "-c", PEAK, str(path), device, str(batch), molecule, json.dumps(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - this very Python
     told = re.search(r"^(\d+) (\d+)$", done.stdout, re.MULTILINE)
     if done.returncode or told is None:

@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -110,6 +111,7 @@ def time_bundles(
     compiled: bool,
     quick: bool,
     console: Console,
+    threads: int | None = None,
     peers: Sequence[Contender] = (),
     keep: Keep = lambda found: None,  # noqa: ARG005
 ) -> dict[str, Any]:
@@ -122,6 +124,7 @@ def time_bundles(
         compiled: time `torch.compile` of the student too.
         quick: small molecules and batches alone.
         console: where progress goes.
+        threads: of the CPU, for engines and PyTorch alike; None for what each chooses.
         peers: other contenders, on the same weights.
         keep: is given what there is so far after each part, so that what fails later costs nothing.
 
@@ -130,9 +133,9 @@ def time_bundles(
     """
 
     def tell(line: str) -> None:
-        console.print(f"[dim]timing {escape(line)}[/]", highlight=False)
+        console.print(f"[dim]{escape(line)}[/]", highlight=False)
 
-    with opened(bundles, device) as engines:
+    with opened(bundles, device, threads) as engines:
         where = "cuda" if any(engine.device.startswith("cuda") for engine in engines) else "cpu"
         contenders: list[Contender] = [*engines]
         if student is not None:
@@ -142,7 +145,7 @@ def time_bundles(
         found: dict[str, Any] = {
             "format": 1,
             "device": device,
-            "conditions": conditions(None, [engine.device for engine in engines]),
+            "conditions": conditions(threads, [engine.device for engine in engines]),
             "engines": {engine.name: dict(engine.calculator.engine_info) for engine in engines},
             "radial_tables": {name: manifest.radial_table for name, manifest in manifests.items()},
         }
@@ -152,16 +155,25 @@ def time_bundles(
         keep(found)
         found["throughput"] = throughput(contenders, copies(one, BATCHES[:4] if quick else BATCHES), tell)
         keep(found)
-    found["scaling"] = [] if quick else scaling(bundles, device, tell)
+    found["scaling"] = [] if quick else scaling(bundles, device, tell, threads)
     keep(found)
-    found["costs"] = costs(bundles, device, one, 4 if quick else PEAK_BATCH)
+    tell("loading each engine, alone in a process for its memory")
+    found["costs"] = costs(bundles, device, one, 4 if quick else PEAK_BATCH, threads)
     keep(found)
+    tell("copying and multiplying, for the machine's peaks")
     found["peaks"], found["roofline"] = rooflines(bundles, found["throughput"], one, where)
     return found
 
 
 def bench_bundles(
-    bundles: Sequence[Path], reference: str | None, output: Path | None, *, quick: bool, device: str, console: Console
+    bundles: Sequence[Path],
+    reference: str | None,
+    output: Path | None,
+    *,
+    quick: bool,
+    threads: int | None = None,
+    device: str,
+    console: Console,
 ) -> None:
     """Time bundles, print tables, and write files where they are wanted: `painn-deploy bench`.
 
@@ -170,6 +182,7 @@ def bench_bundles(
         reference: the checkpoint that they were made of, the baseline of ratios; None for no ratios.
         output: folder for benchmark.json and plots; None for none.
         quick: small molecules and batches alone.
+        threads: of the CPU, for engines and PyTorch alike, from then on in this process; None for what each chooses.
         device: `auto`, `cpu` or `cuda`.
         console: to print on.
 
@@ -192,8 +205,12 @@ def bench_bundles(
     sources = {read_bundle(path).manifest.checkpoint_sha256 for path in bundles}
     if output is not None:
         prepare_output(output)
+    if threads is not None:
+        torch.set_num_threads(threads)
     _kept(
-        lambda keep: time_bundles(made, student, device, compiled=False, quick=quick, console=console, keep=keep),
+        lambda keep: time_bundles(
+            made, student, device, compiled=False, quick=quick, console=console, threads=threads, keep=keep
+        ),
         {"checkpoint": reference or "bundles", "checkpoint_sha256": " ".join(sorted(sources))},
         output,
         console,

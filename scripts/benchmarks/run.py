@@ -108,7 +108,7 @@ def latency(contenders: Sequence[Contender], cases: Sequence[Case], tell: Tell) 
     """
     rows: list[dict[str, Any]] = []
     for case in cases:
-        tell(f"{case.name}, {case.atoms} atoms")
+        tell(f"timing {case.name}, {case.atoms} atoms")
         rows += [{"structure": case.name, "atoms": case.atoms} | row for row in _rows(contenders, case)]
     return rows
 
@@ -123,7 +123,7 @@ def throughput(contenders: Sequence[Contender], cases: Sequence[Case], tell: Tel
     """
     rows: list[dict[str, Any]] = []
     for case in cases:
-        tell(case.name)
+        tell(f"timing {case.name}")
         batch = len(case.given)
         for row in _rows(contenders, case):
             del row["phases"]
@@ -133,21 +133,22 @@ def throughput(contenders: Sequence[Contender], cases: Sequence[Case], tell: Tel
     return rows
 
 
-def scaling(bundles: Mapping[str, Path], device: str, tell: Tell) -> list[dict[str, Any]]:
+def scaling(bundles: Mapping[str, Path], device: str, tell: Tell, threads: int | None = None) -> list[dict[str, Any]]:
     """Whole calls on water from 192 atoms to 10,368, each engine opened alone, so that all memory is its own.
 
     Args:
         bundles: by what to call them.
         device: to run them on.
         tell: called with a line about each, and about what is too large for it.
+        threads: of a CPU; None for what each chooses.
     """
     rows = []
     for name, path in bundles.items():
-        tell(f"{name}, water")
-        with opened({name: path}, device) as (engine,):
+        with opened({name: path}, device, threads) as (engine,):
             if not {1, 8} <= set(engine.calculator.manifest.species):
                 continue
             for case in growing_water():
+                tell(f"timing {name} on water, {case.atoms:,} atoms")
                 if not engine.fits(case.given):
                     tell(f"{name} was not built for {case.atoms:,} atoms")
                     break

@@ -119,10 +119,11 @@ class Bundler(Closing):
     ) -> None:
         self._tell = tell
         reference, self._source = load_checkpoint(checkpoint, dtype=torch.float64, declared=declared)
-        tell("evaluating structures with the student in float64 and float32")
+        tell("reading structures")
         in_double, fits = set(precisions) == {"fp64"}, "int8" in precisions or table_error is not None
-        self._trial = choose_trial(reference, structures, training, fits=fits, in_double=in_double)
+        self._trial = choose_trial(reference, structures, training, fits=fits, in_double=in_double, tell=tell)
         self._domain = self._trial.domain
+        tell(f"noting the surroundings of atoms in {len(self._domain)} structures")
         self._judged_on = Judged.of(self._domain.structures, reference.configuration.cutoff).as_dict()
         self._table: Tabled | None = None
         self._exported = reference
@@ -131,7 +132,7 @@ class Bundler(Closing):
             fitted, fitted_on = self._trial.fitted, self._trial.fitted_on
             if not fitted:
                 fitted, fitted_on = self._domain.structures, self._domain.name
-            self._table = find_table(reference, fitted, fitted_on, table_error)
+            self._table = find_table(reference, fitted, fitted_on, table_error, tell=tell)
             self._exported = reference.with_radial_table(self._table.rank, self._table.intervals)
         self._sizes, self._limits = list(self._trial.sizes), limits
         self._options = BuildOptions(tuple(compute_capabilities), plan_profile(self._sizes), device, tf32, form)

@@ -120,10 +120,12 @@ def run_demo(output: Path, *, picoseconds: float = 2.0, tell: TellProgress = lam
     (bundle,) = export_engines(STUDENT, output, overwrite=True, tell=tell)
     (verdict,) = validate([bundle], STUDENT, Options(physics=False), tell=tell)
     with PaiNNCalculator(bundle) as calculator:
-        tell("timing the engine against PyTorch eager with autograd")
         eager = TorchCalculator(load_student(STUDENT))
         candidates = {"engine": calculator, "PyTorch eager, autograd": eager}
-        times = milliseconds(candidates, [aspirin()], calls=CALLS, blocks=BLOCKS)
+        told = "timing the engine against PyTorch eager with autograd"
+        times = milliseconds(
+            candidates, [aspirin()], calls=CALLS, blocks=BLOCKS, progress=lambda n: tell(told, n, BLOCKS)
+        )
         atoms = aspirin()
         atoms.calc = calculator
         plan = Plan(steps=round(1e3 * picoseconds / TIMESTEP), timestep=TIMESTEP, every=10)

@@ -1,6 +1,7 @@
 """Which engines can run here, and what the others lack."""
 
 import platform
+from importlib.util import find_spec
 
 from rich.markup import escape
 from rich.table import Table
@@ -13,16 +14,31 @@ from painn_deploy.export.versions import installed
 
 __all__ = ["engines_table", "packages_table"]
 
-ALWAYS = {"painn-deploy": "", "numpy": "", "ase": "", "vesin": ""}
-TOOLS = {
-    "onnx": "export",
-    "safetensors": "export",
-    "jinja2": "export",
-    "matplotlib": "plot",
-    "rdkit": "train",
-    "tblite": "train",
+ALWAYS = {
+    "painn-deploy": ("", ""),
+    "numpy": ("", "arrays"),
+    "ase": ("", "structures, dynamics"),
+    "vesin": ("", "neighbours"),
 }
-"""Beside what engines need: packages, and the extra that installs each."""
+TOOLS = {
+    "torch": ("export", "engine inductor, export"),
+    "onnx": ("export", "graphs of a student"),
+    "safetensors": ("export", "checkpoints"),
+    "jinja2": ("export", "the report of validate"),
+    "matplotlib": ("plot", "pictures"),
+    "rdkit": ("train", "molecules to train on"),
+    "tblite": ("train", "labels of GFN2-xTB"),
+    "pyarrow": ("screen", "screen: .parquet"),
+    "ray": ("screen", "screen --workers"),
+    "torch-sim-atomistic": ("torchsim", "TorchSim: batched runs"),
+    "lammps": ("lammps", "LAMMPS in Python"),
+    "mpich": ("lammps", "MPI for LAMMPS"),
+    "ipi": ("ipi", "i-PI's server"),
+}
+"""Distributions beside what engines need: the extra that installs each, and what it gives."""
+
+IMPORTED_AS = {"torch-sim-atomistic": "torch_sim"}
+"""Modules whose name is not the distribution's."""
 
 
 def engines_table() -> tuple[Table, int]:
@@ -46,19 +62,39 @@ def engines_table() -> tuple[Table, int]:
 
 
 def packages_table() -> Table:
-    """Versions of the packages that take part, and the extra that installs each one that is missing."""
+    """Versions of the packages that take part, what each gives, and the extra that installs it. None is imported."""
     made = Table(title=f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
-    for heading in ("package", "version"):
-        made.add_column(heading)
-    of_engines = {name: extra for engine in BACKENDS for name, extra in get_backend(engine).packages.items()}
-    for name, extra in (ALWAYS | of_engines | TOOLS).items():
-        for found, version in installed([name]).items():
-            made.add_row(found, version)
-        if not installed([name]):
-            made.add_row(name, f'[dim]not installed; pip install "painn-deploy\\[{extra}]"[/]')
+    for heading in ("package", "version", "extra"):
+        made.add_column(heading, overflow="fold")
+    made.add_column("gives")
+    for name, (extra, gives) in (ALWAYS | _of_engines() | TOOLS).items():
+        there = installed([name]) or {name: "not known" if _importable(name) else "[dim]not installed[/]"}
+        for found, version in there.items():
+            made.add_row(found, version, extra, gives)
+    made.caption = escape('pip install "painn-deploy[EXTRA]" brings what is not installed')
     if wrong := conflict():
-        made.caption = f"[red]{escape(wrong)}[/]"
+        made.caption += f"\n[red]{escape(wrong)}[/]"
     return made
+
+
+def _of_engines() -> dict[str, tuple[str, str]]:
+    """Distributions that engines need, the extra that installs each, and the engines."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    for engine in BACKENDS:
+        for name, extra in get_backend(engine).packages.items():
+            found.setdefault(name, (extra, []))[1].append(engine)
+    return {
+        name: (extra, f"engine{'s' if len(engines) > 1 else ''} {', '.join(engines)}")
+        for name, (extra, engines) in found.items()
+    }
+
+
+def _importable(name: str) -> bool:
+    """Whether a module is there that no metadata speak of, as of a LAMMPS that somebody built; it is not imported."""
+    try:
+        return find_spec(IMPORTED_AS.get(name, name.replace("-", "_"))) is not None
+    except (ImportError, ValueError):  # as in `painn_deploy.export.versions`
+        return False
 
 
 def _gpus() -> str:

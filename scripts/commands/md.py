@@ -27,10 +27,19 @@ from painn_deploy.export.bundle import read_bundle
 from painn_deploy.export.errors import OutputError, StructureError
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.familiarity import Judged
+from painn_deploy.scripts.commands.choices import ENSEMBLES
 
-__all__ = ["ENSEMBLES", "Plan", "Record", "run_md", "simulate"]
+__all__ = ["ENSEMBLES", "Plan", "Record", "run_md", "simulate", "whole_steps"]
 
-ENSEMBLES = ("nve", "langevin", "bussi", "npt")
+LONGEST_STEP, LONGEST = 1e3, 1e12
+"""fs: of a time step, and of a simulation that anybody will see the end of."""
+
+WHOLE = 1e-9
+"""Of a number of steps: such a difference is rounding."""
+
+STEPS = 2000
+"""Of a simulation whose length nobody gave."""
+
 COLUMNS = ("step", "time_fs", "potential_eV", "kinetic_eV", "total_eV", "temperature_K")
 
 
@@ -49,7 +58,7 @@ class Plan:
     """
 
     ensemble: str = "nve"
-    steps: int = 2000
+    steps: int = STEPS
     timestep: float = 0.5
     temperature: float = 300.0
     pressure: float = 1.0
@@ -90,6 +99,37 @@ class Record:
         return float(1e3 * self.column("total_eV").std() / self.atoms)
 
 
+def whole_steps(steps: int | None, picoseconds: float | None, timestep: float, err: Console) -> int:
+    """The number of time steps of a simulation whose length is given in either way, or in both if they agree.
+
+    Args:
+        steps: None where the length is not given so.
+        picoseconds: None likewise; rounded to whole steps.
+        timestep: fs.
+        err: console for the word of a length that was rounded.
+
+    Raises:
+        BadParameter: both are given and differ, or the time is less than a step, or no number that makes sense.
+    """
+    if picoseconds is None or not 0 < timestep < LONGEST_STEP:  # `run_md` refuses such a time step
+        return steps or STEPS
+    if not timestep / 2 < 1e3 * picoseconds < LONGEST:
+        raise typer.BadParameter(
+            f"{picoseconds:g} ps are no length that makes sense with time steps of {timestep:g} fs.",
+            param_hint="--picoseconds",
+        )
+    found = round(exact := 1e3 * picoseconds / timestep)
+    if steps not in (None, found):
+        raise typer.BadParameter(
+            f"{picoseconds:g} ps are {found} steps of {timestep:g} fs, and --steps says {steps}. Give one of the two.",
+            param_hint="--picoseconds",
+        )
+    if abs(exact - found) > WHOLE * found:
+        length = f"{picoseconds:g} ps are rounded to {found} steps of {timestep:g} fs, {found * timestep / 1e3:g} ps"
+        err.print(length, highlight=False, soft_wrap=True)
+    return found
+
+
 def run_md(
     bundle: Path,
     structure: Path,
@@ -97,6 +137,7 @@ def run_md(
     plan: Plan,
     *,
     overwrite: bool,
+    threads: int | None = None,
     device: str,
     out: Console,
     err: Console,
@@ -111,6 +152,7 @@ def run_md(
         output: folder for the two files.
         plan: ensemble, length and conditions.
         overwrite: replace a trajectory that is there.
+        threads: of the CPU; None for the engine's own choice.
         device: that the engine runs on.
         out: console for the summary.
         err: console for progress, for what is far from the judged structures, and for the word of an interruption.
@@ -137,7 +179,7 @@ def run_md(
         raise StructureError(f"{structure} holds no atoms.")
     opened = read_bundle(bundle)
     watch = _Watch(Judged.in_bundle(opened), plan, err)
-    with PaiNNCalculator(opened, device=device) as calculator:
+    with PaiNNCalculator(opened, device=device, threads=threads) as calculator:
         atoms.calc = calculator
         info = calculator.engine_info
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"))
@@ -198,7 +240,7 @@ def _check(plan: Plan) -> None:
     """Refuse what no dynamics can be run with."""
     if plan.ensemble not in ENSEMBLES:
         raise typer.BadParameter(f"{plan.ensemble!r} is none of {', '.join(ENSEMBLES)}.", param_hint="--ensemble")
-    if not (0 < plan.timestep < 1e3 and 0 <= plan.temperature < 1e6 and -1e9 < plan.pressure < 1e9):
+    if not (0 < plan.timestep < LONGEST_STEP and 0 <= plan.temperature < 1e6 and -1e9 < plan.pressure < 1e9):
         raise typer.BadParameter("Time step (fs), temperature (K) or pressure (bar) is no number that makes sense.")
     if plan.temperature == 0 and plan.ensemble in ("bussi", "npt"):
         raise typer.BadParameter(f"{plan.ensemble} needs a temperature above 0 K.", param_hint="--temperature")
@@ -286,7 +328,7 @@ def _dynamics(atoms: Atoms, plan: Plan) -> MolecularDynamics:
     raise StructureError(f"There is no ensemble {plan.ensemble!r}; there are {', '.join(ENSEMBLES)}.")
 
 
-def _row(atoms: Atoms, plan: Plan, step: int) -> tuple[float, ...]:
+def _row(atoms: Atoms, plan: Plan, step: int) -> tuple[int, float, float, float, float, float]:
     potential, kinetic = float(atoms.get_potential_energy()), float(atoms.get_kinetic_energy())
     if not np.isfinite(potential + kinetic):
         raise StructureError(f"The simulation diverged before step {step}; use a shorter time step.")

@@ -16,7 +16,7 @@ from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import PrecisionError
 from painn_deploy.export.manifest import MODEL
 from painn_deploy.export.model.student import Student
-from painn_deploy.export.progress import Tell
+from painn_deploy.export.progress import Tell, prefixed
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts.commands.typed_graphs import INT8_LIMITS, TypedGraph
 
@@ -88,7 +88,9 @@ class Examiner(Closing):
 
     def _gated(self, engine: PaiNNCalculator) -> dict[str, Any]:
         brought = self._domain.structures if self._domain.brought else ()
-        return check_parity(engine.run_graph, self._exported, None, brought, precision=self._exact.manifest.precision)
+        told = prefixed(self._tell, f"comparing {engine.manifest.engine} with the student in float64: ")
+        precision = self._exact.manifest.precision
+        return check_parity(engine.run_graph, self._exported, None, brought, precision=precision, tell=told)
 
     def examine(self, bundle: Bundle, graph: TypedGraph) -> Examined:
         """Measure the engine of a bundle, if it can run here.
@@ -113,6 +115,7 @@ class Examiner(Closing):
         else:
             with PaiNNCalculator(bundle) as calculator:
                 parity = self._gated(calculator)
+                self._tell(f"evaluating {len(self._domain)} structures with {engine}")
                 results = calculator.calculate_batch(self._domain.structures)
         accuracy = compare(self._domain.structures, results, self._domain.wanted)
         return Examined({"units": dict(ERROR_UNITS), "parity": parity, **accuracy.as_dict()})

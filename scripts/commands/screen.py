@@ -13,7 +13,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from painn_deploy.runtime.screening.relaxation import Relaxation
 from painn_deploy.runtime.screening.run import Summary, screen
 
-__all__ = ["Display", "display", "report", "run_screen"]
+__all__ = ["SOME_FAILED", "Display", "display", "report", "run_screen"]
+
+SOME_FAILED = 3
+"""Exit status where the output is complete and some of its rows have no results."""
 
 QUIET = 10.0
 """Seconds between lines where there is no terminal to draw a bar on."""
@@ -34,10 +37,11 @@ def run_screen(
     worker_memory: float | None,
     relaxation: tuple[float, int] | None,
     batch_size: int | None,
+    threads: int | None = None,
     device: str,
     out: Console,
     err: Console,
-) -> None:
+) -> Summary:
     """Compute every structure of a file with a bundle's engine, and print where the results are.
 
     Args:
@@ -51,17 +55,23 @@ def run_screen(
         worker_memory: GiB that a worker may take.
         relaxation: largest force (eV/Å) and steps of a relaxation before; None for none.
         batch_size: rows that are computed and written together; None for the default.
+        threads: of the CPU; None for the engine's own choice.
         device: that the engine runs on.
         out: console for the result.
         err: console for progress, and for structures that have no result.
 
+    Returns:
+        The outcome, failures of earlier runs of a resumed one included.
+
     Raises:
-        BadParameter: options of workers are given, and no workers.
+        BadParameter: options of workers are given, and no workers; or threads for workers.
         Exit: with status 130, the run was interrupted.
         PaiNNDeployError: see `painn_deploy.runtime.screening.screen`.
     """
     if workers is None and (address is not None or worker_memory is not None):
         raise typer.BadParameter("--address and --worker-memory are about workers; give --workers N too.")
+    if workers is not None and threads is not None:
+        raise typer.BadParameter("--threads is for a run without workers: a worker has one CPU. Leave one of them out.")
     with display(err) as shown:
         try:
             summary = screen(
@@ -74,6 +84,7 @@ def run_screen(
                 address=address,
                 relaxation=None if relaxation is None else Relaxation(*relaxation),
                 chunk_rows=batch_size,
+                threads=threads,
                 device=device,
                 memory=worker_memory,
                 progress=shown,
@@ -83,6 +94,7 @@ def run_screen(
             err.print("interrupted; what was done is kept, go on with --resume")
             raise typer.Exit(130) from None
     report(summary, str(output), out, err)
+    return summary
 
 
 class Display:

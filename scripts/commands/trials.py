@@ -18,6 +18,7 @@ from painn_deploy.calibration.structures import (
     warn_of_lacking,
 )
 from painn_deploy.export.model.student import Student
+from painn_deploy.export.progress import Tell, silent
 from painn_deploy.runtime.matrix import local_graphs
 
 __all__ = ["Given", "Trial", "choose_trial"]
@@ -51,7 +52,15 @@ class Trial:
     sizes: Sequence[tuple[int, int]]
 
 
-def choose_trial(student: Student, structures: Given, training: Given, *, fits: bool, in_double: bool = False) -> Trial:
+def choose_trial(
+    student: Student,
+    structures: Given,
+    training: Given,
+    *,
+    fits: bool,
+    in_double: bool = False,
+    tell: Tell = silent,
+) -> Trial:
     """Choose what an export judges on, and what it fits on.
 
     Args:
@@ -61,6 +70,7 @@ def choose_trial(student: Student, structures: Given, training: Given, *, fits: 
             either a default set.
         fits: whether anything is fitted.
         in_double: see `find_domain`.
+        tell: called with how many structures were evaluated.
 
     Raises:
         DatasetError: a file cannot be read, a structure holds an element that the student does not know, or no
@@ -84,7 +94,7 @@ def choose_trial(student: Student, structures: Given, training: Given, *, fits: 
     judged, named = _spread(judged, named)
     brought = structures is not None
     chosen = [given[index] for index in judged]
-    domain = find_domain(student, chosen, named, brought=brought, numbers=judged, in_double=in_double)
+    domain = find_domain(student, chosen, named, brought=brought, numbers=judged, in_double=in_double, tell=tell)
     return Trial(domain, *_spread(fitted, fitted_on), sizes)
 
 

@@ -24,6 +24,7 @@ from ase.io.extxyz import write_xyz
 from painn_deploy.export.errors import OutputError
 from painn_deploy.export.manifest import read_bundle
 from painn_deploy.scripts.commands.entry import run_command
+from painn_deploy.scripts.commands.screen import SOME_FAILED
 
 __all__ = ["write_molecules"]
 
@@ -66,9 +67,9 @@ def _run(arguments: list[str], kill_after: float | None) -> _Run:
         process.send_signal(signal.SIGKILL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode not in (0, -signal.SIGKILL):
+    if process.returncode not in (0, SOME_FAILED, -signal.SIGKILL):
         raise OutputError(f"The command ended with status {process.returncode}; it says above why.")
-    return _Run(time.monotonic() - started, usage.ru_maxrss / 1024, process.returncode != 0)
+    return _Run(time.monotonic() - started, usage.ru_maxrss / 1024, process.returncode == -signal.SIGKILL)
 
 
 def main(bundle: Path, molecules: int = 20_000, kills: int = 2, workers: int = 0, seed: int = 0) -> None:

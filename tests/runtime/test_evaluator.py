@@ -13,6 +13,7 @@ from ase.build import bulk, graphene, molecule
 from ase.io import read
 from ase.md.verlet import VelocityVerlet
 
+from painn_deploy.export.bundle import Bundle, read_bundle
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.runtime import PaiNNCalculator, periodicity
@@ -194,3 +195,50 @@ def test_the_cell_of_an_i_pi_trajectory_that_ase_does_not_read_is_warned_of(bund
     atoms = read(tmp_path / "in.xyz")
     (told,) = warned(lambda: PaiNNCalculator(bundle).get_potential_energy(atoms))
     assert "CELL(abcABC)" in str(told.message)
+
+
+WORDS = "engine='onnxruntime', precision='fp32', device='cpu', student='painn', species="
+
+
+def test_a_repr_says_what_it_is(bundle: Path) -> None:
+    from painn_deploy.runtime.torchsim import PaiNNModel
+
+    read = read_bundle(bundle)
+    in_memory = Bundle.in_memory(read.manifest, {name: read.file(name) for name in read.manifest.files})
+    sources = {repr(bundle.name): bundle, "in memory": in_memory}
+    for kind in (PaiNNCalculator, Evaluator, PaiNNModel):
+        for name in list(sources)[: 1 if kind is PaiNNModel else 2]:
+            opened = kind(sources[name], device="cpu")
+            line = repr(opened)
+            assert line.startswith(f"{kind.__name__}({name}, {WORDS}")
+            assert "H He Li" in line
+            assert "unverified" in line
+            assert "\n" not in line
+            assert len(line) < 250
+            (opened.evaluator if kind is PaiNNModel else opened).close()
+            assert repr(opened) == f"{line[:-1]}, closed)"
+        assert repr(kind.__new__(kind)) == f"{kind.__name__}(not open)"
+    assert repr(read) == repr(in_memory).replace("in memory", repr(bundle.name))
+    assert repr(in_memory).startswith("Bundle(in memory, engine='onnxruntime', precision='fp32', student='painn',")
+    assert repr(Bundle.__new__(Bundle)) == "Bundle(not open)"
+
+
+def test_a_repr_of_what_could_not_be_opened_says_so(bundle: Path) -> None:
+    class Mine(PaiNNCalculator):
+        def __init__(self) -> None:
+            self.said = repr(self)
+            try:
+                super().__init__(bundle, device="cuda:7")
+            finally:
+                self.said += repr(self)
+                made.append(self)
+
+    made: list[Mine] = []
+    with pytest.raises(EngineError):
+        Mine()
+    assert made[0].said == "Mine(not open)" * 2
+
+    half = Evaluator.__new__(Evaluator)
+    half.source, half.manifest = str(bundle), read_bundle(bundle).manifest
+    assert repr(half).endswith(", not open)")
+    assert "device" not in repr(half)

@@ -217,6 +217,17 @@ def test_field_12_slabs_are_refused_or_right(bundle: Path, skin: float) -> None:
     np.testing.assert_allclose(got["energy"].numpy(), [result["energy"] for result in want], rtol=0, atol=1e-4)
 
 
+def test_field_12_a_sheet_whose_cell_has_two_vectors(bundle: Path) -> None:
+    sheet = students.perturbed(graphene(size=(2, 2, 1)), 1, 0.05)
+    assert sheet.cell.rank == 2
+    with pytest.raises(StructureError, match="Structure 0 repeats in no direction"):
+        PaiNNModel(bundle)(state_of([sheet]))
+    got = PaiNNModel(bundle, pbc=(True, True, False))(state_of([sheet]))
+    (want,) = PaiNNCalculator(bundle).calculate_batch([sheet])
+    np.testing.assert_allclose(got["forces"].numpy(), want["forces"], rtol=0, atol=1e-5)
+    assert got["energy"].item() == pytest.approx(want["energy"], abs=1e-4)
+
+
 def compare(got: dict[str, torch.Tensor], want: list[dict[str, Any]]) -> None:
     forces = np.concatenate([result["forces"] for result in want])
     np.testing.assert_allclose(got["forces"].numpy(), forces, rtol=0, atol=1e-5)

@@ -222,7 +222,7 @@ def test_an_export_that_fails_leaves_no_bundle(painn: Path, tmp_path: Path, monk
     from painn_deploy.scripts import export_engines
     from painn_deploy.scripts.commands import measuring
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise ParityError("wrong forces")
 
     monkeypatch.setattr(measuring, "check_parity", refuse)
