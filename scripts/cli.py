@@ -88,12 +88,12 @@ def export(
     energy_key: EnergyKey = None,
     engine: Annotated[
         list[str] | None,
-        typer.Option(help="Repeatable; onnxruntime if not given.", autocompletion=choices.engines),
+        typer.Option(help="Repeatable, or with commas; onnxruntime if not given.", autocompletion=choices.engines),
     ] = None,
     precision: Annotated[
         list[str] | None,
         typer.Option(
-            help="fp32, fp16, int8, fp64, auto; repeatable; fp32 if not given.", autocompletion=choices.precisions
+            help="fp32, fp16, int8, fp64, auto; likewise; fp32 if not given.", autocompletion=choices.precisions
         ),
     ] = None,
     structures: Annotated[
@@ -106,7 +106,7 @@ def export(
     ] = None,
     compute_capability: Annotated[
         list[str] | None,
-        typer.Option(help="Of GPUs, such as 86, for tensorrt-rtx; repeatable; else 86, 89, 120."),
+        typer.Option(help="Of GPUs, such as 86, for tensorrt-rtx; likewise; else 86, 89, 120."),
     ] = None,
     max_energy_error: Annotated[
         str | None, typer.Option(help="What fp16 and int8 may cost, MAE an atom; 10meV for fp16, 3meV for int8.")
@@ -136,11 +136,11 @@ def export(
         paths = export_engines(
             checkpoint,
             output,
-            engines=engine or ("onnxruntime",),
-            precisions=precision or ("fp32",),
+            engines=choices.listed(engine) or ("onnxruntime",),
+            precisions=choices.listed(precision) or ("fp32",),
             structures=structures,
             training=training,
-            compute_capabilities=compute_capability or (),
+            compute_capabilities=choices.listed(compute_capability),
             limits=lossy_limits(max_energy_error, max_force_error),
             device=device,
             tf32=tf32,

@@ -1,11 +1,16 @@
-"""What the shell completes: names that an option takes, and bundles where one is wanted."""
+"""Choices on the command line: lists of names, and what the shell completes them to."""
 
 import glob
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-__all__ = ["ENSEMBLES", "bundles", "engines", "ensembles", "precisions"]
+__all__ = ["ENSEMBLES", "bundles", "engines", "ensembles", "listed", "precisions"]
 
 ENSEMBLES = ("nve", "langevin", "bussi", "npt")
+
+
+def listed(given: Sequence[str] | None) -> list[str]:
+    """The names of a list, which is one word with commas, an option that is repeated, or both; empty for none."""
+    return [name for word in given or () for each in word.split(",") if (name := each.strip())]
 
 
 def bundles(incomplete: str) -> list[str]:
@@ -38,4 +43,6 @@ def ensembles(incomplete: str) -> list[str]:
 
 
 def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
-    return [name for name in names if name.startswith(incomplete)]
+    """Completions of the last word of a list."""
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in names if name.startswith(last)]

@@ -9,9 +9,10 @@ import pytest
 from ase import Atoms
 from rich.console import Console
 
+from painn_deploy.export.bundle import read_bundle
 from painn_deploy.runtime.screening import run as screening
 from painn_deploy.scripts import cli
-from painn_deploy.scripts.commands import md
+from painn_deploy.scripts.commands import choices, md
 from painn_deploy.scripts.commands.md import whole_steps
 from tests import students
 from tests.scripts.test_cli import run
@@ -147,3 +148,16 @@ def test_the_status_of_a_screening_says_failed_rows(bundle: Path, tmp_path: Path
 def test_the_help_says_what_the_status_means() -> None:
     help_text = " ".join(re.sub("[│\n]", " ", run("screen", "--help").stdout).split())
     assert "Exit status 0 where every row has results, and 3 where OUT is complete" in help_text
+
+
+def test_a_list_is_one_word_with_commas_or_an_option_that_is_repeated(painn: Path, water: Path, tmp_path: Path) -> None:
+    options = ["--engine", "onnxruntime,tensorrt-rtx", "--compute-capability", "86,89", "--precision", "fp32, fp64"]
+    done = run("export", painn, "-o", tmp_path, *options, "--structures", water)
+    assert done.returncode == 2
+    assert "The engine tensorrt-rtx has no fp64" in done.stderr
+    options[-1:] = ["fp32", "--precision", "fp32"]
+    assert run("export", painn, "-o", tmp_path, *options, "--structures", water).returncode == 0
+    made = {path.name: read_bundle(path).manifest.bound_to for path in tmp_path.glob("*.engine")}
+    assert made == {"painn-onnxruntime-fp32.engine": (), "painn-tensorrt-rtx-fp32.engine": ("86", "89")}
+    assert choices.listed(None) == choices.listed(["", ","]) == []
+    assert choices.precisions("fp32,i") == ["fp32,int8"]
