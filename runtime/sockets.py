@@ -103,7 +103,7 @@ def drive(
     except (AssertionError, KeyError, UnicodeDecodeError) as error:
         reason = "a message came out of turn" if isinstance(error, AssertionError) else f"{error}"
         raise ServerError(
-            f"What answers at {where} does not speak i-PI's protocol ({reason}). Give the address of an i-PI's ffsocket."
+            f"What answers at {where} does not speak i-PI's protocol ({reason}). Give the address of i-PI's ffsocket."
         ) from error
     finally:
         client.close()
