@@ -34,6 +34,7 @@ VOIGT = [0, 1, 2, 5, 4, 3]
 PAIRS = "is made of the forces of pairs, and an engine has none: each of its forces is of many atoms at once"
 AGAIN = "moves atoms or box and asks the pair style alone for the new energy, without the engine"
 TRIALS = "may judge a trial by the pair style's energy alone, without the engine"
+REJECTED = "gives back the pair style's energy after a trial that it rejects, and keeps the engine's of that trial"
 CENTROID = "needs the force of each group of atoms on each other; use compute stress/atom"
 
 WITHOUT_ENGINE = {
@@ -48,6 +49,7 @@ WITHOUT_ENGINE = {
     "fix": {
         **dict.fromkeys(("numdiff", "numdiff/virial"), AGAIN),
         **dict.fromkeys(("gcmc", "widom", "sgcmc", "charge/regulation", "bond/swap"), TRIALS),
+        "hmc": REJECTED,
     },
 }
 """Styles whose values LAMMPS takes from its pair style, so that zeros, or wrong numbers, would stand there unseen."""
@@ -55,9 +57,12 @@ WITHOUT_ENGINE = {
 CHANGES_FORCES = {
     *("setforce", "setforce/spin", "aveforce", "lineforce", "planeforce", "freeze", "shake", "rattle"),
     *("filter/corotate", "store/force", "damping/cundall", "flow/gauss", "grem", "ti/spring", "pafi"),
-    *("neb", "neb/spin", "pimd/nvt", "pimd/langevin", "pimd/nvt/bosonic", "pimd/langevin/bosonic", "alchemy"),
+    *("neb", "neb/spin", "pimd", "pimd/nvt", "pimd/langevin", "pimd/nvt/bosonic", "pimd/langevin/bosonic", "alchemy"),
+    *(f"rigid{ensemble}{small}" for ensemble in ("", "/nve", "/nvt", "/npt", "/nph") for small in ("", "/small")),
+    *("rigid/meso", "lb/rigid/pc/sphere", "poems", "manifoldforce"),
 }
-"""Fixes that read or overwrite the forces so far: LAMMPS runs fixes in the order in which they were made."""
+"""Fixes that read or overwrite the forces so far: LAMMPS runs fixes in the order in which they were made. Those of
+rigid bodies do so where a run begins."""
 
 MENDING = ("uncompute", "unfix", "run_style")
 """Commands that take away what is refused, and so are not."""

@@ -55,7 +55,17 @@ IPI_MARK = "#"
 
 _NO_CELL = bytes(72)
 _IPI = re.compile(r"\b(CELL\s*[(\[{]\s*(?:abcABC|H|GENH)\s*[)\]}])", re.IGNORECASE)
-_LATTICE = re.compile(r"""(?:^|\s)(lattice)\s*=\s*["'{\[]*\s*[-+.\d]""", re.IGNORECASE)
+_READ = re.compile(r"""(?:^|\s)["']?Lattice["']?\s*=""")
+"""As extended XYZ has it: an item of its own."""
+
+_NUMBER = r"[-+]?\.?\d[-+.\deEdD]*"
+_SWALLOWED = re.compile(rf"""Lattice=["'{{\[]*+\s*+{_NUMBER}(?:[\s,]+{_NUMBER}){{8}}""")
+_LATTICE = re.compile(
+    r"""(?:^|\s)(lattice)\s*=\s*+["'{\[]*+\s*+[-+.\d]"""
+    rf"""|(?<![a-z_])(lattice)["']?\s*[=:]\s*+["'{{(\[]*+\s*+{_NUMBER}(?:[\s,]+{_NUMBER}){{2}}""",
+    re.IGNORECASE,
+)
+"""Another way: a number after it, or three where it stands amid something else."""
 
 
 class PeriodicityWarning(UserWarning):
@@ -151,16 +161,20 @@ def foreign_cell(comment: str) -> str:
     Args:
         comment: the second line of a frame.
     """
-    found = None if "Lattice" in comment else _IPI.search(comment) or _LATTICE.search(comment)
-    return found[1] if found else ""
+    if _READ.search(comment):
+        return ""
+    if _SWALLOWED.search(comment):
+        return "Lattice"
+    found = _IPI.search(comment) or _LATTICE.search(comment)
+    return str(found[found.lastindex or 0]) if found else ""
 
 
 def noted_cell(atoms: Atoms) -> str:
     """The same of a structure without a cell that ASE read: what it does not understand of a comment is in `info`."""
     if not atoms.info or atoms.cell.array.any():
         return ""
-    if any(isinstance(value, str) and value.startswith("Lattice=") for value in atoms.info.values()):
-        return "Lattice"  # taken for the value of the item before it, which is empty
+    if any(isinstance(value, str) and _SWALLOWED.search(value) for value in atoms.info.values()):
+        return "Lattice"  # taken for the value of the item before it, or for its end
     items = [(str(name), value) for name, value in atoms.info.items()]
     return foreign_cell(" ".join(f"{name}={value if name.lower() == 'lattice' else ''}" for name, value in items))
 

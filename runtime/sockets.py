@@ -101,8 +101,9 @@ def drive(
             f"The connection to the server at {where} broke after {answers} answers: {reason}."
         ) from error
     except (AssertionError, KeyError, UnicodeDecodeError) as error:
+        reason = "a message came out of turn" if isinstance(error, AssertionError) else f"{error}"
         raise ServerError(
-            f"What answers at {where} does not speak i-PI's protocol ({type(error).__name__}: {error})."
+            f"What answers at {where} does not speak i-PI's protocol ({reason}). Give the address of i-PI's ffsocket."
         ) from error
     finally:
         client.close()

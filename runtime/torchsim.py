@@ -38,6 +38,9 @@ __all__ = ["PaiNNModel"]
 MOST_ATOMS = 100_000
 """That TorchSim's batchers move together where no other number is given: the pairs of all are in memory at once."""
 
+OURS = "painn_deploy_most_atoms"
+"""Attribute of models that say how many atoms, and of batchers that ask for it: no class, which a reload replaces."""
+
 
 class PaiNNModel(ModelInterface):
     """A bundle behind TorchSim's model interface.
@@ -90,6 +93,7 @@ class PaiNNModel(ModelInterface):
         self._device, self._dtype = torch.device(state_device), dtype
         self._compute_stress = self._compute_forces = True
         self._memory_scales_with = "n_atoms"
+        setattr(self, OURS, MOST_ATOMS)
         cutoff, slots = self.evaluator.manifest.cutoff, self.evaluator.batch_slots
         self.neighbours = ReplicaList(cutoff, skin, slots, self.evaluator.most_atoms, self.evaluator.dtype)
 
@@ -223,17 +227,21 @@ def _array(value: Any) -> np.ndarray:
 def _let_the_model_decide(batcher: Any) -> None:
     """Batchers of TorchSim 0.3 scale with density, whatever a model says, which divides by a molecule's volume of zero.
 
-    And where they have no limit, they measure a GPU's memory: not where this model's is, and an error on a CPU.
+    And where they have no limit, they measure a GPU's memory: not where this model's is, and an error on a CPU. Neither
+    can be said in a model, and `autobatcher=True` makes its batcher itself.
     """
     load = batcher.load_states
+    if hasattr(load, OURS):  # this module is loaded again
+        return
 
     @wraps(load)
     def load_states(self: Any, states: Any) -> Any:
-        if isinstance(self.model, PaiNNModel):
+        if (most := getattr(self.model, OURS, None)) is not None:
             self.memory_scales_with = self.model.memory_scales_with
-            self.max_memory_scaler = self.max_memory_scaler or MOST_ATOMS
+            self.max_memory_scaler = self.max_memory_scaler or most
         return load(self, states)
 
+    setattr(load_states, OURS, True)
     batcher.load_states = load_states
 
 

@@ -246,7 +246,11 @@ def with_sound_constraints(atoms: Atoms, given: Any, index: int, remarks: Remark
     sound = []
     for constraint in given:
         try:
-            constraint.adjust_forces(atoms, np.zeros((len(atoms), 3)))
+            forces = np.zeros((len(atoms), 3))
+            with np.errstate(all="ignore"):
+                constraint.adjust_forces(atoms, forces)
+            if not np.isfinite(forces).all():
+                raise ValueError("it gives forces that are not finite")
         except Exception as error:  # a class of anyone's, with numbers of anyone's
             remarks.add(CONSTRAINT, index, f"{type(constraint).__name__}: {error or type(error).__name__}")
         else:

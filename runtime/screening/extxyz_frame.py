@@ -157,8 +157,8 @@ def _foreign_cell(comment: str) -> str:
         return ""
     if named.lower() == "lattice":
         return (
-            "The comment of this frame names a lattice, but not as 'Lattice=', with a capital L: it would be computed "
-            "as an isolated molecule. Rename it."
+            "The comment of this frame names a lattice, but not as 'Lattice=', with a capital L and a space before it: "
+            "it would be computed as an isolated molecule. Rename it."
         )
     return (
         f"This frame is of an i-PI trajectory, and the cell in its comment ({named!r}, in bohr unless it says "

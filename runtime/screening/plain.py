@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from ase.io.jsonio import create_ase_object
 
-__all__ = ["HOOKS", "WORDS", "json_object", "plain"]
+__all__ = ["HOOKS", "WORDS", "json_object", "number_type", "plain"]
 
 WORDS = frozenset("abcdeghjklmopqrsuvwxyzABCDEGHJKLMOPQRSUVWXYZ")
 """Letters that no number, NaN, infinity, true or false begins with, however it is written: a quick way to tell."""
@@ -30,6 +30,7 @@ MOST_DEPTH = 60
 MOST_BITS = 13_000
 """Of a whole number in JSON: Python reads 4,300 digits; a larger one becomes hexadecimal text."""
 
+_NUMBERS = re.compile(r"bool|(?:u?int|float|complex|[iufc])[0-9]{0,3}")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _TEXTUAL = (decimal.Decimal, uuid.UUID, fractions.Fraction, PurePath, datetime.timedelta, np.datetime64, np.timedelta64)
 
@@ -135,13 +136,29 @@ def _noted_list(texts: np.ndarray, value: np.ndarray, changed: list[str]) -> Any
     return texts.tolist()
 
 
+def number_type(name: Any) -> np.dtype | None:
+    """NumPy's type of numbers by its name, as ASE writes it; None where there is none of that name.
+
+    NumPy itself would read a whole grammar there, and makes one value as large as the name says.
+    """
+    if not (isinstance(name, str) and _NUMBERS.fullmatch(name)):
+        return None
+    try:
+        return np.dtype(name)
+    except TypeError:
+        return None
+
+
 def json_object(value: dict[str, Any]) -> Any:
     """ASE's words for arrays, complex numbers and its own objects; an object as it is where it is none of them."""
     try:
         if "__ndarray__" in value:
             shape, kind, flat = value["__ndarray__"]
-            made = np.array(flat, np.dtype(kind).type(0).real.dtype if np.dtype(kind).kind == "c" else kind)
-            return made.view(kind).reshape(shape)
+            dtype = np.dtype(object) if kind == "object" else number_type(kind)
+            if dtype is None:  # a text of a thousand million letters is such a type too
+                return value
+            parts = np.dtype(f"f{dtype.itemsize // 2}") if dtype.kind == "c" else dtype
+            return np.array(flat, parts).view(dtype).reshape(shape)
         if "__complex__" in value:
             real, imaginary = value["__complex__"]
             return complex(real, imaginary)

@@ -31,7 +31,7 @@ from painn_deploy.runtime.screening.chunks import (
     with_sound_constraints,
 )
 from painn_deploy.runtime.screening.labels import as_label, with_labels
-from painn_deploy.runtime.screening.plain import json_object
+from painn_deploy.runtime.screening.plain import json_object, number_type
 from painn_deploy.runtime.screening.remarks import CONSTRAINT, UNREAD, Remarks
 
 __all__ = ["TrajectorySource"]
@@ -243,11 +243,7 @@ class _Frame:
             raise ValueError(f"an array has the shape {str(shape)[:60]}")
         if shape and shape[0] > MOST_ATOMS:
             raise ValueError(f"an array is of {shape[0]} atoms, and {MOST_ATOMS} are the most")
-        try:
-            dtype = np.dtype(kind)
-        except TypeError as error:
-            raise ValueError(f"an array is of {kind[:20]!r}, and not of numbers") from error
-        if dtype.kind not in "biufc":
+        if (dtype := number_type(kind)) is None:
             raise ValueError(f"an array is of {kind[:20]!r}, and not of numbers")
         length = math.prod(shape) * dtype.itemsize
         if not 0 <= place <= self._size - length:
@@ -266,7 +262,8 @@ def _constrain(atoms: Atoms, frame: _Frame, index: int, remarks: Remarks) -> Non
         return
     for one in given if isinstance(given, list) else [given]:
         try:
-            made.append(dict2constraint(one))
+            with np.errstate(all="ignore"):  # what is no number is seen below
+                made.append(dict2constraint(one))
         except Exception as error:  # each class raises what it met in numbers of anyone's
             remarks.add(CONSTRAINT, index, f"{str(one)[:60]}: {error or type(error).__name__}")
     if made:

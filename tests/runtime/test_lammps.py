@@ -318,6 +318,7 @@ def test_field_17_real_units_give_the_trajectory_of_metal_units(bundle: Path) ->
         (["fix c all numdiff 1 1e-4"], "fix c .numdiff.*without the engine.*unfix c"),
         (["fix c all numdiff/virial 1 1e-4"], "fix c .numdiff/virial"),
         (["fix c all widom 1 2 1 123 300"], "fix c .widom.*trial"),
+        (["fix c all hmc 5 123 300"], "fix c .hmc.*trial that it rejects.*unfix c"),
         (["run_style respa 2 2"], "run_style respa.*run_style verlet"),
     ],
 )
@@ -428,6 +429,34 @@ def test_a_fix_that_overwrites_forces_comes_after_the_engine(bundle: Path, lammp
         lammps.command("fix hold held setforce 0 0 0")
         with pytest.raises(EngineError, match="fix hold"):
             LammpsForces(lammps, calculator, {1: "C"})
+
+
+@pytest.mark.parametrize("style", ["rigid", "rigid/nve", "poems"])
+def test_rigid_bodies_feel_the_engine_from_the_first_step(bundle: Path, lammps: Any, style: str) -> None:
+    """Such a fix sums forces where a run begins: made before the engine's it would find none, and a body would stay."""
+    atoms, other = molecule("H2O"), molecule("H2O")
+    other.translate([2.8, 0.5, 0.3])
+    atoms += other
+    atoms.center(vacuum=6)
+    atoms.set_pbc(True)
+    build(lammps, atoms, ["O", "H"])
+    lammps.commands_string("group one id 1:3\ngroup two id 4:6")
+    bodies = f"fix bodies all {style} group{'' if style == 'poems' else ' 2'} one two"
+    lammps.command(bodies)
+    with PaiNNCalculator(bundle) as calculator:
+        with pytest.raises(EngineError, match=f"fix bodies .{style}. acts on forces before.*after the LammpsForces"):
+            LammpsForces(lammps, calculator, {1: "O", 2: "H"})
+        lammps.command("unfix bodies")
+        link = LammpsForces(lammps, calculator, {1: "O", 2: "H"})
+        link.command(bodies)
+        forces = calculator.calculate_batch([atoms])[0]["forces"]
+        link.command("run 1")
+    moved = positions(lammps, atoms) - atoms.positions
+    masses = atoms.get_masses()
+    for rows in (slice(0, 3), slice(3, 6)):
+        centre = masses[rows] @ moved[rows] / masses[rows].sum()
+        want = forces[rows].sum(axis=0) / masses[rows].sum() * (TIMESTEP * units.fs) ** 2 / 2
+        np.testing.assert_allclose(centre, want, rtol=1e-4, atol=1e-3 * np.abs(want).max())
 
 
 def test_box_boundaries_of_every_kind_have_energies_and_virials(bundle: Path, lammps: Any) -> None:

@@ -9,6 +9,7 @@ import lzma
 import os
 import sqlite3
 import struct
+import tracemalloc
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -23,12 +24,12 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, graphene, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixedLine
 from ase.io.trajectory import Trajectory
 
 from painn_deploy.export.errors import DatasetError, OutputError, StructureError
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.screening.remarks import ENDLESS, REPLACED, UNREPEATED
+from painn_deploy.runtime.screening.remarks import CONSTRAINT, ENDLESS, REPLACED, UNREPEATED, Remarks
 from painn_deploy.runtime.screening.run import screen
 from painn_deploy.runtime.screening.sources import open_source
 from tests.scripts.test_cli import run
@@ -338,6 +339,49 @@ def test_a_trajectory_that_was_altered_gives_rows_or_words(tmp_path: Path) -> No
             assert all(isinstance(row, Atoms | StructureError) for row in rows_of(given))
         except DatasetError:
             continue
+
+
+@pytest.mark.parametrize("kind", [",", "(", "(" * 5000, "f8,f8", "1" * 9 + "f8", "S8", "O", "V8", ""])
+def test_an_array_of_a_trajectory_is_of_numbers(tmp_path: Path, kind: str) -> None:
+    """NumPy reads a grammar where a type is named, and raises what Python's parser raises of it."""
+    given = tmp_path / "in.traj"
+    positions = {"ndarray": [[1, 3], kind, 48]}
+    with ulm.open(given, "w", tag="ASE-Trajectory") as file:
+        file.write(version=1, pbc=[False] * 3, numbers=[1], cell=[[0.0] * 3] * 3)
+        file.write("positions.", positions)
+    (row,) = rows_of(given)
+    assert isinstance(row, StructureError)
+    assert "and not of numbers" in str(row)
+
+
+def test_a_note_is_no_larger_than_it_is_written(tmp_path: Path) -> None:
+    """A text of a thousand million letters would be made from thirty that name it."""
+    given, named = tmp_path / "in.traj", {"__ndarray__": [[1], "S1000000000", ["a"]]}
+    with ulm.open(given, "w", tag="ASE-Trajectory") as file:
+        file.write(version=1, pbc=[False] * 3, numbers=[1], cell=[[0.0] * 3] * 3, positions=[[0.0] * 3])
+        file.write(info={"note": named, "kept": {"__ndarray__": [[2], "int64", [1, 2]]}})
+    tracemalloc.start()
+    (row,) = rows_of(given)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert row.info["note"] == named
+    assert np.array_equal(row.info["kept"], [1, 2])
+    assert most < 1 << 24
+
+
+def test_a_constraint_that_gives_no_numbers_is_left_out(tmp_path: Path) -> None:
+    """A line without a direction: a relaxation with it would move atoms nowhere that is."""
+    water = molecule("H2O")
+    water.set_constraint([FixAtoms([0]), FixedLine([1], [1, 0, 0])])
+    water.constraints[1].dir[:] = 0
+    remarks = Remarks()
+    with Trajectory(tmp_path / "in.traj", "w") as file:
+        file.write(water)
+    source = open_source(tmp_path / "in.traj")
+    (row,) = source.read(source.scan(1).chunks[0], remarks)
+    assert isinstance(row, Atoms)
+    assert [type(constraint) for constraint in row.constraints] == [FixAtoms]
+    assert "FixedLine: it gives forces that are not finite" in remarks.as_dict()[CONSTRAINT][1]
 
 
 def test_frames_of_dynamics_may_share_an_id(tmp_path: Path) -> None:

@@ -359,6 +359,11 @@ def test_field_29_a_latin_1_byte_does_not_cost_the_row(bundle: Path, tmp_path: P
         "# cell[abcABC]: 10 10 10 90 90 90",
         'lattice="10 0 0 0 10 0 0 0 10" pbc="T T T"',
         'LATTICE="10 0 0 0 10 0 0 0 10"',
+        'note="the Lattice" lattice="10 0 0 0 10 0 0 0 10"',
+        'a=1,Lattice="10 0 0 0 10 0 0 0 10"',
+        'n="x"Lattice="10 0 0 0 10 0 0 0 10"',
+        "Lattice: 10 0 0 0 10 0 0 0 10",
+        "source=Lattice # CELL(abcABC): 10 10 10 90 90 90",
     ],
 )
 def test_field_5_a_cell_that_ase_does_not_read_is_an_error(bundle: Path, tmp_path: Path, comment: str) -> None:
@@ -367,6 +372,21 @@ def test_field_5_a_cell_that_ase_does_not_read_is_an_error(bundle: Path, tmp_pat
     assert index == 0
     assert "would be computed as an isolated molecule" in reason
     assert "Lattice=" in reason
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        'superlattice="2 2 2"',
+        'note="the lattice = fcc"',
+        "lattice=fcc",
+        'note="Lattice planes: 3 of 5"',
+        'Lattice ="0 0 0 0 0 0 0 0 0" pbc="F F F"',
+        'Lattice_type="2 2 2"',
+    ],
+)
+def test_a_word_about_a_lattice_is_no_cell(bundle: Path, tmp_path: Path, comment: str, energy: float) -> None:
+    screened(bundle, frames(tmp_path, comment), "extxyz", energy)
 
 
 def test_field_5_what_may_be_a_cell_is_told(bundle: Path, tmp_path: Path, energy: float) -> None:

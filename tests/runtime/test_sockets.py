@@ -190,7 +190,9 @@ def unboxed(length: float) -> Atoms:
     ("talk", "message"),
     [
         (lambda connection: connection.sendall(b"STATUS      "), "silent for 0.5 s, after 0 answers"),
-        (lambda connection: connection.sendall(b"GET / HTTP/1"), "does not speak i-PI's protocol"),
+        (lambda connection: connection.sendall(b"GET / HTTP/1"), "does not speak i-PI's protocol .*GET.*address"),
+        (lambda connection: connection.sendall(b"GETFORCE    "), "protocol .a message came out of turn.*address"),
+        (lambda connection: connection.sendall(b"INIT        " + b"\xff" * 8), "protocol .a message came out of turn"),
         (
             lambda connection: connection.sendall(posdata(in_a_box(), in_a_box().positions * np.nan)),
             "NaN .* its positions",

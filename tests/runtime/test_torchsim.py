@@ -1,3 +1,4 @@
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,27 @@ def slabs() -> list[Atoms]:
         atoms.pbc = (True, True, False)
         atoms.set_tags(None)
     return found
+
+
+def test_field_11_batchers_ask_once_and_after_a_reload(bundle: Path) -> None:
+    """Notebooks load modules again: nothing is wrapped twice, and models of before are still served."""
+    before = [kind.load_states for kind in (BinningAutoBatcher, InFlightAutoBatcher)]
+    model = PaiNNModel(bundle)
+    again = importlib.reload(adapter)
+    assert [kind.load_states for kind in (BinningAutoBatcher, InFlightAutoBatcher)] == before
+    assert again.PaiNNModel is not PaiNNModel
+
+    class Mine(BinningAutoBatcher):  # type: ignore[misc, valid-type]
+        def load_states(self, states: Any) -> Any:
+            return super().load_states(states)
+
+    want = [result["energy"] for result in PaiNNCalculator(bundle).calculate_batch(MOLECULES)]
+    for one in (model, again.PaiNNModel(bundle)):
+        for batcher in (True, Mine(one)):
+            got = [
+                float(result["potential_energy"]) for result in torch_sim.static(MOLECULES, one, autobatcher=batcher)
+            ]
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("skin", [0.0, 0.4])
