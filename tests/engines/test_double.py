@@ -188,11 +188,13 @@ def test_both_tensorrts_say_why_they_have_none(engine: str, painn: Path, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_a_gpu_and_a_radial_table_are_refused_with_it(painn: Path, tmp_path: Path) -> None:
+def test_a_gpu_tf32_and_a_radial_table_are_refused_with_it(painn: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="CPU alone, and not on cuda"):
         export_engines(painn, tmp_path, precisions=["fp64"], device="cuda")
     with pytest.raises(ExportError, match="Leave out --radial-table"):
         export_engines(painn, tmp_path, precisions=["fp64"], radial_table=True)
+    with pytest.raises(ExportError, match="Leave out --tf32"):  # whatever the engine does on a GPU
+        export_engines(painn, tmp_path, engines=["inductor"], precisions=["fp32", "fp64"], tf32=True)
 
 
 @pytest.mark.parametrize("double", ["onnxruntime"], indirect=True)
