@@ -36,7 +36,6 @@ from painn_deploy.engines.session import EngineInfo
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
 from painn_deploy.export.fields import GraphInputs
-from painn_deploy.export.onnx_content import read_onnx_content
 from painn_deploy.export.progress import Tell, silent
 
 if TYPE_CHECKING:
@@ -145,19 +144,20 @@ class InductorBackend(Backend):
         torch = _torch()
         device = self._device(options.device)
         kind = device.partition(":")[0]
-        plans = plans_for(kind, options.form, read_onnx_content(model).precision)
+        plans = plans_for(kind, options.form, options.precision)
         if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
             raise EngineUnavailableError("The engine inductor needs a C++ compiler: install g++, or set CXX to yours.")
         tf32 = options.tf32 and self.honours_tf32(device)
         asked = {name: Asked(str(plan.form), device, tf32) for name, plan in plans.items()}
-        for number, one in enumerate(asked.values(), 1):
-            tell(f"inductor: compiling {one.form} for {_kind(torch, device)}, {number} of {len(plans)}")
+        first, *others = asked
         with ExitStack() as stack:
-            beside = {}
+            beside, made = {}, {}
             if (os.cpu_count() or 1) >= SEVERAL:
-                beside = {name: stack.enter_context(compiling(model, one)) for name, one in list(asked.items())[1:]}
-            made = {name: compiled_form(model, one) for name, one in asked.items() if name not in beside}
-            made |= {name: result() for name, result in beside.items()}
+                beside = {name: stack.enter_context(compiling(model, asked[name])) for name in others}
+            for number, (name, one) in enumerate(asked.items(), 1):
+                together = f" and {len(beside)} beside it" if name == first and beside else ""
+                tell(f"inductor: compiling {one.form} for {_kind(torch, device)}{together}, {number} of {len(plans)}")
+                made[name] = beside[name]() if name in beside else compiled_form(model, one)
         files = {name: made[name][0] for name in plans}
         facts = {name: plan.as_dict() | {"elements_a_slot": made[name][1]} for name, plan in plans.items()}
         files[PACKAGES] = (json.dumps(facts, indent=1) + "\n").encode()

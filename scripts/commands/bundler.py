@@ -240,8 +240,9 @@ class Bundler(Closing):
         if engine == GATE and graph.model == traced.exact.file(MODEL):  # the gate has loaded it
             bundle, built, before = traced.exact, BuiltEngine(), False
         else:
-            on_cpu = dataclasses.replace(self._options, device="cpu", tf32=False)
-            options = on_cpu if precision == "fp64" else self._options
+            options = dataclasses.replace(self._options, precision=precision)
+            if precision == "fp64":
+                options = dataclasses.replace(options, device="cpu", tf32=False)
             built, before = build_cached(get_backend(engine), graph.model, options, self._tell)
             manifest = self._manifest(engine, precision, graph, built)
             bundle = Bundle.in_memory(manifest, {MODEL: graph.model, **built.files})

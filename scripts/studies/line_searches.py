@@ -9,6 +9,7 @@ compares energies at points that hardly differ; where their difference is roundi
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
@@ -34,8 +35,16 @@ from painn_deploy.scripts.commands.outputs import markdown
 
 __all__ = ["OPTIMISERS", "Relaxed", "relaxed", "study"]
 
+NOISE = 1e-5
+"""eV/Å that GPMin expects on forces. Its default of 1e-3 smooths its model of the surface, so that it does not get to
+1e-4 eV/Å, whatever computes forces."""
+
 OPTIMISERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {kind.__name__: kind for kind in (LBFGSLineSearch, BFGSLineSearch, GPMin, BFGS, LBFGS, FIRE)}
+    {
+        **{kind.__name__: kind for kind in (LBFGSLineSearch, BFGSLineSearch)},
+        "GPMin": partial(GPMin, noise=NOISE),
+        **{kind.__name__: kind for kind in (BFGS, LBFGS, FIRE)},
+    }
 )
 MOLECULES = ("H2O", "NH3", "CH3OH", "CH3CH2OH", "C6H6", "CH3COOH", "CH3CHO", "C2H6")
 SIGMA = 0.1

@@ -229,6 +229,15 @@ def test_tf32_is_a_gpu_s(
         asked.clear()
 
 
+def test_each_package_is_announced_when_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last line stands there for as long as what it says takes."""
+    events: list[str] = []
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(inductor, "compiled_form", lambda *_: events.append("compiled") or (b"package", 1.0))
+    InductorBackend().build(b"", BuildOptions(device="cpu"), lambda line: events.append(line.split(", ")[-1]))
+    assert events == ["1 of 2", "compiled", "2 of 2", "compiled"]
+
+
 def test_bundles_from_before_forms_were_written_down_still_open(compiled: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(compiled, tmp_path / "older.engine"))
     manifest = json.loads((copy / "manifest.json").read_text())
