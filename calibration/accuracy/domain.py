@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from painn_deploy.calibration.accuracy.double import jolted_results
 from painn_deploy.calibration.accuracy.errors import describe
 from painn_deploy.calibration.accuracy.left_out import LeftOut, summary
 from painn_deploy.calibration.accuracy.reference import reference_results
@@ -40,7 +41,7 @@ class Domain:
         name: of the set that they are of.
         brought: whether the user brought the set; it is a default set otherwise.
         wanted: energy (eV), forces (eV/Å) and stress (eV/Å³) of each, from the student in float64.
-        single: the same from the student in PyTorch and float32; the same as `wanted` where engines are in `fp64`.
+        single: the same from the student in PyTorch and float32.
         left_out: the others of the set.
     """
 
@@ -103,7 +104,8 @@ def find_domain(
         name: of the set.
         brought: whether the user brought the set. Large forces are then the user's business.
         numbers: of the structures in the file that they are from, to name them by; their places by default.
-        in_double: whether every engine is in `fp64`: what float32 cannot hold of the student is then no matter.
+        in_double: whether every engine is in `fp64`: then what float64 cannot hold of the student is left out, and what
+            float32 cannot hold is no matter.
         tell: called with how many were evaluated.
 
     Raises:
@@ -111,9 +113,13 @@ def find_domain(
     """
     wanted = reference_results(student, structures, prefixed(tell, "evaluating with the student in float64: "))
     told = prefixed(tell, "evaluating with the student in float32: ")
-    single = wanted if in_double else reference_results(copy.deepcopy(student).float(), structures, told)
+    single = reference_results(copy.deepcopy(student).float(), structures, told)
+    told = prefixed(tell, "evaluating with the student in float64 at geometries hardly apart: ")
+    blurred, precision = (jolted_results(student, structures, told), "float64") if in_double else (single, "float32")
     largest_force = float("inf") if brought else LARGEST_FORCE
-    reasons = [unsound(*pair, largest_force=largest_force) for pair in zip(wanted, single, strict=True)]
+    reasons = [
+        unsound(*pair, largest_force=largest_force, precision=precision) for pair in zip(wanted, blurred, strict=True)
+    ]
     places = range(len(structures)) if numbers is None else numbers
     left_out = tuple(
         LeftOut(place, describe(atoms), reason)

@@ -14,6 +14,7 @@ import torch
 from ase import Atoms
 
 from painn_deploy.calibration.accuracy.domain import unsound
+from painn_deploy.calibration.accuracy.double import BLUR_FACTOR, JOLT, RELATIVE, jolted
 from painn_deploy.calibration.accuracy.errors import describe
 from painn_deploy.calibration.accuracy.left_out import LeftOut, summary
 from painn_deploy.calibration.structures import LARGEST_FORCE, default_structures, seed_structures, trusted_species
@@ -38,12 +39,6 @@ VIRIAL_TOLERANCE = 3e-4
 EXACT_TOLERANCE, EXACT_VIRIAL_TOLERANCE = 1e-9, 1e-8
 """The same for an engine in `fp64`: eV and eV/Å, and eV. What its order of sums costs is 1e-12 at most."""
 
-BLUR_FACTOR = 10
-"""If the student itself, in PyTorch and float32, is further than a tenth of a tolerance from float64, this multiple of
-its error, there or at geometries that float32 hardly tells from it, replaces the tolerance: float32 resolves no more
-where symmetry makes a vector norm vanish, or where forces are huge. Of an engine in `fp64`, which computes as its
-student does, the student at geometries that float64 hardly tells from it stands for that error."""
-
 JOLTS = 9
 """How many geometries are looked at that can hardly be told from one."""
 
@@ -59,11 +54,13 @@ class _Gate:
         type: of its numbers, as numpy names it.
         tolerances: by output.
         jolt: Å, about what the type resolves of a bond.
+        relative: of the largest value, that an error may be where this is more than the tolerance.
     """
 
     type: str
     tolerances: Mapping[str, float]
     jolt: float
+    relative: float = 0.0  # where numbers are large, the student in float32 says what they cost
 
     @property
     def lower(self) -> str:
@@ -84,7 +81,8 @@ _SINGLE = _Gate(
 _DOUBLE = _Gate(
     "float64",
     {"atomic_energies": EXACT_TOLERANCE, "forces": EXACT_TOLERANCE, "virials": EXACT_VIRIAL_TOLERANCE},
-    jolt=1e-14,
+    jolt=JOLT,
+    relative=RELATIVE,
 )
 
 
@@ -178,7 +176,8 @@ def _compare(
             worst[gate.key] = max(worst[gate.key], _error(blur[1], want[1]))
             for field, one, other, blurred in zip(OUTPUTS, got, want, blur, strict=True):
                 error = _error(one, other)
-                tolerance = max(gate.tolerances[field.name], BLUR_FACTOR * _error(blurred, other))
+                scale = gate.relative * float(np.abs(other).max(initial=0.0))
+                tolerance = max(gate.tolerances[field.name], BLUR_FACTOR * _error(blurred, other), scale)
                 if error > tolerance:
                     tolerance = max(tolerance, BLUR_FACTOR * blurred_student.typical(atoms)[field.name])
                 if not error <= tolerance:  # NaN is not
@@ -245,7 +244,7 @@ class _Blurred:
         if self._single is not None:
             return _rows(self._single, structures)
         rng = np.random.default_rng(0)
-        return _rows(self._exact, [self._jolted(atoms, rng) for atoms in structures])
+        return _rows(self._exact, [jolted(atoms, rng, self._gate.jolt) for atoms in structures])
 
     def typical(self, atoms: Atoms) -> dict[str, float]:
         """Median error around a geometry, by the output's name.
@@ -255,16 +254,11 @@ class _Blurred:
         """
         rng, errors = np.random.default_rng(0), []
         for _ in range(JOLTS):
-            moved = self._jolted(atoms, rng)
+            moved = jolted(atoms, rng, self._gate.jolt)
             exact = _rows(self._exact, [atoms if self._single is None else moved])
             blurred = _rows(self._exact if self._single is None else self._single, [moved])
             errors.append([_error(one, other) for one, other in zip(blurred, exact, strict=True)])
         return dict(zip((field.name for field in OUTPUTS), np.median(errors, axis=0).tolist(), strict=True))
-
-    def _jolted(self, atoms: Atoms, rng: np.random.Generator) -> Atoms:
-        moved = atoms.copy()
-        moved.positions += rng.normal(0, self._gate.jolt, moved.positions.shape)
-        return moved
 
 
 def _error(got: np.ndarray, want: np.ndarray) -> float:

@@ -14,8 +14,8 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Float
 
+from painn_deploy.calibration.accuracy.double import BLUR_FACTOR
 from painn_deploy.calibration.accuracy.errors import Tolerances
-from painn_deploy.calibration.accuracy.parity import BLUR_FACTOR
 from painn_deploy.calibration.physics.verdicts import Case, Finding, Property, Sentences
 
 __all__ = [

@@ -13,6 +13,7 @@ from ase import Atoms
 
 from painn_deploy.calibration.accuracy.breakdown import Breakdown, break_down
 from painn_deploy.calibration.accuracy.domain import find_domain
+from painn_deploy.calibration.accuracy.double import allowed_error
 from painn_deploy.calibration.accuracy.errors import ERROR_UNITS, Accuracy, Tolerances, compare, describe
 from painn_deploy.calibration.accuracy.left_out import LeftOut, named
 from painn_deploy.calibration.physics.audit import Audit, References, audit
@@ -42,9 +43,6 @@ __all__ = [
     "validate",
     "write_validations",
 ]
-
-DOUBLE_ERROR = 1e-8
-"""eV/Å, RMSE of an engine in `fp64`; its gate allows a tenth of it in any component where the student is smooth."""
 
 LARGEST = 2**63
 """Of a number that is drawn."""
@@ -106,6 +104,7 @@ class Validation:
         samples: structures with all results on them.
         left_out: structures of the set on which the student cannot be judged.
         far: structures that are far from all that the bundle was judged on at export, with what of them is.
+        exact: eV/Å, the largest RMSE of forces of an engine in `fp64`; infinite for the others.
     """
 
     bundle: Path
@@ -123,6 +122,7 @@ class Validation:
     samples: Samples = field(repr=False)
     left_out: Sequence[LeftOut] = ()
     far: Sequence[LeftOut] = ()
+    exact: float = float("inf")
 
     @property
     def failures(self) -> list[str]:
@@ -132,11 +132,9 @@ class Validation:
             if len(self.breakdown.groups) > 1:  # stress is that of the few periodic ones anyway
                 without_stress = dataclasses.replace(group, stress_mae=None)
                 found += [f"past its limit on {name}: {failure}" for failure in without_stress.failures(self.limits)]
-        if self.engine["precision"] == "fp64" and not self.accuracy.force_rmse <= DOUBLE_ERROR:
-            found.append(
-                f"it is in fp64, and its forces are off by {1e3 * self.accuracy.force_rmse:.1e} meV/Å (RMSE): it "
-                "computes in less"
-            )
+        if not self.accuracy.force_rmse <= self.exact:
+            off = f"{1e3 * self.accuracy.force_rmse:.1e} meV/Å (RMSE)"
+            found.append(f"it is in fp64, and its forces are off by {off}: it computes in less")
         lost = [] if self.audit is None else self.audit.lost
         return found + [f"lost {finding.name}: {finding.sentence}" for finding in lost]
 
@@ -207,11 +205,12 @@ def _validations(
     tell("reading structures")
     candidates, named = choose_validation_set(options.structures, student)
     local_graphs(candidates, student.configuration.cutoff)  # of many, it says which is wrong
-    exact, brought = all(each.manifest.precision == "fp64" for each in opened), options.structures is not None
-    domain = find_domain(student, candidates, named, brought=brought, in_double=exact, tell=tell)
+    double, brought = [each.manifest.precision == "fp64" for each in opened], options.structures is not None
+    domain = find_domain(student, candidates, named, brought=brought, in_double=all(double), tell=tell)
     chosen, wanted, single = domain.structures, domain.wanted, domain.single
     periodic = any(atoms.pbc.any() for atoms in chosen)  # who brings molecules alone has no use for crystals
     references = References.of(student, periodic=periodic, domain=domain) if options.physics else None
+    exact = allowed_error(student, chosen, wanted) if any(double) else float("inf")
     validations = []
     for path, bundle in zip(paths, opened, strict=True):
         label = f"{path.name}: " if len(opened) > 1 else ""
@@ -248,6 +247,7 @@ def _validations(
                     samples=Samples(chosen, results, wanted),
                     left_out=domain.left_out,
                     far=_far(bundle, chosen),
+                    exact=exact if bundle.manifest.precision == "fp64" else float("inf"),
                 )
             )
     return validations

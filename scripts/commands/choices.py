@@ -3,14 +3,23 @@
 import glob
 from collections.abc import Iterable, Sequence
 
+import typer
+
 __all__ = ["ENSEMBLES", "bundles", "engines", "ensembles", "listed", "precisions"]
 
 ENSEMBLES = ("nve", "langevin", "bussi", "npt")
 
 
 def listed(given: Sequence[str] | None) -> list[str]:
-    """The names of a list, which is one word with commas, an option that is repeated, or both; empty for none."""
-    return [name for word in given or () for each in word.split(",") if (name := each.strip())]
+    """The names of a list, which is one word with commas, an option that is repeated, or both; empty if not given.
+
+    Raises:
+        BadParameter: it was given and names nothing, as an unset variable of the shell does; no default replaces it.
+    """
+    found = [name for word in given or () for each in word.split(",") if (name := each.strip())]
+    if given and not found:
+        raise typer.BadParameter(f"{','.join(given)!r} names nothing. Name at least one, or leave the option out.")
+    return found
 
 
 def bundles(incomplete: str) -> list[str]:

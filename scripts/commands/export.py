@@ -76,7 +76,7 @@ def export_engines(
     engines, precisions = list(dict.fromkeys(engines)), list(dict.fromkeys(precisions))
     _check_request(engines, precisions)
     if "fp64" in precisions:
-        _check_double(device, radial_table=radial_table)
+        _check_double(device, radial_table=radial_table, tf32=tf32)
     if tf32:
         _check_tf32(engines, device)
 
@@ -124,7 +124,7 @@ def _candidates(engine: str, precisions: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(p for each in precisions for p in (chosen if each == AUTO else [each])))
 
 
-def _check_double(device: str, *, radial_table: bool) -> None:
+def _check_double(device: str, *, radial_table: bool, tf32: bool) -> None:
     """Refuse what `fp64` cannot be had with."""
     if device not in ("auto", "cpu"):
         raise ExportError(f"Engines in fp64 run on the CPU alone, and not on {device}. Give --device cpu, or fp32.")
@@ -132,6 +132,10 @@ def _check_double(device: str, *, radial_table: bool) -> None:
         raise ExportError(
             "A radial table changes forces, if little, and fp64 is for those that want none changed. Leave out "
             "--radial-table, or export fp64 by itself."
+        )
+    if tf32:
+        raise ExportError(
+            "TF32 rounds products to ten bits, and fp64 rounds none. Leave out --tf32, or export fp64 alone."
         )
 
 

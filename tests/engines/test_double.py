@@ -14,6 +14,7 @@ import torch_sim
 import typer
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.io import write
 from ase.optimize import BFGSLineSearch, LBFGSLineSearch
 from safetensors.torch import load_file, save_file
 
@@ -187,11 +188,13 @@ def test_both_tensorrts_say_why_they_have_none(engine: str, painn: Path, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_a_gpu_and_a_radial_table_are_refused_with_it(painn: Path, tmp_path: Path) -> None:
+def test_a_gpu_tf32_and_a_radial_table_are_refused_with_it(painn: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="CPU alone, and not on cuda"):
         export_engines(painn, tmp_path, precisions=["fp64"], device="cuda")
     with pytest.raises(ExportError, match="Leave out --radial-table"):
         export_engines(painn, tmp_path, precisions=["fp64"], radial_table=True)
+    with pytest.raises(ExportError, match="Leave out --tf32"):  # whatever the engine does on a GPU
+        export_engines(painn, tmp_path, engines=["inductor"], precisions=["fp32", "fp64"], tf32=True)
 
 
 @pytest.mark.parametrize("double", ["onnxruntime"], indirect=True)
@@ -259,11 +262,43 @@ def test_a_student_that_single_precision_cannot_hold_is_served_in_fp64(tmp_path:
             np.testing.assert_allclose(got["forces"], result["forces"], rtol=0, atol=1e-12 * scale)
 
 
-def steep(folder: Path) -> Path:
+@pytest.mark.parametrize("factor", [2e6, 1e9])
+def test_a_right_engine_of_a_steep_student_is_not_refused_for_its_last_digits(factor: float, tmp_path: Path) -> None:
+    """The energy of an atom alone is the same everywhere, and far from the origin 1e-14 Å is nowhere else."""
+    student = load_student(steep(tmp_path, factor), dtype=torch.float64)
+    far = students.perturbed(molecule("C6H6"))
+    far.positions += 1e4
+    batches = [[Atoms("O")], [far], [students.water()]]
+    session = onnxruntime.InferenceSession(export_onnx(student, {}, "fp64").SerializeToString())
+
+    def run(inputs: GraphInputs, off: float = 0.0) -> GraphOutputs:
+        energies, forces, virials = session.run(None, inputs._asdict())
+        return GraphOutputs(energies * (1 + off), forces * (1 + off), virials)
+
+    assert check_parity(run, student, batches, precision="fp64")["structures"] == 3
+    with pytest.raises(ParityError, match="computes in float32"):
+        check_parity(lambda inputs: run(inputs, 1e-8), student, batches, precision="fp64")
+
+
+def test_validation_excuses_what_symmetry_leaves_undefined_and_nothing_else(tmp_path: Path) -> None:
+    """The distiller's |v| has a cusp: forces on perfectly symmetric molecules are rounding, in float64 as in any."""
+    reference = students.write(tmp_path, "distiller")
+    structures = [molecule("CH4"), molecule("CO2"), *(students.perturbed(molecule("CH3OH"), seed) for seed in range(3))]
+    write(tmp_path / "frames.extxyz", structures)
+    (path,) = export_engines(reference, tmp_path, precisions=["fp64"], structures=tmp_path / "frames.extxyz")
+    (found,) = validate([path], reference, Options(structures=tmp_path / "frames.extxyz", physics=False))
+    assert not found.failures
+    assert {each.structure for each in found.left_out} <= {"CH4", "CO2"}
+    assert all("in float64 are over 10 meV/Å" in each.reason for each in found.left_out)
+    assert found.float32.force_rmse > 1e-8, "the student in float32 is no student in float64"
+    assert found.accuracy.force_max < EXACT or found.exact > EXACT
+
+
+def steep(folder: Path, factor: float = 2e6) -> Path:
     """A student whose atomic energies are large and cancel, so that float32 has few digits left of their slopes."""
     path = students.write(folder, "painn")
     weights = load_file(path)
-    weights["output_modules.0.outnet.1.weight"] *= 2e6
+    weights["output_modules.0.outnet.1.weight"] *= factor
     save_file(weights, path)
     return path
 

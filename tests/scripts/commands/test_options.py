@@ -8,6 +8,7 @@ import ase.io
 import pytest
 from ase import Atoms
 from rich.console import Console
+from typer.testing import CliRunner
 
 from painn_deploy.export.bundle import read_bundle
 from painn_deploy.runtime.screening import run as screening
@@ -159,5 +160,17 @@ def test_a_list_is_one_word_with_commas_or_an_option_that_is_repeated(painn: Pat
     assert run("export", painn, "-o", tmp_path, *options, "--structures", water).returncode == 0
     made = {path.name: read_bundle(path).manifest.bound_to for path in tmp_path.glob("*.engine")}
     assert made == {"painn-onnxruntime-fp32.engine": (), "painn-tensorrt-rtx-fp32.engine": ("86", "89")}
-    assert choices.listed(None) == choices.listed(["", ","]) == []
+    assert choices.listed(None) == choices.listed([]) == []
     assert choices.precisions("fp32,i") == ["fp32,int8"]
+
+
+@pytest.mark.parametrize("option", ["--engine", "--precision", "--compute-capability"])
+@pytest.mark.parametrize("word", ["", ",", " , "])
+def test_a_list_that_names_nothing_is_refused_and_no_default_takes_its_place(
+    option: str, word: str, painn: Path, tmp_path: Path
+) -> None:
+    """As where a variable of the shell is not set: `--precision "$PRECISION"`."""
+    done = CliRunner().invoke(cli.app, ["export", str(painn), "-o", str(tmp_path / "out"), option, word])
+    assert done.exit_code == 2
+    assert "names nothing" in done.output
+    assert not (tmp_path / "out").exists()
