@@ -99,8 +99,10 @@ def study(
             raise typer.BadParameter(f"{name} is none of {', '.join(OPTIMISERS)}.")
     chosen, rows = list(optimiser or OPTIMISERS), []
     with Progress(transient=True) as progress, ExitStack() as stack:
+        unique = len({path.stem for path in bundles}) == len(bundles)
         calculators: dict[str, Calculator] = {
-            path.stem: stack.enter_context(PaiNNCalculator(path, threads=1)) for path in bundles
+            path.stem if unique else str(path): stack.enter_context(PaiNNCalculator(path, threads=1))
+            for path in bundles
         }
         if reference is not None:
             declared = declaration_of(read_bundle(bundles[0]).manifest)
