@@ -78,7 +78,7 @@ class Record:
         interrupted: whether it was stopped before its end.
     """
 
-    rows: list[tuple[float, ...]] = field(default_factory=list)
+    rows: list[tuple[float | int, ...]] = field(default_factory=list)
     atoms: int = 0
     steps: int = 0
     seconds: float = 0.0
@@ -357,7 +357,7 @@ class _Writer:
         self._files.append(file)
         return file
 
-    def write(self, atoms: Atoms, row: tuple[float, ...]) -> None:
+    def write(self, atoms: Atoms, row: tuple[float | int, ...]) -> None:
         try:
             if self._trajectory:
                 ase.io.write(self._trajectory, atoms, format="extxyz")
