@@ -78,6 +78,7 @@ MOVED = MappingProxyType(
         "runtime.sinks": "runtime.screening.sinks",
         "runtime.skin": "runtime.verlet",
         "runtime.sources": "runtime.screening.sources",
+        "runtime.timings": "engines.timings",
         "runtime.workers": "runtime.screening.workers",
         "scripts.batches": "scripts.distillation.batches",
         "scripts.benchmarking": "scripts.benchmarks.run",
