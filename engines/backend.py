@@ -45,8 +45,8 @@ class BuildOptions:
         profile: ranges of atoms and slots.
         device: `cpu`, `cuda` or `cuda:1`, where an engine is bound to one kind; `auto` for the first that is here.
         tf32: let FP32 products round their operands to ten bits, for speed; only where a user asks for it.
-        precision: of the graph.
         form: of the graph that `inductor` compiles, see `painn_deploy.engines.forms`; empty for those of the device.
+        precision: of the graph.
     """
 
     compute_capabilities: tuple[str, ...] = ()

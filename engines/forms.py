@@ -216,14 +216,12 @@ def plans_for(kind: str, form: str, precision: str = "fp32") -> dict[str, Plan]:
     Raises:
         EngineError: the form is none, or none for this precision.
     """
-    if precision == "fp64":
-        plans = {"large.pt2": Plan(Form.parse(form))} if form else dict(DOUBLE_FORMS)
-        if kind != "cpu" or any("inline" in plan.form.words for plan in plans.values()):
-            raise EngineError(
-                f"There is no engine in fp64 on {kind} of the form {form or 'of this version'}: torch's compiler has "
-                "none `inline`, and fp64 runs on the CPU alone."
-            )
-        return plans
-    if form:
-        return {"large.pt2": Plan(Form.parse(form))}
-    return dict(CPU_FORMS if kind == "cpu" else GPU_FORMS)
+    double = precision == "fp64"
+    chosen = DOUBLE_FORMS if double else CPU_FORMS if kind == "cpu" else GPU_FORMS
+    plans = {"large.pt2": Plan(Form.parse(form))} if form else dict(chosen)
+    if double and (kind != "cpu" or any("inline" in plan.form.words for plan in plans.values())):
+        raise EngineError(
+            f"There is no engine in fp64 on {kind} of the form {form or 'of this version'}: torch's compiler has none "
+            "`inline`, and fp64 runs on the CPU alone."
+        )
+    return plans

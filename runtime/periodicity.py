@@ -85,15 +85,16 @@ class NearestImage(NamedTuple):
     other: int
     distance: float
 
-    def described(self, atoms: Atoms) -> str:
-        """The image in words.
+    def names(self, atoms: Atoms) -> tuple[str, str]:
+        """Both atoms as a message names them, by index and element."""
+        one, other = (f"atom {place} ({atoms.symbols[place]})" for place in (self.atom, self.other))
+        return one, other
 
-        Args:
-            atoms: the structure.
-        """
-        names = [f"{place} ({atoms.symbols[place]})" for place in (self.atom, self.other)]
-        other = "itself" if self.atom == self.other else f"atom {names[1]}"
-        return f"atom {names[0]} would be {self.distance:.2f} Å from an image of {other}"
+    def described(self, atoms: Atoms) -> str:
+        """The image in words."""
+        one, other = self.names(atoms)
+        whose = "itself" if self.atom == self.other else other
+        return f"{one} would be {self.distance:.2f} Å from an image of {whose}"
 
 
 def unrepeated(atoms: Atoms, cutoff: float) -> NearestImage | None:

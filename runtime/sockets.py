@@ -161,7 +161,7 @@ class _Answers:
         cutoff = self._calculator.manifest.cutoff
         if (image := unrepeated(atoms, cutoff)) is None:
             return
-        atom, other = (f"atom {index} ({atoms.symbols[index]})" for index in image[:2])
+        atom, other = image.names(atoms)
         raise ServerError(
             f"The cell of the server at {self._where} brings an image of {other} within {image.distance:.2f} Å of "
             f"{atom}, and the cutoff is {cutoff:g} Å, but the structure that the driver was given repeats in no "

@@ -189,7 +189,7 @@ class PaiNNModel(ModelInterface):
             atoms = Atoms(numbers[rows], positions[rows], cell=cell)
             if (image := unrepeated(atoms, cutoff)) is None:
                 continue
-            atom, other = (f"atom {index} ({atoms.symbols[index]})" for index in image[:2])
+            atom, other = image.names(atoms)
             raise StructureError(
                 f"Structure {system} repeats in no direction, and its cell would bring an image of {other} within "
                 f"{image.distance:.2f} Å of {atom}; the cutoff is {cutoff:g} Å. TorchSim 0.3 makes that of every "

@@ -35,7 +35,7 @@ from painn_deploy.runtime.grouping import group, padding_waste
 from painn_deploy.runtime.periodicity import warned_already
 from painn_deploy.scripts.commands.measuring import GATE, Examiner
 from painn_deploy.scripts.commands.trials import Given, choose_trial
-from painn_deploy.scripts.commands.typed_graphs import AUTO_CHOICE, INT8_LIMITS, TypedGraph, TypedGraphs
+from painn_deploy.scripts.commands.typed_graphs import INT8_LIMITS, TypedGraph, TypedGraphs, auto_choice
 
 __all__ = ["Bundler", "Made"]
 
@@ -215,7 +215,7 @@ class Bundler(Closing):
             )
         made: dict[str, Made] = {}
         table: list[dict[str, Any]] = []
-        for precision in (each for each in AUTO_CHOICE if each in backend.precisions):
+        for precision in auto_choice(engine):
             try:
                 made[precision] = self.bundle(engine, precision)
             except PrecisionError as error:

@@ -15,7 +15,7 @@ from painn_deploy.export.progress import Tell, silent
 from painn_deploy.scripts.commands.bundler import Bundler
 from painn_deploy.scripts.commands.measuring import GATE
 from painn_deploy.scripts.commands.trials import Given
-from painn_deploy.scripts.commands.typed_graphs import AUTO, AUTO_CHOICE
+from painn_deploy.scripts.commands.typed_graphs import AUTO, AUTO_CHOICE, auto_choice
 
 __all__ = ["export_engines"]
 
@@ -120,8 +120,7 @@ def export_engines(
 
 def _candidates(engine: str, precisions: Sequence[str]) -> list[str]:
     """The precisions that an engine is built in, those that `auto` chooses from among them."""
-    chosen = [each for each in AUTO_CHOICE if each in get_backend(engine).precisions]
-    return list(dict.fromkeys(p for each in precisions for p in (chosen if each == AUTO else [each])))
+    return list(dict.fromkeys(p for each in precisions for p in (auto_choice(engine) if each == AUTO else [each])))
 
 
 def _check_double(device: str, *, radial_table: bool, tf32: bool) -> None:

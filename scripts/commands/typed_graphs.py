@@ -17,12 +17,18 @@ from painn_deploy.export.graph.onnx_graph import check_contract
 from painn_deploy.export.graph.products import weight_products
 from painn_deploy.export.progress import Tell, silent
 
-__all__ = ["AUTO", "AUTO_CHOICE", "INT8_LIMITS", "TypedGraph", "TypedGraphs"]
+__all__ = ["AUTO", "AUTO_CHOICE", "INT8_LIMITS", "TypedGraph", "TypedGraphs", "auto_choice"]
 
 AUTO = "auto"
 """In place of a precision: the fastest of those of `AUTO_CHOICE` that keeps the limits."""
 
 AUTO_CHOICE = ("fp32", "fp16", "int8")
+
+
+def auto_choice(engine: str) -> list[str]:
+    """The precisions that `auto` chooses from for a backend."""
+    return [precision for precision in AUTO_CHOICE if precision in get_backend(engine).precisions]
+
 
 INT8_LIMITS = Tolerances(energy=3e-3, forces=20e-3)
 """What INT8 may cost against FP32 where the user says nothing."""
