@@ -78,8 +78,10 @@ def ipi(folder: Path, atoms: Atoms, address: str, steps: int = STEPS) -> Iterato
 
 
 @pytest.fixture
-def address() -> str:
-    return f"painn-{uuid.uuid4().hex[:12]}"
+def address() -> Iterator[str]:
+    name = f"painn-{uuid.uuid4().hex[:12]}"
+    yield name
+    Path(f"/tmp/ipi_{name}").unlink(missing_ok=True)  # a server that was killed leaves it
 
 
 def in_a_box() -> Atoms:
