@@ -18,10 +18,10 @@ from painn_deploy.export.model.student import Configuration, Student
 from painn_deploy.export.model.weights import check_student, check_tensors
 from painn_deploy.export.parsing import UnreadableError
 from painn_deploy.export.plain import read_safetensors, read_torch, unwrapped
+from painn_deploy.export.readers.archive import Archive, is_tensor
+from painn_deploy.export.readers.pickles import check_names
 from painn_deploy.export.reading import AbsentError, read_json, read_regular
-from painn_deploy.export.schnetpack.archive import Archive, is_tensor
 from painn_deploy.export.schnetpack.files import is_plain, read_model
-from painn_deploy.export.schnetpack.pickles import check_names
 from painn_deploy.export.units import energy_unit, length_unit
 
 __all__ = [

@@ -8,8 +8,8 @@ import re
 from typing import Any, NoReturn
 
 from painn_deploy.export.errors import CheckpointError, DeclarationError
-from painn_deploy.export.schnetpack.archive import Archive, kind_of
-from painn_deploy.export.schnetpack.stand_ins import Name, StandIn
+from painn_deploy.export.readers.archive import Archive, kind_of
+from painn_deploy.export.readers.stand_ins import Name, StandIn
 
 __all__ = ["Checker"]
 

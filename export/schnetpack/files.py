@@ -8,9 +8,9 @@ from torch import Tensor
 
 from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import CheckpointError
-from painn_deploy.export.schnetpack.archive import Archive, kind_of
+from painn_deploy.export.readers.archive import Archive, kind_of
+from painn_deploy.export.readers.stand_ins import CONVERTER, StandIn
 from painn_deploy.export.schnetpack.potential import Potential, read_potential
-from painn_deploy.export.schnetpack.stand_ins import CONVERTER, StandIn
 from painn_deploy.export.schnetpack.state import read_state
 
 __all__ = ["holds_average", "is_plain", "read_model"]

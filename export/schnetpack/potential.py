@@ -10,9 +10,9 @@ from torch import Tensor
 from painn_deploy.export.declaration import ENERGY_KEY, Declaration
 from painn_deploy.export.errors import CheckpointError
 from painn_deploy.export.model.weights import MOST_ROWS
+from painn_deploy.export.readers.archive import Archive, kind_of
+from painn_deploy.export.readers.stand_ins import StandIn
 from painn_deploy.export.schnetpack.architecture import HARMLESS, Checker
-from painn_deploy.export.schnetpack.archive import Archive, kind_of
-from painn_deploy.export.schnetpack.stand_ins import StandIn
 
 __all__ = ["Potential", "fold_units", "read_potential"]
 

@@ -81,7 +81,7 @@ def ipi(folder: Path, atoms: Atoms, address: str, steps: int = STEPS) -> Iterato
 def address() -> Iterator[str]:
     name = f"painn-{uuid.uuid4().hex[:12]}"
     yield name
-    Path(f"/tmp/ipi_{name}").unlink(missing_ok=True)  # a server that was killed leaves it
+    Path(f"/tmp/ipi_{name}").unlink(missing_ok=True)  # noqa: S108 - where ASE puts it; a server that was killed leaves it
 
 
 def in_a_box() -> Atoms:

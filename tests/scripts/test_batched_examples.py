@@ -80,7 +80,9 @@ ase.io.write("structure.data", box, format="lammps-data", specorder=["C", "H", "
 def test_the_documentation_s_python_runs(bundle: Path, tmp_path: Path) -> None:
     """All but the blocks that speak through a socket: tests/runtime/test_sockets.py starts both of its ends."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "batching.md").read_text(), re.S)
-    program = "\n".join([PREAMBLE.format(bundle=str(bundle)), *(block for block in blocks if "unixsocket=" not in block)])
+    program = "\n".join(
+        [PREAMBLE.format(bundle=str(bundle)), *(block for block in blocks if "unixsocket=" not in block)]
+    )
     program = program.replace("n_steps=1000", "n_steps=5").replace("run 1000", "run 5")
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

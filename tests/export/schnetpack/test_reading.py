@@ -15,8 +15,8 @@ from painn_deploy.export import load_student
 from painn_deploy.export.checkpoint import load_checkpoint
 from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import CheckpointError, ConfigurationError, DeclarationError
-from painn_deploy.export.schnetpack import archive
-from painn_deploy.export.schnetpack.archive import Archive
+from painn_deploy.export.readers import archive
+from painn_deploy.export.readers.archive import Archive
 from painn_deploy.export.schnetpack.files import holds_average
 from tests.conftest import reference_systems
 from tests.export.schnetpack.edits import FILES, KCAL, edited, packed, records, text

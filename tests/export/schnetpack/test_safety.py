@@ -13,8 +13,8 @@ import torch
 
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import CheckpointError
-from painn_deploy.export.schnetpack import pickles
-from painn_deploy.export.schnetpack.pickles import read_pickle
+from painn_deploy.export.readers import pickles
+from painn_deploy.export.readers.pickles import read_pickle
 from tests.export.schnetpack.edits import FILES, KCAL, edited, packed, records, text, with_pickle
 
 GAUSSIAN = FILES / "gaussian.best_model"

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from painn_deploy.export.errors import CheckpointError
-from painn_deploy.export.schnetpack.stand_ins import CONVERTER, Name, StandIn, Storage, known, refused
+from painn_deploy.export.readers.stand_ins import CONVERTER, Name, StandIn, Storage, known, refused
 
 __all__ = ["check_names", "read_pickle"]
 

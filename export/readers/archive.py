@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from painn_deploy.export.errors import CheckpointError
-from painn_deploy.export.schnetpack.pickles import read_pickle
-from painn_deploy.export.schnetpack.stand_ins import StandIn, Storage
+from painn_deploy.export.readers.pickles import read_pickle
+from painn_deploy.export.readers.stand_ins import StandIn, Storage
 
 __all__ = ["Archive", "is_tensor", "kind_of"]
 
