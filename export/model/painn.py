@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from painn_deploy.export.errors import CheckpointError, ConfigurationError
 from painn_deploy.export.model.aggregation import PLAIN, Aggregation, FilterFunction, Vectors
+from painn_deploy.export.model.layout import rename
 from painn_deploy.export.model.student import (
     Configuration,
     NeighbourGraph,
@@ -250,26 +251,3 @@ def _check_reach(basis: nn.Module, configuration: Configuration, source: str) ->
         raise ConfigurationError(
             f"{source}: its radial basis reaches to {reach:.4f} Å, and its configuration says {configuration.cutoff} Å."
         )
-
-
-def rename(key: str) -> str:
-    """SchNetPack's name of a tensor, in ours; a key that we do not know stays as it is, and is refused later."""
-    parts = key.split(".")
-    match parts:
-        case ["representation", "embedding", "weight"]:
-            return "embedding.weight"
-        case ["representation", "cutoff_fn", "cutoff"] | ["representation", "cutoff"]:
-            return "cutoff"
-        case ["representation", "radial_basis", name]:
-            return f"basis.{name}"
-        case ["representation", "filter_net", name]:
-            return f"filters.{name}"
-        case ["representation", "interactions", layer, "interatomic_context_net", position, name]:
-            return f"message.{layer}.{2 * int(position)}.{name}"
-        case ["representation", "mixing", layer, "mu_channel_mix", name]:
-            return f"mixing.{layer}.{name}"
-        case ["representation", "mixing", layer, "intraatomic_context_net", position, name]:
-            return f"update.{layer}.{2 * int(position)}.{name}"
-        case ["output_modules", "0", "outnet", position, name]:
-            return f"readout.{2 * int(position)}.{name}"
-    return key
