@@ -32,6 +32,9 @@ ACTIVATIONS = {
 """Functions and modules, as pickles and texts of TorchScript name them, and what a configuration calls them."""
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+HOOKED = re.compile(r"^ +__forward_(pre_)?hooks__ = ", re.M)
+"""A class that TorchScript wrote with hooks."""
+
 DEEPEST = 100
 """Interactions, layers or modules in a list."""
 
@@ -102,6 +105,8 @@ class Checker:
             self.refuse(f"{what} is {name}, not {' or '.join(kinds)}")
         if hooks := [hook for hook in HOOKS if thing.part(hook)]:
             self.refuse(f"{what} has {hooks[0]}, functions that run beside it and may change what it computes")
+        if HOOKED.search(self._text(thing)):
+            self.refuse(f"{what} has hooks, functions that run beside it and may change what it computes")
         parts = {name for name, _ in thing.children()}
         for key in ("_parameters", "_buffers"):
             held = thing.part(key)
@@ -199,19 +204,23 @@ class Checker:
 
     def _scripted_activation(self, layer: StandIn) -> str | None:
         """The function that a layer's text calls: TorchScript keeps no attribute that is a function."""
-        record = f"code/{layer.name.module.replace('.', '/')}.py"
-        if not self.archive.has(record):
-            self.refuse(f"nothing says which activation {layer.name} has")
-        text = self.archive.record(record).decode("utf-8", "replace")
-        found = re.search(rf"^class {re.escape(layer.kind)}\(Module\):\n(.*?)(?=^\S|\Z)", text, re.S | re.M)
-        body = re.search(r"def forward\(.*?\) -> Tensor:\n(.*)", found[1], re.S) if found else None
+        body = re.search(r"def forward\(.*?\) -> Tensor:\n(.*)", self._text(layer), re.S)
         if body is None:
-            self.refuse(f"the text of {layer.name} is none that TorchScript writes")
+            self.refuse(f"nothing says which activation {layer.name} has")
         names = [_plain(name) for name in CALL.findall(body[1])]
         others = [name for name in names if name not in ("torch.linear", "torch.nn.functional.linear")]
         if len(others) > 1:
             self.refuse(f"a layer calls {', '.join(others)}")
         return others[0] if others else None
+
+    def _text(self, module: StandIn) -> str:
+        """What TorchScript wrote of a module's class; empty where there is nothing."""
+        record = f"code/{module.name.module.replace('.', '/')}.py"
+        if not self.archive.scripted or not self.archive.has(record):
+            return ""
+        text = self.archive.record(record).decode("utf-8", "replace")
+        found = re.search(rf"^class {re.escape(module.kind)}\(Module\):\n(.*?)(?=^\S|\Z)", text, re.S | re.M)
+        return found[1] if found else ""
 
     def representation(self, thing: Any) -> StandIn:
         """A PaiNN whose equations are ours.

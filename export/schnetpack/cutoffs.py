@@ -59,6 +59,9 @@ def read_fade(check: Checker, function: Any, path: str) -> tuple[str, Fade]:
     if found is None or found[0] != CUTOFFS[module.kind]:
         check.refuse(f"the cutoff function {module.kind} does not hold one number for each of its distances")
     kind, fade = found
-    if kind == "switch" and not fade["switch_on"] < fade["cutoff"]:
-        check.refuse("the SwitchFunction is off before it is on")
+    if kind == "switch" and not 0 <= float(fade["switch_on"]) < float(fade["cutoff"]):
+        on, off = float(fade["switch_on"]), float(fade["cutoff"])
+        check.refuse(
+            f"the SwitchFunction falls from {on:g} to {off:g}, not from a distance to a longer one"
+        )
     return kind, fade

@@ -21,6 +21,9 @@ __all__ = ["Energy", "read_energy"]
 DERIVED = ("Forces", "Response")
 """Modules that differentiate the energy."""
 
+KEYS = {"forces": "force_key", "stress": "stress_key"}
+"""Derivatives, and which attribute of Forces says what it calls one."""
+
 BEFORE = frozenset({"PairwiseDistances", "Strain", *DERIVED})
 """Input modules; Strain prepares a derivative."""
 
@@ -163,10 +166,9 @@ class _Follower:
             case "Strain":
                 pass
             case _ if module.kind in APART:
-                for name in (*(module.part("model_outputs") or ()), module.part("output_key")):
-                    if name is not None:
-                        why = f"comes from {module.kind}, not from Atomwise alone: {APART[module.kind]}"
-                        self._give(name, Sum("energy", {place: 1.0}, beyond=why))
+                why = f"comes from {module.kind}, not from Atomwise alone: {APART[module.kind]}"
+                for name in _names(module):
+                    self._give(name, Sum("energy", {place: 1.0}, beyond=why))
             case _:
                 self._check.refuse(f"the output module {module.kind} is not known")
 
@@ -188,12 +190,12 @@ class _Follower:
         energy = self._results.get(module.part("energy_key"))
         if energy is None:
             self._check.refuse(f"{module.kind} differentiates {module.part('energy_key')!r}, which no module gives")
-        for of in ("forces", "stress"):
+        for of in KEYS:
             if module.kind == "Response":
                 wanted = of in (module.part("response_properties") or ())
                 name = (module.part("map_properties") or {}).get(of, of)
             else:
-                wanted, name = module.part(f"calc_{of}", of == "forces"), module.part(f"{of.rstrip('s')}_key")
+                wanted, name = module.part(f"calc_{of}"), module.part(KEYS[of])
             if wanted:
                 self._results[name] = dataclasses.replace(energy, of=of, references=None)
 
@@ -248,7 +250,7 @@ class _Follower:
     def _check_derivatives(self, key: str, energy: Sum) -> None:
         """What the file calls forces, of any module in the energy, has to be the energy's own gradient."""
         wanted = {place for place, times in energy.terms.items() if times}
-        for of in ("forces", "stress"):
+        for of in KEYS:
             near = {n: r for n, r in self._results.items() if r.of == of and wanted & r.terms.keys()}
             if not near or any(_same(result.terms, energy.terms) for result in near.values()):
                 continue
@@ -267,9 +269,14 @@ class _Follower:
     def _name_ignored(self, kinds: Mapping[int, str]) -> None:
         for place, module in enumerate(self._outputs):
             if place not in kinds and module.kind not in {*DERIVED, "Strain", "Aggregation"}:
-                names = dict.fromkeys([*(module.part("model_outputs") or ()), module.part("output_key")])
-                said = ", ".join(repr(name) for name in names if name is not None)
+                said = ", ".join(map(repr, _names(module)))
                 self._remarks.append(f"Its output {said} of {module.kind} is left out: it is no part of the energy.")
+
+
+def _names(module: StandIn) -> list[Any]:
+    """What a module calls its outputs."""
+    names = [*(module.part("model_outputs") or ()), module.part("output_key")]
+    return [name for name in dict.fromkeys(names) if name is not None]
 
 
 def _same(found: Mapping[int, float], wanted: Mapping[int, float]) -> bool:

@@ -126,7 +126,7 @@ class _Reader:
     ) -> tuple[dict[str, Tensor], str, str | None]:
         """Tensors in eV and Å, what a configuration calls its cutoff function, and a remark."""
         learnt, (kind, fade) = read_repulsion(self._check, self._outputs[place], f"output_modules.{place}")
-        if "cutoff" in fade and float(fade["cutoff"]) > float(cutoff) * (1 + APART):
+        if "cutoff" in fade and float(fade["cutoff"]) > float(cutoff):
             self._check.refuse(
                 f"{ZBL} reaches to {float(fade['cutoff']):g} and PaiNN to {float(cutoff):g}: pairs beyond PaiNN's "
                 "cutoff are no edges of a deployed model"
@@ -185,7 +185,7 @@ def with_references(tensors: Mapping[str, Tensor], references: Tensor) -> tuple[
     rows = len(table) if len(references) == 1 else min(len(table), len(references))
     added = {"representation.embedding.weight": table[:rows]}
     if references.any():
-        added["atomic_references"] = references.expand(rows) if len(references) == 1 else references[:rows]
+        added["atomic_references"] = references.expand(rows).clone() if len(references) == 1 else references[:rows]
     remark = None
     if rows < len(table):
         remark = (

@@ -20,6 +20,9 @@ __all__ = ["read_state"]
 ASSUMED = {"activation": "activation silu", "epsilon": "epsilon 1e-8"}
 """What the JSON beside the weights can say, and what is taken where it does not."""
 
+SHOWN = frozenset({"cutoff_fn", "switch_on", "repulsion"})
+"""What the JSON can say too, and the weights show."""
+
 EMBEDDING, FADE = "representation.embedding", "representation.cutoff_fn"
 
 
@@ -43,6 +46,11 @@ def read_state(
         DeclarationError: a unit was not named.
     """
     energy, length = declared.scales(source)
+    if any(".activation." in name for name in weights):
+        raise CheckpointError(
+            f"{source} holds weights alone, and an activation's numbers among them: what they do is not said. Export "
+            "best_model, which names it."
+        )
     tensors = {name: t for name, t in weights.items() if name.startswith("representation.")}
     if f"{EMBEDDING}.element_embedding" in tensors:
         parts = ("element_embedding", "electron_config", "config_linear.weight")
@@ -76,23 +84,25 @@ def read_state(
     if repulsion is not None:
         read["repulsion"], pairs, remarks = _repulsion(source, repulsion, fade["cutoff"], (energy, length))
         tensors |= pairs
-    added, said = _offsets(source, weights)
+    added, added_up = _offsets(source, weights)
     tensors, short = with_references(tensors, added * energy)
     if beside is not None:
-        Configuration.from_mapping(beside, f"the JSON beside {source}")
-        if beside.get("cutoff_fn", kind) not in (kind, *(["CosineCutoff"] if kind == "cosine" else [])):
-            raise ConfigurationError(
-                f"{source} holds the cutoff function {kind}, as its tensors show, and the JSON beside it says "
-                f"{beside['cutoff_fn']!r}."
-            )
-        read |= beside
+        said = Configuration.from_mapping(beside, f"the JSON beside {source}")
+        for key in SHOWN & beside.keys():
+            if (shown := read.get(key)) != (says := getattr(said, key)) and not _near(shown, says):
+                raise ConfigurationError(f"The JSON beside {source} has {key} = {says!r}, and the tensors {shown!r}.")
+        read |= {key: value for key, value in beside.items() if key not in SHOWN}
     open_questions = [words for key, words in ASSUMED.items() if key not in (beside or {})]
     remark = (
         "The file holds weights alone. Taken as in SchNetPack's defaults: "
         f"{', '.join([*open_questions, 'energies summed over atoms'])}. Forces are wrong if it was trained otherwise: "
         "export best_model instead, or say it in JSON beside the file."
     )
-    return Potential(tensors, read, (remark, *remarks, *said, *([short] if short else [])))
+    return Potential(tensors, read, (remark, *remarks, *added_up, *([short] if short else [])))
+
+
+def _near(one: Any, other: Any) -> bool:
+    return isinstance(one, float) and isinstance(other, float) and abs(one - other) <= 1e-6
 
 
 def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

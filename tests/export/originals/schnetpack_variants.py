@@ -86,14 +86,13 @@ def potential(
     inputs = changes.pop("inputs", [spk.atomistic.Strain(), spk.atomistic.PairwiseDistances()])
     made = spk.model.NeuralNetworkPotential(representation or painn(), inputs, modules, list(steps), **changes)
     for name, parameter in made.named_parameters():  # biases begin at zero: what is not read would not be missed
-        size = 0.3 if name.startswith("output_modules") and "outnet" not in name else 0.15
+        size = 0.2 if name.startswith("representation") else 0.6 if "outnet" in name else 0.3
         parameter.data += size * torch.randn_like(parameter)
     return made
 
 
 def zbl(function: nn.Module | None = None, key: str = "energy_zbl", **changes: Any) -> ZBLRepulsionEnergy:
-    made = ZBLRepulsionEnergy(changes.pop("unit", "kcal/mol"), "Bohr", key, cutoff_fn=function, **changes)
-    return made
+    return ZBLRepulsionEnergy(changes.pop("unit", "kcal/mol"), "Bohr", key, cutoff_fn=function, **changes)
 
 
 def repelled(function: nn.Module | None = None, **changes: Any) -> spk.model.NeuralNetworkPotential:
@@ -112,15 +111,15 @@ def offsets(
     """With what a data module leaves: its statistics, float64 without a dimension, and its row of references."""
     made = AddOffsets(key, add_mean=mean is not None, add_atomrefs=table is not None, is_extensive=extensive)
     statistics = (torch.tensor(mean or 0.0, dtype=torch.float64), torch.tensor(2.0))
-    data = SimpleNamespace(
-        get_stats=lambda *_: statistics, train_dataset=SimpleNamespace(atomrefs={key: table})
-    )
+    data = SimpleNamespace(get_stats=lambda *_: statistics, train_dataset=SimpleNamespace(atomrefs={key: table}))
     made.datamodule(data)
     return made
 
 
 def scale(read: str, factor: float = 2.5, written: str | None = None) -> ScaleProperty:
-    return ScaleProperty(read, output_key=written, scale=torch.tensor([factor], dtype=torch.float64))
+    made = ScaleProperty(read, output_key=written)
+    made.scale = torch.tensor(factor, dtype=torch.float64)  # as a data module leaves it, without a dimension
+    return made
 
 
 def all_scaled(factor: float = 2.5) -> list[ScaleProperty]:
@@ -206,9 +205,9 @@ VARIANTS: dict[str, Build] = {
     "centred gaussians": lambda: potential(painn(basis=spk.nn.GaussianRBFCentered(FUNCTIONS, CUTOFF, start=0.5))),
     "trained centred gaussians": lambda: potential(painn(basis=trained_gaussians(spk.nn.GaussianRBFCentered))),
     "bessel": lambda: potential(painn(basis=spk.nn.BesselRBF(FUNCTIONS, CUTOFF), function=MollifierCutoff(CUTOFF))),
-    "shared interactions": lambda: potential(painn(n=3, shared_interactions=True)),
+    "shared interactions": lambda: potential(painn(shared_interactions=True)),
     "shared filters": lambda: potential(painn(n=3, shared_filters=True)),
-    "all shared": lambda: potential(painn(n=3, shared_filters=True, shared_interactions=True)),
+    "all shared": lambda: potential(painn(shared_filters=True, shared_interactions=True)),
     "one interaction": lambda: potential(painn(n=1)),
     "softplus": soft,
     "softplus module": lambda: soft(module=True),
@@ -226,7 +225,9 @@ VARIANTS: dict[str, Build] = {
     "switched off": lambda: potential(steps=[offsets(-3.5), scale("energy")], do_postprocessing=False),
     "scaled": lambda: potential(steps=[offsets(-3.5), *all_scaled(), offsets(1.0, references())]),
     "scaled by one": lambda: potential(steps=[scale("energy", 1.0)]),
-    "scaled to another name": lambda: potential(steps=[scale(k, 3.0, f"{k}_3") for k in ("energy", "forces", "stress")]),
+    "scaled to another name": lambda: potential(
+        steps=[scale(k, 3.0, f"{k}_3") for k in ("energy", "forces", "stress")]
+    ),
     "several outputs": several_outputs,
     "charges": charged,
     "repulsion": repelled,
@@ -241,7 +242,7 @@ VARIANTS: dict[str, Build] = {
 SCRIPTED = ("mollifier", "softplus", "silu module", "switch with buffer", "repulsion", "repulsion, switch", "scaled")
 """Saved as TorchScript, too."""
 
-TASKS = ("softplus module", "repulsion, switch", "several outputs")
+TASKS = ("softplus module", "repulsion, mollifier", "mean", "several outputs")
 """Saved as a task, too; and as a checkpoint of Lightning, with its hyperparameters and without."""
 
 
@@ -256,6 +257,13 @@ def changed(change: Callable[[Any], Any], build: Build = potential) -> Build:
 
 def hooked(module: nn.Module) -> None:
     module.register_forward_hook(torch.nn.functional.silu)
+
+
+def doubles(
+    self: Any, given: tuple[torch.Tensor, torch.Tensor], found: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A hook that TorchScript can write."""
+    return 2 * found[0], found[1]
 
 
 def electronic() -> spk.model.NeuralNetworkPotential:
@@ -295,7 +303,7 @@ REFUSED: dict[str, Build] = {
     "module as activation": lambda: potential(painn(activation=nn.Tanh())),
     "shape of softplus": lambda: potential(painn(activation=ShiftedSoftplus(1.0, 2.0))),
     "two activations": lambda: potential(painn(activation=shifted_softplus)),
-    "activation at the end": changed(lambda m: setattr(first(m).outnet[1], "activation", torch.nn.functional.silu)),
+    "activation at the end": changed(lambda m: setattr(first(m).outnet[1], "activation", nn.SiLU())),
     "switch off before on": lambda: potential(painn(function=switch(1.0, 0.5))),
     "attribute below switch": lambda: potential(painn(function=switch(cutoff=0.5 * CUTOFF))),
     "representation": lambda: potential(
@@ -326,7 +334,9 @@ REFUSED: dict[str, Build] = {
     "forces of a part": part_of_forces,
     "scaled energy": lambda: potential(steps=[scale("energy")]),
     "scaled forces": lambda: potential(steps=[scale("forces")]),
-    "scaled energy and forces": lambda: potential(steps=[scale("energy", 2.0), scale("forces", 3.0), scale("stress", 2.0)]),
+    "scaled energy and forces": lambda: potential(
+        steps=[scale("energy", 2.0), scale("forces", 3.0), scale("stress", 2.0)]
+    ),
     "scaled by nothing": lambda: potential(steps=all_scaled(0.0)),
     "mean of structures": lambda: potential(steps=[offsets(-1.0, extensive=False)]),
     "references of structures": lambda: potential(steps=[offsets(None, references(), extensive=False)]),
@@ -344,6 +354,8 @@ REFUSED: dict[str, Build] = {
 
 def reference(model: nn.Module, key: str, forces: str = "forces", stress: str = "stress") -> dict[str, np.ndarray]:
     model = copy.deepcopy(model).double().eval()
+    kept = [step for step in model.postprocessors if not isinstance(step, CastTo32)]  # it rounds, and does nothing else
+    model.postprocessors = nn.ModuleList(kept)
     results = model(batch(torch.float64))
     found = {name: results[each].detach().numpy() for name, each in (("energies", key), ("forces", forces))}
     found["stresses"] = results[stress].detach().numpy()[-3:] * KCAL / units.Bohr**3
@@ -388,10 +400,21 @@ def main() -> None:
             as_task(model, folder / name, key)
         if name in SCRIPTED:
             scripted(model, folder / f"{name}.pt")
+    made = structures()
+    found |= {
+        "pbc": np.array([atoms.pbc for atoms in made]),
+        "numbers": np.concatenate([atoms.numbers for atoms in made]),
+        "positions": np.concatenate([atoms.positions for atoms in made]),
+        "sizes": np.array([len(atoms) for atoms in made]),
+        "cells": np.array([atoms.cell.array for atoms in made]),
+    }
     np.savez(folder / "peer.npz", **found)
     for name, build in REFUSED.items():
         torch.manual_seed(0)
         torch.save(build(), folder / f"{name}.refused")
+    hooked = potential()
+    hooked.representation.mixing[0].register_forward_hook(doubles)
+    scripted(hooked, folder / "hook in TorchScript.refused")
 
 
 if __name__ == "__main__":
