@@ -61,7 +61,5 @@ def read_fade(check: Checker, function: Any, path: str) -> tuple[str, Fade]:
     kind, fade = found
     if kind == "switch" and not 0 <= float(fade["switch_on"]) < float(fade["cutoff"]):
         on, off = float(fade["switch_on"]), float(fade["cutoff"])
-        check.refuse(
-            f"the SwitchFunction falls from {on:g} to {off:g}, not from a distance to a longer one"
-        )
+        check.refuse(f"the SwitchFunction falls from {on:g} to {off:g}, not from a distance to a longer one")
     return kind, fade

@@ -188,9 +188,7 @@ def with_references(tensors: Mapping[str, Tensor], references: Tensor) -> tuple[
         added["atomic_references"] = references.expand(rows).clone() if len(references) == 1 else references[:rows]
     remark = None
     if rows < len(table):
-        remark = (
-            f"Its atomic references end at Z = {rows - 1}; for heavier elements there is no energy, as in SchNetPack."
-        )
+        remark = f"Its atomic references end at Z = {rows - 1}: heavier elements have no energy, as in SchNetPack."
     return {**tensors, **added}, remark
 
 

@@ -92,7 +92,8 @@ def read_state(
             if (shown := read.get(key)) != (says := getattr(said, key)) and not _near(shown, says):
                 raise ConfigurationError(f"The JSON beside {source} has {key} = {says!r}, and the tensors {shown!r}.")
         read |= {key: value for key, value in beside.items() if key not in SHOWN}
-    open_questions = [words for key, words in ASSUMED.items() if key not in (beside or {})]
+    assumed = ASSUMED | ({"cutoff_fn": "cutoff function CosineCutoff"} if kind == "cosine" else {})
+    open_questions = [words for key, words in assumed.items() if key not in (beside or {})]
     remark = (
         "The file holds weights alone. Taken as in SchNetPack's defaults: "
         f"{', '.join([*open_questions, 'energies summed over atoms'])}. Forces are wrong if it was trained otherwise: "
@@ -117,9 +118,10 @@ def _outputs(source: str, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tens
     repulsions = [found for found in modules.values() if "a_pow" in found]
     read_outs = [found for found in modules.values() if "a_pow" not in found]
     if len(read_outs) != 1 or len(repulsions) > 1:
+        several = f" and {len(repulsions)} repulsions" if len(repulsions) > 1 else ""
         raise CheckpointError(
-            f"{source} holds weights alone, and {len(read_outs) or 'no'} read-outs and {len(repulsions)} repulsions "
-            "among them: which is the energy is not said. Export best_model, which names them."
+            f"{source} holds weights alone, and {len(read_outs) or 'no'} read-outs among them{several}: which is the "
+            "energy is not said. Export best_model, which names them."
         )
     layers = {f"output_modules.0.{name}": tensor for name, tensor in read_outs[0].items()}
     split = [name.split(".") for name in layers]

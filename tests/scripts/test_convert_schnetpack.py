@@ -94,17 +94,20 @@ def test_a_file_that_is_not_there_is_an_error_without_a_traceback(tmp_path: Path
 
 REFUSED = {
     "m.output_modules[0].aggregation_mode = 'avg'": "aggregated by avg",
-    "m.representation.cutoff_fn = spk.nn.MollifierCutoff(7.5)": "MollifierCutoff is not CosineCutoff",
-    "m.representation.radial_basis = spk.nn.GaussianRBFCentered(10, 7.5)": "GaussianRBFCentered is not GaussianRBF",
+    "m.representation.cutoff_fn = torch.nn.Identity()": "the cutoff function Identity is none of CosineCutoff, ",
+    "m.representation.radial_basis = torch.nn.Identity()": "the radial basis Identity is none of GaussianRBF, Gaussian",
     "m.representation = spk.representation.SchNet(24, 2, m.representation.radial_basis, "
     "m.representation.cutoff_fn)": "the representation is SchNet",
-    "m.output_modules[0].outnet[0].activation = spk.nn.shifted_softplus": "activations shifted_softplus",
+    "m.output_modules[0].outnet[0].activation = spk.nn.shifted_softplus": "activations shifted_softplus, silu: a ",
+    "m.output_modules[0].outnet[0].activation = torch.nn.functional.gelu": "activations gelu, silu: only silu and ",
     "m.postprocessors[1].is_extensive = False": "per structure and not per atom",
-    "m.postprocessors.append(spk.transform.ScaleProperty('energy_U0'))": "ScaleProperty scales the energy",
+    "m.postprocessors.append(spk.transform.ScaleProperty('energy_U0', scale=torch.tensor([2.0])))": "ScaleProperty "
+    "scales 'energy_U0', which is not converted here: give the file itself to painn-deploy",
     "m.representation.electronic_embeddings.append(torch.nn.Identity())": "reads more than atoms and positions",
     "m.representation.mixing[0].epsilon = 1e-3": "different epsilons",
     "m.output_modules[0].output_key = 'U'": "no Atomwise module gives 'energy_U0'; those there give ['U']",
-    "m.output_modules.append(spk.atomistic.Aggregation(['energy_U0'], 'energy_U0'))": "comes from Aggregation",
+    "m.output_modules.append(spk.atomistic.Aggregation(['energy_U0'], 'energy_U0'))": "comes from Aggregation, "
+    "not from Atomwise alone, which is not converted here: give the file itself to painn-deploy",
     "m.input_modules.append(spk.atomistic.StaticExternalFields())": "input module StaticExternalFields is not known",
     "unit('calories', 'eV')": "'calories' is no unit that SchNetPack knows",
     "unit('kcal', 'eV')": "the unit 'kcal' is 2.61145e+22 eV",

@@ -17,7 +17,7 @@ from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import CheckpointError, ConfigurationError, PaiNNDeployError
 from painn_deploy.export.model.student import Student
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.scripts import export_engines
+from painn_deploy.scripts import convert_schnetpack, export_engines
 from painn_deploy.scripts.commands.convert import convert_checkpoint
 from tests.export.originals.installed import run
 
@@ -121,6 +121,7 @@ def test_weights_alone_show_cutoff_function_and_repulsion(
     student, checkpoint = load_checkpoint(path, dtype=torch.float64, declared=KCAL)
     assert 1e-9 < apart(student, structures, peer, name)[1] < 1e-3  # of the epsilon, which nothing says
     assert "activation silu, epsilon 1e-8" in checkpoint.remarks[0]
+    assert ("CosineCutoff" in checkpoint.remarks[0]) == (name == "mean")  # a switch has tensors of its own
     configuration = student.configuration.as_dict() | {"epsilon": 2e-8, "activation": "silu"}
     path.with_suffix(".json").write_text(json.dumps(configuration))
     student, checkpoint = load_checkpoint(path, dtype=torch.float64, declared=KCAL)
@@ -136,7 +137,7 @@ def test_weights_alone_show_cutoff_function_and_repulsion(
     ("name", "message"),
     [
         ("softplus module", "an activation's numbers among them"),
-        ("several outputs", "4 read-outs and 0 repulsions among them: which is the energy is not said"),
+        ("several outputs", "4 read-outs among them: which is the energy is not said"),
     ],
 )
 def test_weights_alone_that_leave_the_model_open_are_refused(made: Path, name: str, message: str) -> None:
@@ -228,3 +229,27 @@ def test_files_are_converted_and_become_engines(
         results = calculator.calculate_batch(structures)
     forces = np.concatenate([result["forces"] for result in results])
     np.testing.assert_allclose(forces, peer[f"{variant}/forces"], rtol=0, atol=1e-8)
+
+
+def test_the_converter_in_schnetpack_s_environment_says_the_same(
+    made: Path, peer: Mapping[str, np.ndarray], structures: list[Atoms], schnetpack_environment: dict[str, str]
+) -> None:
+    names = ("switch", "softplus", "trained gaussians", "bessel", "four layers", "several offsets", "short references")
+    code = f"""
+import json, sys, torch
+sys.path.insert(0, {str(Path(convert_schnetpack.__file__).parent)!r})
+from pathlib import Path
+from convert_schnetpack import converted, unit, write_safetensors
+for name in sys.argv[2:]:
+    path = Path(sys.argv[1], name + ".safetensors")
+    model = torch.load(path.with_suffix(".best_model"), weights_only=False)
+    tensors, configuration = converted(model.double(), "energy", unit("kcal/mol", "eV"), unit("Bohr", "Ang"))
+    write_safetensors(path, tensors)
+    path.with_suffix(".json").write_text(json.dumps(configuration))
+"""
+    done = run(schnetpack_environment, "-c", code, made, *names)
+    assert done.returncode == 0, done.stderr
+    for name in names:
+        student = load_student(made / f"{name}.safetensors", dtype=torch.float64)
+        assert max(apart(student, structures, peer, name)) < 1e-6  # its table of units is of another year than ours
+        assert len(student.embedding.weight) == (20 if name == "short references" else 100)
