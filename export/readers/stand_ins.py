@@ -21,6 +21,7 @@ PACKAGES = (
     *("schnetpack", "torch.nn", "torch.optim", "torchmetrics", "torch_ema"),
     *("pytorch_lightning", "lightning", "lightning_fabric"),
     *("__torch__.schnetpack", "__torch__.torch.nn"),
+    *("nablaDFT", "torch_geometric", "omegaconf"),
 )
 """Packages whose classes and functions are known by what surrounds them: modules, losses, optimisers, metrics."""
 
@@ -41,7 +42,9 @@ EXACT = frozenset(
         *("numpy.dtype", "numpy.ndarray"),
         *(f"pathlib.{p}" for p in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
         *(f"pathlib._local.{p}" for p in ("Path", "PosixPath", "WindowsPath")),
-        *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
+        *("torch.Tensor", "_operator.getitem", "inspect._empty", "builtins.long", "__builtin__.long"),
+        *(f"{b}.type" for b in ("builtins", "__builtin__")),
+        *(f"typing.{t}" for t in ("Any", "Union", "Tuple", "OrderedDict", "Optional", "Dict", "List")),
     }
 )
 STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")

@@ -35,6 +35,9 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 HOOKED = re.compile(r"^ +__forward_(pre_)?hooks__ = ", re.M)
 """A class that TorchScript wrote with hooks."""
 
+ROOTS = ("schnetpack", "torch")
+"""Packages whose modules are known: another may have a class of the same name and parts."""
+
 DEEPEST = 100
 """Interactions, layers or modules in a list."""
 
@@ -103,6 +106,8 @@ class Checker:
         if not isinstance(thing, StandIn) or thing.kind not in kinds:
             name = thing.kind if isinstance(thing, StandIn) else kind_of(thing)
             self.refuse(f"{what} is {name}, not {' or '.join(kinds)}")
+        if _plain(thing.name.module).partition(".")[0] not in ROOTS:
+            self.refuse(f"{what} is {thing.name}, which is none of SchNetPack's")
         if hooks := [hook for hook in HOOKS if thing.part(hook)]:
             self.refuse(f"{what} has {hooks[0]}, functions that run beside it and may change what it computes")
         if HOOKED.search(self._text(thing)):
