@@ -31,7 +31,9 @@ ACTIVATIONS = {
 }
 """Functions and modules, as pickles and texts of TorchScript name them, and what a configuration calls them."""
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "forward")
+"""Functions of one module alone, that run beside what its class computes or in its place."""
+
 HOOKED = re.compile(r"^ +__forward_(pre_)?hooks__ = ", re.M)
 """A class that TorchScript wrote with hooks."""
 

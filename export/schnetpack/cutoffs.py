@@ -8,7 +8,7 @@ from torch import Tensor
 from painn_deploy.export.readers.archive import is_tensor
 from painn_deploy.export.schnetpack.architecture import Checker
 
-__all__ = ["CUTOFFS", "fade_of", "read_fade"]
+__all__ = ["CUTOFFS", "Fade", "fade_of", "read_fade"]
 
 CUTOFFS = {"CosineCutoff": "cosine", "MollifierCutoff": "mollifier", "SwitchFunction": "switch"}
 """Classes, and what a configuration calls them."""

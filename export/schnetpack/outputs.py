@@ -8,13 +8,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from painn_deploy.export.errors import DeclarationError
 from painn_deploy.export.readers.stand_ins import StandIn
 from painn_deploy.export.schnetpack.architecture import Checker
+from painn_deploy.export.schnetpack.postprocessors import postprocess
 from painn_deploy.export.schnetpack.repulsion import ZBL
+from painn_deploy.export.schnetpack.sums import Sum
 
 __all__ = ["Energy", "read_energy"]
 
@@ -35,42 +36,7 @@ APART = {
 }
 """Modules that can be left out as long as the energy does not need them, and why they cannot be deployed."""
 
-CASTS = frozenset({"CastTo64", "CastTo32", "CastTo16", "CastMap"})
-FLOATS = ("float", "bfloat", "double", "half")
 OFF = "Its postprocessors are switched off in the file: no mean and no references are added, and nothing is scaled."
-PER_STRUCTURE = (
-    "gets a mean that AddOffsets adds per structure and not per atom (is_extensive is false): it would depend on how "
-    "many structures the atoms are said to be"
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sum:
-    """A result in terms of output modules.
-
-    Attributes:
-        of: `energy`, or `forces` or `stress` as derivatives of one.
-        terms: how often each output module is in it, by its place.
-        references: added for each atom of an element, float64 [elements], or [1] if it is the same for all; None where
-            nothing is.
-        beyond: why it cannot be deployed; None if it can.
-    """
-
-    of: str
-    terms: Mapping[int, float]
-    references: Tensor | None = None
-    beyond: str | None = None
-
-    def scaled(self, factor: float) -> "Sum":
-        """The same, multiplied."""
-        terms = {place: factor * times for place, times in self.terms.items()}
-        references = None if self.references is None else factor * self.references
-        return dataclasses.replace(self, terms=terms, references=references)
-
-    def plus(self, other: "Sum") -> "Sum":
-        """The sum of both."""
-        terms = {p: self.terms.get(p, 0.0) + other.terms.get(p, 0.0) for p in (*self.terms, *other.terms)}
-        return Sum(self.of, terms, _added(self.references, other.references), self.beyond or other.beyond)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +93,7 @@ class _Follower:
             self._remarks.append(OFF)
             return
         for place, step in enumerate(steps):
-            self._postprocess(check.module(step, (step.kind,), step.kind), f"postprocessors.{place}")
+            postprocess(check, check.module(step, (step.kind,), step.kind), f"postprocessors.{place}", self._results)
 
     def energy(self, key: str) -> Energy:
         found = self._results.get(key)
@@ -197,48 +163,7 @@ class _Follower:
             else:
                 wanted, name = module.part(f"calc_{of}"), module.part(KEYS[of])
             if wanted:
-                self._results[name] = dataclasses.replace(energy, of=of, references=None)
-
-    def _postprocess(self, step: StandIn, path: str) -> None:
-        named = step.part("_property")
-        match step.kind:
-            case "AddOffsets":
-                if (found := self._results.get(named)) is not None:
-                    self._results[named] = self._offset(found, step, path)
-            case "ScaleProperty":
-                read = step.part("input_key")
-                written = step.part("output_key") or read
-                self._results[written] = self._scaled(self._results.get(read), step, path)
-            case _ if step.kind in CASTS:
-                kinds = [str(kind) for kind in (step.part("type_map") or {}).values()]
-                if not all(kind.startswith(FLOATS) for kind in kinds):
-                    self._check.refuse(f"the postprocessor {step.kind} makes {', '.join(kinds)}")
-            case _ if named is None or named in self._results:
-                self._check.refuse(f"the postprocessor {step.kind} is unknown")
-
-    def _scaled(self, found: Sum | None, step: StandIn, path: str) -> Sum:
-        factor = self._check.tensors.number(step, "scale", path)
-        if found is None or not factor:
-            return Sum("energy", {}, beyond="comes from a ScaleProperty that scales no output, or not by one number")
-        return found.scaled(factor)
-
-    def _offset(self, found: Sum, step: StandIn, path: str) -> Sum:
-        """The same with the energies that AddOffsets adds."""
-        tensors, added = self._check.tensors, torch.zeros(1, dtype=torch.float64)
-        wrong = None if found.of == "energy" else "gets offsets that were added to its derivative"
-        mean = tensors.number(step, "mean", path, integers=True) if step.part("add_mean") else 0.0
-        table = tensors.one(step, "atomref", path, integers=True) if step.part("add_atomrefs") else None
-        if mean is None:
-            wrong = "gets a mean from AddOffsets that is no number"
-        else:
-            added = added + mean
-        if table is not None and table.dim() == 1 and len(table) > 1:
-            added = added + table.double()
-        elif step.part("add_atomrefs"):
-            wrong = "gets atomic references from AddOffsets that are no row of numbers"
-        if step.part("is_extensive") is not True and added.any():
-            wrong = PER_STRUCTURE
-        return dataclasses.replace(found, references=_added(found.references, added), beyond=found.beyond or wrong)
+                self._results[name] = energy.differentiated(of)
 
     def _check_atomwise(self, atomwise: StandIn) -> None:
         if atomwise.part("n_out") != 1:
@@ -252,11 +177,11 @@ class _Follower:
         wanted = {place for place, times in energy.terms.items() if times}
         for of in KEYS:
             near = {n: r for n, r in self._results.items() if r.of == of and wanted & r.terms.keys()}
-            if not near or any(_same(result.terms, energy.terms) for result in near.values()):
+            if not near or any(result.same(energy) for result in near.values()):
                 continue
             name, result = next(iter(near.items()))
             ratios = [energy.terms[place] / result.terms[place] for place in wanted if result.terms.get(place)]
-            if _same(result.scaled(ratios[0] if ratios else 1.0).terms, energy.terms):
+            if ratios and result.scaled(ratios[0]).same(energy):
                 self._check.refuse(
                     f"ScaleProperty scales the energy {key!r} and {name!r} differently: they disagree, since the "
                     f"energy is {ratios[0]:g} times the one whose gradient they are"
@@ -277,18 +202,3 @@ def _names(module: StandIn) -> list[Any]:
     """What a module calls its outputs."""
     names = [*(module.part("model_outputs") or ()), module.part("output_key")]
     return [name for name in dict.fromkeys(names) if name is not None]
-
-
-def _same(found: Mapping[int, float], wanted: Mapping[int, float]) -> bool:
-    places = found.keys() | wanted.keys()
-    return all(abs(found.get(p, 0.0) - wanted.get(p, 0.0)) <= 1e-6 * abs(wanted.get(p, 0.0)) for p in places)
-
-
-def _added(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """The sum of two rows for elements, as long as the shorter one; a single number is for all elements."""
-    if one is None or other is None:
-        return one if other is None else other
-    if 1 in (len(one), len(other)):
-        return one + other
-    length = min(len(one), len(other))
-    return one[:length] + other[:length]

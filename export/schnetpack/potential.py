@@ -13,7 +13,7 @@ from painn_deploy.export.readers.archive import Archive, is_tensor, kind_of
 from painn_deploy.export.readers.reader import Potential
 from painn_deploy.export.readers.stand_ins import StandIn
 from painn_deploy.export.schnetpack.architecture import BASES, Checker
-from painn_deploy.export.schnetpack.cutoffs import read_fade
+from painn_deploy.export.schnetpack.cutoffs import Fade, read_fade
 from painn_deploy.export.schnetpack.outputs import read_energy
 from painn_deploy.export.schnetpack.repulsion import ZBL, read_repulsion, repulsion_of
 
@@ -62,7 +62,7 @@ class _Reader:
         found = read_energy(check, self._model, declared.energy_key or ENERGY_KEY)
         energy, length = declared.scales(check.source)
         kind, fade = read_fade(check, painn.part("cutoff_fn"), "representation.cutoff_fn")
-        self._check_reach(painn, float(fade["cutoff"]))
+        reach = self._reach(painn, float(fade["cutoff"]))
         tensors = {"representation.embedding.weight": self._embedding(painn.part("embedding"))}
         tensors |= self._basis(painn.part("radial_basis")) | {"representation.cutoff_fn.cutoff": fade["cutoff"]}
         filters = check.linear(painn.part("filter_net"), "the filters")
@@ -80,11 +80,11 @@ class _Reader:
             configuration["switch_on"] = float(fade["switch_on"]) * length
         remarks = list(found.remarks)
         if found.repulsion is not None:
-            pairs, configuration["repulsion"], remark = self._repulsion(
-                *found.repulsion, fade["cutoff"], (energy, length)
-            )
+            place, times = found.repulsion
+            learnt, configuration["repulsion"], ends = self._repulsion(place, reach, float(fade["cutoff"]))
+            pairs, said = repulsion_of(learnt, ends, energy, length, times)
             tensors |= pairs
-            remarks += [remark] if remark else []
+            remarks += said
         self._refuse_unread((found.place, *([found.repulsion[0]] if found.repulsion else [])))
         if found.references is not None:
             tensors, remark = with_references(tensors, found.references * energy)
@@ -97,15 +97,18 @@ class _Reader:
             found[f"{BASIS}.widths"] = widths.abs()  # a trained one can be negative, and is squared
         return found
 
-    def _check_reach(self, painn: StandIn, cutoff: float) -> None:
-        """SchNetPack's own programs form neighbour lists with PaiNN.cutoff, which its users set beside a switch."""
+    def _reach(self, painn: StandIn, cutoff: float) -> float:
+        """Where SchNetPack's own programs end neighbour lists: PaiNN.cutoff, which its users set beside a switch."""
         said = painn.part("cutoff")
-        number = float(self._check.archive.tensor(said, "PaiNN.cutoff").min()) if is_tensor(said) else said
-        if isinstance(number, float | int) and number < cutoff * (1 - APART):
+        reach = float(self._check.archive.tensor(said, "PaiNN.cutoff").min()) if is_tensor(said) else said
+        if not isinstance(reach, float | int):
+            return cutoff
+        if reach < cutoff * (1 - APART):
             self._check.refuse(
-                f"PaiNN.cutoff is {number:g} and its cutoff function ends at {cutoff:g}: pairs between them would have "
+                f"PaiNN.cutoff is {reach:g} and its cutoff function ends at {cutoff:g}: pairs between them would have "
                 "filters that are not zero, and no edges"
             )
+        return reach
 
     def _blocks(self, blocks: Mapping[str, list[Any]]) -> dict[str, Tensor]:
         check, found = self._check, dict[str, Tensor]()
@@ -121,18 +124,16 @@ class _Reader:
             found |= self._tensors.some(mix, f"{at}.mu_channel_mix")
         return found
 
-    def _repulsion(
-        self, place: int, times: float, cutoff: Tensor, units: tuple[float, float]
-    ) -> tuple[dict[str, Tensor], str, str | None]:
-        """Tensors in eV and Å, what a configuration calls its cutoff function, and a remark."""
+    def _repulsion(self, place: int, reach: float, cutoff: float) -> tuple[Mapping[str, Tensor], str, Fade]:
+        """Its tensors, what a configuration calls its cutoff function, and that function's distances."""
         learnt, (kind, fade) = read_repulsion(self._check, self._outputs[place], f"output_modules.{place}")
-        if "cutoff" in fade and float(fade["cutoff"]) > float(cutoff):
+        ends = float(fade["cutoff"]) if fade else reach
+        if ends > cutoff * (1 if fade else 1 + APART):
             self._check.refuse(
-                f"{ZBL} reaches to {float(fade['cutoff']):g} and PaiNN to {float(cutoff):g}: pairs beyond PaiNN's "
-                "cutoff are no edges of a deployed model"
+                f"{ZBL} reaches to {ends:g} and PaiNN's messages to {cutoff:g}: pairs beyond these are no edges of a "
+                "deployed model"
             )
-        tensors, remark = repulsion_of(learnt, fade, *units, times)
-        return tensors, kind, remark
+        return learnt, kind, fade
 
     def _configuration(
         self, painn: StandIn, blocks: Mapping[str, list[Any]], tensors: Mapping[str, Tensor]

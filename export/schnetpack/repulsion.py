@@ -22,6 +22,10 @@ LEARNT = ("a_pow", "a_div", "coefficients", "exponents", "ke")
 COULOMB = units.Hartree * units.Bohr
 """eV Å, of two charges of the electron's size."""
 
+UNFADED = (
+    f"Its {ZBL} has no cutoff function: energies jump where a pair comes into reach, which is taken to be at PaiNN's "
+    "cutoff, where SchNetPack's neighbour lists end."
+)
 SLACK = 1e-3
 """Of COULOMB: constants of nature as tables of different years have them differ by less."""
 
@@ -64,7 +68,7 @@ def complete(learnt: Mapping[str, Tensor]) -> bool:
 
 def repulsion_of(
     learnt: Mapping[str, Tensor], fade: Fade, energy: float, length: float, times: float = 1.0
-) -> tuple[dict[str, Tensor], str | None]:
+) -> tuple[dict[str, Tensor], list[str]]:
     """Say a repulsion in our terms.
 
     Args:
@@ -75,7 +79,7 @@ def repulsion_of(
         times: how often it is in the energy.
 
     Returns:
-        Tensors named `repulsion.*` in eV and Å, and a remark if its constant is none of nature's in those units.
+        Tensors named `repulsion.*` in eV and Å, and sentences for a user.
     """
     numbers = {name: tensor.double() for name, tensor in learnt.items()}
     positive = {name: softplus(numbers[name]) for name in LEARNT if name != "ke"}
@@ -88,10 +92,10 @@ def repulsion_of(
         "strength": strength * times,
         **{name: distance.double() * length for name, distance in fade.items()},
     }
-    remark = None
+    remarks = [] if fade else [UNFADED]
     if not torch.allclose(strength, torch.full_like(strength, COULOMB), rtol=SLACK, atol=0):
-        remark = (
+        remarks.append(
             f"Its {ZBL} multiplies charges by {float(strength):.4g} eV Å in the declared units, and nature by "
             f"{COULOMB:.4g}: a unit was declared, or given to {ZBL}, that is none of the model's."
         )
-    return {f"repulsion.{name}": tensor for name, tensor in made.items()}, remark
+    return {f"repulsion.{name}": tensor for name, tensor in made.items()}, remarks

@@ -82,6 +82,11 @@ def read_state(
         read["switch_on"] = float(fade["switch_on"]) * length
     remarks: list[str] = []
     if repulsion is not None:
+        if kind == "switch" and not any(name.startswith("cutoff_fn.") for name in repulsion):
+            raise CheckpointError(
+                f"{source} holds weights alone, and {ZBL} without a cutoff function beside PaiNN's SwitchFunction: how "
+                "far it reaches is not said. Export best_model, which may say it."
+            )
         read["repulsion"], pairs, remarks = _repulsion(source, repulsion, fade["cutoff"], (energy, length))
         tensors |= pairs
     added, added_up = _offsets(source, weights)
@@ -138,11 +143,11 @@ def _repulsion(
     fade = fade_of(distances) if distances else ("none", {})
     if fade is None or not complete(found):
         raise CheckpointError(f"{source}: {ZBL} is incomplete. Export best_model, which says what it is.")
-    if "cutoff" in fade[1] and float(fade[1]["cutoff"]) > float(cutoff):
-        raise CheckpointError(f"{source}: {ZBL} reaches beyond PaiNN's cutoff, where there are no edges.")
-    tensors, remark = repulsion_of(found, fade[1], *units)
-    taken = f"It holds {ZBL}, taken to be a part of the energy."
-    return fade[0], tensors, [taken, *([remark] if remark else [])]
+    kind, ends = fade
+    if ends and float(ends["cutoff"]) > float(cutoff):
+        raise CheckpointError(f"{source}: {ZBL} reaches beyond PaiNN's messages, where there are no edges.")
+    tensors, remarks = repulsion_of(found, ends, *units)
+    return kind, tensors, [f"It holds {ZBL}, taken to be a part of the energy.", *remarks]
 
 
 def _offsets(source: str, weights: Mapping[str, Tensor]) -> tuple[Tensor, list[str]]:

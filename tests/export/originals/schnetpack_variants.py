@@ -21,7 +21,15 @@ import torch
 import torchmetrics
 from ase import Atoms, units
 from ase.build import bulk, graphene, molecule
-from schnetpack.atomistic import Aggregation, Atomwise, DipoleMoment, Forces, Polarizability, ZBLRepulsionEnergy
+from schnetpack.atomistic import (
+    Aggregation,
+    Atomwise,
+    DipoleMoment,
+    Forces,
+    Polarizability,
+    Response,
+    ZBLRepulsionEnergy,
+)
 from schnetpack.interfaces import AtomsConverter
 from schnetpack.nn import CosineCutoff, MollifierCutoff, SwitchFunction
 from schnetpack.nn.activations import ShiftedSoftplus, shifted_softplus
@@ -237,12 +245,16 @@ VARIANTS: dict[str, Build] = {
         switch(0.2, 0.8), representation=painn(function=MollifierCutoff(CUTOFF)), steps=all_scaled(0.5)
     ),
     "repulsion twice": doubled,
+    "unfaded beside a switch": lambda: repelled(representation=painn(function=switch())),
     "repulsion in another unit": unit_that_is_none,
+    "response": lambda: potential(
+        outputs=[Atomwise(FEATURES, output_key="energy"), Response("energy", ["forces", "stress"])], forces=None
+    ),
 }
 SCRIPTED = ("mollifier", "softplus", "silu module", "switch with buffer", "repulsion", "repulsion, switch", "scaled")
 """Saved as TorchScript, too."""
 
-TASKS = ("softplus module", "repulsion, mollifier", "mean", "several outputs")
+TASKS = ("softplus module", "repulsion, mollifier", "mean", "several outputs", "unfaded beside a switch")
 """Saved as a task, too; and as a checkpoint of Lightning, with its hyperparameters and without."""
 
 
@@ -317,6 +329,10 @@ REFUSED: dict[str, Build] = {
     "epsilon": changed(lambda m: setattr(m.representation.mixing[0], "epsilon", 1e-3)),
     "hook": changed(lambda m: hooked(m.representation.mixing[0])),
     "hook of the model": changed(hooked),
+    "backward hook": changed(
+        lambda m: m.representation.radial_basis.register_full_backward_hook(torch.nn.functional.silu)
+    ),
+    "another forward": changed(lambda m: setattr(m.representation.cutoff_fn, "forward", torch.nn.functional.silu)),
     "hook of a postprocessor": changed(
         lambda m: hooked(m.postprocessors[0]), lambda: potential(steps=[CastTo64()])
     ),
@@ -331,6 +347,7 @@ REFUSED: dict[str, Build] = {
     "what is added is no output": lambda: summed(keys=("_n_atoms",)),
     "one name twice": lambda: potential(outputs=[Atomwise(FEATURES, output_key="energy"), zbl(key="energy")]),
     "repulsion beyond": lambda: repelled(CosineCutoff(1.2 * CUTOFF)),
+    "unfaded repulsion beyond": lambda: repelled(representation=painn(function=switch(0.3, 0.9, cutoff=CUTOFF))),
     "forces of a part": part_of_forces,
     "scaled energy": lambda: potential(steps=[scale("energy")]),
     "scaled forces": lambda: potential(steps=[scale("forces")]),

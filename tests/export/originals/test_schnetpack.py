@@ -77,9 +77,12 @@ VARIANTS = (
     *("mean", "references", "several offsets", "nuclear embedding", "short references", "no mean of structures"),
     *("switched off", "scaled", "scaled by one", "scaled to another name", "several outputs", "charges"),
     *("repulsion", "repulsion, cosine", "repulsion, mollifier", "repulsion, switch", "repulsion twice"),
-    "repulsion in another unit",
+    *("repulsion in another unit", "unfaded beside a switch", "response"),
 )
+JUMPS = "has no cutoff function: energies jump where a pair comes into reach"
 REMARKS = {
+    "repulsion": (JUMPS,),
+    "unfaded beside a switch": (JUMPS,),
     "short references": ("end at Z = 19",),
     "switched off": ("switched off in the file",),
     "several outputs": ("'gap' of Atomwise", "'dipole_moment' of DipoleMoment", "'polarizability' of Polarizability"),
@@ -87,7 +90,7 @@ REMARKS = {
     "repulsion in another unit": ("multiplies charges by 0.6244 eV Å in the declared units, and nature by 14.4",),
 }
 SCRIPTED = ("mollifier", "softplus", "silu module", "switch with buffer", "repulsion", "repulsion, switch", "scaled")
-TASKS = ("softplus module", "repulsion, mollifier", "mean", "several outputs")
+TASKS = ("softplus module", "repulsion, mollifier", "mean", "several outputs", "unfaded beside a switch")
 FILES = (
     *(f"{name}.best_model" for name in VARIANTS),
     *(f"{name}.pt" for name in SCRIPTED),
@@ -137,6 +140,10 @@ def test_weights_alone_show_cutoff_function_and_repulsion(
     ("name", "message"),
     [
         ("softplus module", "an activation's numbers among them"),
+        (
+            "unfaded beside a switch",
+            "without a cutoff function beside PaiNN's SwitchFunction: how far it reaches is not",
+        ),
         ("several outputs", "4 read-outs among them: which is the energy is not said"),
     ],
 )
@@ -160,6 +167,8 @@ REFUSED = {
     "epsilon": "no epsilon in common",
     "hook": r"representation.mixing.0 has _forward_hooks, functions that run beside it",
     "hook of the model": "the model has _forward_hooks",
+    "backward hook": "the radial basis has _backward_hooks",
+    "another forward": "the cutoff function has forward, functions that run beside it",
     "hook of a postprocessor": "CastTo64 has _forward_hooks",
     "hook in TorchScript": "representation.mixing.0 has hooks, functions that run beside it",
     "average": "aggregated by avg, not by sum: the energy of two molecules far apart would not be the sum of theirs",
@@ -172,7 +181,8 @@ REFUSED = {
     "repulsion alone": "'energy' adds up ZBLRepulsionEnergy, not one Atomwise",
     "what is added is no output": "'energy' adds up what no output module gives",
     "one name twice": "several output modules give 'energy'",
-    "repulsion beyond": "ZBLRepulsionEnergy reaches to 9.07069 and PaiNN to 7.5589: pairs beyond .* are no edges",
+    "repulsion beyond": "ZBLRepulsionEnergy reaches to 9.07069 and PaiNN's messages to 7.5589: pairs .* are no edges",
+    "unfaded repulsion beyond": "ZBLRepulsionEnergy reaches to 7.5589 and PaiNN's messages to 6.80301: pairs .* no",
     "forces of a part": "'forces' are the gradient of another sum than the energy 'energy': they disagree",
     "scaled energy": "scales the energy 'energy' and 'forces' differently: .* the energy is 2.5 times",
     "scaled forces": "scales the energy 'energy' and 'forces' differently: .* the energy is 0.4 times",
