@@ -40,9 +40,9 @@ def _reader(opened: Opened) -> Reader | None:
     if (said := (opened.beside or {}).get(CODE)) is not None:
         named = [reader for reader in READERS if reader.code == said]
         if not named:
-            codes = ", ".join(reader.code for reader in READERS)
+            known = ", ".join(reader.code for reader in READERS)
             raise ConfigurationError(
-                f"The JSON beside {opened.path} says that {said!r} wrote it; what is read is {codes}'s."
+                f"The JSON beside {opened.path} says {CODE} = {str(said)[:80]!r}; what can be read is of {known}."
             )
         return named[0]
     if len(claiming) > 1:

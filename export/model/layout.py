@@ -17,8 +17,8 @@ def rename(key: str) -> str:
             return "embedding.weight"
         case ["representation", "cutoff_fn", "cutoff"] | ["representation", "cutoff"]:
             return "cutoff"
-        case ["representation", "radial_basis", name]:
-            return f"basis.{name}"
+        case ["representation", "radial_basis", *layer, name] if len(layer) < 2:  # one for all, or each has its own
+            return ".".join(["basis", *layer, name])
         case ["representation", "filter_net", name]:
             return f"filters.{name}"
         case ["representation", "interactions", layer, "interatomic_context_net", position, name]:
@@ -41,14 +41,17 @@ def fold_units(tensors: Mapping[str, Tensor], last: str, energy: float, length: 
         energy: eV, of one unit.
         length: Å, of one unit.
     """
-    # A distance d in Å is d / length in the model's unit: offsets, widths and the cutoff grow by `length`. The sine
+    # A distance d in Å is d / length in the model's unit: offsets, widths and cutoffs grow by `length`. The sine
     # basis sin(f d)/d is a length to the power of -1 besides, which its filters take up.
     factors = {f"{last}.{name}": energy for name in PARAMETERS}
-    factors |= {f"representation.{name}": length for name in ("radial_basis.offsets", "radial_basis.widths")}
-    factors["representation.cutoff_fn.cutoff"] = length
-    if "representation.radial_basis.freqs" in tensors:
-        factors["representation.radial_basis.freqs"] = 1 / length
-        factors["representation.filter_net.weight"] = length
+    factors |= {"repulsion.a_scale": 1 / length, "repulsion.strength": energy * length}
+    factors |= dict.fromkeys(("representation.cutoff_fn.cutoff", "repulsion.cutoff", "repulsion.switch_on"), length)
+    for name in tensors:
+        if name.startswith("representation.radial_basis."):
+            is_sine = name.endswith(".freqs")
+            factors[name] = 1 / length if is_sine else length
+            if is_sine:
+                factors["representation.filter_net.weight"] = length
     return {
         name: tensor.double() * factors[name] if factors.get(name, 1.0) != 1.0 else tensor
         for name, tensor in tensors.items()
