@@ -194,7 +194,7 @@ class _Reader:
         """Cutoff in the model's unit, and power."""
         envelope = self._parts.module(thing, "graph_pes.models.components.distances.PolynomialEnvelope", at)
         cutoff, p = envelope.part("cutoff"), envelope.part("p")
-        if type(p) is not int or p < 1 or type(cutoff) not in (int, float) or not cutoff > 0:
+        if type(p) is not int or p < 2 or type(cutoff) not in (int, float) or not cutoff > 0:
             self._parts.refuse(f"{at} has the cutoff {cutoff!r} and the power {p!r}")
         wanted = [-(p + 1) * (p + 2) / 2, p * (p + 2), -p * (p + 1) / 2]
         powers = self._parts.tensor(envelope, "powers", at, integers=True)

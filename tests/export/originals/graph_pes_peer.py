@@ -14,7 +14,7 @@ import json
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,7 @@ for name, values in VALUES.items():
 
 import graph_pes.models as gp  # noqa: E402
 from graph_pes import AtomicGraph  # noqa: E402
+from graph_pes.models.components.distances import GaussianSmearing  # noqa: E402
 from graph_pes.utils.nn import PerElementParameter  # noqa: E402
 
 ELEMENTS = [1, 6, 7, 8]
@@ -95,11 +96,14 @@ def deployed() -> Iterator[tuple[str, torch.nn.Module, float, float]]:
     """Names, models, and their units in eV and Å."""
     yield "alone", painn(1, registered=True, channels=8, radial_features=5, layers=1, cutoff=3.5), 1.0, 1.0
     summed = gp.AdditionModel(
-        offset=gp.LearnableOffset(**OFFSETS), many_body=painn(2, channels=12, radial_features=6, layers=2, cutoff=4.3, noise=0.25)
+        offset=gp.LearnableOffset(**OFFSETS),
+        many_body=painn(2, channels=12, radial_features=6, layers=2, cutoff=4.3, noise=0.25),
     )
     yield "summed", copy.deepcopy(summed), units.kcal / units.mol, 1.0  # as graph-pes-train saves its best model
     torch.set_default_dtype(torch.float64)
-    inner = gp.AdditionModel(base=painn(3, channels=16, radial_features=8, layers=3, cutoff=7, noise=0.05), fixed=gp.FixedOffset(C=2.0))
+    inner = gp.AdditionModel(
+        base=painn(3, channels=16, radial_features=8, layers=3, cutoff=7, noise=0.05), fixed=gp.FixedOffset(C=2.0)
+    )
     with torch.no_grad():  # a frequency that a training has taken below zero
         inner.models["base"].interactions[1].filter_generator.components[0][0].frequencies[0] *= -1
     nested = gp.AdditionModel(inner=inner, offset=gp.FixedOffset(H=-0.5, O=-75.0))
@@ -116,31 +120,34 @@ def refused() -> Iterator[tuple[str, object]]:
     yield "repulsion", gp.AdditionModel(pair=gp.ZBLCoreRepulsion(cutoff=4.0), many_body=gp.PaiNN(**small))
     yield "lennard_jones", gp.AdditionModel(many_body=gp.PaiNN(**small), pair=gp.LennardJones(cutoff=4.0))
     yield "units", gp.UnitConverter(gp.PaiNN(**small), energy_to_eV=27.2, length_to_A=0.5)
+    yield "units_in_sum", gp.AdditionModel(many_body=gp.UnitConverter(gp.PaiNN(**small), 27.2, 0.5))
     yield "state", gp.PaiNN(**small).state_dict()
     yield "lightning", {"state_dict": {f"model.{k}": v for k, v in gp.PaiNN(**small).state_dict().items()}}
     for name, change in CHANGES.items():
         model = gp.PaiNN(**small)
-        exec(change, {"m": model, "torch": torch, "first": model.interactions[0]})
+        change(model, model.interactions[0].filter_generator)
         yield name, model
 
 
-CHANGES = {
-    "activation": "m.read_out.activation = torch.nn.Tanh()",
-    "last": "m.updates[0].mlp.activate_last = True",
-    "deeper": "m.read_out.linear_layers.append(torch.nn.Linear(1, 1))",
-    "envelope": "first.filter_generator.components[1].coefficients[0] = -27",
-    "cutoff": "first.filter_generator.components[1].cutoff = 3.9",
-    "aligned": "first.filter_generator.left_aligned = True",
-    "bare": "del first.filter_generator.components[1]",
-    "hook": "m.read_out.register_forward_hook(torch.nn.functional.silu)",
-    "attribute": "m.charge = 1",
-    "module": "m.updates[0].W = torch.nn.Linear(8, 8)",
-    "buffer": "m.scaler.register_buffer('shift', torch.ones(1))",
-    "version": "m._GRAPH_PES_VERSION = '0.0.20'",
-    "unknown_version": "m._GRAPH_PES_VERSION = '2.0.0'",
-    "properties": "m.implemented_properties.append('forces')",
-    "fewer": "del m.updates[0]",
+CHANGES: dict[str, Callable[[torch.nn.Module, torch.nn.Module], object]] = {
+    "activation": lambda m, _: setattr(m.read_out, "activation", torch.nn.Tanh()),
+    "last": lambda m, _: setattr(m.updates[0].mlp, "activate_last", True),
+    "deeper": lambda m, _: m.read_out.linear_layers.append(torch.nn.Linear(1, 1)),
+    "envelope": lambda _, filters: filters.components[1].coefficients[0].sub_(1),
+    "cutoff": lambda _, filters: setattr(filters.components[1], "cutoff", 3.9),
+    "aligned": lambda _, filters: setattr(filters, "left_aligned", True),
+    "bare": lambda _, filters: delattr(filters.components, "1"),
+    "basis": lambda _, filters: setattr(filters.components[0], "0", GaussianSmearing(4, 4.0)),
+    "hook": lambda m, _: m.read_out.register_forward_hook(torch.nn.functional.silu),
+    "attribute": lambda m, _: setattr(m, "charge", 1),
+    "module": lambda m, _: setattr(m.updates[0], "W", torch.nn.Linear(8, 8)),
+    "buffer": lambda m, _: m.scaler.register_buffer("shift", torch.ones(1)),
+    "version": lambda m, _: setattr(m, "_GRAPH_PES_VERSION", "0.0.20"),
+    "unknown_version": lambda m, _: setattr(m, "_GRAPH_PES_VERSION", "2.0.0"),
+    "properties": lambda m, _: m.implemented_properties.append("forces"),
+    "fewer": lambda m, _: delattr(m.updates, "0"),
 }
+"""What makes a PaiNN, whose filters are given beside it, one that is none."""
 
 
 def figures(path: Path, energy: float, length: float) -> dict[str, np.ndarray]:
@@ -157,8 +164,10 @@ def figures(path: Path, energy: float, length: float) -> dict[str, np.ndarray]:
         found["energies"].append(given["energy"] * energy)
         found["forces"].append(given["forces"] * energy / length)
         found["stresses"].append(given.get("stress", np.full((3, 3), np.nan)) * energy / length**3)
-    return {key: np.concatenate([np.atleast_2d(v) for v in values]) if key == "forces" else np.array(values)
-            for key, values in found.items()}
+    return {
+        key: np.concatenate([np.atleast_2d(v) for v in values]) if key == "forces" else np.array(values)
+        for key, values in found.items()
+    }
 
 
 def main() -> None:
@@ -174,6 +183,7 @@ def main() -> None:
         torch.set_default_dtype(default)
     for name, thing in refused():
         torch.save(thing, folder / f"{name}.pt")
+    torch.save(gp.PaiNN(channels=8, layers=1), folder / "untrained.pt")
     torch.jit.script(gp.PaiNN(channels=8, layers=1)).save(folder / "scripted.pt")
     small = painn(1, channels=8, radial_features=5, layers=1, cutoff=3.5)
     graph = AtomicGraph.from_ase(molecule("H2O"), cutoff=3.5)
