@@ -25,8 +25,8 @@ EPSILON = 1e-8
 """Inside norms; it is in the code of these versions and in no file."""
 
 ORDER = Order(message=("scalar", "direction", "vector"), update=("vector", "scalar", "product"))
-NESTED = 8
-"""Sums inside each other."""
+NESTED, MOST = 8, 100
+"""Sums inside each other, and models in all of them."""
 
 ELEMENTS = range(1, 119)
 REMEDY = "Give the model.pt that graph-pes-train writes into the folder of its run, or torch.save(model, 'model.pt')."
@@ -61,6 +61,7 @@ class _Reader:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._left = MOST
 
     def read(self, model: StandIn, declared: Declaration) -> Potential:
         parts = self._parts
@@ -111,7 +112,10 @@ class _Reader:
     def _leaves(self, thing: Any, at: str, depth: int) -> Iterator[tuple[StandIn, str]]:
         """The PaiNN and the energies of elements that are added to it, and where each is; all else is refused."""
         name = str(thing.name) if isinstance(thing, StandIn) else kind_of(thing)
-        if name == SUM and depth:
+        self._left -= 1
+        if self._left < 0 or depth < 0:
+            self._parts.refuse(f"its sums hold more than {MOST} models, or more than {NESTED} sums inside each other")
+        if name == SUM:
             models = self._parts.module(thing, SUM, at).part("models")
             for key, model in self._parts.members(models, f"the models of {at}").items():
                 yield from self._leaves(model, f"{key!r} of the sum", depth - 1)
@@ -155,7 +159,7 @@ class _Reader:
         made = [self._block(i, *pair) for i, pair in enumerate(zip(*sides, strict=True))]
         envelopes = {envelope for _, envelope in made}
         cutoff = self._parts.number(painn, "cutoff", "the model")  # in float32, and in each envelope as it was given
-        if len(envelopes) > 1 or abs(cutoff / made[0][1][0] - 1) > 1e-6:
+        if len(envelopes) > 1 or not abs(cutoff / made[0][1][0] - 1) <= 1e-6:
             words = ", ".join(f"{length} (p = {power})" for length, power in sorted(envelopes))
             self._parts.refuse(f"its envelopes have the cutoffs {words}, and the model {cutoff}: they have to agree")
         return [block for block, _ in made], made[0][1]
@@ -204,11 +208,14 @@ class _Reader:
 
 
 def _seen(embedding: StandIn, scales: Tensor) -> tuple[int, ...]:
-    """Elements of the training: registered ones, else those whose energies it scaled.
+    """Elements of the training: registered ones, else those whose energies it scaled; empty where neither says.
 
-    graph-pes registers them, and forgets them in the deep copy that graph-pes-train saves.
+    graph-pes registers them, and forgets them in the deep copy that graph-pes-train saves. Scales begin at 1, and those
+    of elements that the training never saw stay so, unless its optimiser shrinks all of them, that of no element too.
     """
-    listed = registered(embedding, "_embeddings") or (scales != 1).nonzero().flatten().tolist()
+    listed = registered(embedding, "_embeddings")
+    if not listed and scales[0] == 1:
+        listed = (scales != 1).nonzero().flatten().tolist()
     return tuple(sorted({z for z in listed if type(z) is int and z in ELEMENTS}))
 
 

@@ -44,6 +44,9 @@ LISTS = (
 )
 CONTAINERS = ("_modules", "_parameters", "_buffers")
 ALWAYS = {*CONTAINERS, "training", "_non_persistent_buffers_set"}
+MOST = 100
+"""Members of a list: interactions, layers, models of a sum."""
+
 BY_ELEMENT = "graph_pes.utils.nn._rebuild_per_element_parameter"
 
 
@@ -101,10 +104,12 @@ class Parts:
             at: what it is, for the message.
 
         Raises:
-            CheckpointError: it is neither.
+            CheckpointError: it is neither, or has too many.
         """
         kind = str(thing.name) if isinstance(thing, StandIn) else kind_of(thing)
         held = self.module(thing, kind if kind in LISTS else LISTS[0], at).state.get("_modules", {})
+        if len(held) > MOST:
+            self.refuse(f"{at} holds {len(held):,} modules, and no more than {MOST} are read")
         if not kind.endswith("Dict") and list(held) != [str(index) for index in range(len(held))]:
             self.refuse(f"{at} has members by names that are no numbers")
         return {str(name): module for name, module in held.items()}
@@ -158,7 +163,16 @@ class Parts:
         return self.archive.tensor(thing, f"{name} of {at}", integers=integers)
 
     def number(self, owner: StandIn, name: str, at: str) -> float:
-        """A tensor of one number, see `tensor`."""
+        """The only number of a tensor.
+
+        Args:
+            owner: of it.
+            name: of it there.
+            at: what the owner is, for the message.
+
+        Raises:
+            CheckpointError: it is no tensor of one number.
+        """
         found = self.tensor(owner, name, at, integers=True)
         if found.numel() != 1:
             self.refuse(f"{name} of {at} holds {found.numel()} numbers, not one")
@@ -183,7 +197,12 @@ class Parts:
 
 
 def registered(owner: StandIn, name: str) -> list[Any]:
-    """Elements that graph-pes registered with a parameter; empty where it says none."""
+    """Elements that graph-pes registered with a parameter; empty where it says none.
+
+    Args:
+        owner: of the parameter.
+        name: of it there.
+    """
     thing = owner.part(name)
     state = thing.args[-1] if isinstance(thing, StandIn) and str(thing.name) == BY_ELEMENT and thing.args else None
     listed = state.get("_accessed_Zs") if isinstance(state, Mapping) else None

@@ -15,6 +15,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,8 @@ def refused() -> Iterator[tuple[str, object]]:
     yield "lennard_jones", gp.AdditionModel(many_body=gp.PaiNN(**small), pair=gp.LennardJones(cutoff=4.0))
     yield "units", gp.UnitConverter(gp.PaiNN(**small), energy_to_eV=27.2, length_to_A=0.5)
     yield "units_in_sum", gp.AdditionModel(many_body=gp.UnitConverter(gp.PaiNN(**small), 27.2, 0.5))
+    yield "many", gp.AdditionModel(**{f"model_{i}": gp.FixedOffset(H=1.0) for i in range(101)})
+    yield "deep", reduce(lambda model, _: gp.AdditionModel(one=model), range(9), gp.PaiNN(**small))
     yield "state", gp.PaiNN(**small).state_dict()
     yield "lightning", {"state_dict": {f"model.{k}": v for k, v in gp.PaiNN(**small).state_dict().items()}}
     for name, change in CHANGES.items():
@@ -184,6 +187,10 @@ def main() -> None:
     for name, thing in refused():
         torch.save(thing, folder / f"{name}.pt")
     torch.save(gp.PaiNN(channels=8, layers=1), folder / "untrained.pt")
+    decayed = painn(1, channels=8, layers=1)
+    with torch.no_grad():  # an optimiser that does not heed non_decayable_parameters
+        decayed.scaler.per_element_scaling *= 0.99
+    torch.save(decayed, folder / "decayed.pt")
     torch.jit.script(gp.PaiNN(channels=8, layers=1)).save(folder / "scripted.pt")
     small = painn(1, channels=8, radial_features=5, layers=1, cutoff=3.5)
     graph = AtomicGraph.from_ase(molecule("H2O"), cutoff=3.5)
