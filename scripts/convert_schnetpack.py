@@ -130,8 +130,6 @@ def converted(model: Any, key: str, energy: float, length: float) -> tuple[dict[
     for name in ("offsets", "widths"):
         if (full := f"representation.radial_basis.{name}") in tensors:
             tensors[full] = tensors[full].double() * length
-            if name == "widths":  # a trained one can be negative, and is squared
-                tensors[full] = tensors[full].abs()
     if (full := "representation.radial_basis.freqs") in tensors:
         tensors[full] = tensors[full].double() / length
         weight = "representation.filter_net.weight"

@@ -22,6 +22,7 @@ PACKAGES = (
     *("pytorch_lightning", "lightning", "lightning_fabric"),
     *("__torch__.schnetpack", "__torch__.torch.nn"),
     *("nablaDFT", "torch_geometric", "omegaconf"),
+    *("graph_pes", "__torch__.graph_pes", "e3nn"),
 )
 """Packages whose classes and functions are known by what surrounds them: modules, losses, optimisers, metrics."""
 

@@ -177,9 +177,11 @@ class _Follower:
         wanted = {place for place, times in energy.terms.items() if times}
         for of in KEYS:
             near = {n: r for n, r in self._results.items() if r.of == of and wanted & r.terms.keys()}
-            if not near or any(result.same(energy) for result in near.values()):
+            if not near or any(not result.beyond and result.same(energy) for result in near.values()):
                 continue
             name, result = next(iter(near.items()))
+            if result.beyond is not None:
+                self._check.refuse(f"the {of} {name!r} of the energy {key!r} {result.beyond}")
             ratios = [energy.terms[place] / result.terms[place] for place in wanted if result.terms.get(place)]
             if ratios and result.scaled(ratios[0]).same(energy):
                 self._check.refuse(

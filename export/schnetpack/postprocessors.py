@@ -15,7 +15,7 @@ PER_STRUCTURE = (
     "gets a mean that AddOffsets adds per structure and not per atom (is_extensive is false): it would depend on how "
     "many structures the atoms are said to be"
 )
-NOT_SCALED = Sum("energy", {}, beyond="comes from a ScaleProperty that scales no output, or not by one number")
+NOT_BY_ONE = "comes from a ScaleProperty that scales no output, or not by one number"
 
 
 def postprocess(check: Checker, step: StandIn, path: str, results: dict[str, Sum]) -> None:
@@ -37,8 +37,9 @@ def postprocess(check: Checker, step: StandIn, path: str, results: dict[str, Sum
                 results[named] = _offset(check, found, step, path)
         case "ScaleProperty":
             read = step.part("input_key")
-            factor, found = check.tensors.number(step, "scale", path), results.get(read)
-            results[step.part("output_key") or read] = found.scaled(factor) if found and factor else NOT_SCALED
+            factor, found = check.tensors.number(step, "scale", path), results.get(read, Sum("energy", {}))
+            scaled = found.scaled(factor) if factor and read in results else found.without(NOT_BY_ONE)
+            results[step.part("output_key") or read] = scaled
         case _ if step.kind in CASTS:
             kinds = [str(kind) for kind in (step.part("type_map") or {}).values()]
             if not all(kind.startswith(FLOATS) for kind in kinds):

@@ -354,6 +354,10 @@ REFUSED: dict[str, Build] = {
     "scaled energy and forces": lambda: potential(
         steps=[scale("energy", 2.0), scale("forces", 3.0), scale("stress", 2.0)]
     ),
+    "forces scaled by axes": changed(
+        lambda m: setattr(m.postprocessors[0], "scale", torch.tensor([1.0, 1.0, 2.0])),
+        lambda: potential(steps=[scale("forces")]),
+    ),
     "scaled by nothing": lambda: potential(steps=all_scaled(0.0)),
     "mean of structures": lambda: potential(steps=[offsets(-1.0, extensive=False)]),
     "references of structures": lambda: potential(steps=[offsets(None, references(), extensive=False)]),

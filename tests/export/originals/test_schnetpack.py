@@ -187,6 +187,7 @@ REFUSED = {
     "scaled energy": "scales the energy 'energy' and 'forces' differently: .* the energy is 2.5 times",
     "scaled forces": "scales the energy 'energy' and 'forces' differently: .* the energy is 0.4 times",
     "scaled energy and forces": "scales the energy 'energy' and 'forces' differently: .* the energy is 0.666667 times",
+    "forces scaled by axes": "the forces 'forces' of the energy 'energy' comes from .* not by one number",
     "scaled by nothing": "comes from a ScaleProperty that scales no output, or not by one number",
     "mean of structures": "per structure and not per atom .*: it would depend on how many structures the atoms",
     "references of structures": "per structure and not per atom .*: it would depend on how many structures",
