@@ -97,8 +97,10 @@ class _Reader:
         """Where SchNetPack's own programs end neighbour lists: PaiNN.cutoff, which its users set beside a switch."""
         said = painn.part("cutoff")
         reach = float(self._check.archive.tensor(said, "PaiNN.cutoff").min()) if is_tensor(said) else said
-        if not isinstance(reach, float | int):
+        if reach is None:
             return cutoff
+        if not isinstance(reach, float | int):
+            self._check.refuse(f"PaiNN.cutoff is {kind_of(reach)}, and no number of Python's nor a tensor")
         if reach < cutoff * (1 - APART):
             self._check.refuse(
                 f"PaiNN.cutoff is {reach:g} and its cutoff function ends at {cutoff:g}: pairs between them would have "

@@ -318,6 +318,7 @@ REFUSED: dict[str, Build] = {
     "activation at the end": changed(lambda m: setattr(first(m).outnet[1], "activation", nn.SiLU())),
     "switch off before on": lambda: potential(painn(function=switch(1.0, 0.5))),
     "attribute below switch": lambda: potential(painn(function=switch(cutoff=0.5 * CUTOFF))),
+    "attribute of numpy": lambda: potential(painn(function=switch(cutoff=np.float64(CUTOFF)))),
     "representation": lambda: potential(
         spk.representation.SchNet(FEATURES, 1, spk.nn.GaussianRBF(FUNCTIONS, CUTOFF), CosineCutoff(CUTOFF))
     ),

@@ -152,6 +152,44 @@ def test_weights_alone_that_leave_the_model_open_are_refused(made: Path, name: s
         load_student(made / f"{name}, weights.ckpt", declared=KCAL)
 
 
+EDITS: dict[str, tuple[dict[str, torch.Tensor | None], str | None]] = {
+    "scale of one": ({"postprocessors.7.scale": torch.ones(())}, None),
+    "another scale": (
+        {"postprocessors.7.scale": torch.tensor(2.0)},
+        "hold postprocessors.7.scale, whose meaning is not",
+    ),
+    "short references": ({"postprocessors.7.atomref": torch.arange(20.0)}, None),
+    "table of references": ({"postprocessors.7.atomref": torch.ones(100, 1)}, "has 100 numbers in 2 dimensions"),
+    "mean of two": ({"postprocessors.7.mean": torch.ones(2)}, "has 2 numbers in 1 dimensions"),
+    "no exponents": ({"output_modules.1.exponents": None}, "ZBLRepulsionEnergy is incomplete"),
+    "fewer exponents": ({"output_modules.1.exponents": torch.ones(3)}, "ZBLRepulsionEnergy is incomplete"),
+    "unknown function": ({"output_modules.1.cutoff_fn.power": torch.ones(1)}, "ZBLRepulsionEnergy is incomplete"),
+    "farther repulsion": (
+        {"output_modules.1.cutoff_fn.cutoff": torch.tensor([9.0])},
+        "reaches beyond PaiNN's messages",
+    ),
+    "two repulsions": ({"output_modules.5.a_pow": torch.ones(1)}, "1 read-outs among them and 2 repulsions: which is"),
+    "no switch_off": ({"representation.cutoff_fn.switch_off": None}, "not those of a PaiNN"),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_weights_alone_are_taken_for_nothing_that_they_are_not(made: Path, tmp_path: Path, name: str) -> None:
+    changes, message = EDITS[name]
+    state = torch.load(made / "repulsion, mollifier, weights.ckpt")["state_dict"]
+    state |= {f"model.{key}": tensor for key, tensor in changes.items() if tensor is not None}
+    for key in (key for key, tensor in changes.items() if tensor is None):
+        del state[f"model.{key}"]
+    torch.save({"state_dict": state}, tmp_path / "x.ckpt")
+    if message is not None:
+        with pytest.raises(CheckpointError, match=message):
+            load_student(tmp_path / "x.ckpt", declared=KCAL)
+        return
+    student, checkpoint = load_checkpoint(tmp_path / "x.ckpt", declared=KCAL)
+    assert student.embedding.num_embeddings == (20 if name == "short references" else 100)
+    assert ("Z = 19" in checkpoint.remarks[-1]) == (name == "short references")
+
+
 REFUSED = {
     "activation": "activation of representation.* is softplus, and only silu and shifted_softplus",
     "module as activation": "activation of representation.* is Tanh, and only",
@@ -160,6 +198,7 @@ REFUSED = {
     "activation at the end": "the last layer of output_modules.0.outnet has the activation SiLU",
     "switch off before on": "SwitchFunction falls from 7.5589 to 3.77945, not from a distance to a longer one",
     "attribute below switch": "PaiNN.cutoff is 3.77945 and its cutoff function ends at 7.5589",
+    "attribute of numpy": "PaiNN.cutoff is numpy.*scalar, and no number of Python's nor a tensor",
     "representation": "the representation is SchNet, not PaiNN",
     "electrons": "reads more than atoms and positions: .*ElectronicEmbedding",
     "field": "input module StaticExternalFields is not known",
