@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import CheckpointError, ConfigurationError
+from painn_deploy.export.readers.foreign import model_of_weights
 from painn_deploy.export.readers.nff import NFF
 from painn_deploy.export.readers.reader import Opened, Potential, Reader
 from painn_deploy.export.schnetpack.files import SCHNETPACK, is_plain
@@ -30,6 +31,8 @@ def read_original(opened: Opened, declared: Declaration) -> Potential | None:
         DeclarationError: its owner has to say more.
     """
     reader = _reader(opened)
+    if reader is None and (model := model_of_weights(opened.tree)) is not None:
+        raise CheckpointError(f"{opened.path} holds {model}. It cannot be deployed.")
     if reader is None and is_plain(opened.tree, opened.path.suffix):
         return None
     return (reader or SCHNETPACK).read(opened, declared)  # SchNetPack's says best what a file is not

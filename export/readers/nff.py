@@ -224,12 +224,12 @@ def _of_key(params: Mapping[str, Any], name: str, key: str, default: float, sour
 
 def _params(opened: Opened) -> Mapping[str, Any]:
     """Hyperparameters: in the JSON of the file's stem, else in params.json in its folder, or in the one above."""
-    found, read = opened.beside, opened.path.with_suffix(".json")
-    if found is None or "code" in found:
+    found = opened.beside
+    if found is None or not {"model_type", *NESTED}.intersection(found):  # it may name the code alone
+        found = None
         for folder in (opened.path.parent, opened.path.absolute().parent.parent):
-            read = folder / PARAMS
             try:
-                found = read_json(read, LARGEST_PARAMS, follow=True)
+                found = read_json(folder / PARAMS, LARGEST_PARAMS, follow=True)
                 break
             except AbsentError:
                 continue

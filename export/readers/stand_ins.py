@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from painn_deploy.export.errors import CheckpointError
+from painn_deploy.export.readers.foreign import model_of_package
 
 __all__ = ["CONVERTER", "Name", "StandIn", "Storage", "known", "refused"]
 
@@ -159,6 +160,10 @@ def refused(name: Name, source: str) -> CheckpointError:
         name: that the pickle mentions.
         source: the file, for the message.
     """
+    if (model := model_of_package(name.module)) is not None:
+        return CheckpointError(
+            f"{source} is a pickle that names {name}: it holds {model}. It cannot be deployed. Nothing was executed."
+        )
     root = name.module.partition(".")[0]
     yours = (
         f" If {name.name} is a class of your own and you trust the file, {CONVERTER} converts it where you trained it."

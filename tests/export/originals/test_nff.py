@@ -232,6 +232,10 @@ CHANGED: dict[str, tuple[Callable[[StandIn], Any], str]] = {
     "a hook": (attribute("_forward_hooks", HOOK, *READOUT, "1"), "readoutdict.energy.1 has _forward_hooks, functions"),
     "a hook before": (attribute("_forward_pre_hooks", HOOK), "the model has _forward_pre_hooks"),
     "a hook of dropout": (attribute("_forward_hooks", HOOK, *READOUT, "1", "dropout"), "dropout has _forward_hooks"),
+    "an embedding of descriptors": (  # of a fork that predicts properties of atoms, under the same names
+        lambda m: modules(m).update(embed_block=StandIn(Name("nff.nn.modules.painn", "NewEmbeddingBlock"))),
+        "embed_block is nff.nn.modules.painn.NewEmbeddingBlock, not EmbeddingBlock",
+    ),
     "an attribute": (attribute("temperature", 2.0, *READOUT, "0"), "has what Dense has not: temperature"),
     "a function": (attribute("forward", Name("nff.own", "forward")), "the model has what Painn has not: forward"),
     "a module": (
@@ -386,7 +390,11 @@ def test_hyperparameters_are_found_where_its_users_have_them(tmp_path: Path) -> 
     load_student(path, declared=KCAL)
     path.with_name("params.json").rename(path.with_suffix(".json"))
     load_student(path, declared=KCAL)
+    path.with_suffix(".json").write_text(json.dumps({"code": "NeuralForceField"}))
+    above.write_text(json.dumps(params))
+    load_student(path, declared=KCAL)
     path.with_suffix(".json").unlink()
+    above.unlink()
     with pytest.raises(ConfigurationError, match=r"holds weights of NeuralForceField alone.*params\.json"):
         load_student(path, declared=KCAL)
     above.write_text("{")
