@@ -60,6 +60,9 @@ NAMED = {"swish": "silu", "shifted_softplus": "shifted_softplus"}
 """Activations as hyperparameters name them."""
 
 MARK = "message_blocks.0.inv_message."
+WRAPPER = "module."
+"""What torch's DataParallel puts before each name."""
+
 READOUTS = "readout_blocks.0.readoutdict."
 FREQUENCIES = "message_blocks.{}.inv_message.dist_embed.block.0.n"
 
@@ -154,7 +157,7 @@ def _state(opened: Opened, declared: Declaration) -> tuple[dict[str, Tensor], Se
             f"The hyperparameters beside {source} have the model_type {kind!r}. Only 'Painn' is read: if it is one, "
             f"say so there."
         )
-    things = {name: thing for name, thing in _weights(opened.tree).items() if isinstance(name, str)}
+    things = _weights(opened.tree)
     keys = list(
         dict.fromkeys(name.split(".")[3] for name in things if name.startswith("readout_blocks.0.readoutdict."))
     )
@@ -185,6 +188,8 @@ def _settings(
     check_sum(source, key, skips=skips, interactions=len(blocks), pool=name.lower())
     if (activation := params.get("activation")) not in NAMED:
         refuse(source, f"its activation is {activation!r}")
+    if (count := params.get("num_conv", len(blocks))) != len(blocks):  # its own code would leave out what is too much
+        raise ConfigurationError(f"The hyperparameters beside {source} have num_conv = {count!r}, not {len(blocks)}.")
     learnable = bool(params.get("learnable_k", False))
     functions = _positive(params, "n_rbf", source)
     for index in blocks:
@@ -243,18 +248,20 @@ def _params(opened: Opened) -> Mapping[str, Any]:
     return next((found[key] for key in NESTED if isinstance(found.get(key), Mapping)), found)
 
 
-def _weights(tree: Any) -> Mapping[Any, Any]:
-    """The state dict in a file: of its Trainer's checkpoint, or alone."""
+def _weights(tree: Any) -> Mapping[str, Any]:
+    """The state dict in a file, of its Trainer's checkpoint or alone, by the names that the model itself gives."""
     held = tree.get("model") if isinstance(tree, Mapping) else None
     held = tree if held is None else held
-    return held if isinstance(held, Mapping) else {}
+    names = {name: thing for name, thing in held.items() if isinstance(name, str)} if isinstance(held, Mapping) else {}
+    wrapped = all(name.startswith(WRAPPER) for name in names)
+    return {name.removeprefix(WRAPPER): thing for name, thing in names.items()} if wrapped else names
 
 
 def _claims(opened: Opened) -> bool:
     """Whether its class is of this code, or its tensors have the names of its PaiNNs'."""
     if isinstance(opened.tree, StandIn):
         return opened.tree.name.module.startswith(PACKAGE)
-    return any(isinstance(name, str) and MARK in name for name in _weights(opened.tree))
+    return any(name.startswith(MARK) for name in _weights(opened.tree))
 
 
 NFF = Reader("NeuralForceField", _claims, read_nff)

@@ -365,6 +365,7 @@ HYPERPARAMETERS: dict[str, tuple[dict[str, Any], type[CheckpointError], str]] = 
     "cutoff": ({"cutoff": "4"}, ConfigurationError, "have cutoff = '4'"),
     "no cutoff": ({"cutoff": None}, ConfigurationError, "have cutoff = None"),
     "far": ({"n_rbf": 10**9}, ConfigurationError, "have n_rbf = 1000000000"),
+    "interactions": ({"num_conv": 2}, ConfigurationError, "have num_conv = 2, not 1"),
     "functions": ({"n_rbf": 6}, ConfigurationError, "filters.weight has the shape"),
     "means": ({"means": {"energy": "x"}}, ConfigurationError, "The means beside .* hold 'x' for 'energy'"),
     "stddevs": ({"stddevs": 2.0}, ConfigurationError, "The stddevs beside .* are no mapping"),
@@ -420,6 +421,14 @@ def test_weights_are_those_of_a_painn(change: Callable[[dict[str, Any]], Any], m
     torch.save(weights, path)  # a state dict alone is read, too
     with pytest.raises(CheckpointError, match=message):
         load_student(path, declared=KCAL)
+
+
+def test_a_state_dict_of_a_parallel_model_is_that_of_the_model_in_it(tmp_path: Path) -> None:
+    path = copied(tmp_path)
+    content = torch.load(path, weights_only=True)
+    wrapped = {f"module.{name}": tensor for name, tensor in content["model"].items()}
+    torch.save(content | {"model": wrapped}, path)
+    assert errors(load_student(path, dtype=torch.float64, declared=KCAL), "trained")[1] < 1e-9
 
 
 def test_a_file_says_no_more_than_names_and_numbers() -> None:
