@@ -149,18 +149,16 @@ def _potential(source: str, weights: Mapping[str, Tensor], settings: Settings, d
 def _state(opened: Opened, declared: Declaration) -> tuple[dict[str, Tensor], Settings]:
     """Weights of a state dict, without those of other read-outs; and what the hyperparameters beside it say."""
     source, params = opened.archive.source, _params(opened)
-    kind = params.get("model_type")
+    kind = str(params.get("model_type"))
     if kind in SUBCLASSES:
         refuse(source, f"its hyperparameters say {kind} and not Painn: {SUBCLASSES[kind]}")
     if kind != "Painn":
         raise ConfigurationError(
             f"The hyperparameters beside {source} have the model_type {kind!r}. Only 'Painn' is read: if it is one, "
-            f"say so there."
+            "say so there."
         )
     things = _weights(opened.tree)
-    keys = list(
-        dict.fromkeys(name.split(".")[3] for name in things if name.startswith("readout_blocks.0.readoutdict."))
-    )
+    keys = list(dict.fromkeys(name.split(".")[3] for name in things if name.startswith(READOUTS)))
     key = energy_of(keys, declared, source)
     mine = f"{READOUTS}{key}."
     others = ("readout_blocks.", *(f"pool_dic.{other}." for other in keys if other != key))
@@ -186,7 +184,7 @@ def _settings(
     if not isinstance(skips, bool) or not isinstance(name, str):
         raise ConfigurationError(f"The skip_connection or pool_dic beside {source} do not say what {key!r} is.")
     check_sum(source, key, skips=skips, interactions=len(blocks), pool=name.lower())
-    if (activation := params.get("activation")) not in NAMED:
+    if (activation := str(params.get("activation"))) not in NAMED:
         refuse(source, f"its activation is {activation!r}")
     if (count := params.get("num_conv", len(blocks))) != len(blocks):  # its own code would leave out what is too much
         raise ConfigurationError(f"The hyperparameters beside {source} have num_conv = {count!r}, not {len(blocks)}.")
@@ -234,7 +232,7 @@ def _params(opened: Opened) -> Mapping[str, Any]:
         found = None
         for folder in (opened.path.parent, opened.path.absolute().parent.parent):
             try:
-                found = read_json(folder / PARAMS, LARGEST_PARAMS, follow=True)
+                found = read_json(folder / PARAMS, LARGEST_PARAMS, follow=True, finite=False)
                 break
             except AbsentError:
                 continue
