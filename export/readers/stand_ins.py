@@ -22,6 +22,7 @@ PACKAGES = (
     *("schnetpack", "torch.nn", "torch.optim", "torchmetrics", "torch_ema"),
     *("pytorch_lightning", "lightning", "lightning_fabric"),
     *("__torch__.schnetpack", "__torch__.torch.nn"),
+    *("graph_pes", "__torch__.graph_pes", "e3nn"),
     "nff",
 )
 """Packages whose classes and functions are known by what surrounds them: modules, losses, optimisers, metrics."""
