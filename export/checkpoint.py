@@ -48,8 +48,9 @@ DEEPEST = 4
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 READ = (
-    "What can be read: .safetensors or .pt with weights alone and their configuration as JSON beside them; what "
-    "SchNetPack saves (best_model, best_inference_model, a .ckpt of Lightning, TorchScript of spkdeploy); student:base."
+    "What can be read: .safetensors or .pt with weights alone and their configuration as JSON beside them; PaiNNs that "
+    "SchNetPack (best_model, best_inference_model, a .ckpt of Lightning, TorchScript of spkdeploy), graph-pes, "
+    "NeuralForceField, PaiNN-model, cPaiNN or curator saved; student:base."
 )
 
 
@@ -124,7 +125,7 @@ def load_student(
     """Load a student force field: the torch model that is the reference for every engine made from it.
 
     The file is known by its content. Weights alone come with a configuration: JSON beside them (same stem, .json), or
-    inside them. What SchNetPack saved says it all but units and elements. Pickles are never executed.
+    inside them. What a training code saved says it all but units and elements. Pickles are never executed.
 
     Args:
         path: of the file, or the name of a student that ships, such as `student:base`.

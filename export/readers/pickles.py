@@ -41,7 +41,7 @@ def read_pickle(data: bytes, source: str) -> Any:
         source: the file, for messages.
 
     Raises:
-        CheckpointError: it is cut short, uses an instruction or names a thing that no model of SchNetPack needs.
+        CheckpointError: it is cut short, uses an instruction or names a thing that no model needs.
     """
     return _run(_Machine(source), data, source)
 

@@ -144,7 +144,7 @@ NO_MODULES = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_r
 
 
 def known(name: Name) -> bool:
-    """Whether a name is one that SchNetPack's files are made of."""
+    """Whether a name is one that files of the codes that are read are made of."""
     if not all(part.isidentifier() for part in str(name).split(".")):
         return False
     return (
@@ -172,6 +172,6 @@ def refused(name: Name, source: str) -> CheckpointError:
         else ""
     )
     return CheckpointError(
-        f"{source} is a pickle that names {name}, which no model of SchNetPack is made of. Nothing was executed, and "
+        f"{source} is a pickle that names {name}, which no PaiNN that can be read is made of. Nothing was executed, and "
         f"nothing of it is read.{yours}"
     )
