@@ -172,6 +172,6 @@ def refused(name: Name, source: str) -> CheckpointError:
         else ""
     )
     return CheckpointError(
-        f"{source} is a pickle that names {name}, which no PaiNN that can be read is made of. Nothing was executed, and "
-        f"nothing of it is read.{yours}"
+        f"{source} is a pickle that names {name}, which no PaiNN that can be read is made of. Nothing was executed, "
+        f"and nothing of it is read.{yours}"
     )
