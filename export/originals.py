@@ -4,14 +4,16 @@ from collections.abc import Sequence
 
 from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import CheckpointError, ConfigurationError
-from painn_deploy.export.readers.fairchem import FAIRCHEM
+from painn_deploy.export.readers.foreign import model_of_weights
 from painn_deploy.export.readers.graph_pes import GRAPH_PES
+from painn_deploy.export.readers.nff import NFF
 from painn_deploy.export.readers.reader import Opened, Potential, Reader
+from painn_deploy.export.readers.stand_ins import StandIn
 from painn_deploy.export.schnetpack.files import SCHNETPACK, is_plain
 
 __all__ = ["READERS", "read_original"]
 
-READERS: Sequence[Reader] = (SCHNETPACK, GRAPH_PES, FAIRCHEM)
+READERS: Sequence[Reader] = (SCHNETPACK, GRAPH_PES, NFF)
 """Of each code, one."""
 
 CODE = "code"
@@ -31,6 +33,9 @@ def read_original(opened: Opened, declared: Declaration) -> Potential | None:
         DeclarationError: its owner has to say more.
     """
     reader = _reader(opened)
+    tree = dict.fromkeys(opened.tree.parameters()) if isinstance(opened.tree, StandIn) else opened.tree
+    if reader is None and (model := model_of_weights(tree)) is not None:
+        raise CheckpointError(f"{opened.path} holds {model}. It cannot be deployed.")
     if reader is None and is_plain(opened.tree, opened.path.suffix):
         return None
     return (reader or SCHNETPACK).read(opened, declared)  # SchNetPack's says best what a file is not

@@ -189,8 +189,9 @@ class PaiNN(Student):
     def _radial(self, distances: Tensor, mask: Tensor | float, layer: int) -> Tensor:
         """The basis and the 1 that the bias multiplies, times cutoff and mask; [..., columns]."""
         basis = self.basis[layer] if isinstance(self.basis, nn.ModuleList) else self.basis
+        cutoff = self.envelope(distances) * mask
         radial: Tensor = basis(distances, self._columns())
-        return radial * (self.envelope(distances) * mask).unsqueeze(-1)
+        return radial * cutoff.unsqueeze(-1)
 
     def envelope(self, distances: Float[Tensor, "*edges"]) -> Float[Tensor, "*edges"]:
         """What fades a pair out as it nears the cutoff."""
@@ -273,8 +274,6 @@ def _basis_of(tensors: Mapping[str, Tensor], configuration: Configuration, sourc
     made: list[nn.Module] = []
     for place in places:
         found = {name: tensors[place + name] for name in ("offsets", "widths", "freqs") if place + name in tensors}
-        if "widths" in found:  # squared in the equations, so that training may turn a sign
-            found["widths"] = found["widths"].abs()
         check_basis(found, source, positive=("widths",))
         if found.keys() == {"offsets", "widths"}:
             made.append(GaussianBasis(found["offsets"], found["widths"]))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from painn_deploy.export.errors import CheckpointError
+from painn_deploy.export.readers.foreign import model_of_package
 
 __all__ = ["CONVERTER", "Name", "StandIn", "Storage", "known", "refused"]
 
@@ -23,6 +24,7 @@ PACKAGES = (
     *("__torch__.schnetpack", "__torch__.torch.nn"),
     *("nablaDFT", "torch_geometric", "omegaconf"),
     *("graph_pes", "__torch__.graph_pes", "e3nn"),
+    "nff",
 )
 """Packages whose classes and functions are known by what surrounds them: modules, losses, optimisers, metrics."""
 
@@ -140,12 +142,24 @@ class StandIn:
             if isinstance(name, str) and isinstance(value, StandIn) and value.name.name not in NO_MODULES:
                 yield name, value
 
+    def parameters(self) -> Iterator[str]:
+        """Names of its parameters, as a state dict has them; of a module that has several places, at one of them."""
+        left, seen = [("", self)], {id(self)}
+        while left:
+            path, module = left.pop()
+            held = module.state.get("_parameters")
+            yield from (f"{path}{name}" for name in (held if isinstance(held, Mapping) else ()))
+            for name, child in module.children():
+                if id(child) not in seen:
+                    seen.add(id(child))
+                    left.append((f"{path}{name}.", child))
+
 
 NO_MODULES = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state")
 
 
 def known(name: Name) -> bool:
-    """Whether a name is one that SchNetPack's files are made of."""
+    """Whether a name is one that files of the codes that are read are made of."""
     if not all(part.isidentifier() for part in str(name).split(".")):
         return False
     return (
@@ -162,6 +176,10 @@ def refused(name: Name, source: str) -> CheckpointError:
         name: that the pickle mentions.
         source: the file, for the message.
     """
+    if (model := model_of_package(name.module)) is not None:
+        return CheckpointError(
+            f"{source} is a pickle that names {name}: it holds {model}. It cannot be deployed. Nothing was executed."
+        )
     root = name.module.partition(".")[0]
     yours = (
         f" If {name.name} is a class of your own and you trust the file, {CONVERTER} converts it where you trained it."
@@ -169,6 +187,6 @@ def refused(name: Name, source: str) -> CheckpointError:
         else ""
     )
     return CheckpointError(
-        f"{source} is a pickle that names {name}, which no model of SchNetPack is made of. Nothing was executed, and "
-        f"nothing of it is read.{yours}"
+        f"{source} is a pickle that names {name}, which no PaiNN that can be read is made of. Nothing was executed, "
+        f"and nothing of it is read.{yours}"
     )

@@ -15,8 +15,8 @@ from painn_deploy.export.errors import CheckpointError
 
 EV = Declaration("eV", "Ang")
 REASONS = {
-    True: r"OC20, fairchem; nablaDFT's painn_pyg\), .*output of their own \(out_forces\) and no gradient of its energy",
-    False: r"the bias of its filters \(rbf_proj\) is not faded, .* keeps only max_neighbors",
+    True: r"of the Open Catalyst Project .*PaiNN-OC\) that predicts forces directly, .*: they conserve none",
+    False: r"nearest neighbours \(max_neighbors\), and does not fade the bias .*: its energy jumps",
 }
 
 
