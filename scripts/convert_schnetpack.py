@@ -130,6 +130,8 @@ def converted(model: Any, key: str, energy: float, length: float) -> tuple[dict[
     for name in ("offsets", "widths"):
         if (full := f"representation.radial_basis.{name}") in tensors:
             tensors[full] = tensors[full].double() * length
+            if name == "widths":  # squared in the equation, so that a trained one may be negative
+                tensors[full] = tensors[full].abs()
     if (full := "representation.radial_basis.freqs") in tensors:
         tensors[full] = tensors[full].double() / length
         weight = "representation.filter_net.weight"

@@ -65,8 +65,7 @@ class _Reader:
         reach = self._reach(painn, float(fade["cutoff"]))
         tensors = {"representation.embedding.weight": self._embedding(painn.part("embedding"))}
         tensors["representation.cutoff_fn.cutoff"] = fade["cutoff"]
-        basis = painn.part("radial_basis")
-        tensors |= self._tensors.some(basis, BASIS, BASES[basis.kind])
+        tensors |= self._basis(painn.part("radial_basis"))
         filters = check.linear(painn.part("filter_net"), "the filters")
         tensors |= self._tensors.some(filters, "representation.filter_net")
         blocks = {name: check.members(painn.part(name), name) for name in BLOCKS}
@@ -92,6 +91,12 @@ class _Reader:
             tensors, remark = with_references(tensors, found.references * energy)
             remarks += [remark] if remark else []
         return Potential(tensors, configuration, tuple(remarks))
+
+    def _basis(self, basis: StandIn) -> dict[str, Tensor]:
+        found = self._tensors.some(basis, BASIS, BASES[basis.kind])
+        if (widths := found.get(f"{BASIS}.widths")) is not None:
+            found[f"{BASIS}.widths"] = widths.abs()  # squared in the equation, so that a trained one may be negative
+        return found
 
     def _reach(self, painn: StandIn, cutoff: float) -> float:
         """Where SchNetPack's own programs end neighbour lists: PaiNN.cutoff, which its users set beside a switch."""
