@@ -67,6 +67,8 @@ def read_state(
         )
     kind, fade = found
     tensors[f"{FADE}.cutoff"] = fade["cutoff"]
+    if (widths := tensors.get("representation.radial_basis.widths")) is not None:
+        tensors["representation.radial_basis.widths"] = widths.abs()  # squared in the equation
     layers, repulsion = _outputs(source, weights)
     last = f"output_modules.0.outnet.{max(int(name.split('.')[3]) for name in layers)}"
     tensors = fold_units(tensors | layers, last, energy, length)

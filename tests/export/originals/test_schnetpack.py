@@ -158,6 +158,7 @@ EDITS: dict[str, tuple[dict[str, torch.Tensor | None], str | None]] = {
         {"postprocessors.7.scale": torch.tensor(2.0)},
         "hold postprocessors.7.scale, whose meaning is not",
     ),
+    "negative widths": ({"representation.radial_basis.widths": torch.full((6,), -1.5)}, None),
     "short references": ({"postprocessors.7.atomref": torch.arange(20.0)}, None),
     "table of references": ({"postprocessors.7.atomref": torch.ones(100, 1)}, "has 100 numbers in 2 dimensions"),
     "mean of two": ({"postprocessors.7.mean": torch.ones(2)}, "has 2 numbers in 1 dimensions"),
