@@ -1,24 +1,12 @@
-"""What SchNetPack can vary in a PaiNN, built and run in SchNetPack's own environment with small, seeded weights.
+"""What SchNetPack can vary in a PaiNN, built with small, seeded weights; see schnetpack_peer.py."""
 
-    python schnetpack_variants.py FOLDER
-
-Writes a file for each of `VARIANTS` and of `REFUSED`, and FOLDER/peer.npz with energies (eV), forces (eV/Å) and, for
-crystals, stresses (eV/Å³) of `structures` that SchNetPack computes in float64. All files are in kcal/mol and Bohr.
-"""
-
-import copy
-import sys
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import schnetpack as spk
 import torch
-import torchmetrics
 from ase import Atoms, units
 from ase.build import bulk, graphene, molecule
 from schnetpack.atomistic import (
@@ -33,13 +21,12 @@ from schnetpack.atomistic import (
 from schnetpack.interfaces import AtomsConverter
 from schnetpack.nn import CosineCutoff, MollifierCutoff, SwitchFunction
 from schnetpack.nn.activations import ShiftedSoftplus, shifted_softplus
-from schnetpack.transform import AddOffsets, CastTo32, CastTo64, MatScipyNeighborList, RemoveOffsets, ScaleProperty
+from schnetpack.transform import AddOffsets, CastTo32, CastTo64, MatScipyNeighborList, ScaleProperty
 from torch import nn
 
 FEATURES, FUNCTIONS = 8, 6
 REACH = 4.0  # Å
 CUTOFF = REACH / units.Bohr
-KCAL = units.kcal / units.mol
 ELEMENTS = 100
 
 
@@ -256,188 +243,3 @@ SCRIPTED = ("mollifier", "softplus", "silu module", "switch with buffer", "repul
 
 TASKS = ("softplus module", "repulsion, mollifier", "mean", "several outputs", "unfaded beside a switch")
 """Saved as a task, too; and as a checkpoint of Lightning, with its hyperparameters and without."""
-
-
-def changed(change: Callable[[Any], Any], build: Build = potential) -> Build:
-    def make() -> spk.model.NeuralNetworkPotential:
-        made = build()
-        change(made)
-        return made
-
-    return make
-
-
-def hooked(module: nn.Module) -> None:
-    module.register_forward_hook(torch.nn.functional.silu)
-
-
-def doubles(
-    self: Any, given: tuple[torch.Tensor, torch.Tensor], found: tuple[torch.Tensor, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A hook that TorchScript can write."""
-    return 2 * found[0], found[1]
-
-
-def electronic() -> spk.model.NeuralNetworkPotential:
-    charge = spk.nn.embedding.ElectronicEmbedding("total_charge", FEATURES, is_charged=True)
-    return potential(painn(electronic_embeddings=[charge]))
-
-
-def in_field() -> spk.model.NeuralNetworkPotential:
-    inputs = [spk.atomistic.PairwiseDistances(), spk.atomistic.StaticExternalFields()]
-    return potential(inputs=inputs)
-
-
-def summed(*modules: nn.Module, keys: tuple[str, ...]) -> spk.model.NeuralNetworkPotential:
-    outputs = [Atomwise(FEATURES, output_key="a"), *modules, Aggregation(["a", *keys], "energy")]
-    return potential(outputs=outputs)
-
-
-def coulomb() -> nn.Module:
-    return spk.atomistic.EnergyCoulomb("kcal/mol", "Bohr", spk.atomistic.CoulombPotential(), "q")
-
-
-def removed() -> RemoveOffsets:
-    return RemoveOffsets("energy", remove_mean=True)
-
-
-def part_of_forces() -> spk.model.NeuralNetworkPotential:
-    outputs = [Atomwise(FEATURES, output_key="a"), zbl(), Aggregation(["a", "energy_zbl"], "energy")]
-    return potential(outputs=outputs, forces="a")
-
-
-def first(model: Any) -> Any:
-    return model.output_modules[0]
-
-
-REFUSED: dict[str, Build] = {
-    "activation": lambda: potential(painn(activation=torch.nn.functional.softplus)),
-    "module as activation": lambda: potential(painn(activation=nn.Tanh())),
-    "shape of softplus": lambda: potential(painn(activation=ShiftedSoftplus(1.0, 2.0))),
-    "two activations": lambda: potential(painn(activation=shifted_softplus)),
-    "activation at the end": changed(lambda m: setattr(first(m).outnet[1], "activation", nn.SiLU())),
-    "switch off before on": lambda: potential(painn(function=switch(1.0, 0.5))),
-    "attribute below switch": lambda: potential(painn(function=switch(cutoff=0.5 * CUTOFF))),
-    "attribute of numpy": lambda: potential(painn(function=switch(cutoff=np.float64(CUTOFF)))),
-    "representation": lambda: potential(
-        spk.representation.SchNet(FEATURES, 1, spk.nn.GaussianRBF(FUNCTIONS, CUTOFF), CosineCutoff(CUTOFF))
-    ),
-    "electrons": electronic,
-    "field": in_field,
-    "filter of short range": lambda: potential(
-        inputs=[spk.atomistic.PairwiseDistances(), spk.atomistic.FilterShortRange(CUTOFF)]
-    ),
-    "epsilon": changed(lambda m: setattr(m.representation.mixing[0], "epsilon", 1e-3)),
-    "hook": changed(lambda m: hooked(m.representation.mixing[0])),
-    "hook of the model": changed(hooked),
-    "backward hook": changed(
-        lambda m: m.representation.radial_basis.register_full_backward_hook(torch.nn.functional.silu)
-    ),
-    "another forward": changed(lambda m: setattr(m.representation.cutoff_fn, "forward", torch.nn.functional.silu)),
-    "hook of a postprocessor": changed(
-        lambda m: hooked(m.postprocessors[0]), lambda: potential(steps=[CastTo64()])
-    ),
-    "average": lambda: readout(aggregation_mode="avg"),
-    "no aggregation": lambda: readout(aggregation_mode=None, per_atom_output_key="e"),
-    "two numbers": lambda: potential(outputs=[Atomwise(FEATURES, n_out=2, output_key="energy")], forces=None),
-    "another key": lambda: potential(key="U0", forces="U0"),
-    "key of a dipole": lambda: potential(outputs=[DipoleMoment(FEATURES, dipole_key="energy")], forces=None),
-    "charges": lambda: summed(DipoleMoment(FEATURES, return_charges=True), coulomb(), keys=("q",)),
-    "two read-outs": lambda: summed(Atomwise(FEATURES, output_key="b"), keys=("b",)),
-    "repulsion alone": lambda: potential(outputs=[zbl(key="energy")]),
-    "what is added is no output": lambda: summed(keys=("_n_atoms",)),
-    "one name twice": lambda: potential(outputs=[Atomwise(FEATURES, output_key="energy"), zbl(key="energy")]),
-    "repulsion beyond": lambda: repelled(CosineCutoff(1.2 * CUTOFF)),
-    "unfaded repulsion beyond": lambda: repelled(representation=painn(function=switch(0.3, 0.9, cutoff=CUTOFF))),
-    "forces of a part": part_of_forces,
-    "scaled energy": lambda: potential(steps=[scale("energy")]),
-    "scaled forces": lambda: potential(steps=[scale("forces")]),
-    "scaled energy and forces": lambda: potential(
-        steps=[scale("energy", 2.0), scale("forces", 3.0), scale("stress", 2.0)]
-    ),
-    "forces scaled by axes": changed(
-        lambda m: setattr(m.postprocessors[0], "scale", torch.tensor([1.0, 1.0, 2.0])),
-        lambda: potential(steps=[scale("forces")]),
-    ),
-    "scaled by nothing": lambda: potential(steps=all_scaled(0.0)),
-    "mean of structures": lambda: potential(steps=[offsets(-1.0, extensive=False)]),
-    "references of structures": lambda: potential(steps=[offsets(None, references(), extensive=False)]),
-    "mean of two numbers": changed(
-        lambda m: setattr(m.postprocessors[0], "mean", torch.ones(2)), lambda: potential(steps=[offsets(1.0)])
-    ),
-    "references in a table": changed(
-        lambda m: setattr(m.postprocessors[0], "atomref", torch.ones(ELEMENTS, 1)),
-        lambda: potential(steps=[offsets(None, references())]),
-    ),
-    "offsets that are removed": lambda: potential(steps=[removed()]),
-    "integers": lambda: potential(steps=[spk.transform.CastMap({"float32": "int64"})]),
-}  # fmt: skip
-
-
-def reference(model: nn.Module, key: str, forces: str = "forces", stress: str = "stress") -> dict[str, np.ndarray]:
-    model = copy.deepcopy(model).double().eval()
-    kept = [step for step in model.postprocessors if not isinstance(step, CastTo32)]  # it rounds, and does nothing else
-    model.postprocessors = nn.ModuleList(kept)
-    results = model(batch(torch.float64))
-    found = {name: results[each].detach().numpy() for name, each in (("energies", key), ("forces", forces))}
-    found["stresses"] = results[stress].detach().numpy()[-3:] * KCAL / units.Bohr**3
-    return found | {"energies": found["energies"] * KCAL, "forces": found["forces"] * KCAL / units.Bohr}
-
-
-def scripted(model: nn.Module, path: Path) -> None:
-    """As `spkdeploy` writes it: casts are left out, since TorchScript has none, and means are in float32."""
-    kept = [step for step in model.postprocessors if not isinstance(step, CastTo64 | CastTo32)]
-    for step in kept:
-        if isinstance(step, AddOffsets):
-            step.mean = step.mean.float()
-    model.postprocessors = nn.ModuleList(kept)
-    torch.jit.save(torch.jit.script(model), path)
-
-
-def as_task(model: nn.Module, path: Path, key: str) -> None:
-    metrics = {"mae": torchmetrics.MeanAbsoluteError()}
-    outputs = [spk.task.ModelOutput(each, nn.MSELoss(), 1.0, metrics) for each in (key, "forces")]
-    task = spk.task.AtomisticTask(copy.deepcopy(model), outputs, torch.optim.AdamW, {"lr": 1e-3})
-    torch.save(task, path.with_suffix(".task"))
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=path.parent)
-    trainer.strategy.connect(task)
-    trainer.save_checkpoint(path.with_suffix(".ckpt"), weights_only=True)
-    saved = torch.load(path.with_suffix(".ckpt"), weights_only=False)
-    torch.save({"state_dict": saved["state_dict"]}, path.with_name(f"{path.stem}, weights.ckpt"))
-
-
-def main() -> None:
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
-    found: dict[str, np.ndarray] = {}
-    for seed, (name, build) in enumerate(VARIANTS.items()):
-        torch.manual_seed(seed)
-        model = build()
-        torch.save(model, folder / f"{name}.best_model")
-        key = "U0" if name == "several outputs" else "energy"
-        keys = ("energy_3", "forces_3", "stress_3") if name == "scaled to another name" else (key,)
-        found |= {f"{name}/{what}": value for what, value in reference(model, *keys).items()}
-        if name in TASKS:
-            as_task(model, folder / name, key)
-        if name in SCRIPTED:
-            scripted(model, folder / f"{name}.pt")
-    made = structures()
-    found |= {
-        "pbc": np.array([atoms.pbc for atoms in made]),
-        "numbers": np.concatenate([atoms.numbers for atoms in made]),
-        "positions": np.concatenate([atoms.positions for atoms in made]),
-        "sizes": np.array([len(atoms) for atoms in made]),
-        "cells": np.array([atoms.cell.array for atoms in made]),
-    }
-    np.savez(folder / "peer.npz", **found)
-    for name, build in REFUSED.items():
-        torch.manual_seed(0)
-        torch.save(build(), folder / f"{name}.refused")
-    hooked = potential()
-    hooked.representation.mixing[0].register_forward_hook(doubles)
-    scripted(hooked, folder / "hook in TorchScript.refused")
-
-
-if __name__ == "__main__":
-    main()

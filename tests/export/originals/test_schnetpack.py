@@ -21,7 +21,7 @@ from painn_deploy.scripts import convert_schnetpack, export_engines
 from painn_deploy.scripts.commands.convert import convert_checkpoint
 from tests.export.originals.installed import run
 
-PEER = Path(__file__).with_name("schnetpack_variants.py")
+PEER = Path(__file__).with_name("schnetpack_peer.py")
 UNITS = {"energy_unit": "kcal/mol", "length_unit": "Bohr"}
 OPTIONS = ("--energy-unit", "kcal/mol", "--length-unit", "Bohr")
 KCAL = Declaration(**UNITS)
