@@ -16,12 +16,13 @@ from painn_deploy.export.model.distiller import Distiller
 from painn_deploy.export.model.painn import PaiNN
 from painn_deploy.export.model.student import Configuration, Student
 from painn_deploy.export.model.weights import check_student, check_tensors
+from painn_deploy.export.originals import read_original
 from painn_deploy.export.parsing import UnreadableError
 from painn_deploy.export.plain import read_safetensors, read_torch, unwrapped
 from painn_deploy.export.readers.archive import Archive, is_tensor
 from painn_deploy.export.readers.pickles import check_names
+from painn_deploy.export.readers.reader import Opened
 from painn_deploy.export.reading import AbsentError, read_json, read_regular
-from painn_deploy.export.schnetpack.files import is_plain, read_model
 from painn_deploy.export.units import energy_unit, length_unit
 
 __all__ = [
@@ -241,8 +242,8 @@ def _read(
     if content.startswith(ZIP):
         archive = Archive(content, str(path))
         tree = archive.tree()
-        if not is_plain(tree, path.suffix):
-            found = read_model(archive, tree, declared, _beside(path))
+        found = read_original(Opened(archive, tree, path, _beside(path)), declared)
+        if found is not None:
             configuration = Configuration.from_mapping(found.configuration, str(path))
             return found.tensors, _with_species(configuration, declared, path), found.remarks
         things, inside = unwrapped(tree, path, is_tensor)

@@ -30,6 +30,67 @@ def write(folder: Path, kind: str, *, seed: int = 0, **changes: Any) -> Path:
     return path
 
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "shifted softplus": {"activation": "shifted_softplus"},
+    "mollifier": {"cutoff_fn": "mollifier"},
+    "switch": {"cutoff_fn": "switch", "switch_on": 2.0},
+    "polynomial": {"cutoff_fn": "polynomial", "cutoff_power": 6},
+    "no epsilon": {"epsilon": 0.0},
+    "a basis an interaction": {"bases": True},
+    "vectors mixed with a bias": {"mixing_bias": True},
+    "scaled energies": {"scales": True},
+    "repulsion": {"repulsion": "none"},
+    "repulsion that ends early": {"repulsion": "switch", "repulsion_cutoff": 2.5},
+    "one interaction": {"num_interactions": 1},
+    "all at once": {
+        "activation": "shifted_softplus",
+        "cutoff_fn": "polynomial",
+        "cutoff_power": 5,
+        "epsilon": 3e-15,
+        "bases": True,
+        "mixing_bias": True,
+        "scales": True,
+        "repulsion": "mollifier",
+        "repulsion_cutoff": 3.0,
+    },
+}
+"""How a PaiNN may differ from the usual one: keys of a configuration, and of `write_variant`."""
+
+
+def write_variant(folder: Path, name: str, *, seed: int = 0) -> Path:
+    """Write a student that differs as `VARIANTS` says; each term of it is large enough to be missed."""
+    said = dict(VARIANTS[name])
+    wanted = {key: said.pop(key, None) for key in ("bases", "mixing_bias", "scales", "repulsion_cutoff")}
+    configuration = {"architecture": "painn", **CONFIGURATION, **said}
+    weights = schnetpack_weights(configuration, seed)
+    g, layers = torch.Generator().manual_seed(seed + 1), configuration["num_interactions"]
+    if wanted["bases"]:
+        for key in ("offsets", "widths"):
+            shared = weights.pop(f"representation.radial_basis.{key}")
+            for layer in range(layers):
+                moved = shared * (1 + 0.1 * torch.rand(len(shared), generator=g))
+                weights[f"representation.radial_basis.{layer}.{key}"] = moved
+    if wanted["mixing_bias"]:
+        for layer in range(layers):
+            bias = 0.5 * torch.randn(2 * configuration["hidden_dim"], generator=g)
+            weights[f"representation.mixing.{layer}.mu_channel_mix.bias"] = bias
+    if wanted["scales"]:
+        weights["energy_scales"] = 0.5 + torch.rand(20, generator=g)
+    if "repulsion" in said:
+        numbers = {"a_power": 0.23, "a_scale": 2.13, "strength": 14.4}
+        if wanted["repulsion_cutoff"]:
+            numbers["cutoff"] = wanted["repulsion_cutoff"]
+        if said["repulsion"] == "switch":
+            numbers["switch_on"] = 0.5
+        weights |= {f"repulsion.{key}": torch.tensor([value]) for key, value in numbers.items()}
+        weights["repulsion.coefficients"] = torch.tensor([0.18, 0.51, 0.28, 0.03])
+        weights["repulsion.exponents"] = torch.tensor([3.2, 0.94, 0.4, 0.2])
+    path = folder / f"{name.replace(' ', '_')}.safetensors"
+    save_file(weights, path)
+    path.with_suffix(".json").write_text(json.dumps(configuration))
+    return path
+
+
 def _layers(generator: torch.Generator, prefix: str, sizes: list[int], step: int = 1) -> dict[str, torch.Tensor]:
     weights = {}
     for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):

@@ -28,7 +28,7 @@ MOST_MODULES, MOST_LINES = 20, 400  # of a folder, of a module
 # Inside a room, imports point to the left too: here are its sub-packages in that order, and "" for the modules that are
 # in none. A module that stands elsewhere than its folder is named.
 SHELVES = {
-    "export": ("", "model", "readers", "schnetpack", "checkpoint", "graph"),
+    "export": ("", "model", "readers", "schnetpack", "originals", "checkpoint", "graph"),
     "engines": ("", "gpu", "inductor", "onnxruntime", "tensorrt"),
     "runtime": ("", "screening"),
     "calibration": ("", "accuracy", "int8", "physics", "report"),

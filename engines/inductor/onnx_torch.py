@@ -124,6 +124,7 @@ _OPERATORS: Mapping[str, Callable[..., Any]] = {
     "Sigmoid": torch.sigmoid,
     "Sin": torch.sin,
     "Slice": _slice,
+    "Softplus": torch.nn.functional.softplus,
     "Split": lambda x, sizes, axis=0: tuple(x.split(sizes, axis)),
     "Sqrt": torch.sqrt,
     "Squeeze": _squeeze,

@@ -60,7 +60,10 @@ def trace(student: Student, precision: str = "fp32") -> fx.GraphModule:
     traced = make_fx(
         energies_forces_virials,
         tracing_mode="symbolic",
-        decomposition_table={torch.ops.aten.silu_backward.default: _silu_backward},
+        decomposition_table={
+            torch.ops.aten.silu_backward.default: _silu_backward,
+            torch.ops.aten.softplus_backward.default: _softplus_backward,
+        },
         _allow_non_fake_inputs=True,
     )(*sample)
     traced.graph.eliminate_dead_code()
@@ -71,6 +74,11 @@ def _silu_backward(grad: Tensor, x: Tensor) -> Tensor:
     """grad · d(x·σ)/dx with σ and x·σ taken from the forward pass: σ + y(1 - σ) for y = x·σ."""
     sigmoid = torch.sigmoid(x)
     return grad * (sigmoid + x * sigmoid * (1 - sigmoid))
+
+
+def _softplus_backward(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
+    """grad · σ(x), everywhere: where torch's softplus is x, σ is 1 to within 2e-9."""
+    return grad * torch.sigmoid(x)
 
 
 def export_onnx(student: Student, metadata: dict[str, Any], precision: str = "fp32") -> onnx.ModelProto:

@@ -222,6 +222,20 @@ def _silu(t: Writer, node: Node) -> Value:
     return Value(t.emit("Mul", [value.name, sigmoid])[0], value.shape)
 
 
+def _reciprocal(t: Writer, node: Node) -> Value:
+    value = t.values[node.args[0]]
+    one = t.constant(torch.ones((), dtype=node.meta["val"].dtype))
+    return Value(t.emit("Div", [one, value.name])[0], value.shape)
+
+
+def _softplus(t: Writer, node: Node) -> Value:
+    """torch's, which is x from 20 on: by 2e-9 less than ln(1 + e^x)."""
+    if len(node.args) > 1 and tuple(node.args[1:]) not in ((1,), (1, 20)):
+        raise ExportError(f"{node} is a softplus with {node.args[1:]}, for which there is no ONNX translation here.")
+    value = t.values[node.args[0]]
+    return Value(t.emit("Softplus", [value.name])[0], value.shape)
+
+
 def _compare(t: Writer, node: Node) -> Value:
     value = t.values[node.args[0]]
     number = torch.tensor(node.args[1], dtype=node.args[0].meta["val"].dtype)
@@ -308,12 +322,14 @@ HANDLERS: dict[str, Handler] = {
     "mul.Tensor": _elementwise("Mul"),
     "neg.default": _elementwise("Neg"),
     "ones_like.default": _ones,
+    "reciprocal.default": _reciprocal,
     "rsub.Scalar": _elementwise("Sub", reverse=True),
     "scalar_tensor.default": _number,
     "sigmoid.default": _elementwise("Sigmoid"),
     "silu.default": _silu,
     "sin.default": _elementwise("Sin"),
     "slice.Tensor": _slice,
+    "softplus.default": _softplus,
     "split.Tensor": _split,
     "sqrt.default": _elementwise("Sqrt"),
     "squeeze.dim": _squeeze,

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from painn_deploy.export.errors import CheckpointError, ConfigurationError
 from painn_deploy.export.model.aggregation import PLAIN, Aggregation, FilterFunction, Vectors
+from painn_deploy.export.model.cutoffs import cutoff_function
+from painn_deploy.export.model.layout import rename
+from painn_deploy.export.model.repulsion import ZBLRepulsion
 from painn_deploy.export.model.student import (
     Configuration,
     NeighbourGraph,
@@ -78,10 +81,18 @@ class PaiNN(Student):
     Args:
         configuration: hyperparameters.
         rows: rows of the embedding, the largest Z plus one.
-        basis: radial basis; by default Gaussians on an even grid from 0 to the cutoff, as in SchNetPack.
+        basis: radial basis, or one for each interaction; by default Gaussians on an even grid from 0 to the cutoff, as
+            in SchNetPack.
         readout: sizes of the read-out's hidden layers; by default one of half the features.
         shared_filters: one set of filters for all interactions.
+        mixing_bias: whether vectors are mixed with a bias, which breaks rotations; the paper has none.
+        scaled: whether each element's energies are multiplied by a factor of its own, `energy_scales`.
+        repulsion: of nuclei, added to the energy.
     """
+
+    basis: nn.Module
+    energy_scales: Tensor | None
+    repulsion: ZBLRepulsion | None
 
     def __init__(
         self,
@@ -91,19 +102,24 @@ class PaiNN(Student):
         basis: nn.Module | None = None,
         readout: tuple[int, ...] | None = None,
         shared_filters: bool = False,
+        mixing_bias: bool = False,
+        scaled: bool = False,
+        repulsion: ZBLRepulsion | None = None,
     ) -> None:
         super().__init__(configuration, rows)
-        features, layers = configuration.hidden_dim, configuration.num_interactions
+        features, layers, kind = configuration.hidden_dim, configuration.num_interactions, configuration.activation
         centres = torch.linspace(0, configuration.cutoff, configuration.num_rbf)
         if basis is None:
             spacing = configuration.cutoff / max(configuration.num_rbf - 1, 1)
             basis = GaussianBasis(centres, torch.full_like(centres, spacing))
         self.basis = basis
         self.filters = nn.Linear(configuration.num_rbf, 3 * features * (1 if shared_filters else layers))
-        self.message = nn.ModuleList(mlp([features, features, 3 * features]) for _ in range(layers))
-        self.mixing = nn.ModuleList(nn.Linear(features, 2 * features, bias=False) for _ in range(layers))
-        self.update = nn.ModuleList(mlp([2 * features, features, 3 * features]) for _ in range(layers))
-        self.readout = mlp([features, *((features // 2,) if readout is None else readout), 1])
+        self.message = nn.ModuleList(mlp([features, features, 3 * features], kind) for _ in range(layers))
+        self.mixing = nn.ModuleList(nn.Linear(features, 2 * features, bias=mixing_bias) for _ in range(layers))
+        self.update = nn.ModuleList(mlp([2 * features, features, 3 * features], kind) for _ in range(layers))
+        self.readout = mlp([features, *((features // 2,) if readout is None else readout), 1], kind)
+        self.register_buffer("energy_scales", torch.ones(rows) if scaled else None)
+        self.repulsion = repulsion
 
     def forward(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> Float[Tensor, " atoms"]:
         """Energy of each atom in eV, without its atomic reference.
@@ -143,7 +159,13 @@ class PaiNN(Student):
             else:  # nothing reads the last interaction's vectors
                 a_scalar, a_product = parts(update, features, (0, 2))
             scalars = scalars + a_scalar + a_product * (v * w).sum(1)
-        return read_out(self.readout, scalars)
+        energies = read_out(self.readout, scalars)
+        if self.energy_scales is not None:
+            energies = energies * nn.functional.embedding(graph.atomic_numbers, self.energy_scales[:, None]).squeeze(-1)
+        if self.repulsion is not None:
+            numbers = graph.atomic_numbers, graph.neighbours
+            energies = energies + self.repulsion(distances, graph.mask, *numbers, aggregation)
+        return energies
 
     def _filters(self, distances: Tensor, mask: Tensor, aggregation: Aggregation) -> list[Sequence[Any]]:
         """For each interaction its scalar and direction filters, and from the second on those of vectors.
@@ -156,18 +178,24 @@ class PaiNN(Student):
         if self.radial_table is not None:
             functions = self.radial_table.functions([self.configuration.hidden_dim] * len(weights), mask)
         else:
-            functions = [self._filtered(weight, mask) for weight in weights]
+            functions = [self._filtered(w, mask, layer) for layer, of in enumerate(wanted) for w in of]
         found = iter(aggregation.filters(functions, distances))
         return [[next(found) for _ in layer] for layer in wanted]
 
-    def _filtered(self, weight: Tensor, mask: Tensor) -> FilterFunction:
-        return lambda distances: self._radial(distances, mask) @ weight
+    def _filtered(self, weight: Tensor, mask: Tensor, layer: int) -> FilterFunction:
+        return lambda distances: self._radial(distances, mask, layer) @ weight
 
-    def _radial(self, distances: Tensor, mask: Tensor | float) -> Tensor:
+    def _radial(self, distances: Tensor, mask: Tensor | float, layer: int) -> Tensor:
         """The basis and the 1 that the bias multiplies, times cutoff and mask; [..., columns]."""
-        cutoff = 0.5 * (torch.cos(distances * (math.pi / self.configuration.cutoff)) + 1.0) * mask
-        radial: Tensor = self.basis(distances, self._columns())
-        return radial * cutoff.unsqueeze(-1)
+        basis = self.basis[layer] if isinstance(self.basis, nn.ModuleList) else self.basis
+        radial: Tensor = basis(distances, self._columns())
+        return radial * (self.envelope(distances) * mask).unsqueeze(-1)
+
+    def envelope(self, distances: Float[Tensor, "*edges"]) -> Float[Tensor, "*edges"]:
+        """What fades a pair out as it nears the cutoff."""
+        said = self.configuration
+        fades = cutoff_function(said.cutoff_fn, said.cutoff, switch_on=said.switch_on, power=said.cutoff_power)
+        return fades(distances)
 
     def _wanted(self) -> list[Sequence[Tensor]]:
         """For each interaction the weights [columns, features] of its filters; the first needs none for vectors."""
@@ -179,8 +207,8 @@ class PaiNN(Student):
 
     def wanted_filters(self, distances: Float[Tensor, " distances"]) -> Float[Tensor, "distances filters"]:
         """See `Student.wanted_filters`: those of each interaction after the other."""
-        weights = torch.cat([weight for layer in self._wanted() for weight in layer], -1)
-        return self._radial(distances, 1.0) @ weights
+        found = [self._radial(distances, 1.0, i) @ torch.cat(list(of), -1) for i, of in enumerate(self._wanted())]
+        return torch.cat(found, -1)
 
     def _columns(self) -> int:
         """Of the basis, the 1 that the bias multiplies included; a multiple of eight, which matrix units like."""
@@ -200,22 +228,7 @@ class PaiNN(Student):
             ConfigurationError: the weights have other sizes than the configuration says.
         """
         renamed = renamed_once(state, rename, source)
-        basis: nn.Module
-        if "basis.offsets" in renamed and "basis.widths" in renamed:
-            found = {name: renamed[f"basis.{name}"] for name in ("offsets", "widths")}
-            check_basis(found, source, positive=("widths",))
-            basis = GaussianBasis(renamed["basis.offsets"], renamed["basis.widths"])
-            num_rbf = len(renamed["basis.offsets"])
-        elif "basis.freqs" in renamed:
-            check_basis({"freqs": renamed["basis.freqs"]}, source, positive=("freqs",))
-            basis = BesselBasis(renamed["basis.freqs"])
-            num_rbf = len(renamed["basis.freqs"])
-        else:
-            raise CheckpointError(
-                f"{source} holds no radial basis that we know: expected representation.radial_basis.offsets and "
-                "widths (Gaussians) or representation.radial_basis.freqs (sine)."
-            )
-        check_num_rbf(num_rbf, configuration, source)
+        basis = _basis_of(renamed, configuration, source)
         stored_cutoff = renamed.pop("cutoff", None)
         if stored_cutoff is not None and not abs(float(stored_cutoff.detach()) - configuration.cutoff) <= 1e-6:
             raise ConfigurationError(
@@ -227,6 +240,9 @@ class PaiNN(Student):
         features = configuration.hidden_dim
         filters = renamed.get("filters.bias", torch.empty(0))
         rows = len(renamed.get("embedding.weight", torch.empty(0)))
+        repulsion = None
+        if configuration.repulsion is not None:
+            repulsion = ZBLRepulsion.taken_from(renamed, configuration.repulsion, rows, configuration.cutoff, source)
 
         def make() -> PaiNN:
             return cls(
@@ -235,13 +251,45 @@ class PaiNN(Student):
                 basis=copy.deepcopy(basis),
                 readout=hidden_sizes(renamed),
                 shared_filters=len(filters) == 3 * features and configuration.num_interactions > 1,
+                mixing_bias="mixing.0.bias" in renamed,
+                scaled="energy_scales" in renamed,
+                repulsion=copy.deepcopy(repulsion),
             )
 
         return with_weights(make, configuration, renamed, source)
 
 
+def _basis_of(tensors: Mapping[str, Tensor], configuration: Configuration, source: str) -> nn.Module:
+    """The radial basis that a checkpoint holds, or those of each interaction.
+
+    Raises:
+        CheckpointError: there is none that is known.
+        ConfigurationError: it has another number of functions than the configuration says.
+    """
+    places = ["basis."]
+    if not any(f"basis.{name}" in tensors for name in ("offsets", "widths", "freqs")):
+        places = [f"basis.{layer}." for layer in range(configuration.num_interactions)]
+    made: list[nn.Module] = []
+    for place in places:
+        found = {name: tensors[place + name] for name in ("offsets", "widths", "freqs") if place + name in tensors}
+        check_basis(found, source, positive=tuple(found.keys() - {"offsets"}))
+        if found.keys() == {"offsets", "widths"}:
+            made.append(GaussianBasis(found["offsets"], found["widths"]))
+        elif found.keys() == {"freqs"}:
+            made.append(BesselBasis(found["freqs"]))
+        else:
+            raise CheckpointError(
+                f"{source} holds no radial basis that we know: expected representation.radial_basis.offsets and "
+                "widths (Gaussians) or representation.radial_basis.freqs (sine)."
+            )
+        check_num_rbf(len(next(iter(found.values()))), configuration, source)
+    return made[0] if len(places) == 1 and places == ["basis."] else nn.ModuleList(made)
+
+
 def _check_reach(basis: nn.Module, configuration: Configuration, source: str) -> None:
     """Hold the configuration's cutoff against the radial basis, where nothing else says what it was."""
+    if isinstance(basis, nn.ModuleList):
+        return  # trained apart, so that their ends say nothing
     if isinstance(basis, BesselBasis):
         reach = math.pi / float(basis.freqs.min())
     else:
@@ -250,26 +298,3 @@ def _check_reach(basis: nn.Module, configuration: Configuration, source: str) ->
         raise ConfigurationError(
             f"{source}: its radial basis reaches to {reach:.4f} Å, and its configuration says {configuration.cutoff} Å."
         )
-
-
-def rename(key: str) -> str:
-    """SchNetPack's name of a tensor, in ours; a key that we do not know stays as it is, and is refused later."""
-    parts = key.split(".")
-    match parts:
-        case ["representation", "embedding", "weight"]:
-            return "embedding.weight"
-        case ["representation", "cutoff_fn", "cutoff"] | ["representation", "cutoff"]:
-            return "cutoff"
-        case ["representation", "radial_basis", name]:
-            return f"basis.{name}"
-        case ["representation", "filter_net", name]:
-            return f"filters.{name}"
-        case ["representation", "interactions", layer, "interatomic_context_net", position, name]:
-            return f"message.{layer}.{2 * int(position)}.{name}"
-        case ["representation", "mixing", layer, "mu_channel_mix", name]:
-            return f"mixing.{layer}.{name}"
-        case ["representation", "mixing", layer, "intraatomic_context_net", position, name]:
-            return f"update.{layer}.{2 * int(position)}.{name}"
-        case ["output_modules", "0", "outnet", position, name]:
-            return f"readout.{2 * int(position)}.{name}"
-    return key

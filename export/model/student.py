@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from painn_deploy.export.errors import ConfigurationError
 from painn_deploy.export.model.aggregation import PLAIN, Aggregation
+from painn_deploy.export.model.cutoffs import ShiftedSoftplus
 from painn_deploy.export.model.radial_table import RadialTable
 
 __all__ = ["Configuration", "NeighbourGraph", "Student"]
@@ -40,7 +41,12 @@ class Configuration:
         num_rbf: radial basis functions.
         cutoff: Å; an edge exists if and only if d < cutoff.
         species: atomic numbers that the student was trained on; None where nobody said.
-        epsilon: added inside the norm of `painn`'s vector features; SchNetPack's 1e-8.
+        epsilon: added inside the norm of `painn`'s vector features; SchNetPack's 1e-8. 0 for norms without one.
+        activation: between the layers of `painn`: `silu` or `shifted_softplus`.
+        cutoff_fn: what fades a pair of `painn` out, see `painn_deploy.export.model.cutoffs`.
+        switch_on: Å, where the cutoff function `switch` begins to fall; None for others.
+        cutoff_power: p of the cutoff function `polynomial`; None for others.
+        repulsion: the function that fades `painn`'s repulsion of nuclei, `none` where nothing does; None without one.
     """
 
     architecture: str
@@ -50,6 +56,11 @@ class Configuration:
     cutoff: float
     species: tuple[int, ...] | None = None
     epsilon: float = 1e-8
+    activation: str = "silu"
+    cutoff_fn: str = "cosine"
+    switch_on: float | None = None
+    cutoff_power: int | None = None
+    repulsion: str | None = None
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str) -> "Configuration":
@@ -84,25 +95,64 @@ class Configuration:
                 f"{source} has keys that this version does not know: {', '.join(unknown)}. "
                 "They may change the model, so they are not ignored; remove them if they do not."
             )
+        for key, names in NAMES.items():
+            if key in read:
+                read[key] = _named(read[key], key, names, source)
         try:
-            return cls(**{key: _CONVERT[key](value) for key, value in read.items()})
+            made = cls(**{key: _CONVERT[key](value) for key, value in read.items()})
         except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise ConfigurationError(f"{source} holds a value of the wrong kind: {str(error)[:200]}.") from error
+        made._check_variant(source)
+        return made
+
+    def _check_variant(self, source: str) -> None:
+        """Refuse what contradicts itself.
+
+        Raises:
+            ConfigurationError: see above.
+        """
+        if self.architecture == "distiller" and (varied := self._varied()):
+            raise ConfigurationError(f"{source} has {', '.join(varied)}, which distiller does not; it is for painn.")
+        needs = {"switch": "switch_on", "polynomial": "cutoff_power"}
+        for kind, key in needs.items():
+            if (getattr(self, key) is None) == (self.cutoff_fn == kind):
+                has = "lacks" if self.cutoff_fn == kind else "has"
+                raise ConfigurationError(f"{source} {has} {key}, which the cutoff function {kind!r} has, and no other.")
+        if self.switch_on is not None and self.switch_on >= self.cutoff:
+            raise ConfigurationError(f"{source}: switch_on is {self.switch_on} Å, and the cutoff {self.cutoff} Å.")
+
+    def _varied(self) -> list[str]:
+        """What differs from how SchNetPack makes a PaiNN unless it is told otherwise."""
+        return [f.name for f in fields(self) if f.name in VARIANTS and getattr(self, f.name) != f.default]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON types, for manifests and metadata."""
-        values = asdict(self)
+        """Plain JSON types, for manifests and metadata; of what may vary, only what does."""
+        usual = VARIANTS - set(self._varied()) - {"epsilon"}
+        values = {key: value for key, value in asdict(self).items() if key not in usual}
         values["species"] = None if self.species is None else list(self.species)
         return values
 
 
 # What the equations fix, under the names that training codes use: the first is what is meant where nothing is said.
 FIXED: Mapping[str, tuple[Any, ...]] = {
-    "activation": ("silu", "swish"),
-    "cutoff_fn": ("cosine", "CosineCutoff"),
     "length_unit": ("Angstrom", "Ang", "A", "Å"),
     "energy_unit": ("eV",),
 }
+NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "activation": {"silu": ("swish", "SiLU"), "shifted_softplus": ("ssp",)},
+    "cutoff_fn": {
+        "cosine": ("CosineCutoff",),
+        "mollifier": ("MollifierCutoff",),
+        "switch": ("SwitchFunction",),
+        "polynomial": ("PolynomialEnvelope", "PolynomialCutoff"),
+    },
+    "repulsion": {"none": (), "cosine": (), "mollifier": (), "switch": ()},
+}
+"""What can be chosen among, and what training codes call it."""
+
+VARIANTS = frozenset({"epsilon", "activation", "cutoff_fn", "switch_on", "cutoff_power", "repulsion"})
+"""Of a configuration, what `painn` alone has."""
+
 LARGEST = 16_384
 """Of hidden_dim and num_rbf; what is larger is a slip of the pen."""
 
@@ -113,7 +163,28 @@ LARGEST_CUTOFF = 100.0
 """Å; the neighbours of a force field that reached as far would take all memory."""
 
 # Keys that describe a student and change nothing in it.
-DESCRIPTIVE = frozenset({"name", "description", "teacher", "training", "license", "version", "format", "metrics"})
+DESCRIPTIVE = frozenset(
+    {"code", "name", "description", "teacher", "training", "license", "version", "format", "metrics"}
+)
+
+
+LARGEST_POWER = 64
+
+
+def _named(value: Any, key: str, names: Mapping[str, tuple[str, ...]], source: str) -> str | None:
+    """Our name of what a configuration names.
+
+    Raises:
+        ConfigurationError: it is none that is deployed.
+    """
+    if value is None and key == "repulsion":
+        return None
+    found = [name for name, others in names.items() if isinstance(value, str) and value in (name, *others)]
+    if not found:
+        raise ConfigurationError(
+            f"{source} has {key} = {str(value)[:80]!r}; this version deploys {' or '.join(map(repr, names))} only."
+        )
+    return found[0]
 
 
 def _positive_int(value: Any) -> int:
@@ -134,6 +205,19 @@ def _positive_float(value: Any) -> float:
     if not 0 < number < float("inf"):
         raise ValueError(f"{value!r} is not a positive number")
     return number
+
+
+def _not_negative(value: Any) -> float:
+    number = float(value)
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"{value!r} is not a number from 0 on")
+    return number
+
+
+def _power(value: Any) -> int | None:
+    if value is not None and not 2 <= (number := _positive_int(value)) <= LARGEST_POWER:
+        raise ValueError(f"cutoff_power is {number}, and not between 2 and {LARGEST_POWER}")
+    return None if value is None else number
 
 
 def _cutoff(value: Any) -> float:
@@ -160,7 +244,12 @@ _CONVERT: Mapping[str, Any] = {
     "num_rbf": _positive_int,
     "cutoff": _cutoff,
     "species": _species,
-    "epsilon": _positive_float,
+    "epsilon": _not_negative,
+    "activation": str,
+    "cutoff_fn": str,
+    "switch_on": lambda value: None if value is None else _not_negative(value),
+    "cutoff_power": _power,
+    "repulsion": lambda value: value,
 }
 
 
@@ -231,11 +320,16 @@ class Student(nn.Module, ABC):
         return sum(p.numel() for p in self.parameters())
 
 
-def mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """Linear layers with SiLU between them."""
+def mlp(sizes: Sequence[int], activation: str = "silu") -> nn.Sequential:
+    """Linear layers with an activation between them.
+
+    Args:
+        sizes: of the input, of what lies between, and of the output.
+        activation: see `Configuration`.
+    """
     layers: list[nn.Module] = []
     for rows, columns in itertools.pairwise(sizes):
-        layers += [nn.Linear(rows, columns), nn.SiLU()]
+        layers += [nn.Linear(rows, columns), ShiftedSoftplus() if activation == "shifted_softplus" else nn.SiLU()]
     return nn.Sequential(*layers[:-1])
 
 

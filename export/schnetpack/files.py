@@ -9,11 +9,12 @@ from torch import Tensor
 from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import CheckpointError
 from painn_deploy.export.readers.archive import Archive, kind_of
+from painn_deploy.export.readers.reader import Opened, Potential, Reader
 from painn_deploy.export.readers.stand_ins import CONVERTER, StandIn
-from painn_deploy.export.schnetpack.potential import Potential, read_potential
+from painn_deploy.export.schnetpack.potential import read_potential
 from painn_deploy.export.schnetpack.state import read_state
 
-__all__ = ["holds_average", "is_plain", "read_model"]
+__all__ = ["SCHNETPACK", "holds_average", "is_plain", "read_model"]
 
 LIGHTNING = "pytorch-lightning_version"
 WRAPPER = "model."
@@ -35,20 +36,19 @@ def lightning(tree: Mapping[Any, Any], suffix: str) -> bool:
     return isinstance(tree.get("state_dict"), Mapping) and (LIGHTNING in tree or suffix == ".ckpt")
 
 
-def read_model(archive: Archive, tree: Any, declared: Declaration, beside: Mapping[str, Any] | None) -> Potential:
+def read_model(opened: Opened, declared: Declaration) -> Potential:
     """Read a model that SchNetPack saved: `best_model`, a task, a checkpoint of Lightning, or TorchScript.
 
     Args:
-        archive: of the file.
-        tree: of the archive.
+        opened: the file; the JSON beside it describes weights alone.
         declared: units, and what the model calls the energy.
-        beside: the configuration in JSON beside a file of weights alone; None where there is none.
 
     Raises:
         CheckpointError: it is no model that can be deployed; the message says what stands in the way.
         ConfigurationError: the JSON beside the file is wrong.
         DeclarationError: a unit was not named, or the model calls its energy otherwise.
     """
+    archive, tree = opened.archive, opened.tree
     if isinstance(tree, StandIn):
         inner = tree.part("model")  # a task holds its model
         return read_potential(archive, inner if isinstance(inner, StandIn) else tree, declared)
@@ -57,7 +57,7 @@ def read_model(archive: Archive, tree: Any, declared: Declaration, beside: Mappi
     weights = _weights(archive, state)
     model = _items(tree.get("hyper_parameters")).get("model")
     if not isinstance(model, StandIn):
-        return read_state(archive.source, weights, declared, beside)
+        return read_state(archive.source, weights, declared, opened.beside)
     found = read_potential(archive, model, declared, weights)
     if not holds_average(archive, tree, weights):
         remark = "It also holds averaged weights (ExponentialMovingAverage) that differ from its state dict, which is "
@@ -102,3 +102,16 @@ def _weights(archive: Archive, state: Mapping[Any, Any]) -> dict[str, Tensor]:
         )
     kept = {n: t for n, t in found.items() if n.startswith(("representation.", "output_modules.", "postprocessors."))}
     return {name: archive.tensor(thing, name, integers=True) for name, thing in kept.items()}
+
+
+def _claims(opened: Opened) -> bool:
+    """Whether its classes are SchNetPack's, or its tensors have the names that SchNetPack gives a PaiNN's."""
+    tree = opened.tree
+    if isinstance(tree, StandIn):
+        return "schnetpack" in tree.name.module.split(".")
+    if not isinstance(tree, Mapping) or not lightning(tree, opened.path.suffix):
+        return False
+    return any(".interatomic_context_net." in name for name in tree["state_dict"] if isinstance(name, str))
+
+
+SCHNETPACK = Reader("SchNetPack", _claims, read_model)

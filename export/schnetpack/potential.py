@@ -1,6 +1,5 @@
 """A model that SchNetPack saved, as tensors and a configuration in our terms: energies in eV, lengths in Å."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +8,10 @@ from torch import Tensor
 
 from painn_deploy.export.declaration import ENERGY_KEY, Declaration
 from painn_deploy.export.errors import CheckpointError
+from painn_deploy.export.model.layout import fold_units
 from painn_deploy.export.model.weights import MOST_ROWS
 from painn_deploy.export.readers.archive import Archive, kind_of
+from painn_deploy.export.readers.reader import Potential
 from painn_deploy.export.readers.stand_ins import StandIn
 from painn_deploy.export.schnetpack.architecture import HARMLESS, Checker
 
@@ -18,21 +19,6 @@ __all__ = ["Potential", "fold_units", "read_potential"]
 
 BLOCKS = ("interactions", "mixing")
 PARAMETERS = ("weight", "bias")
-
-
-@dataclasses.dataclass(frozen=True)
-class Potential:
-    """What was read.
-
-    Attributes:
-        tensors: under SchNetPack's names, see `painn_deploy.export.model.painn`; `atomic_references` among them.
-        configuration: see `painn_deploy.export.model.student.Configuration`.
-        remarks: sentences that a user should read.
-    """
-
-    tensors: Mapping[str, Tensor]
-    configuration: Mapping[str, Any]
-    remarks: tuple[str, ...] = ()
 
 
 def read_potential(
@@ -55,29 +41,6 @@ def read_potential(
             f"{archive.source} holds {kind_of(model)}, which is no NeuralNetworkPotential of SchNetPack."
         )
     return _Reader(archive, model, weights).read(declared)
-
-
-def fold_units(tensors: Mapping[str, Tensor], last: str, energy: float, length: float) -> dict[str, Tensor]:
-    """Turn a PaiNN in any units into one in eV and Å; what is changed comes out in float64.
-
-    Args:
-        tensors: under SchNetPack's names.
-        last: the name of the read-out's last layer.
-        energy: eV, of one unit.
-        length: Å, of one unit.
-    """
-    # A distance d in Å is d / length in the model's unit: offsets, widths and the cutoff grow by `length`. The sine
-    # basis sin(f d)/d is a length to the power of -1 besides, which its filters take up.
-    factors = {f"{last}.{name}": energy for name in PARAMETERS}
-    factors |= {f"representation.{name}": length for name in ("radial_basis.offsets", "radial_basis.widths")}
-    factors["representation.cutoff_fn.cutoff"] = length
-    if "representation.radial_basis.freqs" in tensors:
-        factors["representation.radial_basis.freqs"] = 1 / length
-        factors["representation.filter_net.weight"] = length
-    return {
-        name: tensor.double() * factors[name] if factors.get(name, 1.0) != 1.0 else tensor
-        for name, tensor in tensors.items()
-    }
 
 
 class _Reader:

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import CheckpointError
+from painn_deploy.export.model.layout import fold_units
 from painn_deploy.export.model.student import Configuration
-from painn_deploy.export.schnetpack.potential import Potential, embedded, fold_units
+from painn_deploy.export.readers.reader import Potential
+from painn_deploy.export.schnetpack.potential import embedded
 
 __all__ = ["read_state"]
 

@@ -1,0 +1,53 @@
+"""Whose file one is, among the codes that train PaiNNs; and the model in it."""
+
+from collections.abc import Sequence
+
+from painn_deploy.export.declaration import Declaration
+from painn_deploy.export.errors import CheckpointError, ConfigurationError
+from painn_deploy.export.readers.reader import Opened, Potential, Reader
+from painn_deploy.export.schnetpack.files import SCHNETPACK, is_plain
+
+__all__ = ["READERS", "read_original"]
+
+READERS: Sequence[Reader] = (SCHNETPACK,)
+"""Of each code, one."""
+
+CODE = "code"
+"""Names the code in the JSON beside a file, where the file leaves it open."""
+
+
+def read_original(opened: Opened, declared: Declaration) -> Potential | None:
+    """Read the model that a training code saved; None where a file holds tensors alone, in our own format.
+
+    Args:
+        opened: the file.
+        declared: what its owner says of it.
+
+    Raises:
+        CheckpointError: it is no model that can be deployed, or two codes could have written it.
+        ConfigurationError: what lies beside the file is wrong.
+        DeclarationError: its owner has to say more.
+    """
+    reader = _reader(opened)
+    if reader is None and is_plain(opened.tree, opened.path.suffix):
+        return None
+    return (reader or SCHNETPACK).read(opened, declared)  # SchNetPack's says best what a file is not
+
+
+def _reader(opened: Opened) -> Reader | None:
+    claiming = [reader for reader in READERS if reader.claims(opened)]
+    if (said := (opened.beside or {}).get(CODE)) is not None:
+        named = [reader for reader in READERS if reader.code == said]
+        if not named:
+            known = ", ".join(reader.code for reader in READERS)
+            raise ConfigurationError(
+                f"The JSON beside {opened.path} says {CODE} = {str(said)[:80]!r}; what can be read is of {known}."
+            )
+        return named[0]
+    if len(claiming) > 1:
+        codes = [reader.code for reader in claiming]
+        raise CheckpointError(
+            f"{opened.path} could have been written by {' or by '.join(codes)}, whose models differ. Say which in "
+            f'{opened.path.with_suffix(".json").name} beside it, as {{"{CODE}": "{codes[0]}"}}.'
+        )
+    return claiming[0] if claiming else None

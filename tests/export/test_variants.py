@@ -1,0 +1,117 @@
+"""PaiNNs that differ from the usual one: the graph is the student, its forces the slope of its energy."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from ase import Atoms
+
+from painn_deploy.calibration.physics.consistency import displacements, gradient_errors
+from painn_deploy.export import load_student
+from painn_deploy.export.graph.onnx_graph import export_onnx
+from painn_deploy.export.model.aggregation import CLOSED_FORM
+from painn_deploy.export.model.cutoffs import CUTOFFS, cutoff_function
+from painn_deploy.export.model.force_head import autograd_forces, explicit_forces, tensors
+from painn_deploy.runtime.matrix import graph_inputs
+from tests import students
+
+ZOO = students.zoo()
+CUTOFF = 4.0
+
+
+@pytest.fixture(params=students.VARIANTS)
+def variant(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return students.write_variant(tmp_path, request.param)
+
+
+def inputs(atoms: Atoms, kind: type = np.float64) -> tuple[Any, ...]:
+    return graph_inputs([atoms], CUTOFF, kind)
+
+
+@pytest.mark.parametrize("name", ["single atom", "ethanol", "triclinic", "slab", "wire"])
+def test_closed_form_adjoints_are_those_of_autograd(variant: Path, name: str) -> None:
+    student = load_student(variant, dtype=torch.float64)
+    graph = tensors(inputs(ZOO[name]), torch.float64)
+    for got, want in zip(explicit_forces(student, graph), autograd_forces(student, graph), strict=True):
+        scale = max(1.0, float(want.abs().max()))
+        np.testing.assert_allclose(got.numpy(), want.numpy(), rtol=0, atol=1e-11 * scale)
+
+
+def test_forces_are_the_slope_of_the_energy(variant: Path) -> None:
+    student = load_student(variant, dtype=torch.float64)
+
+    def evaluate(structures: Sequence[Atoms]) -> list[dict[str, Any]]:
+        found = [explicit_forces(student, tensors(inputs(atoms), torch.float64)) for atoms in structures]
+        return [{"energy": float(o.atomic_energies.sum()), "forces": o.forces.numpy()} for o in found]
+
+    atoms = ZOO["ethanol"]
+    forces = evaluate([atoms])[0]["forces"]
+    errors = gradient_errors(evaluate, atoms, displacements(atoms), 1e-4)
+    assert np.abs(errors).max() < 1e-8 * max(1.0, np.abs(forces).max())
+
+
+@pytest.mark.parametrize("name", ["single atom", "ethanol", "triclinic", "slab"])
+def test_the_graph_gives_what_the_student_gives(variant: Path, name: str) -> None:
+    for kind, precision, tolerance in ((np.float64, "fp64", 1e-11), (np.float32, "fp32", 1e-5)):
+        dtype = torch.float64 if precision == "fp64" else torch.float32
+        student = load_student(variant, dtype=dtype)
+        session = onnxruntime.InferenceSession(export_onnx(student, {}, precision).SerializeToString())
+        arrays = inputs(ZOO[name], kind)
+        found = session.run(None, dict(zip([i.name for i in session.get_inputs()], arrays, strict=True)))
+        exact = explicit_forces(load_student(variant, dtype=torch.float64), tensors(inputs(ZOO[name]), torch.float64))
+        for got, want in zip(found, exact, strict=True):
+            scale = max(1.0, float(want.abs().max()))
+            np.testing.assert_allclose(got, want.numpy(), rtol=0, atol=tolerance * scale)
+
+
+def test_it_can_be_differentiated_twice_as_training_does(variant: Path) -> None:
+    student = load_student(variant, dtype=torch.float64).requires_grad_()
+    graph = tensors(inputs(ZOO["ethanol"]), torch.float64)
+    displacements = graph.displacements.requires_grad_()
+    found = []
+    for sums in (None, CLOSED_FORM):
+        energies = student(graph._replace(displacements=displacements), *([] if sums is None else [sums]))
+        (gradient,) = torch.autograd.grad(energies.sum(), displacements, create_graph=True)
+        forces = gradient.sum(1) - torch.nn.functional.embedding(graph.reverse, gradient.flatten(0, 1)).sum(1)
+        weights = [p for p in student.parameters() if p.requires_grad]
+        found.append(torch.autograd.grad((forces * forces).sum(), weights, materialize_grads=True))
+    for plain, closed in zip(*found, strict=True):
+        scale = max(1.0, float(plain.abs().max()))
+        np.testing.assert_allclose(closed.numpy(), plain.numpy(), rtol=0, atol=1e-9 * scale)
+    assert max(float(each.abs().max()) for each in found[0]) > 0
+
+
+def test_a_table_of_its_filters_is_close(variant: Path) -> None:
+    student = load_student(variant, dtype=torch.float64)
+    graph = tensors(inputs(ZOO["ethanol"]), torch.float64)
+    exact, tabled = (explicit_forces(s, graph) for s in (student, student.with_radial_table(12, 2048)))
+    scale = float(exact.forces.abs().max())
+    assert 0 < float((exact.forces - tabled.forces).abs().max()) < 1e-3 * scale
+
+
+@pytest.mark.parametrize("kind", CUTOFFS)
+def test_cutoff_functions_end_where_they_say_and_are_finite_beyond(kind: str) -> None:
+    faded = cutoff_function(kind, CUTOFF, switch_on=1.5, power=6)
+    d = torch.linspace(0, 1.5 * CUTOFF, 1201, dtype=torch.float64, requires_grad=True)
+    values = faded(d)
+    (slopes,) = torch.autograd.grad(values.sum(), d)
+    assert torch.isfinite(values).all()
+    assert torch.isfinite(slopes).all()
+    inside = d.detach() < CUTOFF
+    assert values[0].item() == pytest.approx(1.0, abs=1e-12)
+    assert (values[inside].diff() <= 1e-15).all()
+    assert abs(values[~inside][0].item()) < 1e-12
+    near = torch.tensor([CUTOFF - 1e-3], dtype=torch.float64)
+    assert 0 <= faded(near).item() < 1e-5
+    assert np.isfinite(faded(d.detach().float()).numpy()).all()
+
+
+def test_the_polynomial_is_dimenet_s() -> None:
+    p, x = 6, torch.linspace(0, 1, 101, dtype=torch.float64)
+    wanted = 1 - (p + 1) * (p + 2) / 2 * x**p + p * (p + 2) * x ** (p + 1) - p * (p + 1) / 2 * x ** (p + 2)
+    found = cutoff_function("polynomial", CUTOFF, power=p)(x * CUTOFF)
+    np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol=0, atol=1e-13)
