@@ -21,6 +21,7 @@ PACKAGES = (
     *("schnetpack", "torch.nn", "torch.optim", "torchmetrics", "torch_ema"),
     *("pytorch_lightning", "lightning", "lightning_fabric"),
     *("__torch__.schnetpack", "__torch__.torch.nn"),
+    *("curator", "__torch__.curator", "e3nn.o3._irreps", "hydra._internal.target_policy"),
 )
 """Packages whose classes and functions are known by what surrounds them: modules, losses, optimisers, metrics."""
 
@@ -41,7 +42,9 @@ EXACT = frozenset(
         *("numpy.dtype", "numpy.ndarray"),
         *(f"pathlib.{p}" for p in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
         *(f"pathlib._local.{p}" for p in ("Path", "PosixPath", "WindowsPath")),
-        *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
+        *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "omegaconf.nodes.AnyNode"),
+        *("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "typing.Any"),
+        *(f"{b}.{t}" for b in ("builtins", "__builtin__") for t in ("getattr", "long")),
     }
 )
 STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")

@@ -35,7 +35,8 @@ MODELS: dict[str, tuple[str, ...]] = {
     "species": (
         "model.representation.num_interactions=1",
         "data.cutoff=4.0",
-        "~model.representation.radial_basis", "+model.representation.radial_basis={_target_:curator.layer.BesselBasis,cutoff:4.0,num_basis:7,trainable:true}",
+        "~model.representation.radial_basis",
+        "+model.representation.radial_basis={_target_:curator.layer.BesselBasis,cutoff:4.0,num_basis:7,trainable:true}",
         "model.representation.num_basis=7",
         "++model.representation.cutoff_fn={_target_:curator.layer.PolynomialCutoff,cutoff:4.0,power:5}",
         "model.output_modules=[{_target_:curator.layer.PerSpeciesRescaleShift,"
@@ -47,7 +48,8 @@ MODELS: dict[str, tuple[str, ...]] = {
         "model.representation.num_interactions=1",
         "data.cutoff=4.2",
         "model.representation.num_basis=9",
-        "~model.representation.radial_basis", "+model.representation.radial_basis={_target_:curator.layer.GaussianBasis,cutoff:4.2,n_rbf:9,trainable:true}",
+        "~model.representation.radial_basis",
+        "+model.representation.radial_basis={_target_:curator.layer.GaussianBasis,cutoff:4.2,n_rbf:9,trainable:true}",
         "model.output_modules=[{_target_:curator.layer.AtomwiseReduce},"
         "{_target_:curator.layer.GlobalRescaleShift,scale_by:1.7,shift_by:-0.3,atomic_energies:{H:-1.0,Na:-2.5}},"
         "{_target_:curator.layer.GradientOutput,model_outputs:[forces,stress,virial]}]",

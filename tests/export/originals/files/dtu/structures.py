@@ -1,4 +1,4 @@
-"""Ten perturbed structures for codes whose users do catalysis and batteries, and seeded weights in which all matters."""
+"""Ten perturbed structures for codes whose users do catalysis and batteries, and weights in which all matters."""
 
 from typing import Any
 

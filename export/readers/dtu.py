@@ -1,0 +1,282 @@
+"""Checkpoints of DTU's PaiNN-model, and of cPaiNN, which grew from it: one layout, and one set of equations.
+
+Both are dicts with a state dict under `model`. PaiNN-model's first version keeps no cutoff in it, and its sine basis is
+no tensor either: the arguments of the training, beside the file, say it.
+"""
+
+import math
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from painn_deploy.export.declaration import ENERGY_KEY, Declaration
+from painn_deploy.export.errors import CheckpointError, ConfigurationError, DeclarationError
+from painn_deploy.export.model.layout import fold_units
+from painn_deploy.export.parsing import UnreadableError
+from painn_deploy.export.readers.archive import Archive, is_tensor, kind_of
+from painn_deploy.export.readers.blocks import Block, Linear, Order, canonical
+from painn_deploy.export.readers.reader import Opened, Potential, Reader
+from painn_deploy.export.reading import AbsentError, read_json, read_regular
+
+__all__ = ["DTU", "LAST", "in_ase_units", "painn_tensors", "sine"]
+
+ORDER = Order(("vector", "direction", "scalar"), ("vector", "product", "scalar"), norms_first=True)
+LAST = "output_modules.0.outnet.1"
+"""The read-out's last layer, in SchNetPack's names."""
+
+FUNCTIONS = 20
+"""Of the radial basis, written into their code."""
+
+LINEAR = ("weight", "bias")
+MESSAGE = ("scalar_message_mlp.0", "scalar_message_mlp.2", "filter_layer")
+UPDATE = ("update_U", "update_V", "update_mlp.0", "update_mlp.2")
+READOUT = ("readout_mlp.0", "readout_mlp.2")
+EMBEDDING = "atom_embedding.weight"
+FLAGS, NUMBERS = ("normalization", "atomwise_normalization"), ("normalize_stddev", "normalize_mean")
+HEADS = {"linear_magmom": "magnetic moments", "linear_bader_charge": "charges", "linear": "magnetic moments or charges"}
+"""Of cPaiNN: they read an inner layer, and nothing reads them."""
+
+WRAPPED = ("model", "state_dict", "model_state_dict")
+"""Where a checkpoint has its state dict; `model` is DTU's own."""
+
+ARGUMENTS = ("arguments.json", "arguments.toml")
+"""What its training writes, or is given, in the folder of its checkpoints."""
+
+SAID = {"cutoff": ("cutoff",), "node_size": ("node_size",), "num_interactions": ("num_interactions", "num_layer")}
+"""Hyperparameters, and what files call them."""
+
+BESIDE = frozenset({*SAID, "num_layer", "species", "code", "description"})
+LARGEST = 2**20
+"""Bytes of the arguments beside a checkpoint."""
+
+
+def sine(count: int, cutoff: float) -> dict[str, Tensor]:
+    """The basis sin(n π d / cutoff) / d of n = 1 ... count, as frequencies in float64.
+
+    Args:
+        count: of its functions.
+        cutoff: where all of them vanish, in the model's unit of length.
+    """
+    return {"freqs": torch.arange(1, count + 1, dtype=torch.float64) * math.pi / cutoff}
+
+
+def painn_tensors(state: Mapping[str, Tensor], bases: Sequence[Mapping[str, Tensor]], source: str) -> dict[str, Tensor]:
+    """Tensors of a PaiNN that DTU's codes define, under SchNetPack's names and in the units that they came in.
+
+    Args:
+        state: all of its tensors but those of radial bases, under their names.
+        bases: the radial basis of each interaction.
+        source: the file, for messages.
+
+    Raises:
+        CheckpointError: tensors are missing or left over.
+    """
+    wanted = [f"{layer}.{part}" for layer in READOUT for part in LINEAR] + [EMBEDDING]
+    for i in range(len(bases)):
+        layers = [f"message_layers.{i}.{layer}" for layer in MESSAGE] + [
+            f"update_layers.{i}.{layer}" for layer in UPDATE
+        ]
+        wanted += [f"{layer}.{part}" for layer in layers for part in LINEAR]
+    if missing := sorted(set(wanted) - state.keys()):
+        raise CheckpointError(f"{source} lacks tensors of a PaiNN with {len(bases)} interactions: {_some(missing)}.")
+    if extra := sorted(state.keys() - set(wanted)):
+        raise CheckpointError(
+            f"{source} holds tensors that its code's PaiNN has no place for: {_some(extra)}. They may change the "
+            "model, so they are not ignored."
+        )
+
+    def linear(name: str) -> Linear:
+        return Linear(state[f"{name}.weight"], state[f"{name}.bias"])
+
+    blocks = []
+    for i, basis in enumerate(bases):
+        message, update = f"message_layers.{i}.", f"update_layers.{i}."
+        blocks.append(
+            Block(
+                message=[linear(f"{message}{layer}") for layer in MESSAGE[:2]],
+                filters=linear(f"{message}filter_layer"),
+                basis=basis,
+                multiplied=linear(f"{update}update_U"),
+                measured=linear(f"{update}update_V"),
+                update=[linear(f"{update}{layer}") for layer in UPDATE[2:]],
+            )
+        )
+    return canonical(blocks, ORDER, state[EMBEDDING], [linear(name) for name in READOUT])
+
+
+def in_ase_units(declared: Declaration, source: str) -> tuple[float, float, tuple[str, ...]]:
+    """The units of a model that was trained on ASE's structures, in eV and Å, and a remark on them.
+
+    ASE is in eV and Å, and DTU's codes convert nothing; an owner who kept other units in its files can say so.
+
+    Args:
+        declared: what its owner says.
+        source: the file, for messages.
+
+    Raises:
+        DeclarationError: it names an energy that there is not.
+    """
+    if declared.energy_key not in (None, ENERGY_KEY):
+        raise DeclarationError(
+            f"{source}: its code gives one energy, {ENERGY_KEY!r}, and --energy-key says {declared.energy_key!r}. "
+            "Leave it out."
+        )
+    energy, length = Declaration(declared.energy_unit or "eV", declared.length_unit or "Ang").scales(source)
+    if declared.energy_unit is not None and declared.length_unit is not None:
+        return energy, length, ()
+    remark = "Its code trains on ASE's structures and converts nothing, so what was not declared is taken as ASE's: "
+    return energy, length, (f"{remark}energies in eV, lengths in Å.",)
+
+
+def _claims(opened: Opened) -> bool:
+    return _state(opened.tree) is not None
+
+
+def _state(tree: Any) -> Mapping[str, Any] | None:
+    """The state dict, where a file holds one of this layout."""
+    held = next((tree[key] for key in WRAPPED if key in tree), tree) if isinstance(tree, Mapping) else None
+    names = held.keys() if isinstance(held, Mapping) else ()
+    ours = any(isinstance(name, str) and name.startswith("message_layers.0.scalar_message_mlp.") for name in names)
+    return held if ours else None
+
+
+def _read(opened: Opened, declared: Declaration) -> Potential:
+    source, things = str(opened.path), _state(opened.tree)
+    if things is None:
+        raise CheckpointError(f"{source} holds no state dict of DTU's PaiNN-model or cPaiNN.")
+    energy, length, remarks = in_ase_units(declared, source)
+    heads = sorted(name for name in things if isinstance(name, str) and name.rpartition(".")[0] in HEADS)
+    if heads:
+        left = sorted({HEADS[name.rpartition(".")[0]] for name in heads})
+        remarks += (f"It also predicts {' and '.join(left)}, from which no energy follows; they are left out.",)
+    if opened.tree.get("compute_stress") is True:
+        remarks += (
+            "cPaiNN halves its stresses (it divides by 2 a virial that has each pair once). Those here are the "
+            "derivative of the energy by strain, as ASE has it: twice cPaiNN's.",
+        )
+    apart = {*FLAGS, *NUMBERS, *heads}
+    if odd := [name for name, thing in things.items() if name not in apart and not is_tensor(thing)]:
+        raise CheckpointError(f"{source}: {str(odd[0])[:80]!r} in its state dict is {kind_of(things[odd[0]])}.")
+    state = {name: opened.archive.tensor(thing, name) for name, thing in things.items() if name not in apart}
+    count = len({name.split(".")[1] for name in state if name.startswith("message_layers.")})
+    cutoff = _cutoff(
+        opened, {"node_size": state[EMBEDDING].shape[-1] if EMBEDDING in state else None, "num_interactions": count}
+    )
+    tensors = painn_tensors(state, [sine(FUNCTIONS, cutoff)] * count, source)
+    scale, mean = _normalisation(opened.archive, things)
+    for name in LINEAR if scale != 1.0 else ():
+        tensors[f"{LAST}.{name}"] = tensors[f"{LAST}.{name}"].double() * scale
+    tensors = fold_units(tensors, LAST, energy, length)
+    rows, features = tensors["representation.embedding.weight"].shape
+    if mean:
+        tensors["atomic_references"] = torch.full((rows,), mean * energy, dtype=torch.float64)
+    read = {
+        "architecture": "painn",
+        "hidden_dim": features,
+        "num_interactions": count,
+        "num_rbf": FUNCTIONS,
+        "cutoff": cutoff * length,
+        "epsilon": 0.0,
+        "description": f"read from a checkpoint of DTU's {'cPaiNN' if heads else 'PaiNN-model'}",
+    }
+    return Potential(tensors, read | _species(opened), remarks)
+
+
+def _normalisation(archive: Archive, things: Mapping[str, Any]) -> tuple[float, float]:
+    """What an energy of atoms is multiplied with, and what is added for each atom, in the model's unit."""
+    there = [name for name in (*FLAGS, *NUMBERS) if name in things]
+    if there and len(there) != len(FLAGS) + len(NUMBERS):
+        raise CheckpointError(f"{archive.source} holds {', '.join(there)}, and not all that normalises its energies.")
+    if not there or not archive.truth(things[FLAGS[0]], FLAGS[0]):
+        return 1.0, 0.0
+    found = [archive.tensor(things[name], name) for name in NUMBERS]
+    if any(tensor.numel() != 1 or not torch.isfinite(tensor).all() for tensor in found):
+        raise CheckpointError(f"{archive.source}: {' or '.join(NUMBERS)} is no finite number.")
+    scale, mean = (float(tensor.double()) for tensor in found)
+    if mean and not archive.truth(things[FLAGS[1]], FLAGS[1]):
+        raise CheckpointError(
+            f"{archive.source} adds {mean:g} to the energy of a structure whatever its size (atomwise_normalization is "
+            "false). That is no energy of atoms, and two molecules apart would not have the sum of their energies; "
+            "train it with atomwise_normalization, or set normalize_mean to 0 if energies may shift by a constant."
+        )
+    return scale, mean
+
+
+def _cutoff(opened: Opened, sizes: Mapping[str, int | None]) -> float:
+    """The cutoff in the model's unit, which the file says or one beside it that fits its weights."""
+    path, found = opened.path, dict[str, float]()
+    for where, said in _said(opened):
+        for name, size in sizes.items():
+            if name in said and size is not None and said[name] != size:
+                raise ConfigurationError(
+                    f"{where} says {name} = {said[name]!r}, and the weights of {path} have {size}."
+                )
+        value = said.get("cutoff")
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf
+        ):
+            raise ConfigurationError(f"{where} says cutoff = {str(value)[:80]!r}, which is no distance.")
+        if value is not None:
+            found[where] = float(value)
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"{value:g} in {where}" for where, value in found.items())
+        raise ConfigurationError(f"What says the cutoff of {path} disagrees: {listed}. Make it say the same.")
+    if not found:
+        raise ConfigurationError(
+            f"{path} holds weights without their hyperparameters: nothing says the cutoff, and a wrong one would give "
+            f"wrong forces. Write it (the --cutoff of its training, in Å) to {path.with_suffix('.json').name} beside "
+            f'the file, as {{"cutoff": 5.0}}, or lay the {" or ".join(ARGUMENTS)} of its training beside it.'
+        )
+    return next(iter(found.values()))
+
+
+def _said(opened: Opened) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the file says of its hyperparameters, and files beside it: an owner's own, else the first of a training."""
+    path = opened.path
+    own = _hyperparameters({} if _state(opened.tree) is opened.tree else opened.tree)
+    yield str(path), own
+    if opened.beside is not None:
+        if unknown := sorted(map(str, opened.beside.keys() - BESIDE)):
+            raise ConfigurationError(
+                f"{path.with_suffix('.json')} has keys that say nothing of such a model: {', '.join(unknown)}. Those "
+                f"that do: {', '.join(sorted(BESIDE))}."
+            )
+        yield str(path.with_suffix(".json")), _hyperparameters(opened.beside)
+    if "cutoff" in own or "cutoff" in (opened.beside or {}):
+        return
+    for name in ARGUMENTS:
+        arguments = _arguments(path.with_name(name))
+        if arguments is not None:
+            yield str(path.with_name(name)), _hyperparameters(arguments)
+            return
+
+
+def _hyperparameters(values: Mapping[Any, Any]) -> dict[str, Any]:
+    return {name: values[key] for name, keys in SAID.items() for key in keys if key in values}
+
+
+def _arguments(path: Path) -> Mapping[str, Any] | None:
+    try:
+        if path.suffix == ".json":
+            return read_json(path, LARGEST, follow=True, finite=False)
+        return tomllib.loads(read_regular(path, LARGEST, follow=True).decode())
+    except AbsentError:
+        return None
+    except (UnreadableError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigurationError(f"The arguments beside a checkpoint cannot be read: {path}: {error}.") from error
+
+
+def _species(opened: Opened) -> dict[str, Any]:
+    said = (opened.beside or {}).get("species")
+    return {} if said is None else {"species": said}
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+DTU = Reader("PaiNN-model", _claims, _read)
