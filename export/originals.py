@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import CheckpointError, ConfigurationError
+from painn_deploy.export.readers.curator import CURATOR
 from painn_deploy.export.readers.dtu import DTU
 from painn_deploy.export.readers.reader import Opened, Potential, Reader
 from painn_deploy.export.schnetpack.files import SCHNETPACK, is_plain
 
 __all__ = ["READERS", "read_original"]
 
-READERS: Sequence[Reader] = (SCHNETPACK, DTU)
+READERS: Sequence[Reader] = (SCHNETPACK, DTU, CURATOR)
 """Of each code, one."""
 
 CODE = "code"

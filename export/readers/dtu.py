@@ -5,22 +5,19 @@ no tensor either: the arguments of the training, beside the file, say it.
 """
 
 import math
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from painn_deploy.export.declaration import ENERGY_KEY, Declaration
-from painn_deploy.export.errors import CheckpointError, ConfigurationError, DeclarationError
+from painn_deploy.export.errors import CheckpointError, DeclarationError
 from painn_deploy.export.model.layout import fold_units
-from painn_deploy.export.parsing import UnreadableError
 from painn_deploy.export.readers.archive import Archive, is_tensor, kind_of
 from painn_deploy.export.readers.blocks import Block, Linear, Order, canonical
+from painn_deploy.export.readers.dtu_arguments import read_cutoff
 from painn_deploy.export.readers.reader import Opened, Potential, Reader
-from painn_deploy.export.reading import AbsentError, read_json, read_regular
 
 __all__ = ["DTU", "LAST", "in_ase_units", "painn_tensors", "sine"]
 
@@ -42,16 +39,6 @@ HEADS = {"linear_magmom": "magnetic moments", "linear_bader_charge": "charges", 
 
 WRAPPED = ("model", "state_dict", "model_state_dict")
 """Where a checkpoint has its state dict; `model` is DTU's own."""
-
-ARGUMENTS = ("arguments.json", "arguments.toml")
-"""What its training writes, or is given, in the folder of its checkpoints."""
-
-SAID = {"cutoff": ("cutoff",), "node_size": ("node_size",), "num_interactions": ("num_interactions", "num_layer")}
-"""Hyperparameters, and what files call them."""
-
-BESIDE = frozenset({*SAID, "num_layer", "species", "code", "description"})
-LARGEST = 2**20
-"""Bytes of the arguments beside a checkpoint."""
 
 
 def sine(count: int, cutoff: float) -> dict[str, Tensor]:
@@ -153,19 +140,19 @@ def _read(opened: Opened, declared: Declaration) -> Potential:
     if heads:
         left = sorted({HEADS[name.rpartition(".")[0]] for name in heads})
         remarks += (f"It also predicts {' and '.join(left)}, from which no energy follows; they are left out.",)
-    if opened.tree.get("compute_stress") is True:
-        remarks += (
-            "cPaiNN halves its stresses (it divides by 2 a virial that has each pair once). Those here are the "
-            "derivative of the energy by strain, as ASE has it: twice cPaiNN's.",
-        )
     apart = {*FLAGS, *NUMBERS, *heads}
     if odd := [name for name, thing in things.items() if name not in apart and not is_tensor(thing)]:
         raise CheckpointError(f"{source}: {str(odd[0])[:80]!r} in its state dict is {kind_of(things[odd[0]])}.")
     state = {name: opened.archive.tensor(thing, name) for name, thing in things.items() if name not in apart}
     count = len({name.split(".")[1] for name in state if name.startswith("message_layers.")})
-    cutoff = _cutoff(
-        opened, {"node_size": state[EMBEDDING].shape[-1] if EMBEDDING in state else None, "num_interactions": count}
-    )
+    embedding, inside = state.get(EMBEDDING), {} if things is opened.tree else opened.tree
+    sizes = {"node_size": None if embedding is None else embedding.shape[-1], "num_interactions": count}
+    cutoff = read_cutoff(opened, inside, sizes)
+    if inside.get("compute_stress") is True:
+        remarks += (
+            "cPaiNN halves its stresses (it divides virials by 2, which count nothing twice). Those here are the "
+            "derivative of the energy by strain, as ASE has it: twice cPaiNN's.",
+        )
     tensors = painn_tensors(state, [sine(FUNCTIONS, cutoff)] * count, source)
     scale, mean = _normalisation(opened.archive, things)
     for name in LINEAR if scale != 1.0 else ():
@@ -204,70 +191,6 @@ def _normalisation(archive: Archive, things: Mapping[str, Any]) -> tuple[float, 
             "train it with atomwise_normalization, or set normalize_mean to 0 if energies may shift by a constant."
         )
     return scale, mean
-
-
-def _cutoff(opened: Opened, sizes: Mapping[str, int | None]) -> float:
-    """The cutoff in the model's unit, which the file says or one beside it that fits its weights."""
-    path, found = opened.path, dict[str, float]()
-    for where, said in _said(opened):
-        for name, size in sizes.items():
-            if name in said and size is not None and said[name] != size:
-                raise ConfigurationError(
-                    f"{where} says {name} = {said[name]!r}, and the weights of {path} have {size}."
-                )
-        value = said.get("cutoff")
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf
-        ):
-            raise ConfigurationError(f"{where} says cutoff = {str(value)[:80]!r}, which is no distance.")
-        if value is not None:
-            found[where] = float(value)
-    if len(set(found.values())) > 1:
-        listed = ", ".join(f"{value:g} in {where}" for where, value in found.items())
-        raise ConfigurationError(f"What says the cutoff of {path} disagrees: {listed}. Make it say the same.")
-    if not found:
-        raise ConfigurationError(
-            f"{path} holds weights without their hyperparameters: nothing says the cutoff, and a wrong one would give "
-            f"wrong forces. Write it (the --cutoff of its training, in Å) to {path.with_suffix('.json').name} beside "
-            f'the file, as {{"cutoff": 5.0}}, or lay the {" or ".join(ARGUMENTS)} of its training beside it.'
-        )
-    return next(iter(found.values()))
-
-
-def _said(opened: Opened) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What the file says of its hyperparameters, and files beside it: an owner's own, else the first of a training."""
-    path = opened.path
-    own = _hyperparameters({} if _state(opened.tree) is opened.tree else opened.tree)
-    yield str(path), own
-    if opened.beside is not None:
-        if unknown := sorted(map(str, opened.beside.keys() - BESIDE)):
-            raise ConfigurationError(
-                f"{path.with_suffix('.json')} has keys that say nothing of such a model: {', '.join(unknown)}. Those "
-                f"that do: {', '.join(sorted(BESIDE))}."
-            )
-        yield str(path.with_suffix(".json")), _hyperparameters(opened.beside)
-    if "cutoff" in own or "cutoff" in (opened.beside or {}):
-        return
-    for name in ARGUMENTS:
-        arguments = _arguments(path.with_name(name))
-        if arguments is not None:
-            yield str(path.with_name(name)), _hyperparameters(arguments)
-            return
-
-
-def _hyperparameters(values: Mapping[Any, Any]) -> dict[str, Any]:
-    return {name: values[key] for name, keys in SAID.items() for key in keys if key in values}
-
-
-def _arguments(path: Path) -> Mapping[str, Any] | None:
-    try:
-        if path.suffix == ".json":
-            return read_json(path, LARGEST, follow=True, finite=False)
-        return tomllib.loads(read_regular(path, LARGEST, follow=True).decode())
-    except AbsentError:
-        return None
-    except (UnreadableError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigurationError(f"The arguments beside a checkpoint cannot be read: {path}: {error}.") from error
 
 
 def _species(opened: Opened) -> dict[str, Any]:
