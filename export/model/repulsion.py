@@ -71,13 +71,14 @@ class ZBLRepulsion(nn.Module):
 
         def pair(d: Tensor) -> Tensor:
             terms = torch.exp(-(screening * d.unsqueeze(-1)) * self.exponents) * self.coefficients
-            return (terms.sum(-1) * self._faded(d) * mask / d).unsqueeze(-1)
+            return (terms.sum(-1) * self.faded(d) * mask / d).unsqueeze(-1)
 
         (filters,) = aggregation.filters([pair], distances)
         around = aggregation.scalars(filters, charges, neighbours)
         return (0.5 * self.strength * (charges * around)).sum(-1)
 
-    def _faded(self, d: Tensor) -> Tensor:
+    def faded(self, d: Float[Tensor, "*edges"]) -> Float[Tensor, "*edges"]:
+        """What it is multiplied by at a distance, Å."""
         if self.kind == "none":
             return torch.ones_like(d)
         faded = cutoff_function(self.kind, self.cutoff, switch_on=self.switch_on)

@@ -111,7 +111,7 @@ class Configuration:
         Raises:
             ConfigurationError: see above.
         """
-        if self.architecture == "distiller" and (varied := self._varied()):
+        if self.architecture == "distiller" and (varied := self.variants()):
             raise ConfigurationError(f"{source} has {', '.join(varied)}, which distiller does not; it is for painn.")
         needs = {"switch": "switch_on", "polynomial": "cutoff_power"}
         for kind, key in needs.items():
@@ -121,13 +121,13 @@ class Configuration:
         if self.switch_on is not None and self.switch_on >= self.cutoff:
             raise ConfigurationError(f"{source}: switch_on is {self.switch_on} Å, and the cutoff {self.cutoff} Å.")
 
-    def _varied(self) -> list[str]:
-        """What differs from how SchNetPack makes a PaiNN unless it is told otherwise."""
+    def variants(self) -> list[str]:
+        """Names of what differs from how SchNetPack makes a PaiNN unless it is told otherwise."""
         return [f.name for f in fields(self) if f.name in VARIANTS and getattr(self, f.name) != f.default]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types, for manifests and metadata; of what may vary, only what does."""
-        usual = VARIANTS - set(self._varied()) - {"epsilon"}
+        usual = VARIANTS - set(self.variants()) - {"epsilon"}
         values = {key: value for key, value in asdict(self).items() if key not in usual}
         values["species"] = None if self.species is None else list(self.species)
         return values

@@ -1,5 +1,7 @@
 """PaiNNs that differ from the usual one: the graph is the student, its forces the slope of its energy."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,18 +56,29 @@ def test_forces_are_the_slope_of_the_energy(variant: Path) -> None:
     assert np.abs(errors).max() < 1e-8 * max(1.0, np.abs(forces).max())
 
 
-@pytest.mark.parametrize("name", ["single atom", "ethanol", "triclinic", "slab"])
-def test_the_graph_gives_what_the_student_gives(variant: Path, name: str) -> None:
-    for kind, precision, tolerance in ((np.float64, "fp64", 1e-11), (np.float32, "fp32", 1e-5)):
-        dtype = torch.float64 if precision == "fp64" else torch.float32
-        student = load_student(variant, dtype=dtype)
-        session = onnxruntime.InferenceSession(export_onnx(student, {}, precision).SerializeToString())
-        arrays = inputs(ZOO[name], kind)
+@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+def test_the_graph_gives_what_the_student_gives(variant: Path, precision: str) -> None:
+    is_double = precision == "fp64"
+    exact = load_student(variant, dtype=torch.float64)
+    student = exact if is_double else load_student(variant)
+    session = onnxruntime.InferenceSession(export_onnx(student, {}, precision).SerializeToString())
+    for name in ("single atom", "ethanol", "triclinic", "slab"):
+        arrays = inputs(ZOO[name], np.float64 if is_double else np.float32)
         found = session.run(None, dict(zip([i.name for i in session.get_inputs()], arrays, strict=True)))
-        exact = explicit_forces(load_student(variant, dtype=torch.float64), tensors(inputs(ZOO[name]), torch.float64))
-        for got, want in zip(found, exact, strict=True):
+        wanted = explicit_forces(exact, tensors(inputs(ZOO[name]), torch.float64))
+        for got, want in zip(found, wanted, strict=True):
             scale = max(1.0, float(want.abs().max()))
-            np.testing.assert_allclose(got, want.numpy(), rtol=0, atol=tolerance * scale)
+            np.testing.assert_allclose(got, want.numpy(), rtol=0, atol=(1e-11 if is_double else 1e-5) * scale)
+
+
+@pytest.mark.parametrize("kind", ["painn", "distiller"])
+def test_one_interaction_is_exported_where_nothing_checks_types(tmp_path: Path, kind: str) -> None:
+    """Types are checked here and not where users are, and a check tells the tracer sizes."""
+    path = students.write(tmp_path, kind, num_interactions=1)
+    program = "from painn_deploy.export import load_student as s; from painn_deploy.export.graph.onnx_graph import "
+    program += f"export_onnx as e; e(s({str(path)!r}), {{}})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_it_can_be_differentiated_twice_as_training_does(variant: Path) -> None:

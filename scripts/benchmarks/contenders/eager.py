@@ -116,14 +116,10 @@ def _summed(values: Tensor, edges: Edges) -> Tensor:
 
 def _painn(student: Any, edges: Edges, vectors: Tensor) -> Tensor:
     """Equations 7 to 10 of arXiv:2102.03150; atomic energies."""
-    cutoff, features = student.configuration.cutoff, student.configuration.hidden_dim
+    features, layers = student.configuration.hidden_dim, len(student.message)
     distances = vectors.norm(dim=1)
     directions = vectors / distances[:, None]
-    envelope = 0.5 * (torch.cos(distances * (torch.pi / cutoff)) + 1)
-    basis = student.basis(distances, student.configuration.num_rbf)
-    filters = student.filters(basis) * envelope[:, None]
-    layers = len(student.message)
-    per_layer = filters.split(3 * features, 1) if filters.shape[1] > 3 * features else [filters] * layers
+    per_layer = _filters(student, distances)
     scalars = student.embedding(edges.numbers)
     equivariant = scalars.new_zeros(len(scalars), 3, features)
     for layer in range(layers):
@@ -132,11 +128,38 @@ def _painn(student: Any, edges: Edges, vectors: Tensor) -> Tensor:
         scalars = scalars + _summed(message[0], edges)
         equivariant = equivariant + _summed(moved, edges)
         v, w = student.mixing[layer](equivariant).split(features, 2)
-        norms = torch.sqrt((v * v).sum(1) + student.configuration.epsilon)
+        squares = (v * v).sum(1)
+        epsilon = student.configuration.epsilon
+        norms = torch.sqrt(squares + epsilon) if epsilon else torch.linalg.norm(v, dim=1)  # whose slope at 0 is 0
         a, b, c = student.update[layer](torch.cat([scalars, norms], 1)).split(features, 1)
         scalars = scalars + a + c * (v * w).sum(1)
         equivariant = equivariant + b[:, None] * w
-    return cast(Tensor, student.readout(scalars)[:, 0])
+    energies = cast(Tensor, student.readout(scalars)[:, 0])
+    if student.energy_scales is not None:
+        energies = energies * student.energy_scales[edges.numbers]
+    return energies if student.repulsion is None else energies + _summed(_repulsion(student, edges, distances), edges)
+
+
+def _filters(student: Any, distances: Tensor) -> Sequence[Tensor]:
+    """Of each interaction [edges, 3 features]."""
+    said, filters = student.configuration, student.filters
+    layers, envelope = said.num_interactions, student.envelope(distances)[:, None]
+    if isinstance(student.basis, nn.ModuleList):
+        parts = zip(student.basis, filters.weight.chunk(layers), filters.bias.chunk(layers), strict=True)
+        radial = [(basis(distances, said.num_rbf), weight, bias) for basis, weight, bias in parts]
+        return [nn.functional.linear(x, weight, bias) * envelope for x, weight, bias in radial]
+    every = filters(student.basis(distances, said.num_rbf)) * envelope
+    width = 3 * said.hidden_dim
+    return every.split(width, 1) if every.shape[1] > width else [every] * layers
+
+
+def _repulsion(student: Any, edges: Edges, distances: Tensor) -> Tensor:
+    """Half of each edge's repulsion of nuclei; see `painn_deploy.export.model.repulsion`."""
+    zbl, centre, neighbour = student.repulsion, edges.numbers[edges.centre], edges.numbers[edges.neighbour]
+    reduced = (zbl.radii[centre] + zbl.radii[neighbour]) * distances
+    screening = (zbl.coefficients * torch.exp(-zbl.exponents * reduced[:, None])).sum(1)
+    energies: Tensor = 0.5 * zbl.strength * centre * neighbour / distances * screening * zbl.faded(distances)
+    return energies
 
 
 def _distiller(student: Any, edges: Edges, vectors: Tensor) -> Tensor:

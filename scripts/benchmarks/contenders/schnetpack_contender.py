@@ -25,11 +25,15 @@ def schnetpack_weights(student: PaiNN) -> dict[str, np.ndarray]:
     """A student's weights under SchNetPack's names, and its hyperparameters.
 
     Raises:
-        PaiNNDeployError: it has another radial basis than Gaussians, or filters that its interactions share.
+        PaiNNDeployError: it is another one than those of SchNetPack's defaults.
     """
     configuration, state = student.configuration, student.state_dict()
-    if not isinstance(student.basis, GaussianBasis) or len(state["filters.bias"]) == 3 * configuration.hidden_dim:
-        raise PaiNNDeployError("SchNetPack is timed on students with Gaussians and filters for each interaction alone.")
+    shared = configuration.num_interactions > 1 and len(state["filters.bias"]) == 3 * configuration.hidden_dim
+    further = {"energy_scales", "mixing.0.bias"}.intersection(state) or configuration.variants()
+    if not isinstance(student.basis, GaussianBasis) or shared or further:
+        raise PaiNNDeployError(
+            "SchNetPack is timed on students with Gaussians, filters for each interaction and its defaults elsewhere."
+        )
     names: dict[str, str] = {
         "embedding.weight": "representation.embedding.weight",
         "basis.offsets": "representation.radial_basis.offsets",
