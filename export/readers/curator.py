@@ -15,7 +15,7 @@ from painn_deploy.export.readers.archive import Archive, is_tensor
 from painn_deploy.export.readers.curator_configuration import from_configuration, plain
 from painn_deploy.export.readers.curator_energies import rescale
 from painn_deploy.export.readers.curator_parts import Described, Part, from_modules, refuse
-from painn_deploy.export.readers.dtu import LAST, in_ase_units, painn_tensors, sine
+from painn_deploy.export.readers.dtu import LAST, in_ase_units, of_biases, painn_tensors, sine
 from painn_deploy.export.readers.reader import Opened, Potential, Reader
 from painn_deploy.export.readers.stand_ins import StandIn
 from painn_deploy.export.schnetpack.files import holds_average
@@ -94,16 +94,16 @@ class _Reading:
         self._remarks += remarks
         cutoff, envelope = self._cutoff()
         weights = {name: self._archive.tensor(thing, name) for name, thing in described.weights.items()}
-        bases, factors = (
-            zip(*(self._basis(part) for part in described.bases), strict=True) if described.bases else ((), ())
-        )
+        if len({part.kind for part in described.bases}) != 1:
+            refuse(source, "its interactions have radial bases of different kinds, or there are none")
+        bases, factors = zip(*(self._basis(part) for part in described.bases), strict=True)
         for i, factor in enumerate(factors):
             if factor != 1.0 and (name := f"message_layers.{i}.filter_layer.weight") in weights:
                 weights[name] = weights[name].double() * factor
         tensors = painn_tensors(weights, bases, source)
         rows, features = tensors["representation.embedding.weight"].shape
         rescaled = rescale(self._archive, described.outputs, rows)
-        self._remarks += rescaled.remarks
+        self._remarks += rescaled.remarks + of_biases(tensors)
         scales, shifts = rescaled.scales, rescaled.shifts
         if len(set(scales.tolist())) > 1:
             tensors["energy_scales"] = scales

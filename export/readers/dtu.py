@@ -19,7 +19,7 @@ from painn_deploy.export.readers.blocks import Block, Linear, Order, canonical
 from painn_deploy.export.readers.dtu_arguments import read_cutoff
 from painn_deploy.export.readers.reader import Opened, Potential, Reader
 
-__all__ = ["DTU", "LAST", "in_ase_units", "painn_tensors", "sine"]
+__all__ = ["DTU", "LAST", "in_ase_units", "of_biases", "painn_tensors", "sine"]
 
 ORDER = Order(("vector", "direction", "scalar"), ("vector", "product", "scalar"), norms_first=True)
 LAST = "output_modules.0.outnet.1"
@@ -29,9 +29,6 @@ FUNCTIONS = 20
 """Of the radial basis, written into their code."""
 
 LINEAR = ("weight", "bias")
-MESSAGE = ("scalar_message_mlp.0", "scalar_message_mlp.2", "filter_layer")
-UPDATE = ("update_U", "update_V", "update_mlp.0", "update_mlp.2")
-READOUT = ("readout_mlp.0", "readout_mlp.2")
 EMBEDDING = "atom_embedding.weight"
 FLAGS, NUMBERS = ("normalization", "atomwise_normalization"), ("normalize_stddev", "normalize_mean")
 HEADS = {"linear_magmom": "magnetic moments", "linear_bader_charge": "charges", "linear": "magnetic moments or charges"}
@@ -60,39 +57,70 @@ def painn_tensors(state: Mapping[str, Tensor], bases: Sequence[Mapping[str, Tens
         source: the file, for messages.
 
     Raises:
-        CheckpointError: tensors are missing or left over.
+        CheckpointError: tensors are missing or left over, or have other shapes than such a PaiNN's.
     """
-    wanted = [f"{layer}.{part}" for layer in READOUT for part in LINEAR] + [EMBEDDING]
-    for i in range(len(bases)):
-        layers = [f"message_layers.{i}.{layer}" for layer in MESSAGE] + [
-            f"update_layers.{i}.{layer}" for layer in UPDATE
-        ]
-        wanted += [f"{layer}.{part}" for layer in layers for part in LINEAR]
-    if missing := sorted(set(wanted) - state.keys()):
+    embedding = state.get(EMBEDDING, torch.empty(0))
+    rows, features = embedding.shape if embedding.dim() == 2 else (0, 0)
+    wanted = {EMBEDDING: (rows, features)} | _linear("readout_mlp.0", features, features)
+    wanted |= _linear("readout_mlp.2", features, 1)
+    for i, basis in enumerate(bases):
+        message, update = f"message_layers.{i}", f"update_layers.{i}"
+        wanted |= _linear(f"{message}.filter_layer", len(next(iter(basis.values()))), 3 * features)
+        wanted |= _linear(f"{message}.scalar_message_mlp.0", features, features)
+        wanted |= _linear(f"{message}.scalar_message_mlp.2", features, 3 * features)
+        wanted |= _linear(f"{update}.update_U", features, features) | _linear(f"{update}.update_V", features, features)
+        wanted |= _linear(f"{update}.update_mlp.0", 2 * features, features)
+        wanted |= _linear(f"{update}.update_mlp.2", features, 3 * features)
+    if missing := sorted(wanted.keys() - state.keys()):
         raise CheckpointError(f"{source} lacks tensors of a PaiNN with {len(bases)} interactions: {_some(missing)}.")
-    if extra := sorted(state.keys() - set(wanted)):
+    if extra := sorted(state.keys() - wanted.keys()):
         raise CheckpointError(
             f"{source} holds tensors that its code's PaiNN has no place for: {_some(extra)}. They may change the "
             "model, so they are not ignored."
         )
+    for name, shape in wanted.items():
+        if state[name].shape != shape:
+            raise CheckpointError(
+                f"{source}: {name} has the shape {tuple(state[name].shape)}, and a PaiNN of {features} features with "
+                f"its radial basis {shape}."
+            )
 
     def linear(name: str) -> Linear:
         return Linear(state[f"{name}.weight"], state[f"{name}.bias"])
 
     blocks = []
     for i, basis in enumerate(bases):
-        message, update = f"message_layers.{i}.", f"update_layers.{i}."
+        message, update = f"message_layers.{i}", f"update_layers.{i}"
         blocks.append(
             Block(
-                message=[linear(f"{message}{layer}") for layer in MESSAGE[:2]],
-                filters=linear(f"{message}filter_layer"),
+                message=[linear(f"{message}.scalar_message_mlp.{layer}") for layer in (0, 2)],
+                filters=linear(f"{message}.filter_layer"),
                 basis=basis,
-                multiplied=linear(f"{update}update_U"),
-                measured=linear(f"{update}update_V"),
-                update=[linear(f"{update}{layer}") for layer in UPDATE[2:]],
+                multiplied=linear(f"{update}.update_U"),
+                measured=linear(f"{update}.update_V"),
+                update=[linear(f"{update}.update_mlp.{layer}") for layer in (0, 2)],
             )
         )
-    return canonical(blocks, ORDER, state[EMBEDDING], [linear(name) for name in READOUT])
+    return canonical(blocks, ORDER, state[EMBEDDING], [linear(f"readout_mlp.{i}") for i in (0, 2)])
+
+
+def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def of_biases(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """A remark on biases that are added to vectors, where there are such.
+
+    Args:
+        tensors: under SchNetPack's names.
+    """
+    biases = [tensor for name, tensor in tensors.items() if name.endswith(".mu_channel_mix.bias")]
+    if not any(bias.any() for bias in biases):
+        return ()
+    return (
+        "It adds biases to vectors (update_U, update_V): they do not turn with a structure, so its energy depends on "
+        "how the structure lies in space. The engine follows it; `painn-deploy validate` says by how much.",
+    )
 
 
 def in_ase_units(declared: Declaration, source: str) -> tuple[float, float, tuple[str, ...]]:
@@ -170,7 +198,7 @@ def _read(opened: Opened, declared: Declaration) -> Potential:
         "epsilon": 0.0,
         "description": f"read from a checkpoint of DTU's {'cPaiNN' if heads else 'PaiNN-model'}",
     }
-    return Potential(tensors, read | _species(opened), remarks)
+    return Potential(tensors, read | _species(opened), remarks + of_biases(tensors))
 
 
 def _normalisation(archive: Archive, things: Mapping[str, Any]) -> tuple[float, float]:

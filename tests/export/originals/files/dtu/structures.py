@@ -29,7 +29,7 @@ def structures(*, boxed: bool = False) -> list[Atoms]:
     platinum_slab = fcc100("Pt", (2, 2, 2), vacuum=8.0)
     add_adsorbate(platinum_slab, molecule("H2O"), 2.2, "bridge")
     water = molecule("H2O")
-    water.set_cell([[3.4, 0.0, 0.0], [0.7, 3.6, 0.0], [-0.4, 0.5, 3.9]])
+    water.set_cell([[3.3, 0.0, 0.0], [0.7, 3.6, 0.0], [-0.4, 0.5, 3.9]])
     water.pbc = True
     free = [molecule(name) for name in ("CH3CH2OH", "CH3OH", "NH3")]
     if boxed:
