@@ -72,7 +72,12 @@ def _polynomial(x: Tensor, power: int) -> Tensor:
 
 
 def no_more(x: Float[Tensor, "*any"], most: float) -> Float[Tensor, "*any"]:
-    """Elements, or a bound where they are above it, with a slope of zero there."""
+    """Elements, or a bound where they are above it, with a slope of zero there.
+
+    Args:
+        x: elements.
+        most: the bound.
+    """
     return torch.where(x > most, most, x)
 
 

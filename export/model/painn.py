@@ -32,6 +32,7 @@ __all__ = ["PaiNN"]
 
 
 ALIGNED = 8
+TINY = 1e-9
 FLAT_WIDTH = 1e18
 """Width of a Gaussian that is 1, with a slope of 0, at every distance."""
 
@@ -272,7 +273,9 @@ def _basis_of(tensors: Mapping[str, Tensor], configuration: Configuration, sourc
     made: list[nn.Module] = []
     for place in places:
         found = {name: tensors[place + name] for name in ("offsets", "widths", "freqs") if place + name in tensors}
-        check_basis(found, source, positive=tuple(found.keys() - {"offsets"}))
+        if "widths" in found:  # squared in the equations, so that training may turn a sign
+            found["widths"] = found["widths"].abs()
+        check_basis(found, source, positive=("widths",))
         if found.keys() == {"offsets", "widths"}:
             made.append(GaussianBasis(found["offsets"], found["widths"]))
         elif found.keys() == {"freqs"}:
@@ -291,7 +294,7 @@ def _check_reach(basis: nn.Module, configuration: Configuration, source: str) ->
     if isinstance(basis, nn.ModuleList):
         return  # trained apart, so that their ends say nothing
     if isinstance(basis, BesselBasis):
-        reach = math.pi / float(basis.freqs.min())
+        reach = math.pi / max(float(basis.freqs.abs().min()), TINY)
     else:
         reach = float(cast(GaussianBasis, basis).offsets.max())
     if configuration.num_rbf > 1 and not abs(reach - configuration.cutoff) <= 1e-3:

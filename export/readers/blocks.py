@@ -24,7 +24,12 @@ class Linear:
     bias: Tensor | None = None
 
     def rows(self, order: Sequence[str], wanted: Sequence[str]) -> "Linear":
-        """The same with the equal parts of its output in another order."""
+        """The same with the equal parts of its output in another order.
+
+        Args:
+            order: what the parts are, as they come.
+            wanted: the same, as they shall be.
+        """
         places = [order.index(name) for name in wanted]
 
         def moved(tensor: Tensor) -> Tensor:

@@ -96,7 +96,16 @@ def _rewrite(path: Path, **changes: Any) -> None:
         ({"num_interactions": 3}, "lacks tensors"),
         ({"num_interactions": 1}, "no place for"),
         ({"num_rbf": 9}, "8 radial basis functions"),
-        ({"activation": "shifted_softplus"}, "activation"),
+        ({"activation": "tanh"}, "activation = 'tanh'.*'silu' or 'shifted_softplus' only"),
+        ({"cutoff_fn": "bump"}, "cutoff_fn = 'bump'.*'mollifier' or 'switch'"),
+        ({"cutoff_fn": "switch"}, "lacks switch_on"),
+        ({"switch_on": 1.0}, "has switch_on, which the cutoff function 'switch' has"),
+        ({"cutoff_fn": "SwitchFunction", "switch_on": 4.0}, "switch_on is 4.0 Å, and the cutoff 4.0"),
+        ({"cutoff_fn": "polynomial", "cutoff_power": 1}, "cutoff_power is 1"),
+        ({"cutoff_fn": "polynomial", "cutoff_power": 6.5}, "not a positive integer"),
+        ({"epsilon": -1e-8}, "not a number from 0 on"),
+        ({"repulsion": "cosine"}, "its repulsion holds nothing; needed are coefficients"),
+        ({"repulsion": "hard"}, "repulsion = 'hard'"),
         ({"energy_unit": "kcal/mol"}, "energy_unit"),
         ({"attention_heads": 4}, "does not know: attention_heads"),
         ({"species": ["Xx"]}, "wrong kind"),
@@ -114,7 +123,13 @@ def test_a_configuration_that_does_not_fit_is_refused(tmp_path: Path, changes: d
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"cutoff": 5.0}, "last radial centre"), ({"num_rbf": 3}, "radial"), ({"num_interactions": 3}, "lacks tensors")],
+    [
+        ({"cutoff": 5.0}, "last radial centre"),
+        ({"num_rbf": 3}, "radial"),
+        ({"num_interactions": 3}, "lacks tensors"),
+        ({"activation": "ssp"}, "has activation, which distiller does not"),
+        ({"epsilon": 0}, "has epsilon, which distiller does not"),
+    ],
 )
 def test_a_distiller_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = students.write(tmp_path, "distiller")

@@ -1,5 +1,6 @@
 """PaiNNs that differ from the usual one: the graph is the student, its forces the slope of its energy."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,9 +12,11 @@ import onnxruntime
 import pytest
 import torch
 from ase import Atoms
+from safetensors.torch import load_file, save_file
 
 from painn_deploy.calibration.physics.consistency import displacements, gradient_errors
 from painn_deploy.export import load_student
+from painn_deploy.export.errors import CheckpointError
 from painn_deploy.export.graph.onnx_graph import export_onnx
 from painn_deploy.export.model.aggregation import CLOSED_FORM
 from painn_deploy.export.model.cutoffs import CUTOFFS, cutoff_function
@@ -128,3 +131,51 @@ def test_the_polynomial_is_dimenet_s() -> None:
     wanted = 1 - (p + 1) * (p + 2) / 2 * x**p + p * (p + 2) * x ** (p + 1) - p * (p + 1) / 2 * x ** (p + 2)
     found = cutoff_function("polynomial", CUTOFF, power=p)(x * CUTOFF)
     np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"repulsion.cutoff": torch.tensor([4.5])}, "repulsion reaches to 4.5 Å and its messages to 4 Å"),
+        ({"repulsion.cutoff": torch.tensor([0.0])}, "repulsion reaches to 0"),
+        ({"repulsion.cutoff": None}, "needed are coefficients and exponents of equal length, and .*cutoff, switch_on"),
+        ({"repulsion.exponents": torch.ones(3)}, "of equal length"),
+        ({"repulsion.strength": torch.tensor([float("nan")])}, "one finite number each"),
+        ({"repulsion.switch_on": torch.tensor([2.5])}, "begins to fade at 2.5 Å and ends at 2.5 Å"),
+        ({"repulsion.b": torch.ones(1)}, "its repulsion holds a_power, a_scale, b, "),
+        ({"energy_scales": torch.ones(3)}, "energy_scales has the shape"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = students.write_variant(tmp_path, "repulsion that ends early")
+    weights = load_file(path) | {key: value for key, value in changes.items() if value is not None}
+    save_file({key: value for key, value in weights.items() if changes.get(key, value) is not None}, path)
+    with pytest.raises(CheckpointError, match=message):
+        load_student(path)
+
+
+def test_signs_that_the_equations_square_away_are_no_fault(tmp_path: Path) -> None:
+    """Training may turn the sign of a width, and of a sine's frequency, which turns the sine."""
+    path = students.write(tmp_path, "painn")
+    graph = tensors(inputs(ZOO["ethanol"]), torch.float64)
+    before = explicit_forces(load_student(path, dtype=torch.float64), graph).forces
+    weights = load_file(path)
+    weights["representation.radial_basis.widths"][::2] *= -1
+    save_file(weights, path)
+    assert torch.equal(explicit_forces(load_student(path, dtype=torch.float64), graph).forces, before)
+    sine = students.write(tmp_path, "painn-bessel")
+    weights = load_file(sine)
+    before = explicit_forces(load_student(sine, dtype=torch.float64), graph).forces
+    weights["representation.radial_basis.freqs"][2] *= -1
+    weights["representation.filter_net.weight"][:, 2] *= -1
+    save_file(weights, sine)
+    after = explicit_forces(load_student(sine, dtype=torch.float64), graph).forces
+    np.testing.assert_allclose(after.numpy(), before.numpy(), rtol=0, atol=1e-12)
+
+
+def test_a_repulsion_that_is_not_said_is_not_ignored(tmp_path: Path) -> None:
+    path = students.write_variant(tmp_path, "repulsion")
+    said = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({k: v for k, v in said.items() if k != "repulsion"}))
+    with pytest.raises(CheckpointError, match=r"no place for: repulsion\.a_power"):
+        load_student(path)
