@@ -54,7 +54,7 @@ def labelled(found: list[Atoms]) -> list[Atoms]:
         atoms.calc = SinglePointCalculator(
             atoms,
             energy=float(random.normal(-3.7, 0.4) * count),
-            forces=random.normal(size=(count, 3)),
+            forces=random.normal(scale=0.6, size=(count, 3)),
             stress=random.normal(size=6),
             magmoms=random.normal(size=count),
         )
