@@ -183,6 +183,8 @@ class _Machine:
 
     def _reduce(self, _: Any) -> None:
         function, arguments = self._taken(2)
+        if isinstance(function, StandIn):  # a method; a module that keeps one is fine, a call of it is not
+            raise refused(function.name, self._source)
         self._stack.append(_made(function, arguments))
 
     def _newobj(self, _: Any) -> None:

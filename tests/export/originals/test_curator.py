@@ -453,6 +453,6 @@ def test_methods_that_a_checkpoint_names_are_not_called(tmp_path: Path) -> None:
             return Path(tmp_path / "made").touch, ()  # getattr(Path(...), "touch")()
 
     torch.save({"model": Trap()}, tmp_path / "trap.ckpt")
-    with pytest.raises(CheckpointError, match="calls what is no name"):
+    with pytest.raises(CheckpointError, match="names .*getattr.*Nothing was executed"):
         load_student(tmp_path / "trap.ckpt")
     assert not (tmp_path / "made").exists()
