@@ -20,6 +20,7 @@ from painn_deploy.export.originals import read_original
 from painn_deploy.export.parsing import UnreadableError
 from painn_deploy.export.plain import read_safetensors, read_torch, unwrapped
 from painn_deploy.export.readers.archive import Archive, is_tensor
+from painn_deploy.export.readers.legacy import MAGIC, repacked
 from painn_deploy.export.readers.pickles import check_names
 from painn_deploy.export.readers.reader import Opened
 from painn_deploy.export.reading import AbsentError, read_json, read_regular
@@ -47,8 +48,9 @@ DEEPEST = 4
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 READ = (
-    "What can be read: .safetensors or .pt with weights alone and their configuration as JSON beside them; what "
-    "SchNetPack saves (best_model, best_inference_model, a .ckpt of Lightning, TorchScript of spkdeploy); student:base."
+    "What can be read: .safetensors or .pt with weights alone and their configuration as JSON beside them; PaiNNs that "
+    "SchNetPack (best_model, best_inference_model, a .ckpt of Lightning, TorchScript of spkdeploy), graph-pes, "
+    "NeuralForceField, PaiNN-model, cPaiNN or curator saved; student:base."
 )
 
 
@@ -123,7 +125,7 @@ def load_student(
     """Load a student force field: the torch model that is the reference for every engine made from it.
 
     The file is known by its content. Weights alone come with a configuration: JSON beside them (same stem, .json), or
-    inside them. What SchNetPack saved says it all but units and elements. Pickles are never executed.
+    inside them. What a training code saved says it all but units and elements. Pickles are never executed.
 
     Args:
         path: of the file, or the name of a student that ships, such as `student:base`.
@@ -239,6 +241,8 @@ def _read(
     """Tensors in eV and Å by the training code's names, the configuration, and remarks."""
     if not content:
         raise CheckpointError(f"{path} is empty. {READ}")
+    if content.startswith(MAGIC):
+        content = repacked(content, str(path))
     if content.startswith(ZIP):
         archive = Archive(content, str(path))
         tree = archive.tree()
@@ -251,7 +255,7 @@ def _read(
         inside = {key: _number(archive, value) for key, value in inside.items()}
     elif path.suffix == ".safetensors" or content[8:9] == b"{":
         tensors, inside = read_safetensors(content, path)
-    elif path.suffix == ".pt" or content.startswith(PICKLE):  # as torch wrote before 1.6; of weights alone
+    elif path.suffix == ".pt" or content.startswith(PICKLE):
         check_names(content, str(path))
         tensors, inside = read_torch(content, path)
     else:

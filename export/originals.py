@@ -6,12 +6,15 @@ from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import CheckpointError, ConfigurationError
 from painn_deploy.export.readers.curator import CURATOR
 from painn_deploy.export.readers.dtu import DTU
+from painn_deploy.export.readers.foreign import model_of_weights
+from painn_deploy.export.readers.graph_pes import GRAPH_PES
+from painn_deploy.export.readers.nff import NFF
 from painn_deploy.export.readers.reader import Opened, Potential, Reader
 from painn_deploy.export.schnetpack.files import SCHNETPACK, is_plain
 
 __all__ = ["READERS", "read_original"]
 
-READERS: Sequence[Reader] = (SCHNETPACK, DTU, CURATOR)
+READERS: Sequence[Reader] = (SCHNETPACK, GRAPH_PES, NFF, DTU, CURATOR)
 """Of each code, one."""
 
 CODE = "code"
@@ -31,6 +34,8 @@ def read_original(opened: Opened, declared: Declaration) -> Potential | None:
         DeclarationError: its owner has to say more.
     """
     reader = _reader(opened)
+    if reader is None and (model := model_of_weights(opened.tree)) is not None:
+        raise CheckpointError(f"{opened.path} holds {model}. It cannot be deployed.")
     if reader is None and is_plain(opened.tree, opened.path.suffix):
         return None
     return (reader or SCHNETPACK).read(opened, declared)  # SchNetPack's says best what a file is not

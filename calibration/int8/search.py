@@ -15,7 +15,7 @@ from painn_deploy.calibration.int8.yardstick import Errors, Yardstick
 from painn_deploy.calibration.structures import LARGEST_FORCE, within_reach
 from painn_deploy.engines.onnxruntime.backend import open_graph
 from painn_deploy.export.errors import DatasetError, PrecisionError
-from painn_deploy.export.graph.int8 import BY_ROW, OperandScale, candidates, to_int8
+from painn_deploy.export.graph.int8 import BY_ROW, LEAST_SIZE, OperandScale, candidates, to_int8
 from painn_deploy.export.graph.products import Product, weight_products
 from painn_deploy.export.progress import Tell, silent
 from painn_deploy.runtime.matrix import graph_inputs
@@ -106,6 +106,7 @@ class Int8Search:
 
     Raises:
         DatasetError: there are too few structures.
+        PrecisionError: the student is too narrow for INT8.
     """
 
     def __init__(
@@ -118,7 +119,11 @@ class Int8Search:
     ) -> None:
         self._model, self._tell = model, tell
         _enough(structures)
-        products = candidates(model)
+        if not (products := candidates(model)):
+            raise PrecisionError(
+                f"No product of this student can be INT8: none has {LEAST_SIZE} rows and columns, which INT8 needs. "
+                "Export it in fp32 or fp16."
+            )
         tell("choosing structures to calibrate on")
         graphs = [graph_inputs([atoms], cutoff) for atoms in structures]
         run = open_graph(model.SerializeToString())

@@ -273,8 +273,6 @@ def _basis_of(tensors: Mapping[str, Tensor], configuration: Configuration, sourc
     made: list[nn.Module] = []
     for place in places:
         found = {name: tensors[place + name] for name in ("offsets", "widths", "freqs") if place + name in tensors}
-        if "widths" in found:  # squared in the equations, so that training may turn a sign
-            found["widths"] = found["widths"].abs()
         check_basis(found, source, positive=("widths",))
         if found.keys() == {"offsets", "widths"}:
             made.append(GaussianBasis(found["offsets"], found["widths"]))

@@ -12,13 +12,13 @@ from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import CheckpointError
 from painn_deploy.export.model.layout import fold_units
 from painn_deploy.export.readers.archive import Archive, is_tensor
+from painn_deploy.export.readers.averages import holds_average
 from painn_deploy.export.readers.curator_configuration import from_configuration, plain
 from painn_deploy.export.readers.curator_energies import rescale
 from painn_deploy.export.readers.curator_parts import Described, Part, from_modules, refuse
 from painn_deploy.export.readers.dtu import LAST, in_ase_units, of_biases, painn_tensors, sine
 from painn_deploy.export.readers.reader import Opened, Potential, Reader
 from painn_deploy.export.readers.stand_ins import StandIn
-from painn_deploy.export.schnetpack.files import holds_average
 
 __all__ = ["CURATOR"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from painn_deploy.export.errors import CheckpointError
 from painn_deploy.export.readers.stand_ins import CONVERTER, Name, StandIn, Storage, known, refused
 
-__all__ = ["check_names", "read_pickle"]
+__all__ = ["check_names", "read_pickle", "read_storages"]
 
 LARGEST = 8 * 2**20
 """Bytes of a pickle: a hundred times SchNetPack's. The numbers of a model are in records of their own."""
@@ -41,12 +41,31 @@ def read_pickle(data: bytes, source: str) -> Any:
         source: the file, for messages.
 
     Raises:
-        CheckpointError: it is cut short, uses an instruction or names a thing that no model of SchNetPack needs.
+        CheckpointError: it is cut short, uses an instruction or names a thing that no model needs.
     """
+    return _run(_Machine(source), data, source)
+
+
+def read_storages(data: bytes, source: str) -> dict[str, Storage]:
+    """Storages that a pickle refers to, by their names.
+
+    Args:
+        data: the pickle.
+        source: the file, for messages.
+
+    Raises:
+        CheckpointError: see `read_pickle`.
+    """
+    machine = _Machine(source)
+    _run(machine, data, source)
+    return machine.storages
+
+
+def _run(machine: "_Machine", data: bytes, source: str) -> Any:
     if len(data) > LARGEST:
         raise CheckpointError(f"{source}: its pickle has {len(data):,} bytes, and no model's is that large.")
     try:
-        return _Machine(source).run(data)
+        return machine.run(data)
     except CheckpointError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -96,6 +115,7 @@ class _Machine:
         self._source = source
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
+        self.storages: dict[str, Storage] = {}
 
     def run(self, data: bytes) -> Any:
         for code, argument, position in pickletools.genops(io.BytesIO(data)):
@@ -241,11 +261,14 @@ class _Machine:
 
     def _binpersid(self, _: Any) -> None:
         match self._stack.pop():
-            case ("storage", Name("torch", kind), str(record), _, int(numel)):
-                pass
+            case ("storage", Name("torch", kind), str(record), _, int(numel), *views) if views in ([], [None]):
+                storage = Storage(kind, record, numel)
+                self.storages.setdefault(record, storage)
+                self._stack.append(storage)
+            case ("module", Name() as name, str(), str() | None):  # before 1.6: a class, and the text of its source
+                self._stack.append(name)
             case _:
                 raise ValueError("it refers to something that is no storage of numbers")
-        self._stack.append(Storage(kind, record, numel))
 
 
 def _made(made_by: Any, arguments: Any) -> Any:

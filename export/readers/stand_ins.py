@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from painn_deploy.export.errors import CheckpointError
+from painn_deploy.export.readers.foreign import model_of_package
 
 __all__ = ["CONVERTER", "Name", "StandIn", "Storage", "known", "refused"]
 
@@ -21,7 +22,9 @@ PACKAGES = (
     *("schnetpack", "torch.nn", "torch.optim", "torchmetrics", "torch_ema"),
     *("pytorch_lightning", "lightning", "lightning_fabric"),
     *("__torch__.schnetpack", "__torch__.torch.nn"),
-    *("curator", "__torch__.curator", "e3nn.o3._irreps", "hydra._internal.target_policy"),
+    *("graph_pes", "__torch__.graph_pes", "e3nn"),
+    "nff",
+    *("curator", "__torch__.curator", "hydra._internal.target_policy"),
 )
 """Packages whose classes and functions are known by what surrounds them: modules, losses, optimisers, metrics."""
 
@@ -144,7 +147,7 @@ NO_MODULES = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_r
 
 
 def known(name: Name) -> bool:
-    """Whether a name is one that SchNetPack's files are made of."""
+    """Whether a name is one that files of the codes that are read are made of."""
     if not all(part.isidentifier() for part in str(name).split(".")):
         return False
     return (
@@ -161,6 +164,10 @@ def refused(name: Name, source: str) -> CheckpointError:
         name: that the pickle mentions.
         source: the file, for the message.
     """
+    if (model := model_of_package(name.module)) is not None:
+        return CheckpointError(
+            f"{source} is a pickle that names {name}: it holds {model}. It cannot be deployed. Nothing was executed."
+        )
     root = name.module.partition(".")[0]
     yours = (
         f" If {name.name} is a class of your own and you trust the file, {CONVERTER} converts it where you trained it."
@@ -168,6 +175,6 @@ def refused(name: Name, source: str) -> CheckpointError:
         else ""
     )
     return CheckpointError(
-        f"{source} is a pickle that names {name}, which no model of SchNetPack is made of. Nothing was executed, and "
-        f"nothing of it is read.{yours}"
+        f"{source} is a pickle that names {name}, which no PaiNN that can be read is made of. Nothing was executed, "
+        f"and nothing of it is read.{yours}"
     )

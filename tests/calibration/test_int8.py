@@ -165,6 +165,12 @@ def test_too_few_structures_are_refused(model: onnx.ModelProto, structures: list
             Int8Search(model, few, CUTOFF)
 
 
+def test_a_student_that_is_too_narrow_is_refused(tmp_path: Path, structures: list) -> None:
+    narrow = export_onnx(load_student(students.write(tmp_path, "painn", hidden_dim=12)), {})
+    with pytest.raises(PrecisionError, match="No product of this student can be INT8: none has 16 rows and columns"):
+        Int8Search(narrow, structures, CUTOFF)
+
+
 def test_the_correction_is_the_constant_part_and_ignores_one_outlier() -> None:
     rng = np.random.default_rng(0)
     counts = rng.integers(0, 6, (40, 3)) + np.eye(3)[rng.integers(0, 3, 40)]

@@ -218,7 +218,10 @@ LAYERS = ("representation", "message_layers")
         (swap("1", "2"), "scales forces, and comes before GradientOutput"),
         (put(("output_modules", "0"), "aggregation_mode", "mean"), "by 'mean' into 'energy', not by 'sum'"),
         (put(("output_modules", "0"), "output_key", "atomic_charge"), "by 'sum' into 'atomic_charge'"),
-        (replaced(("output_modules",), "1", "curator.layer._atomwise_reduce.AtomwiseReduce"), "energies of atoms are reduced twice"),
+        (
+            replaced(("output_modules",), "1", "curator.layer._atomwise_reduce.AtomwiseReduce"),
+            "energies of atoms are reduced twice",
+        ),
         (
             replaced(("output_modules",), "0", "curator.layer._rescale.PerSpeciesRescaleShift"),
             "does not act on the energies of atoms alone",

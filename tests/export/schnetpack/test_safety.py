@@ -225,6 +225,6 @@ def test_files_of_no_kind_that_we_know(tmp_path: Path) -> None:
             load_student(path, declared=KCAL)
     torch.save(torch.nn.Linear(2, 2), tmp_path / "old", _use_new_zipfile_serialization=False)
     (tmp_path / "pickled").write_bytes(pickle.dumps({"a": 1}))
-    for name in ("old", "pickled"):
-        with pytest.raises(CheckpointError, match="cannot be read as weights only"):
+    for name, message in (("old", "holds .*Linear, which is no"), ("pickled", "cannot be read as weights only")):
+        with pytest.raises(CheckpointError, match=message):
             load_student(tmp_path / name, declared=KCAL)
