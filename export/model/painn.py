@@ -189,8 +189,9 @@ class PaiNN(Student):
     def _radial(self, distances: Tensor, mask: Tensor | float, layer: int) -> Tensor:
         """The basis and the 1 that the bias multiplies, times cutoff and mask; [..., columns]."""
         basis = self.basis[layer] if isinstance(self.basis, nn.ModuleList) else self.basis
+        cutoff = self.envelope(distances) * mask
         radial: Tensor = basis(distances, self._columns())
-        return radial * (self.envelope(distances) * mask).unsqueeze(-1)
+        return radial * cutoff.unsqueeze(-1)
 
     def envelope(self, distances: Float[Tensor, "*edges"]) -> Float[Tensor, "*edges"]:
         """What fades a pair out as it nears the cutoff."""

@@ -138,8 +138,8 @@ class _Machine:
                 does(argument)
             else:
                 raise CheckpointError(
-                    f"{self._source}: its pickle has the instruction {name} at byte {position}, which no file of "
-                    "SchNetPack needs. Nothing was executed."
+                    f"{self._source}: its pickle has the instruction {name} at byte {position}, which no model "
+                    "needs. Nothing was executed."
                 )
         raise ValueError("it has no end")
 
