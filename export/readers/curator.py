@@ -9,7 +9,7 @@ from ase.data import atomic_numbers
 from torch import Tensor
 
 from painn_deploy.export.declaration import Declaration
-from painn_deploy.export.errors import CheckpointError
+from painn_deploy.export.errors import CheckpointError, ConfigurationError
 from painn_deploy.export.model.layout import fold_units
 from painn_deploy.export.readers.archive import Archive, is_tensor
 from painn_deploy.export.readers.averages import holds_average
@@ -27,6 +27,9 @@ WRAPPER = "model."
 
 OF_LOSSES = "outputs."
 REMEDY = "Give the checkpoint that it was made of: RUN_PATH/model_path/best_model_*.ckpt"
+BESIDE = frozenset({"code", "description", "species"})
+"""What the JSON beside a checkpoint may say."""
+
 LISTS = ("Asap3NeighborList", "TorchNeighborList", "MatScipyNeighborList", "TypeMapper")
 """What prepares structures for training without changing a unit."""
 
@@ -52,6 +55,11 @@ def _read(opened: Opened, declared: Declaration) -> Potential:
     archive, tree, source = opened.archive, opened.tree, str(opened.path)
     if archive.scripted:
         refuse(source, f"it is TorchScript, as curator-deploy compiles it: what it computes is program text. {REMEDY}")
+    if unknown := sorted((opened.beside or {}).keys() - BESIDE):
+        raise ConfigurationError(
+            f"{opened.path.with_suffix('.json')} says {', '.join(unknown)}, which a checkpoint of curator says itself. "
+            f"What can be said there: {', '.join(sorted(BESIDE))}."
+        )
     checkpoint: Mapping[Any, Any] = tree if isinstance(tree, Mapping) else {}
     model = tree if isinstance(tree, StandIn) else checkpoint.get("model")
     data = plain(source, checkpoint.get("data_params"), ("scale_forces", "data_type", "transforms", "species"))
@@ -123,7 +131,7 @@ class _Reading:
             "epsilon": 0.0,
             "description": "read from a checkpoint of curator",
         }
-        return Potential(tensors, read | envelope | self._species(data), tuple(self._remarks))
+        return Potential(tensors, read | envelope | _species(opened, data), tuple(self._remarks))
 
     def _units(self, declared: Declaration, data: Mapping[str, Any]) -> tuple[float, float, tuple[str, ...]]:
         kind, steps = data.get("data_type", "AseDataset"), data.get("transforms") or []
@@ -192,11 +200,15 @@ class _Reading:
                     "which are what was read. A checkpoint that curator writes after a validation holds the average."
                 )
 
-    def _species(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        found = data.get("species")
-        symbols = found if isinstance(found, list) else []
-        numbers = [atomic_numbers.get(symbol, 0) if isinstance(symbol, str) else 0 for symbol in symbols]
-        return {"species": sorted(set(numbers))} if numbers and all(numbers) else {}
+
+def _species(opened: Opened, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Elements that its owner names, or else its data."""
+    if opened.beside is not None and "species" in opened.beside:
+        return {"species": opened.beside["species"]}
+    found = data.get("species")
+    symbols = found if isinstance(found, list) else []
+    numbers = [atomic_numbers.get(symbol, 0) if isinstance(symbol, str) else 0 for symbol in symbols]
+    return {"species": sorted(set(numbers))} if numbers and all(numbers) else {}
 
 
 def _number(source: str, value: Any, what: str) -> float:

@@ -13,7 +13,7 @@ from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.export import load_student
 from painn_deploy.export.checkpoint import build_student, load_checkpoint
 from painn_deploy.export.declaration import Declaration
-from painn_deploy.export.errors import CheckpointError, DeclarationError
+from painn_deploy.export.errors import CheckpointError, ConfigurationError, DeclarationError
 from painn_deploy.export.model.student import Configuration, Student
 from painn_deploy.export.originals import read_original
 from painn_deploy.export.readers.archive import Archive
@@ -141,6 +141,15 @@ def test_elements_of_its_data_are_those_that_it_was_trained_on() -> None:
     assert read(file).configuration["species"] == [1, 8, 29]
     content["species"] = ["Xx"]
     assert "species" not in read(file).configuration
+
+
+def test_what_lies_beside_a_checkpoint(tmp_path: Path) -> None:
+    path = unpacked("species", tmp_path)
+    path.with_suffix(".json").write_text('{"code": "curator", "species": ["H", "O"]}')
+    assert load_student(path).configuration.species == (1, 8)
+    path.with_suffix(".json").write_text('{"cutoff": 5.0}')
+    with pytest.raises(ConfigurationError, match="says cutoff, which a checkpoint of curator says itself"):
+        load_student(path)
 
 
 # Scales and shifts.
