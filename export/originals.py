@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import CheckpointError, ConfigurationError
+from painn_deploy.export.readers.curator import CURATOR
+from painn_deploy.export.readers.dtu import DTU
 from painn_deploy.export.readers.foreign import model_of_weights
 from painn_deploy.export.readers.graph_pes import GRAPH_PES
 from painn_deploy.export.readers.nff import NFF
@@ -13,7 +15,7 @@ from painn_deploy.export.schnetpack.files import SCHNETPACK, is_plain
 
 __all__ = ["READERS", "read_original"]
 
-READERS: Sequence[Reader] = (SCHNETPACK, GRAPH_PES, NFF)
+READERS: Sequence[Reader] = (SCHNETPACK, GRAPH_PES, NFF, DTU, CURATOR)
 """Of each code, one."""
 
 CODE = "code"

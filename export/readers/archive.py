@@ -3,6 +3,7 @@
 import io
 import zipfile
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -120,6 +121,25 @@ class Archive:
         Raises:
             CheckpointError: it is no dense tensor of floating-point numbers, or reaches beyond what the file holds.
         """
+        also = {"LongStorage": torch.int64} if integers else {}
+        return self._tensor(thing, FLOATS | also, name)
+
+    def truth(self, thing: Any, name: str) -> bool:
+        """What a tensor of one truth value holds.
+
+        Args:
+            thing: of the tree.
+            name: of the tensor, for messages.
+
+        Raises:
+            CheckpointError: it holds something else.
+        """
+        found = self._tensor(thing, {"BoolStorage": torch.uint8}, name)
+        if found.numel() != 1:
+            raise CheckpointError(f"{self.source}: {name} holds {found.numel()} truth values, not one.")
+        return bool(found.item())
+
+    def _tensor(self, thing: Any, kinds: Mapping[str, torch.dtype], name: str) -> Tensor:
         match thing:
             case StandIn(made_by, (data, *_)) if str(made_by) in PARAMETERS:
                 thing = data
@@ -127,10 +147,10 @@ class Archive:
             case StandIn(made_by, (Storage() as storage, int(offset), tuple(shape), tuple(strides), *_)) if (
                 str(made_by) == REBUILD
             ):
-                dtype = torch.int64 if integers and storage.kind == "LongStorage" else FLOATS.get(storage.kind)
-                if dtype is None:
-                    raise CheckpointError(f"{self.source}: {name} holds {storage.kind}, not floating-point weights.")
-                return self._view(storage, dtype, (offset, shape, strides), name)
+                if storage.kind not in kinds:
+                    wanted = "truth values" if "BoolStorage" in kinds else "floating-point weights"
+                    raise CheckpointError(f"{self.source}: {name} holds {storage.kind}, not {wanted}.")
+                return self._view(storage, kinds[storage.kind], (offset, shape, strides), name)
         raise CheckpointError(f"{self.source}: {name} is no dense tensor; it is {kind_of(thing)}.")
 
     def _view(self, storage: Storage, dtype: torch.dtype, layout: tuple[Any, Any, Any], name: str) -> Tensor:

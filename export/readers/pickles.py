@@ -203,6 +203,8 @@ class _Machine:
 
     def _reduce(self, _: Any) -> None:
         function, arguments = self._taken(2)
+        if isinstance(function, StandIn):  # a method; a module that keeps one is fine, a call of it is not
+            raise refused(function.name, self._source)
         self._stack.append(_made(function, arguments))
 
     def _newobj(self, _: Any) -> None:
@@ -252,7 +254,8 @@ class _Machine:
         if not isinstance(target, dict) or len(values) % 2:
             raise ValueError("items are set in what is no mapping")
         for key, value in zip(values[::2], values[1::2], strict=True):
-            if not isinstance(key, str | int | float | Name | None):
+            flat = key if isinstance(key, tuple) else (key,)  # no deeper: hashing what is nested often takes for ever
+            if not all(isinstance(part, str | int | float | Name | None) for part in flat):
                 raise ValueError(f"a mapping has a key that is a {type(key).__name__}")
             target[key] = value
 

@@ -22,9 +22,10 @@ PACKAGES = (
     *("schnetpack", "torch.nn", "torch.optim", "torchmetrics", "torch_ema"),
     *("pytorch_lightning", "lightning", "lightning_fabric"),
     *("__torch__.schnetpack", "__torch__.torch.nn"),
-    *("nablaDFT", "torch_geometric", "omegaconf"),
+    *("nablaDFT", "torch_geometric"),
     *("graph_pes", "__torch__.graph_pes", "e3nn"),
     "nff",
+    *("curator", "__torch__.curator", "hydra._internal.target_policy"),
 )
 """Packages whose classes and functions are known by what surrounds them: modules, losses, optimisers, metrics."""
 
@@ -45,8 +46,10 @@ EXACT = frozenset(
         *("numpy.dtype", "numpy.ndarray"),
         *(f"pathlib.{p}" for p in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
         *(f"pathlib._local.{p}" for p in ("Path", "PosixPath", "WindowsPath")),
-        *("torch.Tensor", "_operator.getitem", "inspect._empty", "builtins.long", "__builtin__.long"),
-        *(f"{b}.type" for b in ("builtins", "__builtin__")),
+        *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "omegaconf.nodes.AnyNode"),
+        *("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata"),
+        *(f"{b}.{t}" for b in ("builtins", "__builtin__") for t in ("getattr", "long", "type")),
+        *("torch.Tensor", "_operator.getitem", "inspect._empty"),
         *(f"typing.{t}" for t in ("Any", "Union", "Tuple", "OrderedDict", "Optional", "Dict", "List")),
     }
 )

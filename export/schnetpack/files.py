@@ -3,18 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import CheckpointError
 from painn_deploy.export.readers.archive import Archive, kind_of
+from painn_deploy.export.readers.averages import holds_average
 from painn_deploy.export.readers.reader import Opened, Potential, Reader
 from painn_deploy.export.readers.stand_ins import CONVERTER, StandIn
 from painn_deploy.export.schnetpack.potential import read_potential
 from painn_deploy.export.schnetpack.state import read_state
 
-__all__ = ["SCHNETPACK", "holds_average", "is_plain", "read_model"]
+__all__ = ["SCHNETPACK", "is_plain", "read_model"]
 
 LIGHTNING = "pytorch-lightning_version"
 WRAPPER = "model."
@@ -64,24 +64,6 @@ def read_model(opened: Opened, declared: Declaration) -> Potential:
         remark += "what was read. SchNetPack's best_inference_model holds the average."
         return Potential(found.tensors, found.configuration, (*found.remarks, remark))
     return found
-
-
-def holds_average(archive: Archive, tree: Mapping[Any, Any], weights: Mapping[str, Tensor]) -> bool:
-    """Whether the weights are the running average, where SchNetPack's callback kept one.
-
-    They are in a checkpoint that was written after a validation, and are not in one that was written between steps.
-
-    Args:
-        archive: of the file.
-        tree: of the archive, a checkpoint of Lightning.
-        weights: that were read of it.
-    """
-    for name, callback in _items(tree.get("callbacks")).items():
-        shadows = _items(_items(callback).get("ema")).get("shadow_params")
-        if "MovingAverage" in str(name) and isinstance(shadows, list):
-            tensors = [archive.tensor(thing, f"{name}, weight {i}") for i, thing in enumerate(shadows)]
-            return all(any(torch.equal(tensor, weight) for weight in weights.values()) for tensor in tensors)
-    return True
 
 
 def _items(thing: Any) -> Mapping[Any, Any]:

@@ -17,7 +17,7 @@ from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import CheckpointError, ConfigurationError, DeclarationError
 from painn_deploy.export.readers import archive
 from painn_deploy.export.readers.archive import Archive
-from painn_deploy.export.schnetpack.files import holds_average
+from painn_deploy.export.readers.averages import holds_average
 from tests.conftest import reference_systems
 from tests.export.schnetpack.edits import FILES, KCAL, edited, packed, records, text
 
