@@ -37,6 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "polynomial": {"cutoff_fn": "polynomial", "cutoff_power": 6},
     "no epsilon": {"epsilon": 0.0},
     "a basis an interaction": {"bases": True},
+    "a basis an interaction, and shared filters": {"bases": True, "shared_filters": True, "num_interactions": 3},
     "vectors mixed with a bias": {"mixing_bias": True},
     "scaled energies": {"scales": True},
     "repulsion": {"repulsion": "none"},
@@ -57,10 +58,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """How a PaiNN may differ from the usual one: keys of a configuration, and of `write_variant`."""
 
 
+PECULIAR = ("bases", "shared_filters", "mixing_bias", "scales", "repulsion_cutoff")
+"""Of `VARIANTS`, what no configuration says."""
+
+
 def write_variant(folder: Path, name: str, *, seed: int = 0) -> Path:
     """Write a student that differs as `VARIANTS` says; each term of it is large enough to be missed."""
     said = dict(VARIANTS[name])
-    wanted = {key: said.pop(key, None) for key in ("bases", "mixing_bias", "scales", "repulsion_cutoff")}
+    wanted = {key: said.pop(key, None) for key in PECULIAR}
     configuration = {"architecture": "painn", **CONFIGURATION, **said}
     weights = schnetpack_weights(configuration, seed)
     g, layers = torch.Generator().manual_seed(seed + 1), configuration["num_interactions"]
@@ -70,6 +75,10 @@ def write_variant(folder: Path, name: str, *, seed: int = 0) -> Path:
             for layer in range(layers):
                 moved = shared * (1 + 0.1 * torch.rand(len(shared), generator=g))
                 weights[f"representation.radial_basis.{layer}.{key}"] = moved
+    if wanted["shared_filters"]:
+        for key in ("weight", "bias"):
+            name_of = f"representation.filter_net.{key}"
+            weights[name_of] = weights[name_of][: 3 * configuration["hidden_dim"]].clone()
     if wanted["mixing_bias"]:
         for layer in range(layers):
             bias = 0.5 * torch.randn(2 * configuration["hidden_dim"], generator=g)

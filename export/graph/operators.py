@@ -229,11 +229,13 @@ def _reciprocal(t: Writer, node: Node) -> Value:
 
 
 def _softplus(t: Writer, node: Node) -> Value:
-    """torch's, which is x from 20 on: by 2e-9 less than ln(1 + e^x)."""
+    """torch's, which is x from 20 on: there ONNX Runtime's overflows in double, at 710."""
     if len(node.args) > 1 and tuple(node.args[1:]) not in ((1,), (1, 20)):
         raise ExportError(f"{node} is a softplus with {node.args[1:]}, for which there is no ONNX translation here.")
     value = t.values[node.args[0]]
-    return Value(t.emit("Softplus", [value.name])[0], value.shape)
+    threshold = t.constant(torch.tensor(20.0, dtype=node.meta["val"].dtype))
+    is_straight = t.emit("Greater", [value.name, threshold])[0]
+    return Value(t.emit("Where", [is_straight, value.name, t.emit("Softplus", [value.name])[0]])[0], value.shape)
 
 
 def _compare(t: Writer, node: Node) -> Value:

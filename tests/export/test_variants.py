@@ -74,6 +74,29 @@ def test_the_graph_gives_what_the_student_gives(variant: Path, precision: str) -
             np.testing.assert_allclose(got, want.numpy(), rtol=0, atol=(1e-11 if is_double else 1e-5) * scale)
 
 
+@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+def test_a_softplus_does_not_overflow(tmp_path: Path, precision: str) -> None:
+    """What goes into an activation may be in the thousands, where atoms are far too close, and e to that infinite."""
+    path = students.write_variant(tmp_path, "shifted softplus")
+    weights = load_file(path)
+    for key in weights:
+        if "intraatomic_context_net.0" in key:
+            weights[key] *= 1e4
+    save_file(weights, path)
+    is_double = precision == "fp64"
+    exact = load_student(path, dtype=torch.float64)
+    session = onnxruntime.InferenceSession(
+        export_onnx(exact if is_double else load_student(path), {}, precision).SerializeToString()
+    )
+    arrays = inputs(ZOO["ethanol"], np.float64 if is_double else np.float32)
+    found = session.run(None, dict(zip([i.name for i in session.get_inputs()], arrays, strict=True)))
+    wanted = explicit_forces(exact, tensors(inputs(ZOO["ethanol"]), torch.float64))
+    for got, want in zip(found, wanted, strict=True):
+        scale = float(want.abs().max())
+        assert scale > 1e3
+        np.testing.assert_allclose(got, want.numpy(), rtol=0, atol=(1e-11 if is_double else 1e-4) * scale)
+
+
 @pytest.mark.parametrize("kind", ["painn", "distiller"])
 def test_one_interaction_is_exported_where_nothing_checks_types(tmp_path: Path, kind: str) -> None:
     """Types are checked here and not where users are, and a check tells the tracer sizes."""

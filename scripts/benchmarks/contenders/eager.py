@@ -144,13 +144,11 @@ def _filters(student: Any, distances: Tensor) -> Sequence[Tensor]:
     """Of each interaction [edges, 3 features]."""
     said, filters = student.configuration, student.filters
     layers, envelope = said.num_interactions, student.envelope(distances)[:, None]
-    if isinstance(student.basis, nn.ModuleList):
-        parts = zip(student.basis, filters.weight.chunk(layers), filters.bias.chunk(layers), strict=True)
-        radial = [(basis(distances, said.num_rbf), weight, bias) for basis, weight, bias in parts]
-        return [nn.functional.linear(x, weight, bias) * envelope for x, weight, bias in radial]
-    every = filters(student.basis(distances, said.num_rbf)) * envelope
-    width = 3 * said.hidden_dim
-    return every.split(width, 1) if every.shape[1] > width else [every] * layers
+    bases = student.basis if isinstance(student.basis, nn.ModuleList) else [student.basis] * layers
+    shared = len(filters.weight) == 3 * said.hidden_dim
+    weights, biases = ([each] * layers if shared else each.chunk(layers) for each in (filters.weight, filters.bias))
+    per_layer = zip(bases, weights, biases, strict=True)
+    return [nn.functional.linear(basis(distances, said.num_rbf), w, b) * envelope for basis, w, b in per_layer]
 
 
 def _repulsion(student: Any, edges: Edges, distances: Tensor) -> Tensor:
