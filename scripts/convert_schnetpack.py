@@ -28,6 +28,9 @@ HARMLESS = {"CastTo64", "CastTo32", "CastTo16", "CastMap"}  # postprocessors
 BASES = ("GaussianRBF", "GaussianRBFCentered", "BesselRBF")
 CUTOFFS = {"CosineCutoff": "cosine", "MollifierCutoff": "mollifier", "SwitchFunction": "switch"}
 ACTIVATIONS = {"silu": "silu", "SiLU": "silu", "shifted_softplus": "shifted_softplus"}
+READ = ("scalar_representation", "vector_representation")  # and what modules read of a structure begins with "_"
+KNOWN = ("schnetpack", "torch")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "forward", "_call_impl")
 DIRECTLY = ", which is not converted here: give the file itself to painn-deploy, which reads it"
 
 
@@ -42,6 +45,14 @@ def name_of(thing: Any) -> str:
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise ConversionError(message)
+
+
+def check_known(thing: Any) -> None:
+    """Raise for a module or function of another package, or one that was changed: a name is no proof."""
+    package = str(getattr(thing, "__module__", None) or "torch").partition(".")[0]  # what is written in C may have none
+    require(package in KNOWN, f"{name_of(thing)} is of {package}, and what it computes is not known")
+    changed = [name for name in HOOKS if getattr(thing, "__dict__", {}).get(name)]
+    require(not changed, f"{name_of(thing)} has {', '.join(changed)}, which may change what it computes")
 
 
 def check_representation(painn: Any) -> None:
@@ -60,7 +71,10 @@ def activation(painn: Any, module: Any) -> str:
     """What a configuration calls the only activation of all networks."""
     networks = [module.outnet, *(block.interatomic_context_net for block in painn.interactions)]
     networks += [block.intraatomic_context_net for block in painn.mixing]
-    found = {name_of(layer.activation) for network in networks for layer in list(network)[:-1]}
+    functions = [layer.activation for network in networks for layer in list(network)[:-1]]
+    for function in functions:
+        check_known(function)
+    found = {name_of(function) for function in functions}
     listed = ", ".join(sorted(found))
     require(found <= ACTIVATIONS.keys(), f"activations {listed}: only silu and shifted_softplus can be deployed")
     names = {ACTIVATIONS[name] for name in found}
@@ -74,12 +88,19 @@ def energy_module(model: Any, key: str) -> Any:
         require(name_of(module) in {"PairwiseDistances", *DERIVED}, f"the input module {name_of(module)} is not known")
     found = []
     for module in model.output_modules:
+        written = [str(name) for name in getattr(module, "model_outputs", None) or ()]
+        over = [name for name in written if name in READ or name.startswith("_")]
+        require(not over, f"{name_of(module)} writes {', '.join(over)}, which other modules read")
         if name_of(module) == "Atomwise":
-            found += [module] if module.output_key == key else []
-        elif name_of(module) not in DERIVED and key in (getattr(module, "model_outputs", None) or ()):
+            found += [module] if key in written else []
+        elif name_of(module) not in DERIVED and key in written:
             raise ConversionError(f"the energy {key!r} comes from {name_of(module)}, not from Atomwise alone{DIRECTLY}")
     keys = [m.output_key for m in model.output_modules if name_of(m) == "Atomwise"]
-    require(len(found) == 1, f"no Atomwise module gives {key!r}; those there give {keys}: say which with --energy-key")
+    require(len(found) < 2, f"several modules give {key!r}")
+    require(
+        bool(found) and found[0].output_key == key,
+        f"no Atomwise module gives {key!r}; those there give {keys}: say which with --energy-key",
+    )
     (module,) = found
     require(module.n_out == 1, f"the energy has {module.n_out} outputs")
     require(module.aggregation_mode == "sum", f"energies are aggregated by {module.aggregation_mode}, not by sum")
@@ -105,7 +126,7 @@ def references(model: Any, key: str, rows: int) -> torch.Tensor:
         elif kind == "ScaleProperty":
             require(bool((step.scale == 1).all()), f"ScaleProperty scales {step.input_key!r}{DIRECTLY}")
         else:
-            require(kind in HARMLESS or getattr(step, "_property", None) != key, f"the postprocessor {kind} is unknown")
+            require(kind in HARMLESS or getattr(step, "_property", key) != key, f"the postprocessor {kind} is unknown")
     return added
 
 
@@ -114,6 +135,9 @@ def converted(model: Any, key: str, energy: float, length: float) -> tuple[dict[
     painn = model.representation
     check_representation(painn)
     module = energy_module(model, key)
+    steps = [step for step in model.postprocessors if getattr(step, "_property", key) == key]
+    for part in (model, *model.input_modules, *painn.modules(), *module.modules(), *steps):
+        check_known(part)
     model.eval()
     apart = ("embedding.", "cutoff_fn.")
     tensors = {f"representation.{k}": v for k, v in painn.state_dict().items() if not k.startswith(apart)}

@@ -31,7 +31,11 @@ ACTIVATIONS = {
 }
 """Functions and modules, as pickles and texts of TorchScript name them, and what a configuration calls them."""
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "forward")
+HOOKS = (
+    *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
+    *("forward", "_call_impl", "_slow_forward", "_compiled_call_impl"),
+    *("initialize_derivatives", "postprocess", "extract_outputs"),
+)
 """Functions of one module alone, that run beside what its class computes or in its place."""
 
 HOOKED = re.compile(r"^ +__forward_(pre_)?hooks__ = ", re.M)

@@ -28,6 +28,9 @@ KEYS = {"forces": "force_key", "stress": "stress_key"}
 BEFORE = frozenset({"PairwiseDistances", "Strain", *DERIVED})
 """Input modules; Strain prepares a derivative."""
 
+READ = ("scalar_representation", "vector_representation")
+"""What modules read of the PaiNN; names of what they read of a structure begin with an underscore."""
+
 APART = {
     "DipoleMoment": "that is no energy",
     "Polarizability": "that is no energy",
@@ -124,7 +127,10 @@ class _Follower:
     def _output(self, place: int, module: StandIn) -> None:
         match module.kind:
             case "Atomwise" | "ZBLRepulsionEnergy":
-                self._give(module.part("output_key"), Sum("energy", {place: 1.0}))
+                name, of_atoms = module.part("output_key"), module.part("per_atom_output_key")
+                self._give(name, Sum("energy", {place: 1.0}))
+                if of_atoms not in (None, name):
+                    self._give(of_atoms, Sum("energy", {place: 1.0}, beyond="is that of each atom, and no sum"))
             case "Aggregation":
                 self._give(module.part("output_key"), self._aggregated(module.part("keys")), again=True)
             case "Forces" | "Response":
@@ -139,6 +145,8 @@ class _Follower:
                 self._check.refuse(f"the output module {module.kind} is not known")
 
     def _give(self, name: Any, what: Sum, *, again: bool = False) -> None:
+        if name in READ or str(name).startswith("_"):
+            self._check.refuse(f"an output module writes {name!r}, which others read")
         if name in self._results and not again:
             self._check.refuse(f"several output modules give {name!r}")
         self._results[name] = what
@@ -156,14 +164,13 @@ class _Follower:
         energy = self._results.get(module.part("energy_key"))
         if energy is None:
             self._check.refuse(f"{module.kind} differentiates {module.part('energy_key')!r}, which no module gives")
-        for of in KEYS:
-            if module.kind == "Response":
-                wanted = of in (module.part("response_properties") or ())
-                name = (module.part("map_properties") or {}).get(of, of)
-            else:
-                wanted, name = module.part(f"calc_{of}"), module.part(KEYS[of])
-            if wanted:
-                self._results[name] = energy.differentiated(of)
+        if module.kind == "Response":
+            called = module.part("map_properties") or {}
+            names = {of: called.get(of, of) for of in module.part("response_properties") or ()}
+        else:
+            names = {of: module.part(key) for of, key in KEYS.items() if module.part(f"calc_{of}")}
+        for of, name in names.items():
+            self._give(name, energy.differentiated(of), again=True)
 
     def _check_atomwise(self, atomwise: StandIn) -> None:
         if atomwise.part("n_out") != 1:

@@ -108,6 +108,16 @@ REFUSED = {
     "m.output_modules[0].output_key = 'U'": "no Atomwise module gives 'energy_U0'; those there give ['U']",
     "m.output_modules.append(spk.atomistic.Aggregation(['energy_U0'], 'energy_U0'))": "comes from Aggregation, "
     "not from Atomwise alone, which is not converted here: give the file itself to painn-deploy",
+    "m.output_modules.append(spk.atomistic.Atomwise(24, output_key='x', per_atom_output_key='energy_U0'))": "several "
+    "modules give 'energy_U0'",
+    "m.output_modules.insert(0, spk.atomistic.Atomwise(24, 24, output_key='x', "
+    "per_atom_output_key='scalar_representation'))": "Atomwise writes scalar_representation, which other modules read",
+    "m.postprocessors.append(Own())": "Own is of __main__, and what it computes is not known",
+    "m.representation.__class__ = type('PaiNN', (spk.representation.PaiNN,), {'__module__': 'mine'})": "PaiNN is of "
+    "mine, and what it computes is not known",
+    "m.representation.cutoff_fn.register_forward_hook(print)": "CosineCutoff has _forward_hooks",
+    "m.representation.cutoff_fn.forward = torch.cos": "CosineCutoff has forward, which may change what it computes",
+    "m.output_modules[0].outnet[0].activation = silu": "silu is of __main__",
     "m.input_modules.append(spk.atomistic.StaticExternalFields())": "input module StaticExternalFields is not known",
     "unit('calories', 'eV')": "'calories' is no unit that SchNetPack knows",
     "unit('kcal', 'eV')": "the unit 'kcal' is 2.61145e+22 eV",
@@ -121,6 +131,10 @@ def test_what_changes_the_equations_is_refused(trained: Path, schnetpack_environ
 import json, sys, torch, schnetpack as spk
 sys.path.insert(0, {str(CONVERTER.parent)!r})
 from convert_schnetpack import ConversionError, converted, elements, unit
+class Own(torch.nn.Module):
+    pass
+def silu(x):
+    return x
 messages = dict()
 for change in json.loads(sys.argv[2]):
     m = torch.load(sys.argv[1], weights_only=False)

@@ -78,6 +78,16 @@ def part_of_forces() -> spk.model.NeuralNetworkPotential:
     return potential(outputs=outputs, forces="a")
 
 
+def written_over() -> spk.model.NeuralNetworkPotential:
+    """What the energy is read from is no longer what PaiNN wrote."""
+    other = Atomwise(FEATURES, FEATURES, output_key="x", per_atom_output_key="scalar_representation")
+    return potential(outputs=[other, Atomwise(FEATURES, output_key="energy")])
+
+
+def dipole(charges: str) -> nn.Module:
+    return DipoleMoment(FEATURES, return_charges=True, charges_key=charges)
+
+
 def first(model: Any) -> Any:
     return model.output_modules[0]
 
@@ -106,6 +116,8 @@ REFUSED: dict[str, Build] = {
         lambda m: m.representation.radial_basis.register_full_backward_hook(torch.nn.functional.silu)
     ),
     "another forward": changed(lambda m: setattr(m.representation.cutoff_fn, "forward", torch.nn.functional.silu)),
+    "another call": changed(lambda m: setattr(m.representation.cutoff_fn, "_call_impl", torch.nn.functional.silu)),
+    "another postprocessing": changed(lambda m: setattr(m, "postprocess", torch.nn.functional.silu)),
     "hook of a postprocessor": changed(
         lambda m: hooked(m.postprocessors[0]), lambda: potential(steps=[CastTo64()])
     ),
@@ -119,6 +131,16 @@ REFUSED: dict[str, Build] = {
     "repulsion alone": lambda: potential(outputs=[zbl(key="energy")]),
     "what is added is no output": lambda: summed(keys=("_n_atoms",)),
     "one name twice": lambda: potential(outputs=[Atomwise(FEATURES, output_key="energy"), zbl(key="energy")]),
+    "representation written over": written_over,
+    "energy of atoms in its place": lambda: potential(
+        outputs=[
+            Atomwise(FEATURES, output_key="energy"),
+            Atomwise(FEATURES, output_key="other", per_atom_output_key="energy"),
+        ]
+    ),
+    "numbers written over": lambda: potential(
+        outputs=[dipole("_atomic_numbers"), Atomwise(FEATURES, output_key="energy")]
+    ),
     "repulsion beyond": lambda: repelled(CosineCutoff(1.2 * CUTOFF)),
     "unfaded repulsion beyond": lambda: repelled(representation=painn(function=switch(0.3, 0.9, cutoff=CUTOFF))),
     "forces of a part": part_of_forces,
