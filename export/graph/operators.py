@@ -209,7 +209,7 @@ def _slice(t: Writer, node: Node) -> Any:
     start, end = start or 0, size if end is None else end
     last = len(traced_shape(source)) - 1
     if isinstance(value := t.values[source], Constant) and axis % (last + 1) == last:  # the one that it may vary along
-        return Constant(value.tensor if value.tensor.numel() == 1 else value.tensor[..., start:end])
+        return Constant(value.tensor if value.tensor.numel() == 1 else value.tensor[..., start:end:step])
     if not isinstance(size, int) or step != 1 or start < 0 or end < 0:
         raise ExportError(f"{node} slices a dynamic axis, or with a step, for which there is no translation here.")
     bounds = [t.integers(n) for n in (start, min(end, size), axis)]

@@ -202,14 +202,14 @@ def _interactions(value: Any) -> int:
 
 def _positive_float(value: Any) -> float:
     number = float(value)
-    if not 0 < number < float("inf"):
+    if isinstance(value, bool) or not 0 < number < float("inf"):
         raise ValueError(f"{value!r} is not a positive number")
     return number
 
 
 def _not_negative(value: Any) -> float:
     number = float(value)
-    if not 0 <= number < float("inf"):
+    if isinstance(value, bool) or not 0 <= number < float("inf"):
         raise ValueError(f"{value!r} is not a number from 0 on")
     return number
 

@@ -104,6 +104,8 @@ def _rewrite(path: Path, **changes: Any) -> None:
         ({"cutoff_fn": "polynomial", "cutoff_power": 1}, "cutoff_power is 1"),
         ({"cutoff_fn": "polynomial", "cutoff_power": 6.5}, "not a positive integer"),
         ({"epsilon": -1e-8}, "not a number from 0 on"),
+        ({"epsilon": True}, "not a number from 0 on"),
+        ({"cutoff": True}, "not a positive number"),
         ({"repulsion": "cosine"}, "its repulsion holds nothing; needed are coefficients"),
         ({"repulsion": "hard"}, "repulsion = 'hard'"),
         ({"energy_unit": "kcal/mol"}, "energy_unit"),
