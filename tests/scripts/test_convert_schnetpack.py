@@ -16,8 +16,9 @@ from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.export import load_student
 from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import PaiNNDeployError
+from painn_deploy.export.model.painn import PaiNN
 from painn_deploy.scripts import convert_schnetpack
-from painn_deploy.scripts.benchmarks.contenders.schnetpack_contender import schnetpack
+from painn_deploy.scripts.benchmarks.contenders.schnetpack_contender import schnetpack, schnetpack_weights
 from tests import students
 from tests.export.originals.installed import run
 
@@ -166,6 +167,17 @@ def test_schnetpack_s_calculator_is_timed_on_the_very_student(
     for got, want in zip(found, wanted, strict=True):
         assert abs(got["energy"] - want["energy"]) < 1e-4
         np.testing.assert_allclose(got["forces"], want["forces"], rtol=0, atol=1e-4)
+
+
+def test_another_epsilon_is_timed_and_other_variants_are_not(tmp_path: Path) -> None:
+    student = load_student(students.write(tmp_path, "painn", epsilon=2e-8))
+    assert isinstance(student, PaiNN)
+    assert schnetpack_weights(student)["epsilon"] == 2e-8
+    for name in students.VARIANTS.keys() - {"one interaction"}:
+        student = load_student(students.write_variant(tmp_path, name))
+        assert isinstance(student, PaiNN)
+        with pytest.raises(PaiNNDeployError, match="its defaults elsewhere"):
+            schnetpack_weights(student)
 
 
 def test_a_python_without_schnetpack_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,9 @@ def schnetpack_weights(student: PaiNN) -> dict[str, np.ndarray]:
     """
     configuration, state = student.configuration, student.state_dict()
     shared = configuration.num_interactions > 1 and len(state["filters.bias"]) == 3 * configuration.hidden_dim
-    further = {"energy_scales", "mixing.0.bias"}.intersection(state) or configuration.variants()
+    further = {"energy_scales", "mixing.0.bias"}.intersection(state) | set(configuration.variants())
+    if configuration.epsilon > 0:  # without one SchNetPack's forces are NaN where vectors vanish
+        further -= {"epsilon"}
     if not isinstance(student.basis, GaussianBasis) or shared or further:
         raise PaiNNDeployError(
             "SchNetPack is timed on students with Gaussians, filters for each interaction and its defaults elsewhere."
