@@ -11,7 +11,7 @@ from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.export.model.student import Student
 from painn_deploy.export.progress import Tell, silent
 
-__all__ = ["BLUR_FACTOR", "JOLT", "RELATIVE", "allowed_error", "jolted", "jolted_results"]
+__all__ = ["BLUR_FACTOR", "FORCE_ERROR", "JOLT", "RELATIVE", "allowed_error", "jolted", "jolted_results"]
 
 JOLT = 1e-14
 """Å, about what float64 resolves of a bond near the origin."""

@@ -1,5 +1,6 @@
 """The smallest radial table of a student whose measured force error is within a bound."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from painn_deploy.calibration.accuracy.double import FORCE_ERROR, jolted_results
 from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.structures import within_reach
 from painn_deploy.export.errors import ExportError
@@ -61,7 +63,8 @@ def find_table(
 ) -> Tabled:
     """Find the smallest table within the bound: fewest functions first, since each costs every edge a product.
 
-    Structures with forces far beyond chemistry are left out.
+    Structures with forces far beyond chemistry are left out, and those at a cusp, where no table could be near: forces
+    there are rounding noise.
 
     Args:
         student: in float64.
@@ -78,8 +81,13 @@ def find_table(
     wanted = reference_results(student, structures, told) if wanted is None else wanted
     kept = within_reach([result["forces"] for result in wanted])
     near, exact = [structures[i] for i in kept], [wanted[i] for i in kept]
+    moved = jolted_results(student, near, prefixed(tell, "evaluating without it at geometries hardly apart: "))
+    smooth = [_apart(*pair)[0] <= max(bound, FORCE_ERROR) for pair in zip(moved, exact, strict=True)]
+    near, exact = [list(itertools.compress(each, smooth)) for each in (near, exact)]
     if not near:
-        raise ExportError("There is no structure with forces of chemistry to measure the radial table's error on.")
+        raise ExportError(
+            "There is no structure with forces of chemistry, off a cusp, to measure the radial table's error on."
+        )
     filters = student.configuration.hidden_dim * 2  # at least so many; a basis needs no more functions than filters
     forces, energy = float("inf"), float("inf")
     for rank in (rank for rank in RANKS if rank <= filters):
@@ -89,8 +97,7 @@ def find_table(
             tabled = student.with_radial_table(rank, intervals)
             found = reference_results(tabled, near, prefixed(tell, f"measuring {size}: "))
             before = forces
-            forces = max(float(np.abs(f["forces"] - e["forces"]).max()) for f, e in zip(found, exact, strict=True))
-            energy = max(abs(f["energy"] - e["energy"]) / len(e["forces"]) for f, e in zip(found, exact, strict=True))
+            forces, energy = map(max, zip(*map(_apart, found, exact), strict=True))
             if forces <= bound:
                 return Tabled(rank, intervals, forces, energy, bound, len(near), measured_on)
             if intervals > INTERVALS[0] and forces > 0.5 * before:
@@ -99,3 +106,9 @@ def find_table(
         f"No radial table of up to {RANKS[-1]} functions keeps forces within {bound:.1e} eV/Å (the last one's are "
         f"{forces:.1e} off). Export without --radial-table, or allow more with --max-table-error."
     )
+
+
+def _apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float, float]:
+    """By how much two results differ: the largest of force components, eV/Å, and energies, eV an atom."""
+    forces = float(np.abs(one["forces"] - other["forces"]).max())
+    return forces, abs(one["energy"] - other["energy"]) / len(other["forces"])

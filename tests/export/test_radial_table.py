@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase.build import molecule
 
 from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.accuracy.tabling import find_table
@@ -99,6 +100,17 @@ def test_the_smallest_table_within_the_bound_is_taken(exact: Student) -> None:
     assert max(errors) == pytest.approx(fine.max_force_error)
     with pytest.raises(ExportError, match=r"No radial table .* 1.0e-15 eV/Å.*--max-table-error"):
         find_table(exact, structures, "three molecules", 1e-15)
+
+
+def test_no_table_is_held_to_rounding_noise(tmp_path: Path) -> None:
+    """Without an epsilon the carbon of a perfect CH4 is at a cusp: its forces are another's where it hardly moved."""
+    exact = load_student(students.write_variant(tmp_path, "no epsilon"), dtype=torch.float64)
+    cusp, away = molecule("CH4"), students.perturbed(molecule("CH4"))
+    found = find_table(exact, [cusp, away], "both")
+    assert found.structures == 1
+    assert found.max_force_error < 2e-5
+    with pytest.raises(ExportError, match="off a cusp"):
+        find_table(exact, [cusp], "one")
 
 
 def test_an_engine_with_a_table_says_so_and_keeps_the_bound(checkpoint: Path, exact: Student, tmp_path: Path) -> None:
