@@ -11,7 +11,7 @@ from painn_deploy.export.errors import CheckpointError
 from painn_deploy.export.model.layout import fold_units
 from painn_deploy.export.readers.archive import kind_of
 from painn_deploy.export.readers.blocks import Block, Linear, Order, canonical
-from painn_deploy.export.readers.graph_pes_parts import OFFSETS, PAINN, SUM, Parts, registered
+from painn_deploy.export.readers.graph_pes_parts import LISTS, OFFSETS, PAINN, SUM, Parts, registered
 from painn_deploy.export.readers.reader import Opened, Potential, Reader
 from painn_deploy.export.readers.stand_ins import StandIn
 
@@ -72,12 +72,8 @@ class _Reader:
         (painn,) = painns
         remarks = self._version(painn)
         energy, length = declared.scales(parts.archive.source)
-        embedding = parts.module(
-            painn.part("z_embedding"), "graph_pes.utils.nn.PerElementEmbedding", "the embedding of elements"
-        )
-        scaler = parts.module(
-            painn.part("scaler"), "graph_pes.models.components.scaling.LocalEnergiesScaler", "the scaler of energies"
-        )
+        embedding = parts.module(painn.part("z_embedding"), "the embedding of elements", "PerElementEmbedding")
+        scaler = parts.module(painn.part("scaler"), "the scaler of energies", "LocalEnergiesScaler")
         table = parts.tensor(embedding, "_embeddings", "the embedding of elements")
         scales = parts.column(scaler, "per_element_scaling", "the scaler of energies", len(table))
         offsets = [parts.column(leaf, "_offsets", at, len(table)) for leaf, at in leaves if leaf is not painn]
@@ -116,11 +112,11 @@ class _Reader:
         if self._left < 0 or depth < 0:
             self._parts.refuse(f"its sums hold more than {MOST} models, or more than {NESTED} sums inside each other")
         if name == SUM:
-            models = self._parts.module(thing, SUM, at).part("models")
-            for key, model in self._parts.members(models, f"the models of {at}").items():
+            models = self._parts.module(thing, at, "AdditionModel").part("models")
+            for key, model in self._parts.members(models, f"the models of {at}", "UniformModuleDict").items():
                 yield from self._leaves(model, f"{key!r} of the sum", depth - 1)
         elif name == PAINN or name in OFFSETS:
-            found = self._parts.module(thing, name, at)
+            found = self._parts.module(thing, at, thing.kind)
             if (given := found.part("implemented_properties")) != ["local_energies"]:
                 self._parts.refuse(f"{at} predicts {given}, not energies of atoms alone")
             yield found, at
@@ -153,12 +149,16 @@ class _Reader:
 
     def _blocks(self, painn: StandIn) -> tuple[list[Block], tuple[float, int]]:
         """Interactions with their updates, and the cutoff and the power of the envelope that all share."""
-        sides = [list(self._parts.members(painn.part(name), name).values()) for name in ("interactions", "updates")]
+        sides = [
+            list(self._parts.members(painn.part(name), name, *LISTS).values()) for name in ("interactions", "updates")
+        ]
         if len(sides[0]) != len(sides[1]) or not sides[0]:
             self._parts.refuse(f"it has {len(sides[0])} interactions and {len(sides[1])} updates")
         made = [self._block(i, *pair) for i, pair in enumerate(zip(*sides, strict=True))]
         envelopes = {envelope for _, envelope in made}
-        cutoff = self._parts.number(painn, "cutoff", "the model")  # in float32, and in each envelope as it was given
+        cutoff = self._parts.number(
+            painn.part("cutoff"), "cutoff of the model"
+        )  # in float32, and in each envelope as it was given
         if len(envelopes) > 1 or not abs(cutoff / made[0][1][0] - 1) <= 1e-6:
             words = ", ".join(f"{length} (p = {power})" for length, power in sorted(envelopes))
             self._parts.refuse(f"its envelopes have the cutoffs {words}, and the model {cutoff}: they have to agree")
@@ -166,17 +166,16 @@ class _Reader:
 
     def _block(self, index: int, interaction: Any, update: Any) -> tuple[Block, tuple[float, int]]:
         parts, at, filters_at = self._parts, f"interaction {index}", f"the filters of interaction {index}"
-        interaction = parts.module(interaction, "graph_pes.models.painn.Interaction", at)
-        update = parts.module(update, "graph_pes.models.painn.Update", f"update {index}")
-        product = interaction.part("filter_generator")
-        product = parts.module(product, "graph_pes.utils.nn.HaddamardProduct", filters_at)
-        factors = list(parts.members(product.part("components"), filters_at).values())
-        made = list(parts.members(factors[0] if factors else None, filters_at).values())
+        interaction = parts.module(interaction, at, "Interaction")
+        update = parts.module(update, f"update {index}", "Update")
+        product = parts.module(interaction.part("filter_generator"), filters_at, "HaddamardProduct")
+        factors = list(parts.members(product.part("components"), filters_at, *LISTS).values())
+        made = list(parts.members(factors[0] if factors else None, filters_at, "Sequential").values())
         if len(factors) != 2 or len(made) != 2 or product.part("left_aligned") is not False:
             parts.refuse(f"{filters_at} are made otherwise than in graph-pes's PaiNN")
-        basis = parts.module(made[0], "graph_pes.models.components.distances.Bessel", f"the basis of {at}")
+        basis = parts.module(made[0], f"the basis of {at}", "Bessel")
         freqs = parts.tensor(basis, "frequencies", f"the basis of {at}").double()
-        factor = parts.number(basis, "pre_factor", f"the basis of {at}")
+        factor = parts.number(basis.part("pre_factor"), f"pre_factor of the basis of {at}")
         filters = parts.linear(made[1], filters_at)
         # factor·sin(f d)/d of graph-pes is sin(|f| d)/d of ours: sign and factor go into the weights behind it
         filters = Linear(filters.weight.double() * (factor * freqs.sign()), filters.bias)
@@ -191,12 +190,12 @@ class _Reader:
         return block, self._envelope(factors[1], f"the envelope of {at}")
 
     def _vectors(self, thing: Any, at: str) -> Linear:
-        module = self._parts.module(thing, "graph_pes.models.painn.VectorLinear", at)
+        module = self._parts.module(thing, at, "VectorLinear")
         return self._parts.linear(module.part("_linear"), at)
 
     def _envelope(self, thing: Any, at: str) -> tuple[float, int]:
         """Cutoff in the model's unit, and power."""
-        envelope = self._parts.module(thing, "graph_pes.models.components.distances.PolynomialEnvelope", at)
+        envelope = self._parts.module(thing, at, "PolynomialEnvelope")
         cutoff, p = envelope.part("cutoff"), envelope.part("p")
         if type(p) is not int or p < 2 or type(cutoff) not in (int, float) or not cutoff > 0:
             self._parts.refuse(f"{at} has the cutoff {cutoff!r} and the power {p!r}")
