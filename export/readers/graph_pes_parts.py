@@ -1,20 +1,15 @@
-"""Modules of graph-pes as a pickle holds them: each of the very class that a PaiNN has there, and nothing beside.
-
-A class is known by its full name. What an object holds beside what graph-pes gives its class is refused, hooks too: it
-may change what is computed.
-"""
+"""What a model of graph-pes is made of, as a pickle holds it."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 
-from painn_deploy.export.readers.archive import Archive
-from painn_deploy.export.readers.blocks import Linear
-from painn_deploy.export.readers.modules import Code, Holds, Modules
+from painn_deploy.export.readers.modules import Code, Holds
 from painn_deploy.export.readers.stand_ins import StandIn
 
-__all__ = ["LISTS", "OFFSETS", "PAINN", "SUM", "Parts", "registered"]
+__all__ = ["CODE", "LISTS", "OFFSETS", "PAINN", "SUM", "by_element", "elements_of"]
 
 PAINN = "graph_pes.models.painn.PaiNN"
 SUM = "graph_pes.models.addition.AdditionModel"
@@ -43,93 +38,33 @@ CODE = Code(
         **{f"graph_pes.utils.nn.UniformModule{kind}": Holds(parts=None) for kind in ("List", "Dict")},
     },
 )
+ELEMENTS = range(1, 119)
 BY_ELEMENT = "graph_pes.utils.nn._rebuild_per_element_parameter"
 
 
-class Parts(Modules):
-    """Gives modules and tensors of one file, and raises for what graph-pes's PaiNN does not have.
+def by_element(thing: Any) -> tuple[Any, list[Any]]:
+    """The tensor of a parameter that graph-pes indexes by element, and the elements that it registered with it.
 
-    Args:
-        archive: of the file.
+    Another thing is given back, with no elements.
     """
-
-    def __init__(self, archive: Archive) -> None:
-        super().__init__(archive, CODE)
-
-    def network(self, thing: Any, at: str) -> list[Linear]:
-        """Two layers with silu between them.
-
-        Args:
-            thing: of the tree.
-            at: what it is, for the message.
-
-        Raises:
-            CheckpointError: it has others, or another activation.
-        """
-        network = self.module(thing, at, "MLP")
-        self.module(network.part("activation"), f"the activation of {at}", "SiLU")
-        layers = [self.linear(one, at) for one in self.members(network.part("linear_layers"), at, *LISTS).values()]
-        if len(layers) != 2 or network.part("activate_last") is not False:
-            self.refuse(f"{at} has {len(layers)} layers or an activation behind the last; graph-pes's has 2, and none")
-        return layers
-
-    def linear(self, thing: Any, at: str) -> Linear:
-        """A layer's numbers.
-
-        Args:
-            thing: of the tree.
-            at: what it is, for the message.
-
-        Raises:
-            CheckpointError: it is no such layer.
-        """
-        layer = self.module(thing, f"a layer of {at}", "Linear")
-        bias = None if layer.part("bias") is None else self.tensor(layer, "bias", at)
-        return Linear(self.tensor(layer, "weight", at), bias)
-
-    def tensor(self, owner: StandIn, name: str, at: str, *, integers: bool = False) -> Tensor:
-        """A tensor, a parameter, or a parameter that graph-pes indexes by element.
-
-        Args:
-            owner: of it.
-            name: of it there.
-            at: what the owner is, for the message.
-            integers: whether 64-bit integers will do, too.
-
-        Raises:
-            CheckpointError: it is none of numbers.
-        """
-        thing = owner.part(name)
-        if isinstance(thing, StandIn) and str(thing.name) == BY_ELEMENT and thing.args:
-            thing = thing.args[0]
-        return self.archive.tensor(thing, f"{name} of {at}", integers=integers)
-
-    def column(self, owner: StandIn, name: str, at: str, rows: int) -> Tensor:
-        """A number for each element, float64 [rows].
-
-        Args:
-            owner: of it.
-            name: of it there.
-            at: what the owner is, for the message.
-            rows: of the embedding.
-
-        Raises:
-            CheckpointError: it has another shape.
-        """
-        found = self.tensor(owner, name, at).double()
-        if tuple(found.shape) != (rows, 1):
-            self.refuse(f"{name} of {at} has the shape {tuple(found.shape)}, and the embedding {rows} rows")
-        return found[:, 0]
-
-
-def registered(owner: StandIn, name: str) -> list[Any]:
-    """Elements that graph-pes registered with a parameter; empty where it says none.
-
-    Args:
-        owner: of the parameter.
-        name: of it there.
-    """
-    thing = owner.part(name)
-    state = thing.args[-1] if isinstance(thing, StandIn) and str(thing.name) == BY_ELEMENT and thing.args else None
+    if not isinstance(thing, StandIn) or str(thing.name) != BY_ELEMENT or not thing.args:
+        return thing, []
+    state = thing.args[-1]
     listed = state.get("_accessed_Zs") if isinstance(state, Mapping) else None
-    return listed if isinstance(listed, list) else []
+    return thing.args[0], listed if isinstance(listed, list) else []
+
+
+def elements_of(embedding: StandIn, scales: Float[Tensor, " rows"]) -> tuple[int, ...]:
+    """Elements of the training: registered ones, else those whose energies it scaled; empty where neither says.
+
+    graph-pes registers them, and forgets them in the deep copy that graph-pes-train saves. Scales begin at 1, and those
+    of elements that the training never saw stay so, unless its optimiser shrinks all of them, that of no element too.
+
+    Args:
+        embedding: of elements.
+        scales: of their energies.
+    """
+    listed = by_element(embedding.part("_embeddings"))[1]
+    if not listed and scales[0] == 1:
+        listed = (scales != 1).nonzero().flatten().tolist()
+    return tuple(sorted({z for z in listed if type(z) is int and z in ELEMENTS}))
