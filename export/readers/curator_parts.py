@@ -8,7 +8,7 @@ from painn_deploy.export.readers.archive import Archive
 from painn_deploy.export.readers.modules import Code, Holds, Modules
 from painn_deploy.export.readers.stand_ins import StandIn
 
-__all__ = ["BASES", "CUTOFFS", "INPUTS", "OUTPUTS", "Described", "Part", "from_modules", "refuse"]
+__all__ = ["BASES", "CODE", "CUTOFFS", "INPUTS", "OUTPUTS", "Described", "Part", "from_modules", "refuse"]
 
 BASES = ("SineBasis", "GaussianBasis", "BesselBasis")
 CUTOFFS = ("CosineCutoff", "PolynomialCutoff")
@@ -31,7 +31,7 @@ CODE = Code(
         f"{LAYER}._painn_message.PainnMessage": Holds(
             "cutoff num_basis num_features", "cutoff_fn radial_basis scalar_message_mlp filter_layer"
         ),
-        f"{LAYER}._painn_update.PainnUpdate": Holds("", "update_U update_V update_mlp"),
+        f"{LAYER}._painn_update.PainnUpdate": Holds(parts="update_U update_V update_mlp"),
         f"{LAYER}.cutoff.CosineCutoff": Holds("cutoff"),
         f"{LAYER}.cutoff.PolynomialCutoff": Holds("cutoff p _factor"),
         f"{LAYER}.radial_basis.SineBasis": Holds("cutoff num_basis irreps_out"),
@@ -43,7 +43,7 @@ CODE = Code(
         f"{LAYER}._strain.Strain": Holds(),
         f"{LISTS}.BatchNeighborList": Holds("requires_grad return_distance", "neighbor_list"),
         f"{LISTS}.TorchNeighborList": Holds(f"{FOUND} wrap_atoms", "disp_mat"),
-        f"{LISTS}.Asap3NeighborList": Holds(f"{FOUND} return_cell_displacements nblist"),
+        f"{LISTS}.Asap3NeighborList": Holds(f"{FOUND} return_cell_displacements"),
         f"{LISTS}.MatScipyNeighborList": Holds(f"{FOUND} return_cell_displacements"),
         f"{LAYER}._atomwise_reduce.AtomwiseReduce": Holds("aggregation_mode model_outputs output_key per_atom_output"),
         f"{LAYER}._grad_output.GradientOutput": Holds(
@@ -58,6 +58,8 @@ CODE = Code(
         ),
     },
 )
+"""Its classes since December 2024; before, they had other attributes, such as has_scale, and other neighbour lists."""
+
 refuse = CODE.refuse
 
 

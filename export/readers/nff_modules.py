@@ -16,11 +16,9 @@ from painn_deploy.export.readers.archive import PARAMETERS, Archive, kind_of
 from painn_deploy.export.readers.modules import Code, Holds, Modules
 from painn_deploy.export.readers.stand_ins import StandIn
 
-__all__ = ["Settings", "check_sum", "energy_of", "read_modules", "refuse"]
+__all__ = ["CODE", "Settings", "check_sum", "energy_of", "read_modules", "refuse"]
 
 ACTIVATIONS = {"Swish": "silu", "SiLU": "silu", "shifted_softplus": "shifted_softplus"}
-
-
 BLOCKS, LAYERS = "nff.nn.modules.painn", "nff.nn.layers"
 CODE = Code(
     "What can be deployed of NeuralForceField is Painn with swish or shifted_softplus, whose energy is one read-out "
