@@ -10,6 +10,7 @@ from painn_deploy.export.readers.foreign import model_of_weights
 from painn_deploy.export.readers.graph_pes import GRAPH_PES
 from painn_deploy.export.readers.nff import NFF
 from painn_deploy.export.readers.reader import Opened, Potential, Reader
+from painn_deploy.export.readers.stand_ins import StandIn
 from painn_deploy.export.schnetpack.files import SCHNETPACK, is_plain
 
 __all__ = ["READERS", "read_original"]
@@ -34,7 +35,8 @@ def read_original(opened: Opened, declared: Declaration) -> Potential | None:
         DeclarationError: its owner has to say more.
     """
     reader = _reader(opened)
-    if reader is None and (model := model_of_weights(opened.tree)) is not None:
+    tree = dict.fromkeys(opened.tree.parameters()) if isinstance(opened.tree, StandIn) else opened.tree
+    if reader is None and (model := model_of_weights(tree)) is not None:
         raise CheckpointError(f"{opened.path} holds {model}. It cannot be deployed.")
     if reader is None and is_plain(opened.tree, opened.path.suffix):
         return None

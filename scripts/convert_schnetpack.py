@@ -25,6 +25,10 @@ SANE = {"eV": (1e-6, 1e3), "Ang": (1e-3, 1e3)}
 
 DERIVED = {"Forces", "Response", "Strain"}  # modules that follow from the energy; Strain only prepares its derivative
 HARMLESS = {"CastTo64", "CastTo32", "CastTo16", "CastMap"}  # postprocessors
+BASES = ("GaussianRBF", "GaussianRBFCentered", "BesselRBF")
+CUTOFFS = {"CosineCutoff": "cosine", "MollifierCutoff": "mollifier", "SwitchFunction": "switch"}
+ACTIVATIONS = {"silu": "silu", "SiLU": "silu", "shifted_softplus": "shifted_softplus"}
+DIRECTLY = ", which is not converted here: give the file itself to painn-deploy, which reads it"
 
 
 class ConversionError(ValueError):
@@ -46,18 +50,22 @@ def check_representation(painn: Any) -> None:
     electronic = [name_of(one) for one in getattr(painn, "electronic_embeddings", [])]
     require(not electronic, f"the model reads more than atoms and positions: {', '.join(electronic)}")
     basis, cutoff = name_of(painn.radial_basis), name_of(painn.cutoff_fn)
-    require(basis in ("GaussianRBF", "BesselRBF"), f"the radial basis {basis} is not GaussianRBF or BesselRBF")
-    require(cutoff == "CosineCutoff", f"the cutoff function {cutoff} is not CosineCutoff")
-    for block in (*painn.interactions, *painn.mixing):
-        for network in (getattr(block, "interatomic_context_net", ()), getattr(block, "intraatomic_context_net", ())):
-            check_activations(network)
+    require(basis in BASES, f"the radial basis {basis} is none of {', '.join(BASES)}")
+    require(cutoff in CUTOFFS, f"the cutoff function {cutoff} is none of {', '.join(CUTOFFS)}")
     epsilons = {float(block.epsilon) for block in painn.mixing}
     require(len(epsilons) == 1, f"the mixing blocks have different epsilons: {sorted(epsilons)}")
 
 
-def check_activations(network: Any) -> None:
-    hidden = {name_of(layer.activation) for layer in list(network)[:-1]}
-    require(hidden <= {"silu", "SiLU"}, f"activations {', '.join(sorted(hidden))}: only silu can be deployed")
+def activation(painn: Any, module: Any) -> str:
+    """What a configuration calls the only activation of all networks."""
+    networks = [module.outnet, *(block.interatomic_context_net for block in painn.interactions)]
+    networks += [block.intraatomic_context_net for block in painn.mixing]
+    found = {name_of(layer.activation) for network in networks for layer in list(network)[:-1]}
+    listed = ", ".join(sorted(found))
+    require(found <= ACTIVATIONS.keys(), f"activations {listed}: only silu and shifted_softplus can be deployed")
+    names = {ACTIVATIONS[name] for name in found}
+    require(len(names) < 2, f"activations {listed}: a deployed model has one for all networks")
+    return names.pop() if names else "silu"
 
 
 def energy_module(model: Any, key: str) -> Any:
@@ -69,31 +77,33 @@ def energy_module(model: Any, key: str) -> Any:
         if name_of(module) == "Atomwise":
             found += [module] if module.output_key == key else []
         elif name_of(module) not in DERIVED and key in (getattr(module, "model_outputs", None) or ()):
-            raise ConversionError(f"the energy {key!r} comes from {name_of(module)}, not from Atomwise alone")
+            raise ConversionError(f"the energy {key!r} comes from {name_of(module)}, not from Atomwise alone{DIRECTLY}")
     keys = [m.output_key for m in model.output_modules if name_of(m) == "Atomwise"]
     require(len(found) == 1, f"no Atomwise module gives {key!r}; those there give {keys}: say which with --energy-key")
     (module,) = found
     require(module.n_out == 1, f"the energy has {module.n_out} outputs")
     require(module.aggregation_mode == "sum", f"energies are aggregated by {module.aggregation_mode}, not by sum")
-    check_activations(module.outnet)
     return module
 
 
 def references(model: Any, key: str, rows: int) -> torch.Tensor:
-    """Energies that postprocessors add for each element, in the model's unit, float64 [rows]."""
+    """Energies that postprocessors add for each element, in the model's unit, float64 [elements, at most rows]."""
     added = torch.zeros(rows, dtype=torch.float64)
     for step in model.postprocessors if model.do_postprocessing else ():
         kind = name_of(step)
         if kind == "AddOffsets" and step._property == key:
-            require(step.is_extensive, "the mean is added per structure and not per atom (is_extensive is false)")
+            found = torch.zeros_like(added)
             if step.add_mean:
-                added += step.mean.double().reshape(())
+                found += step.mean.double().reshape(())
             if step.add_atomrefs:
-                table = step.atomref.double().flatten()
-                require(len(table) >= rows or not table[rows:].any(), "atomic references for more rows than elements")
-                added[: len(table)] += table[:rows]
-        elif kind == "ScaleProperty" and key in (step.input_key, step.output_key):
-            raise ConversionError("ScaleProperty scales the energy after its forces were taken: they disagree")
+                table = step.atomref.double()[: len(found)]
+                require(table.dim() == 1, "the atomic references are no row of numbers")
+                found, added = found[: len(table)] + table, added[: len(table)]  # SchNetPack has no energies beyond it
+            extensive = step.is_extensive or not found.any()
+            require(extensive, "the mean is added per structure and not per atom (is_extensive is false)")
+            added = added + found
+        elif kind == "ScaleProperty":
+            require(bool((step.scale == 1).all()), f"ScaleProperty scales {step.input_key!r}{DIRECTLY}")
         else:
             require(kind in HARMLESS or getattr(step, "_property", None) != key, f"the postprocessor {kind} is unknown")
     return added
@@ -105,9 +115,11 @@ def converted(model: Any, key: str, energy: float, length: float) -> tuple[dict[
     check_representation(painn)
     module = energy_module(model, key)
     model.eval()
-    tensors = {f"representation.{k}": v for k, v in painn.state_dict().items() if not k.startswith("embedding.")}
+    apart = ("embedding.", "cutoff_fn.")
+    tensors = {f"representation.{k}": v for k, v in painn.state_dict().items() if not k.startswith(apart)}
     table = painn.embedding.weight if isinstance(painn.embedding, torch.nn.Embedding) else painn.embedding.embedding
-    tensors["representation.embedding.weight"] = table
+    added = references(model, key, len(table))
+    tensors["representation.embedding.weight"] = table[: len(added)]
     tensors |= {f"output_modules.0.outnet.{k}": v for k, v in module.outnet.state_dict().items()}
     last = f"output_modules.0.outnet.{len(module.outnet) - 1}"
     for name in (f"{last}.weight", f"{last}.bias"):
@@ -118,23 +130,31 @@ def converted(model: Any, key: str, energy: float, length: float) -> tuple[dict[
     for name in ("offsets", "widths"):
         if (full := f"representation.radial_basis.{name}") in tensors:
             tensors[full] = tensors[full].double() * length
+            if name == "widths":  # squared in the equation, so that a trained one may be negative
+                tensors[full] = tensors[full].abs()
     if (full := "representation.radial_basis.freqs") in tensors:
         tensors[full] = tensors[full].double() / length
         weight = "representation.filter_net.weight"
         tensors[weight] = tensors[weight].double() * length
-    tensors["representation.cutoff_fn.cutoff"] = tensors["representation.cutoff_fn.cutoff"].double() * length
+    function = painn.cutoff_fn
+    end = function.switch_off if name_of(function) == "SwitchFunction" else function.cutoff
+    tensors["representation.cutoff_fn.cutoff"] = end.double() * length
     dtype = table.dtype
     tensors = {k: v.detach().cpu().to(dtype).contiguous() for k, v in tensors.items()}
-    tensors["atomic_references"] = references(model, key, len(table)) * energy
+    tensors["atomic_references"] = added.detach().cpu() * energy
     configuration = {
         "architecture": "painn",
         "hidden_dim": int(painn.n_atom_basis),
         "num_interactions": int(painn.n_interactions),
         "num_rbf": int(painn.radial_basis.n_rbf),
         "cutoff": float(tensors["representation.cutoff_fn.cutoff"]),
+        "cutoff_fn": CUTOFFS[name_of(function)],
+        "activation": activation(painn, module),
         "epsilon": float(painn.mixing[0].epsilon),
         "description": f"converted from SchNetPack {getattr(model, 'spk_version', 'of unknown version')}",
     }
+    if name_of(function) == "SwitchFunction":
+        configuration["switch_on"] = float(function.switch_on) * length
     return tensors, configuration
 
 

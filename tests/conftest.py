@@ -20,6 +20,7 @@ import torch  # noqa: E402
 from ase import Atoms  # noqa: E402
 
 from . import students  # noqa: E402
+from .export.originals import installed  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -62,6 +63,12 @@ def bundle(painn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     (path,) = export_engines(painn, tmp_path_factory.mktemp("bundle"), structures=[students.water()])
     return path
+
+
+@pytest.fixture(scope="session")
+def schnetpack_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The variables under which `import schnetpack` works: 40 MB of packages beside this interpreter's torch."""
+    return installed.install(installed.SCHNETPACK, tmp_path_factory.mktemp("schnetpack"), installed.SHIM)
 
 
 def reference_systems(path: Path) -> list[tuple[str, Atoms, dict[str, np.ndarray]]]:

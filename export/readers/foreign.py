@@ -7,12 +7,13 @@ __all__ = ["model_of_package", "model_of_weights"]
 
 OPEN_CATALYST = "a PaiNN of the Open Catalyst Project (OCP, fairchem, or nablaDFT's PaiNN-OC)"
 DIRECT = (
-    f"{OPEN_CATALYST} that predicts forces directly, from vectors and not as the gradient of its energy: it conserves "
-    "no energy, and an engine, whose forces are the gradient, would give others"
+    f"{OPEN_CATALYST} that predicts forces directly, from vectors and not as the gradient of its energy: they conserve "
+    "none, since a path that ends where it began does work on the atoms; and the energy beside them, which an engine "
+    "would differentiate, has other forces"
 )
 CONSERVATIVE = (
-    f"{OPEN_CATALYST}, which sees no more than its nearest neighbours (max_neighbors), so that its energy jumps where "
-    "they change, and scales its blocks otherwise"
+    f"{OPEN_CATALYST}, which sees no more than its nearest neighbours (max_neighbors), and does not fade the bias of "
+    "its filters (rbf_proj) at the cutoff: its energy jumps where a neighbour comes or goes, and an engine fades pairs"
 )
 NO_PAINN = "a model of {}, which is no PaiNN"
 PACKAGES = {

@@ -22,6 +22,7 @@ PACKAGES = (
     *("schnetpack", "torch.nn", "torch.optim", "torchmetrics", "torch_ema"),
     *("pytorch_lightning", "lightning", "lightning_fabric"),
     *("__torch__.schnetpack", "__torch__.torch.nn"),
+    *("nablaDFT", "torch_geometric"),
     *("graph_pes", "__torch__.graph_pes", "e3nn"),
     "nff",
     *("curator", "__torch__.curator", "hydra._internal.target_policy"),
@@ -46,8 +47,10 @@ EXACT = frozenset(
         *(f"pathlib.{p}" for p in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
         *(f"pathlib._local.{p}" for p in ("Path", "PosixPath", "WindowsPath")),
         *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "omegaconf.nodes.AnyNode"),
-        *("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "typing.Any"),
-        *(f"{b}.{t}" for b in ("builtins", "__builtin__") for t in ("getattr", "long")),
+        *("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata"),
+        *(f"{b}.{t}" for b in ("builtins", "__builtin__") for t in ("getattr", "long", "type")),
+        *("torch.Tensor", "_operator.getitem", "inspect._empty"),
+        *(f"typing.{t}" for t in ("Any", "Union", "Tuple", "OrderedDict", "Optional", "Dict", "List")),
     }
 )
 STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
@@ -141,6 +144,18 @@ class StandIn:
         for name, value in (modules if isinstance(modules, Mapping) else self.state).items():
             if isinstance(name, str) and isinstance(value, StandIn) and value.name.name not in NO_MODULES:
                 yield name, value
+
+    def parameters(self) -> Iterator[str]:
+        """Names of its parameters, as a state dict has them; of a module that has several places, at one of them."""
+        left, seen = [("", self)], {id(self)}
+        while left:
+            path, module = left.pop()
+            held = module.state.get("_parameters")
+            yield from (f"{path}{name}" for name in (held if isinstance(held, Mapping) else ()))
+            for name, child in module.children():
+                if id(child) not in seen:
+                    seen.add(id(child))
+                    left.append((f"{path}{name}.", child))
 
 
 NO_MODULES = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state")

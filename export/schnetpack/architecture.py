@@ -5,22 +5,41 @@ looked for in the tree of stand-ins, along the paths that a PaiNN has.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from painn_deploy.export.errors import CheckpointError, DeclarationError
+from torch import Tensor
+
+from painn_deploy.export.errors import CheckpointError
 from painn_deploy.export.readers.archive import Archive, kind_of
 from painn_deploy.export.readers.stand_ins import Name, StandIn
+from painn_deploy.export.schnetpack.tensors import Tensors
 
-__all__ = ["Checker"]
+__all__ = ["BASES", "Checker"]
 
-DEPLOYED = "PaiNN with GaussianRBF or BesselRBF, CosineCutoff and silu"
-DERIVED = frozenset({"Forces", "Response", "Strain"})
-"""Modules that follow from the energy; Strain only prepares its derivative."""
+SOFT, SOFTPLUS = "shifted_softplus", "schnetpack.nn.activations"
+DEPLOYED = (
+    "PaiNN with GaussianRBF, GaussianRBFCentered or BesselRBF; CosineCutoff, MollifierCutoff or SwitchFunction; silu "
+    "or shifted_softplus; an energy of one Atomwise, and ZBLRepulsionEnergy"
+)
+BASES = {"GaussianRBF": ("offsets", "widths"), "GaussianRBFCentered": ("offsets", "widths"), "BesselRBF": ("freqs",)}
+"""Radial bases, and the tensors of each."""
 
-HARMLESS = frozenset({"CastTo64", "CastTo32", "CastTo16", "CastMap"})
-"""Postprocessors."""
+ACTIVATIONS = {
+    **dict.fromkeys(("torch.nn.functional.silu", "torch.nn.modules.activation.SiLU", "torch.silu"), "silu"),
+    **dict.fromkeys((f"{SOFTPLUS}.{SOFT}", f"{SOFTPLUS}.ShiftedSoftplus"), SOFT),
+}
+"""Functions and modules, as pickles and texts of TorchScript name them, and what a configuration calls them."""
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "forward")
+"""Functions of one module alone, that run beside what its class computes or in its place."""
+
+HOOKED = re.compile(r"^ +__forward_(pre_)?hooks__ = ", re.M)
+"""A class that TorchScript wrote with hooks."""
+
+ROOTS = ("schnetpack", "torch")
+"""Packages whose modules are known: another may have a class of the same name and parts."""
+
 DEEPEST = 100
 """Interactions, layers or modules in a list."""
 
@@ -30,15 +49,18 @@ PARTS = {
         *("interactions", "mixing"),
     },
     "CosineCutoff": {"cutoff"},
-    "GaussianRBF": {"widths", "offsets"},
-    "BesselRBF": {"freqs"},
+    "MollifierCutoff": {"cutoff", "eps"},
+    "SwitchFunction": {"cutoff", "switch_on", "switch_off"},
+    **{name: set(tensors) for name, tensors in BASES.items()},
     "Embedding": {"weight"},
     "NuclearEmbedding": {"electron_config", "element_embedding", "embedding", "config_linear"},
     "Linear": {"weight", "bias"},
     "PaiNNInteraction": {"interatomic_context_net"},
     "PaiNNMixing": {"intraatomic_context_net", "mu_channel_mix"},
     "Dense": {"weight", "bias", "activation"},
+    "ShiftedSoftplus": {"alpha", "beta"},
     "Atomwise": {"outnet"},
+    "ZBLRepulsionEnergy": {"a_pow", "a_div", "coefficients", "exponents", "ke", "cutoff_fn"},
 }
 """Tensors and submodules that each class may have; another one would be left out of the equations."""
 
@@ -51,10 +73,18 @@ class Checker:
 
     Args:
         archive: of the file.
+        weights: a state dict that takes the place of the modules' own numbers; None where there is none.
+
+    Attributes:
+        archive: as given.
+        tensors: of the model.
+        source: the file, for messages.
     """
 
-    def __init__(self, archive: Archive) -> None:
-        self._archive = archive
+    def __init__(self, archive: Archive, weights: Mapping[str, Tensor] | None = None) -> None:
+        self.archive, self.source = archive, archive.source
+        self.tensors = Tensors(archive, weights)
+        self._activations: dict[str, str] = {}
 
     def refuse(self, what: str) -> NoReturn:
         """Raise for what stands in the way.
@@ -62,7 +92,7 @@ class Checker:
         Raises:
             CheckpointError: always.
         """
-        raise CheckpointError(f"{self._archive.source}: {what}. What can be deployed is {DEPLOYED}.")
+        raise CheckpointError(f"{self.source}: {what}. What can be deployed is {DEPLOYED}.")
 
     def module(self, thing: Any, kinds: tuple[str, ...], what: str) -> StandIn:
         """A module that is one of some kinds, and holds nothing else than these do.
@@ -78,8 +108,12 @@ class Checker:
         if not isinstance(thing, StandIn) or thing.kind not in kinds:
             name = thing.kind if isinstance(thing, StandIn) else kind_of(thing)
             self.refuse(f"{what} is {name}, not {' or '.join(kinds)}")
+        if _plain(thing.name.module).partition(".")[0] not in ROOTS:
+            self.refuse(f"{what} is {thing.name}, which is none of SchNetPack's")
         if hooks := [hook for hook in HOOKS if thing.part(hook)]:
             self.refuse(f"{what} has {hooks[0]}, functions that run beside it and may change what it computes")
+        if HOOKED.search(self._text(thing)):
+            self.refuse(f"{what} has hooks, functions that run beside it and may change what it computes")
         parts = {name for name, _ in thing.children()}
         for key in ("_parameters", "_buffers"):
             held = thing.part(key)
@@ -106,24 +140,48 @@ class Checker:
             self.refuse(f"{what} holds modules by names that are no numbers")
         return list(children.values())
 
-    def layers(self, thing: Any, what: str) -> list[StandIn]:
-        """Layers of a network: silu between them, and nothing behind the last.
+    def network(self, thing: Any, path: str) -> dict[str, Tensor]:
+        """Tensors of a network by their names in the state dict: known activations between layers, none at the end.
 
         Args:
             thing: of the tree.
-            what: it is, for the message.
+            path: of it in the state dict.
 
         Raises:
             CheckpointError: another activation, or another kind of layer.
         """
-        layers = [self.module(layer, ("Dense",), f"a layer of {what}") for layer in self.members(thing, what)]
+        layers = [self.module(layer, ("Dense",), f"a layer of {path}") for layer in self.members(thing, path)]
         if not layers:
-            self.refuse(f"{what} has no layers")
-        for layer in layers[:-1]:
-            if (found := self._activation(layer)) not in ("silu", "SiLU"):
-                self.refuse(f"the activation of {what} is {found}, and only silu can be deployed")
-        self.linear(layers[-1], f"the last layer of {what}")
-        return layers
+            self.refuse(f"{path} has no layers")
+        for index, layer in enumerate(layers[:-1]):
+            name = self._activation(layer)
+            if name not in ACTIVATIONS:
+                found = str(name).rpartition(".")[2]
+                self.refuse(f"the activation of {path} is {found}, and only silu and {SOFT} can be deployed")
+            if name == f"{SOFTPLUS}.ShiftedSoftplus":
+                self._check_plain(layer.part("activation"), f"{path}.{index}.activation")
+            self._activations.setdefault(ACTIVATIONS[name], path)
+        self.linear(layers[-1], f"the last layer of {path}")
+        found_tensors: dict[str, Tensor] = {}
+        for index, layer in enumerate(layers):
+            found_tensors |= self.tensors.some(layer, f"{path}.{index}")
+        return found_tensors
+
+    def _check_plain(self, module: StandIn, path: str) -> None:
+        numbers = [self.tensors.number(module, name, path) for name in ("alpha", "beta")]
+        if numbers != [1.0, 1.0]:
+            self.refuse(f"{path} is ShiftedSoftplus with alpha and beta {numbers}, and only 1 and 1 can be deployed")
+
+    def activation(self) -> str:
+        """The one that all networks have whose layers were asked for.
+
+        Raises:
+            CheckpointError: there are two.
+        """
+        if len(self._activations) > 1:
+            places = " and ".join(f"{name} in {place}" for name, place in self._activations.items())
+            self.refuse(f"its networks have different activations, {places}: a deployed model has one for all")
+        return next(iter(self._activations), "silu")
 
     def linear(self, thing: Any, what: str) -> StandIn:
         """A layer without an activation.
@@ -136,35 +194,40 @@ class Checker:
             CheckpointError: it has one.
         """
         layer = self.module(thing, ("Dense",), what)
-        if (found := self._activation(layer)) not in ("Identity", None):
-            self.refuse(f"{what} has the activation {found}, and SchNetPack's has none")
+        if (found := self._activation(layer)) not in ("torch.nn.modules.linear.Identity", None):
+            self.refuse(f"{what} has the activation {found.rpartition('.')[2]}, and SchNetPack's has none")
         return layer
 
     def _activation(self, layer: StandIn) -> str | None:
+        """The full name of a layer's activation, without what TorchScript adds to it; None where there is none."""
         if not layer.has("activation"):
             return self._scripted_activation(layer)
         activation = layer.part("activation")
         if activation is None or isinstance(activation, Name):
-            return None if activation is None else activation.name
+            return None if activation is None else _plain(str(activation))
         if not isinstance(activation, StandIn):
             self.refuse(f"an activation is {kind_of(activation)}")
-        return self.module(activation, (activation.kind,), "an activation").kind
+        return _plain(str(self.module(activation, (activation.kind,), "an activation").name))
 
     def _scripted_activation(self, layer: StandIn) -> str | None:
         """The function that a layer's text calls: TorchScript keeps no attribute that is a function."""
-        record = f"code/{layer.name.module.replace('.', '/')}.py"
-        if not self._archive.has(record):
-            self.refuse(f"nothing says which activation {layer.name} has")
-        text = self._archive.record(record).decode("utf-8", "replace")
-        found = re.search(rf"^class {re.escape(layer.kind)}\(Module\):\n(.*?)(?=^\S|\Z)", text, re.S | re.M)
-        body = re.search(r"def forward\(.*?\) -> Tensor:\n(.*)", found[1], re.S) if found else None
+        body = re.search(r"def forward\(.*?\) -> Tensor:\n(.*)", self._text(layer), re.S)
         if body is None:
-            self.refuse(f"the text of {layer.name} is none that TorchScript writes")
-        names = [re.sub(r"\.___torch_mangle_\d+", "", name) for name in CALL.findall(body[1])]
-        others = [name for name in names if name not in ("torch.linear", "__torch__.torch.nn.functional.linear")]
+            self.refuse(f"nothing says which activation {layer.name} has")
+        names = [_plain(name) for name in CALL.findall(body[1])]
+        others = [name for name in names if name not in ("torch.linear", "torch.nn.functional.linear")]
         if len(others) > 1:
             self.refuse(f"a layer calls {', '.join(others)}")
-        return others[0].rpartition(".")[2] if others else None
+        return others[0] if others else None
+
+    def _text(self, module: StandIn) -> str:
+        """What TorchScript wrote of a module's class; empty where there is nothing."""
+        record = f"code/{module.name.module.replace('.', '/')}.py"
+        if not self.archive.scripted or not self.archive.has(record):
+            return ""
+        text = self.archive.record(record).decode("utf-8", "replace")
+        found = re.search(rf"^class {re.escape(module.kind)}\(Module\):\n(.*?)(?=^\S|\Z)", text, re.S | re.M)
+        return found[1] if found else ""
 
     def representation(self, thing: Any) -> StandIn:
         """A PaiNN whose equations are ours.
@@ -176,8 +239,7 @@ class Checker:
         electronic = [kind_of(one) for one in self.members(painn.part("electronic_embeddings"), "embeddings")]
         if electronic:
             self.refuse(f"the model reads more than atoms and positions: {', '.join(electronic)}")
-        self.module(painn.part("radial_basis"), ("GaussianRBF", "BesselRBF"), "the radial basis")
-        self.module(painn.part("cutoff_fn"), ("CosineCutoff",), "the cutoff function")
+        self.module(painn.part("radial_basis"), tuple(BASES), "the radial basis")
         embedding = self.module(painn.part("embedding"), ("Embedding", "NuclearEmbedding"), "the embedding")
         if embedding.part("max_norm") is not None:
             self.refuse("the embedding renormalises its rows (max_norm)")
@@ -194,36 +256,7 @@ class Checker:
             self.refuse(f"the mixing blocks have no epsilon in common: {found}")
         return found[0]
 
-    def energy(self, model: StandIn, key: str) -> tuple[int, StandIn]:
-        """The module whose output is the energy, and its place; all others follow from it or are something else.
 
-        Args:
-            model: the NeuralNetworkPotential.
-            key: what it calls the energy.
-
-        Raises:
-            CheckpointError: it cannot be deployed, see above.
-            DeclarationError: no module gives that energy, and the message says what there is.
-        """
-        for module in self.members(model.part("input_modules"), "the input modules"):
-            if module.kind not in {"PairwiseDistances", *DERIVED}:
-                self.refuse(f"the input module {module.kind} is not known")
-        outputs = self.members(model.part("output_modules"), "the output modules")
-        for module in outputs:
-            if module.kind not in {"Atomwise", *DERIVED} and key in (module.part("model_outputs") or ()):
-                self.refuse(f"the energy {key!r} comes from {module.kind}, not from Atomwise alone")
-        given = [(i, m) for i, m in enumerate(outputs) if m.kind == "Atomwise"]
-        found = [(i, m) for i, m in given if m.part("output_key") == key]
-        if len(found) != 1:
-            keys = ", ".join(repr(m.part("output_key")) for _, m in given) or "none"
-            raise DeclarationError(
-                f"{self._archive.source}: {len(found) or 'no'} modules give the energy {key!r}; what its Atomwise "
-                f"modules give is called: {keys}. Say which is the energy with --energy-key."
-            )
-        place, atomwise = found[0]
-        self.module(atomwise, ("Atomwise",), "the read-out")
-        if atomwise.part("n_out") != 1:
-            self.refuse(f"the energy has {atomwise.part('n_out')} outputs, not one")
-        if atomwise.part("aggregation_mode") != "sum":
-            self.refuse(f"energies are aggregated by {atomwise.part('aggregation_mode')}, not by sum")
-        return place, atomwise
+def _plain(name: str) -> str:
+    """A name without what TorchScript puts before it and into it."""
+    return re.sub(r"\.___torch_mangle_\d+", "", name).removeprefix("__torch__.")

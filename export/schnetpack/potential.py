@@ -1,24 +1,28 @@
 """A model that SchNetPack saved, as tensors and a configuration in our terms: energies in eV, lengths in Å."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from painn_deploy.export.declaration import ENERGY_KEY, Declaration
 from painn_deploy.export.errors import CheckpointError
 from painn_deploy.export.model.layout import fold_units
 from painn_deploy.export.model.weights import MOST_ROWS
-from painn_deploy.export.readers.archive import Archive, kind_of
+from painn_deploy.export.readers.archive import Archive, is_tensor, kind_of
 from painn_deploy.export.readers.reader import Potential
 from painn_deploy.export.readers.stand_ins import StandIn
-from painn_deploy.export.schnetpack.architecture import HARMLESS, Checker
+from painn_deploy.export.schnetpack.architecture import BASES, Checker
+from painn_deploy.export.schnetpack.cutoffs import Fade, read_fade
+from painn_deploy.export.schnetpack.outputs import read_energy
+from painn_deploy.export.schnetpack.repulsion import ZBL, read_repulsion, repulsion_of
 
-__all__ = ["Potential", "fold_units", "read_potential"]
+__all__ = ["embedded", "read_potential", "with_references"]
 
 BLOCKS = ("interactions", "mixing")
-PARAMETERS = ("weight", "bias")
+BASIS = "representation.radial_basis"
+APART = 1e-5
+"""Of a length, by which two that are meant to be the same may differ: one is rounded to float32."""
 
 
 def read_potential(
@@ -47,138 +51,149 @@ class _Reader:
     """Walks one model along the paths that a PaiNN has."""
 
     def __init__(self, archive: Archive, model: StandIn, weights: Mapping[str, Tensor] | None) -> None:
-        self._archive, self._model, self._weights = archive, model, weights
-        self._check = Checker(archive)
-        self._used: set[str] = set()
-        self._remarks: list[str] = []
+        self._model, self._check = model, Checker(archive, weights)
+        self._tensors = self._check.tensors
+        self._outputs = self._check.members(model.part("output_modules"), "the output modules")
 
     def read(self, declared: Declaration) -> Potential:
-        check, key = self._check, declared.energy_key or ENERGY_KEY
+        check = self._check
+        check.module(self._model, ("NeuralNetworkPotential",), "the model")
         painn = check.representation(self._model.part("representation"))
-        place, atomwise = check.energy(self._model, key)
-        energy, length = declared.scales(self._archive.source)
+        found = read_energy(check, self._model, declared.energy_key or ENERGY_KEY)
+        energy, length = declared.scales(check.source)
+        kind, fade = read_fade(check, painn.part("cutoff_fn"), "representation.cutoff_fn")
+        reach = self._reach(painn, float(fade["cutoff"]))
         tensors = {"representation.embedding.weight": self._embedding(painn.part("embedding"))}
-        basis, cutoff = painn.part("radial_basis"), painn.part("cutoff_fn")
-        names = ("offsets", "widths") if basis.kind == "GaussianRBF" else ("freqs",)
-        tensors |= self._some(basis, "representation.radial_basis", names)
-        tensors |= self._some(cutoff, "representation.cutoff_fn", ("cutoff",))
-        tensors |= self._some(check.linear(painn.part("filter_net"), "the filters"), "representation.filter_net")
+        tensors["representation.cutoff_fn.cutoff"] = fade["cutoff"]
+        tensors |= self._basis(painn.part("radial_basis"))
+        filters = check.linear(painn.part("filter_net"), "the filters")
+        tensors |= self._tensors.some(filters, "representation.filter_net")
         blocks = {name: check.members(painn.part(name), name) for name in BLOCKS}
+        tensors |= self._blocks(blocks)
+        outnet = self._outputs[found.place].part("outnet")
+        layers = check.network(outnet, f"output_modules.{found.place}.outnet")
+        tensors |= {name.replace(f".{found.place}.", ".0.", 1): tensor for name, tensor in layers.items()}
+        last = f"output_modules.0.outnet.{max(int(name.split('.')[3]) for name in layers)}"
+        tensors = fold_units(tensors, last, energy * found.scale, length)
+        configuration = self._configuration(painn, blocks, tensors)
+        configuration["cutoff_fn"] = kind
+        if "switch_on" in fade:
+            configuration["switch_on"] = float(fade["switch_on"]) * length
+        remarks = list(found.remarks)
+        if found.repulsion is not None:
+            place, times = found.repulsion
+            learnt, configuration["repulsion"], ends = self._repulsion(place, reach, float(fade["cutoff"]))
+            pairs, said = repulsion_of(learnt, ends, energy, length, times)
+            tensors |= pairs
+            remarks += said
+        self._refuse_unread((found.place, *([found.repulsion[0]] if found.repulsion else [])))
+        if found.references is not None:
+            tensors, remark = with_references(tensors, found.references * energy)
+            remarks += [remark] if remark else []
+        return Potential(tensors, configuration, tuple(remarks))
+
+    def _basis(self, basis: StandIn) -> dict[str, Tensor]:
+        found = self._tensors.some(basis, BASIS, BASES[basis.kind])
+        if (widths := found.get(f"{BASIS}.widths")) is not None:
+            found[f"{BASIS}.widths"] = widths.abs()  # squared in the equation, so that a trained one may be negative
+        return found
+
+    def _reach(self, painn: StandIn, cutoff: float) -> float:
+        """Where SchNetPack's own programs end neighbour lists: PaiNN.cutoff, which its users set beside a switch."""
+        said = painn.part("cutoff")
+        reach = float(self._check.archive.tensor(said, "PaiNN.cutoff").min()) if is_tensor(said) else said
+        if reach is None:
+            return cutoff
+        if not isinstance(reach, float | int):
+            self._check.refuse(f"PaiNN.cutoff is {kind_of(reach)}, and no number of Python's nor a tensor")
+        if reach < cutoff * (1 - APART):
+            self._check.refuse(
+                f"PaiNN.cutoff is {reach:g} and its cutoff function ends at {cutoff:g}: pairs between them would have "
+                "filters that are not zero, and no edges"
+            )
+        return reach
+
+    def _blocks(self, blocks: Mapping[str, list[Any]]) -> dict[str, Tensor]:
+        check, found = self._check, dict[str, Tensor]()
         for index, block in enumerate(blocks["interactions"]):
             at = f"representation.interactions.{index}"
             check.module(block, ("PaiNNInteraction",), at)
-            tensors |= self._network(block.part("interatomic_context_net"), f"{at}.interatomic_context_net")
+            found |= check.network(block.part("interatomic_context_net"), f"{at}.interatomic_context_net")
         for index, block in enumerate(blocks["mixing"]):
             at = f"representation.mixing.{index}"
             check.module(block, ("PaiNNMixing",), at)
-            tensors |= self._network(block.part("intraatomic_context_net"), f"{at}.intraatomic_context_net")
+            found |= check.network(block.part("intraatomic_context_net"), f"{at}.intraatomic_context_net")
             mix = check.linear(block.part("mu_channel_mix"), f"{at}.mu_channel_mix")
-            tensors |= self._some(mix, f"{at}.mu_channel_mix")
-        found = self._network(atomwise.part("outnet"), f"output_modules.{place}.outnet")
-        tensors |= {name.replace(f".{place}.", ".0.", 1): tensor for name, tensor in found.items()}
-        last = f"output_modules.0.outnet.{max(int(name.split('.')[3]) for name in found)}"
-        rows = len(tensors["representation.embedding.weight"])
-        references = self._references(key, rows) * energy
-        self._refuse_unread(place)
-        tensors = fold_units(tensors, last, energy, length)
-        if references.any():
-            tensors["atomic_references"] = references
-        return Potential(tensors, self._configuration(painn, blocks, tensors), tuple(self._remarks))
+            found |= self._tensors.some(mix, f"{at}.mu_channel_mix")
+        return found
+
+    def _repulsion(self, place: int, reach: float, cutoff: float) -> tuple[Mapping[str, Tensor], str, Fade]:
+        """Its tensors, what a configuration calls its cutoff function, and that function's distances."""
+        learnt, (kind, fade) = read_repulsion(self._check, self._outputs[place], f"output_modules.{place}")
+        ends = float(fade["cutoff"]) if fade else reach
+        if ends > cutoff * (1 if fade else 1 + APART):
+            self._check.refuse(
+                f"{ZBL} reaches to {ends:g} and PaiNN's messages to {cutoff:g}: pairs beyond these are no edges of a "
+                "deployed model"
+            )
+        return learnt, kind, fade
 
     def _configuration(
         self, painn: StandIn, blocks: Mapping[str, list[Any]], tensors: Mapping[str, Tensor]
     ) -> dict[str, Any]:
         version = self._model.part("spk_version")
-        cutoff = tensors["representation.cutoff_fn.cutoff"]
-        if cutoff.numel() != 1:
-            self._check.refuse(f"the cutoff holds {cutoff.numel()} numbers")
-        basis = "freqs" if "representation.radial_basis.freqs" in tensors else "offsets"
+        basis = "freqs" if f"{BASIS}.freqs" in tensors else "offsets"
         return {
             "architecture": "painn",
             "hidden_dim": tensors["representation.embedding.weight"].shape[-1],
             "num_interactions": painn.part("n_interactions", len(blocks["mixing"])),
-            "num_rbf": len(tensors[f"representation.radial_basis.{basis}"]),
-            "cutoff": float(cutoff),
+            "num_rbf": len(tensors[f"{BASIS}.{basis}"]),
+            "cutoff": float(tensors["representation.cutoff_fn.cutoff"]),
             "epsilon": self._check.epsilon(blocks["mixing"]),
+            "activation": self._check.activation(),
             "description": f"read from a model of SchNetPack {version if isinstance(version, str) else ''}".strip(),
         }
-
-    def _tensor(self, owner: StandIn, name: str, path: str, *, integers: bool = False) -> Tensor | None:
-        """A tensor of the state dict if there is one, else of the tree."""
-        self._used.add(path)
-        if self._weights is not None:
-            return self._weights.get(path)
-        thing = owner.part(name)
-        return None if thing is None else self._archive.tensor(thing, path, integers=integers)
-
-    def _some(self, owner: StandIn, path: str, names: tuple[str, ...] = PARAMETERS) -> dict[str, Tensor]:
-        found = {f"{path}.{name}": self._tensor(owner, name, f"{path}.{name}") for name in names}
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
-
-    def _network(self, thing: Any, path: str) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for index, layer in enumerate(self._check.layers(thing, path)):
-            found |= self._some(layer, f"{path}.{index}")
-        return found
 
     def _embedding(self, embedding: StandIn) -> Tensor:
         path = "representation.embedding"
         linear = embedding.part("config_linear")
         if embedding.kind == "Embedding":
-            table = self._tensor(embedding, "weight", f"{path}.weight")
+            table = self._tensors.one(embedding, "weight", path)
         else:
-            own = self._tensor(embedding, "element_embedding", f"{path}.element_embedding")
-            shells = self._tensor(embedding, "electron_config", f"{path}.electron_config", integers=True)
+            own = self._tensors.one(embedding, "element_embedding", path)
+            shells = self._tensors.one(embedding, "electron_config", path, integers=True)
             self._check.module(linear, ("Linear",), "the embedding's layer")
-            mixed = self._tensor(linear, "weight", f"{path}.config_linear.weight")
-            table = embedded(own, shells, mixed)
+            table = embedded(own, shells, self._tensors.one(linear, "weight", f"{path}.config_linear"))
         if table is None or table.dim() != 2:
             self._check.refuse("the embedding is no table of elements")
         return table
 
-    def _references(self, key: str, rows: int) -> Tensor:
-        """Energies that postprocessors add for each element, in the model's unit, float64 [rows]."""
-        added = torch.zeros(rows, dtype=torch.float64)
-        steps = self._check.members(self._model.part("postprocessors"), "the postprocessors")
-        if steps and not self._model.part("do_postprocessing", True):
-            self._remarks.append(
-                "Its postprocessors are switched off in the file: no mean and no references are added."
-            )
-            return added
-        for index, step in enumerate(steps):
-            if step.kind == "AddOffsets" and step.part("_property") == key:
-                added += self._offsets(step, f"postprocessors.{index}", rows)
-            elif step.kind == "ScaleProperty" and key in (step.part("input_key"), step.part("output_key")):
-                self._check.refuse("ScaleProperty scales the energy after its forces were taken: they disagree")
-            elif step.kind not in HARMLESS and step.part("_property", key) == key and step.kind != "ScaleProperty":
-                self._check.refuse(f"the postprocessor {step.kind} is unknown")
-        return added
-
-    def _offsets(self, step: StandIn, path: str, rows: int) -> Tensor:
-        if step.part("is_extensive") is not True:
-            self._check.refuse("the mean is added per structure and not per atom (is_extensive is false)")
-        added = torch.zeros(rows, dtype=torch.float64)
-        if step.part("add_mean"):
-            mean = self._tensor(step, "mean", f"{path}.mean")
-            if mean is None or mean.numel() != 1:
-                self._check.refuse("the mean of AddOffsets is no number")
-            added += mean.double().reshape(())
-        if step.part("add_atomrefs"):
-            table = self._tensor(step, "atomref", f"{path}.atomref")
-            if table is None:
-                self._check.refuse("AddOffsets lacks its atomic references")
-            table = table.double().flatten()
-            if table[rows:].any():
-                self._check.refuse("there are atomic references for more elements than the embedding has rows")
-            added[: len(table)] += table[:rows]
-        return added
-
-    def _refuse_unread(self, place: int) -> None:
-        """Of weights that came beside the tree, all of the PaiNN and of the read-out have to be in it."""
-        prefixes = ("representation.", f"output_modules.{place}.")
-        unread = sorted(name for name in self._weights or () if name.startswith(prefixes) and name not in self._used)
-        if unread:
+    def _refuse_unread(self, places: Iterable[int]) -> None:
+        """Of weights that came beside the tree, all of the PaiNN and of the energy have to be in it."""
+        prefixes = ("representation.", *(f"output_modules.{place}." for place in places))
+        if unread := self._tensors.unread(prefixes):
             self._check.refuse(f"its state dict holds what its model has no place for: {', '.join(unread[:6])}")
+
+
+def with_references(tensors: Mapping[str, Tensor], references: Tensor) -> tuple[dict[str, Tensor], str | None]:
+    """The same with energies of elements, and without elements that have none.
+
+    Args:
+        tensors: under SchNetPack's names.
+        references: eV, float64 [elements], or [1] if it is the same for all.
+
+    Returns:
+        The tensors, `atomic_references` among them, and a remark if elements were left out.
+    """
+    table = tensors["representation.embedding.weight"]
+    rows = len(table) if len(references) == 1 else min(len(table), len(references))
+    added = {"representation.embedding.weight": table[:rows]}
+    if references.any():
+        added["atomic_references"] = references.expand(rows).clone() if len(references) == 1 else references[:rows]
+    remark = None
+    if rows < len(table):
+        remark = f"Its atomic references end at Z = {rows - 1}: heavier elements have no energy, as in SchNetPack."
+    return {**tensors, **added}, remark
 
 
 def embedded(own: Tensor | None, shells: Tensor | None, mixed: Tensor | None) -> Tensor | None:

@@ -19,59 +19,33 @@ from painn_deploy.export.errors import PaiNNDeployError
 from painn_deploy.scripts import convert_schnetpack
 from painn_deploy.scripts.benchmarks.contenders.schnetpack_contender import schnetpack
 from tests import students
+from tests.export.originals.installed import run
 
 PEER = Path(__file__).with_name("schnetpack_peer.py")
 CONVERTER = Path(convert_schnetpack.__file__)
 NAMES = ("H2O", "CH3CH2OH", "C6H6", "NH3", "CO")
-# What `import schnetpack` needs besides numpy, scipy, ase and torch. Without their dependencies: SchNetPack asks for
-# sympy <= 1.12, which no torch of the last two years accepts.
-PACKAGES = (
-    "schnetpack==2.1.1", "matscipy==1.3.1", "h5py==3.16.0", "omegaconf==2.3.1", "antlr4-python3-runtime==4.9.3",
-    "PyYAML==6.0.3", "tqdm==4.70.1", "torch-ema==0.3", "dirsync==2.2.6", "fasteners==0.20",
-    "pytorch-lightning==2.6.6", "torchmetrics==1.9.0", "lightning-utilities==0.15.3",
-)  # fmt: skip
-# SchNetPack 2.1.1 imports a type variable that torch 2.13 no longer has; nothing computes with it.
-SHIM = "import typing, torch.utils.data.dataloader as d\nd.T_co = typing.TypeVar('T_co', covariant=True)\n"
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The variables under which `import schnetpack` works: 40 MB of packages beside this interpreter's torch."""
-    folder = tmp_path_factory.mktemp("schnetpack")
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), *PACKAGES]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        message = f"SchNetPack cannot be installed here: {done.stderr.strip()[-300:]}"
-        if os.environ.get("PAINN_DEPLOY_DEMAND_REFERENCES"):
-            pytest.fail(message)
-        pytest.skip(message)
-    (folder / "sitecustomize.py").write_text(SHIM)
-    return {**os.environ, "PYTHONPATH": str(folder), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-
-
-def run(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
-
-@pytest.fixture(scope="session")
-def trained(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(schnetpack_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    done = run(environment, PEER, folder)
+    done = run(schnetpack_environment, PEER, folder)
     assert done.returncode == 0, done.stderr
     return folder
 
 
-def convert(environment: dict[str, str], folder: Path, *changes: str) -> subprocess.CompletedProcess[str]:
+def convert(schnetpack_environment: dict[str, str], folder: Path, *changes: str) -> subprocess.CompletedProcess[str]:
     options = {"--energy-unit": "kcal/mol", "--length-unit": "Bohr", "--energy-key": "energy_U0"}
     options |= dict(zip(changes[::2], changes[1::2], strict=True))
     flat = [part for pair in options.items() for part in pair]
-    return run(environment, CONVERTER, folder / "best_model", "-o", folder / "student.safetensors", *flat)
+    return run(schnetpack_environment, CONVERTER, folder / "best_model", "-o", folder / "student.safetensors", *flat)
 
 
 @pytest.mark.parametrize("basis", ["gaussian", "bessel"])
-def test_energies_and_forces_are_schnetpack_s_own(trained: Path, environment: dict[str, str], basis: str) -> None:
-    done = convert(environment, trained / basis)
+def test_energies_and_forces_are_schnetpack_s_own(
+    trained: Path, schnetpack_environment: dict[str, str], basis: str
+) -> None:
+    done = convert(schnetpack_environment, trained / basis)
     assert done.returncode == 0, done.stderr
     configuration = json.loads((trained / basis / "student.json").read_text())
     assert configuration["cutoff"] == pytest.approx(4.0)
@@ -99,10 +73,12 @@ def test_energies_and_forces_are_schnetpack_s_own(trained: Path, environment: di
 
 
 @pytest.mark.parametrize("given", [["H", "C"], ["H,C"], ["H", "--species", "C"]])
-def test_elements_are_given_as_to_painn_deploy(trained: Path, environment: dict[str, str], given: list[str]) -> None:
+def test_elements_are_given_as_to_painn_deploy(
+    trained: Path, schnetpack_environment: dict[str, str], given: list[str]
+) -> None:
     folder = trained / "gaussian"
     command = (CONVERTER, folder / "best_model", "-o", folder / "species.safetensors", "--energy-key", "energy_U0")
-    done = run(environment, *command, "--energy-unit", "eV", "--length-unit", "Ang", "--species", *given)
+    done = run(schnetpack_environment, *command, "--energy-unit", "eV", "--length-unit", "Ang", "--species", *given)
     assert done.returncode == 0, done.stderr
     assert json.loads((folder / "species.json").read_text())["species"] == ["H", "C"]
 
@@ -118,17 +94,20 @@ def test_a_file_that_is_not_there_is_an_error_without_a_traceback(tmp_path: Path
 
 REFUSED = {
     "m.output_modules[0].aggregation_mode = 'avg'": "aggregated by avg",
-    "m.representation.cutoff_fn = spk.nn.MollifierCutoff(7.5)": "MollifierCutoff is not CosineCutoff",
-    "m.representation.radial_basis = spk.nn.GaussianRBFCentered(10, 7.5)": "GaussianRBFCentered is not GaussianRBF",
+    "m.representation.cutoff_fn = torch.nn.Identity()": "the cutoff function Identity is none of CosineCutoff, ",
+    "m.representation.radial_basis = torch.nn.Identity()": "the radial basis Identity is none of GaussianRBF, Gaussian",
     "m.representation = spk.representation.SchNet(24, 2, m.representation.radial_basis, "
     "m.representation.cutoff_fn)": "the representation is SchNet",
-    "m.output_modules[0].outnet[0].activation = spk.nn.shifted_softplus": "activations shifted_softplus",
+    "m.output_modules[0].outnet[0].activation = spk.nn.shifted_softplus": "activations shifted_softplus, silu: a ",
+    "m.output_modules[0].outnet[0].activation = torch.nn.functional.gelu": "activations gelu, silu: only silu and ",
     "m.postprocessors[1].is_extensive = False": "per structure and not per atom",
-    "m.postprocessors.append(spk.transform.ScaleProperty('energy_U0'))": "ScaleProperty scales the energy",
+    "m.postprocessors.append(spk.transform.ScaleProperty('energy_U0', scale=torch.tensor([2.0])))": "ScaleProperty "
+    "scales 'energy_U0', which is not converted here: give the file itself to painn-deploy",
     "m.representation.electronic_embeddings.append(torch.nn.Identity())": "reads more than atoms and positions",
     "m.representation.mixing[0].epsilon = 1e-3": "different epsilons",
     "m.output_modules[0].output_key = 'U'": "no Atomwise module gives 'energy_U0'; those there give ['U']",
-    "m.output_modules.append(spk.atomistic.Aggregation(['energy_U0'], 'energy_U0'))": "comes from Aggregation",
+    "m.output_modules.append(spk.atomistic.Aggregation(['energy_U0'], 'energy_U0'))": "comes from Aggregation, "
+    "not from Atomwise alone, which is not converted here: give the file itself to painn-deploy",
     "m.input_modules.append(spk.atomistic.StaticExternalFields())": "input module StaticExternalFields is not known",
     "unit('calories', 'eV')": "'calories' is no unit that SchNetPack knows",
     "unit('kcal', 'eV')": "the unit 'kcal' is 2.61145e+22 eV",
@@ -137,7 +116,7 @@ REFUSED = {
 }
 
 
-def test_what_changes_the_equations_is_refused(trained: Path, environment: dict[str, str]) -> None:
+def test_what_changes_the_equations_is_refused(trained: Path, schnetpack_environment: dict[str, str]) -> None:
     code = f"""
 import json, sys, torch, schnetpack as spk
 sys.path.insert(0, {str(CONVERTER.parent)!r})
@@ -152,7 +131,7 @@ for change in json.loads(sys.argv[2]):
         messages[change] = str(error)
 print(json.dumps(messages))
 """
-    done = run(environment, "-c", code, trained / "gaussian" / "best_model", json.dumps(list(REFUSED)))
+    done = run(schnetpack_environment, "-c", code, trained / "gaussian" / "best_model", json.dumps(list(REFUSED)))
     assert done.returncode == 0, done.stderr
     messages = json.loads(done.stdout.splitlines()[-1])
     for change, message in REFUSED.items():
@@ -160,9 +139,9 @@ print(json.dumps(messages))
 
 
 def test_schnetpack_s_calculator_is_timed_on_the_very_student(
-    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    schnetpack_environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
+    monkeypatch.setenv("PYTHONPATH", schnetpack_environment["PYTHONPATH"])
     monkeypatch.setenv("PYTHONWARNINGS", "ignore")
     student = load_student(students.write(tmp_path, "painn"))
     zoo = students.zoo()
