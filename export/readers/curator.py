@@ -67,9 +67,7 @@ def _read(opened: Opened, declared: Declaration) -> Potential:
     if isinstance(model, StandIn):
         if model.kind == "EnsembleModel":
             refuse(source, "it is an ensemble. Give the checkpoints of its members, and --committee")
-        if not _is_curators(model) or model.kind != "NeuralNetworkPotential":
-            refuse(source, f"its model is {model.name}")
-        described = from_modules(source, model)
+        described = from_modules(archive, model)
     elif state and (configuration := checkpoint.get("model_params")) is not None:
         described = from_configuration(source, state, plain(source, configuration), data)
     else:
@@ -153,12 +151,16 @@ class _Reading:
             refuse(source, f"neighbours and cutoff functions end at different distances: {sorted(found)}")
         if len({part.kind for part in described.cutoffs}) != 1 or len(powers) != 1:
             refuse(source, "its interactions have different cutoff functions")
-        power = powers.pop()
+        power, cutoff = powers.pop(), found.pop()
         if described.cutoffs[0].kind == "CosineCutoff":
-            return found.pop(), {}
+            return cutoff, {}
+        for part in described.cutoffs:
+            factor = 1.0 / _number(source, part.values.get("_factor", 1.0 / cutoff), "the factor of a cutoff function")
+            if not math.isclose(factor, cutoff, rel_tol=1e-12):
+                refuse(source, f"its PolynomialCutoff divides distances by {factor:g}, and its cutoff is {cutoff:g}")
         if power != int(power):
             refuse(source, f"the power of its PolynomialCutoff is {power:g}, and no whole number")
-        return found.pop(), {"cutoff_fn": "polynomial", "cutoff_power": int(power)}
+        return cutoff, {"cutoff_fn": "polynomial", "cutoff_power": int(power)}
 
     def _basis(self, part: Part) -> tuple[dict[str, Tensor], float]:
         """A radial basis, and what each of its functions is multiplied with."""

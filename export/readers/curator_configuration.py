@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from painn_deploy.export.readers.archive import kind_of
-from painn_deploy.export.readers.curator_parts import BASES, CUTOFFS, INPUTS, MOST, OUTPUTS, Described, Part, refuse
+from painn_deploy.export.readers.curator_parts import BASES, CUTOFFS, INPUTS, OUTPUTS, Described, Part, refuse
+from painn_deploy.export.readers.modules import MOST
 from painn_deploy.export.readers.stand_ins import StandIn
 
 __all__ = ["from_configuration", "plain"]

@@ -9,9 +9,10 @@ from torch import Tensor
 from painn_deploy.export.declaration import Declaration, species_text
 from painn_deploy.export.errors import CheckpointError
 from painn_deploy.export.model.layout import fold_units
-from painn_deploy.export.readers.archive import kind_of
+from painn_deploy.export.readers.archive import Archive, kind_of
 from painn_deploy.export.readers.blocks import Block, Linear, Order, canonical
-from painn_deploy.export.readers.graph_pes_parts import OFFSETS, PAINN, SUM, Parts, registered
+from painn_deploy.export.readers.graph_pes_parts import CODE, LISTS, OFFSETS, PAINN, SUM, by_element, elements_of
+from painn_deploy.export.readers.modules import MOST, Modules
 from painn_deploy.export.readers.reader import Opened, Potential, Reader
 from painn_deploy.export.readers.stand_ins import StandIn
 
@@ -25,10 +26,9 @@ EPSILON = 1e-8
 """Inside norms; it is in the code of these versions and in no file."""
 
 ORDER = Order(message=("scalar", "direction", "vector"), update=("vector", "scalar", "product"))
-NESTED, MOST = 8, 100
-"""Sums inside each other, and models in all of them."""
+NESTED = 8
+"""Sums inside each other."""
 
-ELEMENTS = range(1, 119)
 REMEDY = "Give the model.pt that graph-pes-train writes into the folder of its run, or torch.save(model, 'model.pt')."
 
 
@@ -53,36 +53,31 @@ def read_graph_pes(opened: Opened, declared: Declaration) -> Potential:
         raise CheckpointError(
             f"{source} is TorchScript of graph-pes's {tree.kind}, a program whose equations are not read. {REMEDY}"
         )
-    return _Reader(Parts(opened.archive)).read(tree, declared)
+    return _Walk(opened.archive).read(tree, declared)
 
 
-class _Reader:
-    """Walks one model along the paths that a PaiNN of graph-pes has."""
+class _Walk(Modules):
+    """Along the paths that a PaiNN of graph-pes has."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, archive: Archive) -> None:
+        super().__init__(archive, CODE)
         self._left = MOST
 
     def read(self, model: StandIn, declared: Declaration) -> Potential:
-        parts = self._parts
         leaves = list(self._leaves(model, "the model", NESTED))
         painns = [leaf for leaf, _ in leaves if str(leaf.name) == PAINN]
         if len(painns) != 1:
-            parts.refuse(f"it holds {len(painns) or 'no'} PaiNNs, and one can be deployed")
+            self.refuse(f"it holds {len(painns) or 'no'} PaiNNs, and one can be deployed")
         (painn,) = painns
         remarks = self._version(painn)
-        energy, length = declared.scales(parts.archive.source)
-        embedding = parts.module(
-            painn.part("z_embedding"), "graph_pes.utils.nn.PerElementEmbedding", "the embedding of elements"
-        )
-        scaler = parts.module(
-            painn.part("scaler"), "graph_pes.models.components.scaling.LocalEnergiesScaler", "the scaler of energies"
-        )
-        table = parts.tensor(embedding, "_embeddings", "the embedding of elements")
-        scales = parts.column(scaler, "per_element_scaling", "the scaler of energies", len(table))
-        offsets = [parts.column(leaf, "_offsets", at, len(table)) for leaf, at in leaves if leaf is not painn]
+        energy, length = declared.scales(self.archive.source)
+        embedding = self.module(painn.part("z_embedding"), "the embedding of elements", "PerElementEmbedding")
+        scaler = self.module(painn.part("scaler"), "the scaler of energies", "LocalEnergiesScaler")
+        table = self._column(embedding, "_embeddings", "the embedding of elements")
+        scales = self._column(scaler, "per_element_scaling", "the scaler of energies", len(table))
+        offsets = [self._column(leaf, "_offsets", at, len(table)) for leaf, at in leaves if leaf is not painn]
         blocks, (cutoff, power) = self._blocks(painn)
-        tensors = canonical(blocks, ORDER, table, parts.network(painn.part("read_out"), "the read-out"))
+        tensors = canonical(blocks, ORDER, table, self._network(painn.part("read_out"), "the read-out"))
         tensors["representation.cutoff_fn.cutoff"] = torch.tensor(cutoff, dtype=torch.float64)
         tensors = fold_units(tensors, "output_modules.0.outnet.1", energy, length)
         if (scales != 1).any():
@@ -100,7 +95,7 @@ class _Reader:
             "epsilon": EPSILON,
             "description": f"read from a model of graph-pes {painn.part(VERSION)}",
         }
-        if declared.species is None and (seen := _seen(embedding, scales)):
+        if declared.species is None and (seen := elements_of(embedding, scales)):
             configuration["species"] = list(seen)
             remarks.append(
                 f"It is taken to be trained on {species_text(seen, verified=True)}: these elements are registered in "
@@ -114,25 +109,25 @@ class _Reader:
         name = str(thing.name) if isinstance(thing, StandIn) else kind_of(thing)
         self._left -= 1
         if self._left < 0 or depth < 0:
-            self._parts.refuse(f"its sums hold more than {MOST} models, or more than {NESTED} sums inside each other")
+            self.refuse(f"its sums hold more than {MOST} models, or more than {NESTED} sums inside each other")
         if name == SUM:
-            models = self._parts.module(thing, SUM, at).part("models")
-            for key, model in self._parts.members(models, f"the models of {at}").items():
+            models = self.module(thing, at, "AdditionModel").part("models")
+            for key, model in self.members(models, f"the models of {at}", "UniformModuleDict").items():
                 yield from self._leaves(model, f"{key!r} of the sum", depth - 1)
         elif name == PAINN or name in OFFSETS:
-            found = self._parts.module(thing, name, at)
+            found = self.module(thing, at, thing.kind)
             if (given := found.part("implemented_properties")) != ["local_energies"]:
-                self._parts.refuse(f"{at} predicts {given}, not energies of atoms alone")
+                self.refuse(f"{at} predicts {given}, not energies of atoms alone")
             yield found, at
         elif name == "graph_pes.models.unit_converter.UnitConverter":
-            self._parts.refuse(
+            self.refuse(
                 f"{at} is graph-pes's UnitConverter, which converts energies, forces and stresses and leaves energies "
                 "of atoms as they are, all that a PaiNN gives it. Save the model inside it, and name the units of that"
             )
         else:
             kind = f"graph-pes's {name.rpartition('.')[2]}" if name.startswith("graph_pes.") else name
             added = "" if at == "the model" else ": what else is added would be missing from the forces"
-            self._parts.refuse(f"{at} is {kind}, no PaiNN{added}")
+            self.refuse(f"{at} is {kind}, no PaiNN{added}")
 
     def _version(self, painn: StandIn) -> list[str]:
         """Remarks about the version that made the file."""
@@ -140,7 +135,7 @@ class _Reader:
         numbers = str(said).split(".")
         version = tuple(int(number) for number in numbers if number.isdecimal())
         if not isinstance(said, str) or len(version) != len(numbers) or not FIRST <= version < BEYOND:
-            self._parts.refuse(
+            self.refuse(
                 f"it was made by version {said!r} of graph-pes, and those from {_dotted(FIRST)} on, before "
                 f"{_dotted(BEYOND)}, are known to have the same equations"
             )
@@ -153,70 +148,82 @@ class _Reader:
 
     def _blocks(self, painn: StandIn) -> tuple[list[Block], tuple[float, int]]:
         """Interactions with their updates, and the cutoff and the power of the envelope that all share."""
-        sides = [list(self._parts.members(painn.part(name), name).values()) for name in ("interactions", "updates")]
+        sides = [list(self.members(painn.part(name), name, *LISTS).values()) for name in ("interactions", "updates")]
         if len(sides[0]) != len(sides[1]) or not sides[0]:
-            self._parts.refuse(f"it has {len(sides[0])} interactions and {len(sides[1])} updates")
+            self.refuse(f"it has {len(sides[0])} interactions and {len(sides[1])} updates")
         made = [self._block(i, *pair) for i, pair in enumerate(zip(*sides, strict=True))]
         envelopes = {envelope for _, envelope in made}
-        cutoff = self._parts.number(painn, "cutoff", "the model")  # in float32, and in each envelope as it was given
+        cutoff = self.number(
+            painn.part("cutoff"), "cutoff of the model"
+        )  # in float32, and in each envelope as it was given
         if len(envelopes) > 1 or not abs(cutoff / made[0][1][0] - 1) <= 1e-6:
             words = ", ".join(f"{length} (p = {power})" for length, power in sorted(envelopes))
-            self._parts.refuse(f"its envelopes have the cutoffs {words}, and the model {cutoff}: they have to agree")
+            self.refuse(f"its envelopes have the cutoffs {words}, and the model {cutoff}: they have to agree")
         return [block for block, _ in made], made[0][1]
 
     def _block(self, index: int, interaction: Any, update: Any) -> tuple[Block, tuple[float, int]]:
-        parts, at, filters_at = self._parts, f"interaction {index}", f"the filters of interaction {index}"
-        interaction = parts.module(interaction, "graph_pes.models.painn.Interaction", at)
-        update = parts.module(update, "graph_pes.models.painn.Update", f"update {index}")
-        product = interaction.part("filter_generator")
-        product = parts.module(product, "graph_pes.utils.nn.HaddamardProduct", filters_at)
-        factors = list(parts.members(product.part("components"), filters_at).values())
-        made = list(parts.members(factors[0] if factors else None, filters_at).values())
+        at, filters_at = f"interaction {index}", f"the filters of interaction {index}"
+        interaction = self.module(interaction, at, "Interaction")
+        update = self.module(update, f"update {index}", "Update")
+        product = self.module(interaction.part("filter_generator"), filters_at, "HaddamardProduct")
+        factors = list(self.members(product.part("components"), filters_at, *LISTS).values())
+        made = list(self.members(factors[0] if factors else None, filters_at, "Sequential").values())
         if len(factors) != 2 or len(made) != 2 or product.part("left_aligned") is not False:
-            parts.refuse(f"{filters_at} are made otherwise than in graph-pes's PaiNN")
-        basis = parts.module(made[0], "graph_pes.models.components.distances.Bessel", f"the basis of {at}")
-        freqs = parts.tensor(basis, "frequencies", f"the basis of {at}").double()
-        factor = parts.number(basis, "pre_factor", f"the basis of {at}")
-        filters = parts.linear(made[1], filters_at)
+            self.refuse(f"{filters_at} are made otherwise than in graph-pes's PaiNN")
+        basis = self.module(made[0], f"the basis of {at}", "Bessel")
+        freqs = self.tensor(basis, "frequencies", f"the basis of {at}").double()
+        factor = self.number(basis.part("pre_factor"), f"pre_factor of the basis of {at}")
+        filters = self._linear(made[1], filters_at)
         # factor·sin(f d)/d of graph-pes is sin(|f| d)/d of ours: sign and factor go into the weights behind it
         filters = Linear(filters.weight.double() * (factor * freqs.sign()), filters.bias)
         block = Block(
-            message=parts.network(interaction.part("Phi"), f"Phi of {at}"),
+            message=self._network(interaction.part("Phi"), f"Phi of {at}"),
             filters=filters,
             basis={"freqs": freqs.abs()},
             multiplied=self._vectors(update.part("U"), f"U of update {index}"),
             measured=self._vectors(update.part("V"), f"V of update {index}"),
-            update=parts.network(update.part("mlp"), f"the network of update {index}"),
+            update=self._network(update.part("mlp"), f"the network of update {index}"),
         )
         return block, self._envelope(factors[1], f"the envelope of {at}")
 
     def _vectors(self, thing: Any, at: str) -> Linear:
-        module = self._parts.module(thing, "graph_pes.models.painn.VectorLinear", at)
-        return self._parts.linear(module.part("_linear"), at)
+        module = self.module(thing, at, "VectorLinear")
+        return self._linear(module.part("_linear"), at)
 
     def _envelope(self, thing: Any, at: str) -> tuple[float, int]:
         """Cutoff in the model's unit, and power."""
-        envelope = self._parts.module(thing, "graph_pes.models.components.distances.PolynomialEnvelope", at)
+        envelope = self.module(thing, at, "PolynomialEnvelope")
         cutoff, p = envelope.part("cutoff"), envelope.part("p")
         if type(p) is not int or p < 2 or type(cutoff) not in (int, float) or not cutoff > 0:
-            self._parts.refuse(f"{at} has the cutoff {cutoff!r} and the power {p!r}")
+            self.refuse(f"{at} has the cutoff {cutoff!r} and the power {p!r}")
         wanted = [-(p + 1) * (p + 2) / 2, p * (p + 2), -p * (p + 1) / 2]
-        powers = self._parts.tensor(envelope, "powers", at, integers=True)
-        if self._parts.tensor(envelope, "coefficients", at).tolist() != wanted or powers.tolist() != [p, p + 1, p + 2]:
-            self._parts.refuse(f"{at} has other coefficients than a polynomial of power {p} has")
+        powers = self.tensor(envelope, "powers", at, integers=True)
+        if self.tensor(envelope, "coefficients", at).tolist() != wanted or powers.tolist() != [p, p + 1, p + 2]:
+            self.refuse(f"{at} has other coefficients than a polynomial of power {p} has")
         return float(cutoff), p
 
+    def _network(self, thing: Any, at: str) -> list[Linear]:
+        """Two layers with silu between them."""
+        network = self.module(thing, at, "MLP")
+        self.module(network.part("activation"), f"the activation of {at}", "SiLU")
+        layers = [self._linear(one, at) for one in self.members(network.part("linear_layers"), at, *LISTS).values()]
+        if len(layers) != 2 or network.part("activate_last") is not False:
+            self.refuse(f"{at} has {len(layers)} layers or an activation behind the last; graph-pes's has 2, and none")
+        return layers
 
-def _seen(embedding: StandIn, scales: Tensor) -> tuple[int, ...]:
-    """Elements of the training: registered ones, else those whose energies it scaled; empty where neither says.
+    def _linear(self, thing: Any, at: str) -> Linear:
+        layer = self.module(thing, f"a layer of {at}", "Linear")
+        bias = None if layer.part("bias") is None else self.tensor(layer, "bias", at)
+        return Linear(self.tensor(layer, "weight", at), bias)
 
-    graph-pes registers them, and forgets them in the deep copy that graph-pes-train saves. Scales begin at 1, and those
-    of elements that the training never saw stay so, unless its optimiser shrinks all of them, that of no element too.
-    """
-    listed = registered(embedding, "_embeddings")
-    if not listed and scales[0] == 1:
-        listed = (scales != 1).nonzero().flatten().tolist()
-    return tuple(sorted({z for z in listed if type(z) is int and z in ELEMENTS}))
+    def _column(self, owner: StandIn, name: str, at: str, rows: int | None = None) -> Tensor:
+        """A row for each element; of one number, float64 [rows], where their number is given."""
+        found = self.archive.tensor(by_element(owner.part(name))[0], f"{name} of {at}")
+        if rows is None:
+            return found
+        if tuple(found.shape) != (rows, 1):
+            self.refuse(f"{name} of {at} has the shape {tuple(found.shape)}, and the embedding {rows} rows")
+        return found[:, 0].double()
 
 
 def _dotted(version: tuple[int, ...]) -> str:

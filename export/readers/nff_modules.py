@@ -4,76 +4,49 @@ Nothing that could change the equations is passed over: each class has the attri
 here, and one that has more, or functions that run beside it, is refused by name.
 """
 
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor
 
 from painn_deploy.export.declaration import ENERGY_KEY, Declaration
-from painn_deploy.export.errors import CheckpointError, DeclarationError
-from painn_deploy.export.readers.archive import PARAMETERS, Archive, is_tensor, kind_of
-from painn_deploy.export.readers.stand_ins import Name, StandIn
+from painn_deploy.export.errors import DeclarationError
+from painn_deploy.export.readers.archive import PARAMETERS, Archive, kind_of
+from painn_deploy.export.readers.modules import Code, Holds, Modules
+from painn_deploy.export.readers.stand_ins import StandIn
 
-__all__ = ["Settings", "check_sum", "energy_of", "read_modules", "refuse"]
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-MOST_MEMBERS = 100
-"""Of a container: interactions, layers or read-outs."""
+__all__ = ["CODE", "Settings", "check_sum", "energy_of", "read_modules", "refuse"]
 
 ACTIVATIONS = {"Swish": "silu", "SiLU": "silu", "shifted_softplus": "shifted_softplus"}
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """A class: the module that defines it, and what its objects hold beside what every torch module does."""
-
-    module: str
-    attributes: frozenset[str] = frozenset()
-    parts: frozenset[str] | None = frozenset()  # tensors and submodules; None for a container's
-
-
-def _kind(module: str, attributes: str = "", parts: str = "") -> _Kind:
-    return _Kind(module, frozenset(attributes.split()), frozenset(parts.split()))
-
-
-BLOCKS, LAYERS, TORCH = "nff.nn.modules.painn", "nff.nn.layers", "torch.nn.modules"
-KINDS = {
-    "Painn": _kind(
-        "nff.nn.models.painn",
-        "excl_vol power sigma grad_keys output_keys skip num_readouts pool_dic compute_delta cutoff device",
-        "embed_block message_blocks update_blocks readout_blocks pool_dic",
-    ),
-    "EmbeddingBlock": _kind(BLOCKS, "feat_dim", "atom_embed"),
-    "Embedding": _kind(
-        f"{TORCH}.sparse",
-        "num_embeddings embedding_dim padding_idx max_norm norm_type scale_grad_by_freq sparse",
-        "weight",
-    ),
-    "MessageBlock": _kind(BLOCKS, "", "inv_message"),
-    "InvariantMessage": _kind(BLOCKS, "", "inv_dense dist_embed"),
-    "InvariantDense": _kind(BLOCKS, "", "layers"),
-    "DistanceEmbed": _kind(BLOCKS, "", "block f_cut"),
-    "PainnRadialBasis": _kind(LAYERS, "n cutoff", "n"),
-    "CosineEnvelope": _kind(LAYERS, "cutoff"),
-    "UpdateBlock": _kind(BLOCKS, "", "u_mat v_mat s_dense"),
-    "ReadoutBlock": _kind(BLOCKS, "", "readoutdict scale_shift"),
-    "ScaleShift": _kind("nff.nn.modules.schnet", "means stddevs"),
-    "SumPool": _kind("nff.nn.modules.schnet"),
-    "Dense": _kind(
-        LAYERS,
-        "in_features out_features weight_init bias_init activation",
-        "weight bias activation dropout",
-    ),
-    "Dropout": _kind(f"{TORCH}.dropout", "p inplace"),
-    "Swish": _kind("nff.nn.activations"),
-    "SiLU": _kind(f"{TORCH}.activation", "inplace"),
-    "shifted_softplus": _kind("nff.nn.activations"),
-    "Sequential": _Kind(f"{TORCH}.container", parts=None),
-    "ModuleList": _Kind(f"{TORCH}.container", parts=None),
-    "ModuleDict": _Kind(f"{TORCH}.container", parts=None),
-}
+BLOCKS, LAYERS = "nff.nn.modules.painn", "nff.nn.layers"
+CODE = Code(
+    "What can be deployed of NeuralForceField is Painn with swish or shifted_softplus, whose energy is one read-out "
+    "after the last interaction, summed over atoms.",
+    {
+        "nff.nn.models.painn.Painn": Holds(
+            "excl_vol power sigma grad_keys output_keys skip num_readouts pool_dic compute_delta cutoff device",
+            "embed_block message_blocks update_blocks readout_blocks pool_dic",
+        ),
+        f"{BLOCKS}.EmbeddingBlock": Holds("feat_dim", "atom_embed"),
+        f"{BLOCKS}.MessageBlock": Holds(parts="inv_message"),
+        f"{BLOCKS}.InvariantMessage": Holds(parts="inv_dense dist_embed"),
+        f"{BLOCKS}.InvariantDense": Holds(parts="layers"),
+        f"{BLOCKS}.DistanceEmbed": Holds(parts="block f_cut"),
+        f"{BLOCKS}.UpdateBlock": Holds(parts="u_mat v_mat s_dense"),
+        f"{BLOCKS}.ReadoutBlock": Holds(parts="readoutdict scale_shift"),
+        f"{LAYERS}.PainnRadialBasis": Holds("n cutoff", "n"),
+        f"{LAYERS}.CosineEnvelope": Holds("cutoff"),
+        f"{LAYERS}.Dense": Holds(
+            "in_features out_features weight_init bias_init activation", "weight bias activation dropout"
+        ),
+        "nff.nn.modules.schnet.ScaleShift": Holds("means stddevs"),
+        "nff.nn.modules.schnet.SumPool": Holds(),
+        "nff.nn.activations.Swish": Holds(),
+        "nff.nn.activations.shifted_softplus": Holds(),
+    },
+)
+refuse = CODE.refuse
 
 
 @dataclass(frozen=True)
@@ -97,22 +70,6 @@ class Settings:
     learnable: bool
     mean: float
     scale: float
-
-
-def refuse(source: str, what: str) -> NoReturn:
-    """Raise for what stands in the way.
-
-    Args:
-        source: the file.
-        what: it is.
-
-    Raises:
-        CheckpointError: always.
-    """
-    raise CheckpointError(
-        f"{source}: {what}. What can be deployed of NeuralForceField is Painn with swish or shifted_softplus, whose "
-        "energy is one read-out after the last interaction, summed over atoms."
-    )
 
 
 def energy_of(keys: Sequence[str], declared: Declaration, source: str) -> str:
@@ -171,33 +128,33 @@ def read_modules(archive: Archive, model: StandIn, declared: Declaration) -> tup
     return walk.tensors, settings
 
 
-class _Walk:
+class _Walk(Modules):
     """Along the paths that a Painn has; what lies beside them raises."""
 
     def __init__(self, archive: Archive) -> None:
-        self._archive = archive
+        super().__init__(archive, CODE)
         self._cutoffs: dict[str, float] = {}
         self._activations: dict[str, str] = {}
         self.tensors: dict[str, Tensor] = {}
 
     def model(self, thing: StandIn, declared: Declaration) -> Settings:
-        model = self._module(thing, "Painn", "the model")
+        model = self.module(thing, "the model", "Painn")
         if model.part("excl_vol"):
-            self._refuse("it adds an excluded volume (excl_vol), repulsion of pairs that is not zero at the cutoff")
+            self.refuse("it adds an excluded volume (excl_vol), repulsion of pairs that is not zero at the cutoff")
         if model.has("cutoff"):  # else its code takes that of the first envelope
-            self._cutoffs["the model"] = self._number(model.part("cutoff"), "its cutoff")
-        embedding = self._module(model.part("embed_block"), "EmbeddingBlock", "embed_block").part("atom_embed")
-        table = self._module(embedding, "Embedding", "embed_block.atom_embed")
+            self._cutoffs["the model"] = self.number(model.part("cutoff"), "its cutoff")
+        embedding = self.module(model.part("embed_block"), "embed_block", "EmbeddingBlock").part("atom_embed")
+        table = self.module(embedding, "embed_block.atom_embed", "Embedding")
         if table.part("max_norm") is not None:
-            self._refuse("the embedding renormalises its rows (max_norm)")
+            self.refuse("the embedding renormalises its rows (max_norm)")
         self._store(table, "embed_block.atom_embed", "weight")
-        messages = self._members(model.part("message_blocks"), "ModuleList", "message_blocks")
-        updates = self._members(model.part("update_blocks"), "ModuleList", "update_blocks")
+        messages = self.members(model.part("message_blocks"), "message_blocks", "ModuleList")
+        updates = self.members(model.part("update_blocks"), "update_blocks", "ModuleList")
         if not messages or len(messages) != len(updates):
-            self._refuse(f"it has {len(messages)} message blocks and {len(updates)} update blocks")
+            self.refuse(f"it has {len(messages)} message blocks and {len(updates)} update blocks")
         learnable = {self._message(block, f"message_blocks.{index}") for index, block in messages.items()}
         if len(learnable) > 1:
-            self._refuse("the frequencies of some interactions are parameters, and of others are not")
+            self.refuse("the frequencies of some interactions are parameters, and of others are not")
         for index, block in updates.items():
             self._update(block, f"update_blocks.{index}")
         key, others, mean, scale = self._read_out(model, len(messages), declared)
@@ -213,25 +170,25 @@ class _Walk:
 
     def _message(self, thing: Any, path: str) -> bool:
         """A message block; whether its frequencies are parameters."""
-        block = self._module(thing, "MessageBlock", path)
+        block = self.module(thing, path, "MessageBlock")
         path = f"{path}.inv_message"
-        inner = self._module(block.part("inv_message"), "InvariantMessage", path)
-        dense = self._module(inner.part("inv_dense"), "InvariantDense", f"{path}.inv_dense")
+        inner = self.module(block.part("inv_message"), path, "InvariantMessage")
+        dense = self.module(inner.part("inv_dense"), f"{path}.inv_dense", "InvariantDense")
         self._network(dense.part("layers"), f"{path}.inv_dense.layers")
         path = f"{path}.dist_embed"
-        embed = self._module(inner.part("dist_embed"), "DistanceEmbed", path)
+        embed = self.module(inner.part("dist_embed"), path, "DistanceEmbed")
         first, filters = self._pair(embed.part("block"), f"{path}.block")
-        basis = self._module(first, "PainnRadialBasis", f"{path}.block.0")
+        basis = self.module(first, f"{path}.block.0", "PainnRadialBasis")
         self._store(basis, f"{path}.block.0", "n")
         self._dense(filters, f"{path}.block.1")
-        envelope = self._module(embed.part("f_cut"), "CosineEnvelope", f"{path}.f_cut")
+        envelope = self.module(embed.part("f_cut"), f"{path}.f_cut", "CosineEnvelope")
         for owner, at in ((basis, f"{path}.block.0"), (envelope, f"{path}.f_cut")):
-            self._cutoffs[at] = self._number(owner.part("cutoff"), f"the cutoff of {at}")
+            self._cutoffs[at] = self.number(owner.part("cutoff"), f"the cutoff of {at}")
         frequencies = basis.part("n")
         return isinstance(frequencies, StandIn) and str(frequencies.name) in PARAMETERS
 
     def _update(self, thing: Any, path: str) -> None:
-        block = self._module(thing, "UpdateBlock", path)
+        block = self.module(thing, path, "UpdateBlock")
         for name in ("u_mat", "v_mat"):
             self._dense(block.part(name), f"{path}.{name}")
         self._network(block.part("s_dense"), f"{path}.s_dense")
@@ -240,24 +197,24 @@ class _Walk:
         self, model: StandIn, interactions: int, declared: Declaration
     ) -> tuple[str, tuple[str, ...], float, float]:
         """Key of the energy and of the other read-outs, mean and scale."""
-        source = self._archive.source
-        blocks = self._members(model.part("readout_blocks"), "ModuleList", "readout_blocks")
-        block = self._module(blocks.get("0"), "ReadoutBlock", "readout_blocks.0")
-        networks = self._members(block.part("readoutdict"), "ModuleDict", "readout_blocks.0.readoutdict")
+        source = self.archive.source
+        blocks = self.members(model.part("readout_blocks"), "readout_blocks", "ModuleList")
+        block = self.module(blocks.get("0"), "readout_blocks.0", "ReadoutBlock")
+        networks = self.members(block.part("readoutdict"), "readout_blocks.0.readoutdict", "ModuleDict")
         key = energy_of(list(networks), declared, source)
         self._network(networks[key], f"readout_blocks.0.readoutdict.{key}")
         skip = model.part("skip")
         skips = skip if isinstance(skip, bool) else skip.get(key) if isinstance(skip, Mapping) else None
         if not isinstance(skips, bool):
-            self._refuse(f"whether a read-out follows every interaction is not said (skip is {kind_of(skip)})")
+            self.refuse(f"whether a read-out follows every interaction is not said (skip is {kind_of(skip)})")
         check_sum(source, key, skips=skips, interactions=interactions, pool=self._pool(model, list(networks), key))
-        shift = self._module(block.part("scale_shift"), "ScaleShift", "readout_blocks.0.scale_shift")
+        shift = self.module(block.part("scale_shift"), "readout_blocks.0.scale_shift", "ScaleShift")
         numbers = []
         for name, default in (("means", 0.0), ("stddevs", 1.0)):
             held = shift.part(name)
             if not isinstance(held, Mapping):
-                self._refuse(f"the {name} of its read-outs are no mapping")
-            numbers.append(self._number(held.get(key, default), f"the entry of {key!r} in {name}"))
+                self.refuse(f"the {name} of its read-outs are no mapping")
+            numbers.append(self.number(held.get(key, default), f"the entry of {key!r} in {name}"))
         return key, tuple(name for name in networks if name != key), numbers[0], numbers[1]
 
     def _pool(self, model: StandIn, keys: Sequence[str], key: str) -> str:
@@ -266,52 +223,23 @@ class _Walk:
         if pools is None:  # as its code: a sum for each output
             outputs = model.part("output_keys", keys)
             return "SumPool" if isinstance(outputs, list) and key in outputs else "nothing"
-        held = self._members(pools, "ModuleDict", "pool_dic") if isinstance(pools, StandIn) else pools
+        held = self.members(pools, "pool_dic", "ModuleDict") if isinstance(pools, StandIn) else pools
         pool = held.get(key) if isinstance(held, Mapping) else None
         if isinstance(pool, StandIn) and pool.kind == "SumPool":
-            self._module(pool, "SumPool", f"pool_dic.{key}")
+            self.module(pool, f"pool_dic.{key}", "SumPool")
         return pool.kind if isinstance(pool, StandIn) else "nothing"
 
     def _one(self, found: Mapping[str, Any], what: str) -> Any:
         """The value that all have in common."""
         values = list(dict.fromkeys(found.values()))
         if len(values) != 1:
-            self._refuse(f"its parts have different {what}: {', '.join(map(str, values[:4]))}")
+            self.refuse(f"its parts have different {what}: {', '.join(map(str, values[:4]))}")
         return values[0]
 
-    def _refuse(self, what: str) -> NoReturn:
-        refuse(self._archive.source, what)
-
-    def _module(self, thing: Any, kind: str, path: str) -> StandIn:
-        """A module of one class, which holds nothing else than that class does."""
-        if not isinstance(thing, StandIn) or str(thing.name) != f"{KINDS[kind].module}.{kind}":
-            self._refuse(f"{path} is {kind_of(thing)}, not {kind}")
-        if hooks := [hook for hook in HOOKS if thing.part(hook)]:
-            self._refuse(f"{path} has {hooks[0]}, functions that run beside it and may change what it computes")
-        held = [each for each in map(thing.state.get, ("_modules", "_parameters", "_buffers")) if each is not None]
-        if not all(isinstance(each, dict) for each in held):
-            self._refuse(f"{path} holds its tensors and modules otherwise than torch does")
-        parts = {name for each in held for name, value in each.items() if value is not None}
-        attributes = {name for name in thing.state if not str(name).startswith("_")} - {"training"}
-        allowed = KINDS[kind].parts
-        unknown = (attributes - KINDS[kind].attributes) | (parts - (parts if allowed is None else allowed))
-        if unknown:
-            self._refuse(f"{path} has what {kind} has not: {', '.join(sorted(map(str, unknown)))}")
-        return thing
-
-    def _members(self, thing: Any, kind: str, path: str) -> dict[str, Any]:
-        """What a container holds, by name."""
-        members: dict[str, Any] = self._module(thing, kind, path).state.get("_modules") or {}
-        if len(members) > MOST_MEMBERS:
-            self._refuse(f"{path} has {len(members)} modules")
-        if kind != "ModuleDict" and list(members) != [str(index) for index in range(len(members))]:
-            self._refuse(f"{path} names its modules otherwise than by numbers")
-        return members
-
     def _pair(self, thing: Any, path: str) -> tuple[Any, Any]:
-        members = self._members(thing, "Sequential", path)
+        members = self.members(thing, path, "Sequential")
         if len(members) != 2:
-            self._refuse(f"{path} has {len(members)} layers, not 2")
+            self.refuse(f"{path} has {len(members)} layers, not 2")
         return members["0"], members["1"]
 
     def _network(self, thing: Any, path: str) -> None:
@@ -320,34 +248,18 @@ class _Walk:
         self._dense(last, f"{path}.1")
 
     def _dense(self, thing: Any, path: str, *, activated: bool = False) -> None:
-        layer = self._module(thing, "Dense", path)
+        layer = self.module(thing, path, "Dense")
         if (dropout := layer.part("dropout")) is not None:  # nothing where a model is evaluated
-            self._module(dropout, "Dropout", f"{path}.dropout")
+            self.module(dropout, f"{path}.dropout", "Dropout")
         activation = layer.part("activation")
         if activated:
-            if not isinstance(activation, StandIn) or activation.kind not in ACTIVATIONS:
-                self._refuse(f"the activation of {path} is {kind_of(activation)}")
-            self._module(activation, activation.kind, f"the activation of {path}")
-            self._activations[path] = ACTIVATIONS[activation.kind]
+            kind = self.module(activation, f"the activation of {path}", *ACTIVATIONS).kind
+            self._activations[path] = ACTIVATIONS[kind]
         elif activation is not None:
-            self._refuse(f"{path} has the activation {kind_of(activation)}, and Painn's has none")
+            self.refuse(f"{path} has the activation {kind_of(activation)}, and Painn's has none")
         self._store(layer, path, "weight", "bias")
 
     def _store(self, owner: StandIn, path: str, *names: str) -> None:
         for name in names:
-            if (thing := owner.part(name)) is not None:
-                self.tensors[f"{path}.{name}"] = self._archive.tensor(thing, f"{path}.{name}")
-
-    def _number(self, thing: Any, what: str) -> float:
-        """A number as Python, torch or numpy holds one."""
-        if isinstance(thing, int | float) and not isinstance(thing, bool):
-            return float(thing)
-        if is_tensor(thing) and (tensor := self._archive.tensor(thing, what)).numel() == 1:
-            return float(tensor)
-        match thing:
-            case StandIn(Name(_, "scalar"), (StandIn(Name("numpy", "dtype"), ("f4" | "f8" as kind, *_)), held)):
-                text = held.args[0] if isinstance(held, StandIn) and held.args else held  # of _codecs.encode
-                numbers = text.encode("latin1") if isinstance(text, str) else text
-                return float(struct.unpack("<f" if kind == "f4" else "<d", numbers)[0])
-            case _:
-                refuse(self._archive.source, f"{what} is no number; it is {kind_of(thing)}")
+            if owner.part(name) is not None:
+                self.tensors[f"{path}.{name}"] = self.tensor(owner, name, path)

@@ -24,6 +24,7 @@ from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts import export_engines
 from painn_deploy.scripts.commands.convert import convert_checkpoint
 from tests.export.originals.dtu_figures import FILES, Figures, largest_errors
+from tests.export.originals.sweep import count_of_refused_changes
 from tests.export.schnetpack.edits import packed
 
 FOLDER = FILES / "curator"
@@ -235,20 +236,38 @@ LAYERS = ("representation", "message_layers")
             replaced(("output_modules",), "0", "curator.layer._rescale.PerSpeciesRescaleShift"),
             "does not act on the energies of atoms alone",
         ),
-        (replaced(("output_modules",), "1", "curator.layer._feature.FeatureExtractor"), "is FeatureExtractor, not"),
-        (replaced((), "representation", "curator.model.mace.MACE"), "the representation is MACE, not PainnModel"),
-        (replaced((), "representation", "curator.model.nequip.NequipModel"), "the representation is NequipModel"),
-        (replaced((), "representation", "schnetpack.x.PainnModel"), "is PainnModel, not PainnModel"),
-        (replaced((*LAYERS, "0"), "cutoff_fn", "curator.layer.cutoff.Other"), "the cutoff function of .*0 is Other"),
-        (replaced((*LAYERS, "0"), "radial_basis", "torch.nn.Identity"), "the radial basis of .* is Identity"),
+        (
+            replaced(("output_modules",), "1", "curator.layer._feature.FeatureExtractor"),
+            "is curator.layer._feature.FeatureExtractor, not",
+        ),
+        (
+            replaced((), "representation", "curator.model.mace.MACE"),
+            "the representation is curator.model.mace.MACE, not curator.model.painn.PainnModel",
+        ),
+        (
+            replaced((), "representation", "curator.model.nequip.NequipModel"),
+            "the representation is curator.model.nequip.NequipModel",
+        ),
+        (
+            replaced((), "representation", "schnetpack.x.PainnModel"),
+            "is schnetpack.x.PainnModel, not curator.model.painn.PainnModel",
+        ),
+        (
+            replaced((*LAYERS, "0"), "cutoff_fn", "curator.layer.cutoff.Other"),
+            "the cutoff function of .*0 is curator.layer.cutoff.Other",
+        ),
+        (replaced((*LAYERS, "0"), "radial_basis", "torch.nn.Identity"), "the radial basis of .* is torch.nn.Identity"),
         (
             replaced((*LAYERS, "1", "scalar_message_mlp"), "1", "torch.nn.modules.activation.ReLU"),
-            "the activation of .* is ReLU, not SiLU",
+            "the activation of .* is torch.nn.modules.activation.ReLU, not torch.nn.modules.activation.SiLU",
         ),
-        (replaced((*LAYERS, "1"), "more", "torch.nn.Identity"), "has modules that PainnMessage has not: more"),
+        (replaced((*LAYERS, "1"), "more", "torch.nn.Identity"), "holds more, which PainnMessage does not"),
         (replaced((*LAYERS, "1", "scalar_message_mlp"), "3", "torch.nn.Identity"), "has the modules 0, 1, 2, 3"),
-        (put((*LAYERS, "0"), "_forward_hooks", {0: "f"}), "has _forward_hooks, which may change"),
-        (put((*LAYERS, "0"), "forward", "f"), "has forward, which may change"),
+        (
+            put((*LAYERS, "0"), "_forward_hooks", {0: "f"}),
+            "holds _forward_hooks, which PainnMessage does not: it may change",
+        ),
+        (put((*LAYERS, "0"), "forward", "f"), "holds forward, which PainnMessage does not"),
         (put(("representation", "atom_embedding"), "max_norm", 1.0), "renormalises"),
         (put(("representation",), "cutoff", 5.0), r"different distances: \[4\.5, 5\.0\]"),
         (
@@ -258,8 +277,8 @@ LAYERS = ("representation", "message_layers")
         (put((*LAYERS, "0", "radial_basis"), "num_basis", 21), r"\(24, 20\), and .* \(24, 21\)"),
         (put((*LAYERS, "0", "radial_basis"), "num_basis", True), "has True functions"),
         (put((*LAYERS, "0", "radial_basis"), "cutoff", -1.0), "no positive number"),
-        (put((*LAYERS, "0", "radial_basis"), "_buffers", {"n": None, "x": "y"}), "tensors that SineBasis has not: x"),
-        (replaced(("input_modules",), "0", "curator.data.Other"), "an input module is Other"),
+        (put((*LAYERS, "0", "radial_basis"), "_buffers", {"n": None, "x": "y"}), "holds x, which SineBasis does not"),
+        (replaced(("input_modules",), "0", "curator.data.Other"), "an input module is curator.data.Other"),
     ],
 )
 def test_what_is_not_of_such_a_model_is_refused(change: Callable[[Opened], None], message: str) -> None:
@@ -267,6 +286,12 @@ def test_what_is_not_of_such_a_model_is_refused(change: Callable[[Opened], None]
     change(file)
     with pytest.raises(CheckpointError, match=message):
         read(file)
+
+
+@pytest.mark.parametrize("name", ["default", "gaussian"])
+def test_what_is_added_to_any_module_is_refused(name: str) -> None:
+    file = opened(name)
+    assert count_of_refused_changes(file.tree["model"], lambda: CURATOR.read(file, ASE)) > 300
 
 
 def test_interactions_share_one_cutoff_function_and_one_kind_of_basis() -> None:
@@ -283,6 +308,11 @@ def test_interactions_share_one_cutoff_function_and_one_kind_of_basis() -> None:
     assert read(file).configuration["cutoff_power"] == 6
     polynomial.state["p"] = 5.5
     with pytest.raises(CheckpointError, match=r"is 5\.5, and no whole number"):
+        read(file)
+    polynomial.state |= {"p": 6.0, "_factor": 1 / 4.5}
+    assert read(file).configuration["cutoff_power"] == 6
+    polynomial.state["_factor"] = 1 / 4.4  # by which its code multiplies distances
+    with pytest.raises(CheckpointError, match=r"divides distances by 4\.4, and its cutoff is 4\.5"):
         read(file)
 
 
@@ -455,7 +485,9 @@ def test_torchscript_is_program_text() -> None:
 def test_a_model_of_somebody_s_own_class() -> None:
     file = opened("default")
     file.tree["model"] = StandIn(Name("curator.model.base", "LitNNP"))
-    with pytest.raises(CheckpointError, match="its model is curator.model.base.LitNNP"):
+    with pytest.raises(
+        CheckpointError, match="the model is curator.model.base.LitNNP, not curator.model.base.NeuralNetworkPotential"
+    ):
         read(file)
 
 

@@ -20,9 +20,12 @@ from painn_deploy.export.checkpoint import load_checkpoint
 from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import CheckpointError, DeclarationError
 from painn_deploy.export.readers import graph_pes
+from painn_deploy.export.readers.archive import Archive
 from painn_deploy.export.readers.blocks import Order
+from painn_deploy.export.readers.reader import Opened
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts.cli import app
+from tests.export.originals.sweep import count_of_refused_changes
 from tests.export.schnetpack.edits import edited, text
 
 PEER = Path(__file__).with_name("graph_pes_peer.py")
@@ -123,9 +126,9 @@ REFUSED = {
     "aligned": "the filters of interaction 0 are made otherwise",
     "bare": "the filters of interaction 0 are made otherwise",
     "basis": "the basis of interaction 0 is .*GaussianSmearing",
-    "hook": "the read-out holds _forward_hooks, which MLP of graph-pes does not",
-    "attribute": "the model holds charge, which PaiNN of graph-pes does not",
-    "module": "update 0 holds W, which Update of graph-pes does not",
+    "hook": "the read-out holds _forward_hooks, which MLP does not: it may change",
+    "attribute": "the model holds charge, which PaiNN does not",
+    "module": "update 0 holds W, which Update does not",
     "buffer": "the scaler of energies holds shift",
     "properties": "predicts .*'forces'.*, not energies of atoms alone",
     "fewer": "1 interactions and 0 updates",
@@ -138,6 +141,13 @@ REFUSED = {
 def test_what_changes_the_equations_is_refused(made: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=REFUSED[name]):
         load_student(made / f"{name}.pt", declared=EV)
+
+
+def test_what_is_added_to_any_module_is_refused(made: Path) -> None:
+    path = made / "nested.pt"
+    archive = Archive(path.read_bytes(), str(path))
+    file = Opened(archive, archive.tree(), path)
+    assert count_of_refused_changes(file.tree, lambda: graph_pes.read_graph_pes(file, EV)) > 800
 
 
 def test_a_unit_converter_leaves_the_forces_of_a_painn_as_they_are(made: Path) -> None:

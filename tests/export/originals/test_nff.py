@@ -25,6 +25,7 @@ from painn_deploy.export.readers.stand_ins import Name, StandIn
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts import export_engines
 from painn_deploy.scripts.commands.convert import convert_checkpoint
+from tests.export.originals.sweep import count_of_refused_changes
 from tests.export.schnetpack.edits import edited, text
 
 FILES = Path(__file__).with_name("files") / "nff"
@@ -209,7 +210,7 @@ CHANGED: dict[str, tuple[Callable[[StandIn], Any], str]] = {
     ),
     "a sum of one's own": (
         attribute("pool_dic", {"energy": StandIn(Name("nff.own", "SumPool"))}),
-        "pool_dic.energy is nff.own.SumPool, not SumPool",
+        "pool_dic.energy is nff.own.SumPool, not nff.nn.modules.schnet.SumPool",
     ),
     "no pool": (attribute("pool_dic", {}), "'energy' is pooled by nothing"),
     "no output": (lambda m: (m.state.pop("pool_dic"), m.state.update(output_keys=[])), "is pooled by nothing"),
@@ -218,7 +219,7 @@ CHANGED: dict[str, tuple[Callable[[StandIn], Any], str]] = {
     "a cutoff in words": (attribute("cutoff", "4.0", *BASIS), "the cutoff of .* is no number; it is str"),
     "another basis": (
         lambda m: modules(m, *BASIS[:-1]).update({"0": StandIn(Name("nff.nn.layers", "ExpNormalBasis"))}),
-        "is nff.nn.layers.ExpNormalBasis, not PainnRadialBasis",
+        "is nff.nn.layers.ExpNormalBasis, not nff.nn.layers.PainnRadialBasis",
     ),
     "no basis": (without("n", *BASIS), "it lacks message_blocks.1.inv_message.dist_embed.block.0.n"),
     "learnable in one": (
@@ -227,20 +228,20 @@ CHANGED: dict[str, tuple[Callable[[StandIn], Any], str]] = {
     ),
     "another envelope": (
         lambda m: modules(m, *BASIS[:-2]).update(f_cut=StandIn(Name("nff.nn.layers", "PolynomialCutoff"))),
-        "is nff.nn.layers.PolynomialCutoff, not CosineEnvelope",
+        "is nff.nn.layers.PolynomialCutoff, not nff.nn.layers.CosineEnvelope",
     ),
-    "a hook": (attribute("_forward_hooks", HOOK, *READOUT, "1"), "readoutdict.energy.1 has _forward_hooks, functions"),
-    "a hook before": (attribute("_forward_pre_hooks", HOOK), "the model has _forward_pre_hooks"),
-    "a hook of dropout": (attribute("_forward_hooks", HOOK, *READOUT, "1", "dropout"), "dropout has _forward_hooks"),
+    "a hook": (attribute("_forward_hooks", HOOK, *READOUT, "1"), "readoutdict.energy.1 holds _forward_hooks, which"),
+    "a hook before": (attribute("_forward_pre_hooks", HOOK), "the model holds _forward_pre_hooks"),
+    "a hook of dropout": (attribute("_forward_hooks", HOOK, *READOUT, "1", "dropout"), "dropout holds _forward_hooks"),
     "an embedding of descriptors": (  # of a fork that predicts properties of atoms, under the same names
         lambda m: modules(m).update(embed_block=StandIn(Name("nff.nn.modules.painn", "NewEmbeddingBlock"))),
-        "embed_block is nff.nn.modules.painn.NewEmbeddingBlock, not EmbeddingBlock",
+        "embed_block is nff.nn.modules.painn.NewEmbeddingBlock, not nff.nn.modules.painn.EmbeddingBlock",
     ),
-    "an attribute": (attribute("temperature", 2.0, *READOUT, "0"), "has what Dense has not: temperature"),
-    "a function": (attribute("forward", Name("nff.own", "forward")), "the model has what Painn has not: forward"),
+    "an attribute": (attribute("temperature", 2.0, *READOUT, "0"), "holds temperature, which Dense does not"),
+    "a function": (attribute("forward", Name("nff.own", "forward")), "the model holds forward, which Painn does not"),
     "a module": (
         lambda m: modules(m).update(charges=StandIn(Name("nff.nn.modules.spooky", "Electrostatics"))),
-        "the model has what Painn has not: charges",
+        "the model holds charges, which Painn does not",
     ),
     "a normalised embedding": (attribute("max_norm", 1.0, "embed_block", "atom_embed"), "renormalises its rows"),
     "an activation at the end": (
@@ -268,7 +269,7 @@ CHANGED: dict[str, tuple[Callable[[StandIn], Any], str]] = {
     ),
     "many interactions": (
         lambda m: modules(m, "update_blocks").update({str(i): None for i in range(101)}),
-        "update_blocks has 101 modules",
+        "update_blocks holds 101 modules",
     ),
     "an interaction less": (
         lambda m: modules(m, "update_blocks").popitem(),
@@ -284,9 +285,9 @@ CHANGED: dict[str, tuple[Callable[[StandIn], Any], str]] = {
     "means of elements": (attribute("means", [1.0], *SHIFT), "the means of its read-outs are no mapping"),
     "no shift": (
         lambda m: modules(m, "readout_blocks", "0").pop("scale_shift"),
-        "readout_blocks.0.scale_shift is NoneType, not ScaleShift",
+        "readout_blocks.0.scale_shift is NoneType, not nff.nn.modules.schnet.ScaleShift",
     ),
-    "no read-outs": (lambda m: modules(m, "readout_blocks").clear(), "readout_blocks.0 is NoneType, not ReadoutBlock"),
+    "no read-outs": (lambda m: modules(m, "readout_blocks").clear(), "readout_blocks.0 is NoneType, not nff"),
 }  # fmt: skip
 
 
@@ -298,6 +299,11 @@ def test_what_changes_the_equations_is_refused(what: str) -> None:
     change(file.tree)
     with pytest.raises(CheckpointError, match=message):
         nff.read_nff(file, KCAL)
+
+
+def test_what_is_added_to_any_module_is_refused() -> None:
+    file = opened()
+    assert count_of_refused_changes(file.tree, lambda: nff.read_nff(file, KCAL)) > 900
 
 
 def test_what_old_files_lack_is_as_its_code_takes_it() -> None:
