@@ -82,6 +82,11 @@ def _weights(archive: Archive, state: Mapping[Any, Any]) -> dict[str, Tensor]:
             f"{archive.source} is a checkpoint of Lightning, but its state dict is not that of a "
             f"NeuralNetworkPotential of SchNetPack. For a task of your own, {CONVERTER} may help."
         )
+    if learnt := [name for name in found if name.startswith("input_modules.")]:
+        raise CheckpointError(
+            f"{archive.source}: an input module has numbers of its own ({learnt[0]}), and those that are known have "
+            "none: what it does to structures is not said."
+        )
     kept = {n: t for n, t in found.items() if n.startswith(("representation.", "output_modules.", "postprocessors."))}
     return {name: archive.tensor(thing, name, integers=True) for name, thing in kept.items()}
 

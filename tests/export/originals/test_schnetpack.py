@@ -170,6 +170,7 @@ EDITS: dict[str, tuple[dict[str, torch.Tensor | None], str | None]] = {
         "reaches beyond PaiNN's messages",
     ),
     "two repulsions": ({"output_modules.5.a_pow": torch.ones(1)}, "1 read-outs among them and 2 repulsions: which is"),
+    "input module": ({"input_modules.1.scale": torch.ones(1)}, "an input module has numbers of its own"),
     "no switch_off": ({"representation.cutoff_fn.switch_off": None}, "not those of a PaiNN"),
 }
 
