@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from painn_deploy.export.errors import CheckpointError
+
 __all__ = ["Block", "Linear", "Order", "canonical"]
 
 MESSAGE = ("scalar", "direction", "vector")
@@ -82,7 +84,9 @@ class Order:
     norms_first: bool = False
 
 
-def canonical(blocks: Sequence[Block], order: Order, embedding: Tensor, readout: Sequence[Linear]) -> dict[str, Tensor]:
+def canonical(
+    blocks: Sequence[Block], order: Order, embedding: Tensor, readout: Sequence[Linear], source: str
+) -> dict[str, Tensor]:
     """Tensors under SchNetPack's names, in the units that they came in.
 
     Args:
@@ -90,7 +94,18 @@ def canonical(blocks: Sequence[Block], order: Order, embedding: Tensor, readout:
         order: of the splits in them.
         embedding: a row of features for each Z.
         readout: layers from scalars to the energy of an atom.
+        source: the file, for messages.
+
+    Raises:
+        CheckpointError: there are no blocks, or layers have other shapes than those of a PaiNN with such an embedding.
     """
+    if not blocks or embedding.dim() != 2:
+        raise CheckpointError(
+            f"{source} has {len(blocks)} interactions and an embedding of the shape {tuple(embedding.shape)}; a PaiNN "
+            "has at least one, and an embedding of a row for each element."
+        )
+    for index, block in enumerate(blocks):
+        _check(block, embedding.shape[-1], f"{source}: interaction {index}")
     found = {"representation.embedding.weight": embedding}
     bases = [dict(block.basis) for block in blocks]
     for index, basis in enumerate(bases[:1] if _same(bases) else bases):
@@ -111,6 +126,27 @@ def canonical(blocks: Sequence[Block], order: Order, embedding: Tensor, readout:
         update = [first_layer, *middle, last.rows(order.update, UPDATE)]
         found |= _network(update, f"{mixing}.intraatomic_context_net")
     return found | _network(readout, "output_modules.0.outnet")
+
+
+def _check(block: Block, features: int, owner: str) -> None:
+    """Refuse layers of other shapes, before parts of them are told apart by their shapes."""
+    functions = len(next(iter(block.basis.values())).flatten())
+    square, wide = (features, features), (3 * features, features)
+    wanted = {
+        "messages": (block.message, [square, wide]),
+        "filters": ([block.filters], [(3 * features, functions)]),
+        "U": ([block.multiplied], [square]),
+        "V": ([block.measured], [square]),
+        "update": (block.update, [(features, 2 * features), wide]),
+    }
+    for name, (layers, shapes) in wanted.items():
+        found = [tuple(layer.weight.shape) for layer in layers]
+        biases = [layer.bias.shape != layer.weight.shape[:1] for layer in layers if layer.bias is not None]
+        if found != shapes or any(biases):
+            raise CheckpointError(
+                f"{owner} has layers of the shapes {found} for {name}{' and other biases' * any(biases)}; {features} "
+                f"features and {functions} radial functions make {shapes}."
+            )
 
 
 def _network(layers: Sequence[Linear], name: str) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from painn_deploy.export.parsing import UnreadableError
 from painn_deploy.export.readers.archive import Archive, kind_of
 from painn_deploy.export.readers.blocks import Block, Linear, Order, canonical
 from painn_deploy.export.readers.nff_modules import Settings, check_sum, energy_of, read_modules, refuse
-from painn_deploy.export.readers.reader import Opened, Potential, Reader
+from painn_deploy.export.readers.reader import Opened, Potential, Reader, named_by_model
 from painn_deploy.export.readers.stand_ins import StandIn
 from painn_deploy.export.reading import AbsentError, read_json
 
@@ -60,10 +60,13 @@ NAMED = {"swish": "silu", "shifted_softplus": "shifted_softplus"}
 """Activations as hyperparameters name them."""
 
 MARK = "message_blocks.0.inv_message."
-WRAPPER = "module."
-"""What torch's DataParallel puts before each name."""
-
 READOUTS = "readout_blocks.0.readoutdict."
+WIDTHS = {
+    "feat_dim": "embed_block.atom_embed.weight",
+    "n_rbf": "message_blocks.0.inv_message.dist_embed.block.1.weight",
+}
+"""Weights whose columns hyperparameters count."""
+
 FREQUENCIES = "message_blocks.{}.inv_message.dist_embed.block.0.n"
 
 
@@ -126,7 +129,7 @@ def _potential(source: str, weights: Mapping[str, Tensor], settings: Settings, d
     layers += [Linear(*(taken(f"{readout}.1.{name}").double() * settings.scale for name in ("weight", "bias")))]
     if left:
         refuse(source, f"it holds tensors that a Painn has no place for: {', '.join(sorted(left)[:6])}")
-    tensors = canonical(blocks, ORDER, embedding, layers)
+    tensors = canonical(blocks, ORDER, embedding, layers, source)
     tensors["representation.cutoff_fn.cutoff"] = torch.tensor([settings.cutoff], dtype=torch.float64)
     tensors = fold_units(tensors, "output_modules.0.outnet.1", energy, length)
     if settings.mean:
@@ -186,10 +189,18 @@ def _settings(
     check_sum(source, key, skips=skips, interactions=len(blocks), pool=name.lower())
     if (activation := str(params.get("activation"))) not in NAMED:
         refuse(source, f"its activation is {activation!r}")
-    if (count := params.get("num_conv", len(blocks))) != len(blocks):  # its own code would leave out what is too much
-        raise ConfigurationError(f"The hyperparameters beside {source} have num_conv = {count!r}, not {len(blocks)}.")
-    learnable = bool(params.get("learnable_k", False))
     functions = _positive(params, "n_rbf", source)
+    sizes = {"num_conv": len(blocks)}  # its own code would leave out interactions that are too many
+    for name, place in WIDTHS.items():
+        if place in weights and weights[place].dim() == 2:
+            sizes[name] = weights[place].shape[1]
+    for name, size in sizes.items():
+        if (count := params.get(name, size)) != size:
+            raise ConfigurationError(
+                f"The hyperparameters beside {source} have {name} = {str(count)[:80]}, and its weights {size}: they "
+                f"are of another training. Lay the {PARAMS} of its own beside it."
+            )
+    learnable = bool(params.get("learnable_k", False))
     for index in blocks:
         place = FREQUENCIES.format(index)
         if learnable != (place in weights):
@@ -251,8 +262,7 @@ def _weights(tree: Any) -> Mapping[str, Any]:
     held = tree.get("model") if isinstance(tree, Mapping) else None
     held = tree if held is None else held
     names = {name: thing for name, thing in held.items() if isinstance(name, str)} if isinstance(held, Mapping) else {}
-    wrapped = all(name.startswith(WRAPPER) for name in names)
-    return {name.removeprefix(WRAPPER): thing for name, thing in names.items()} if wrapped else names
+    return named_by_model(names)
 
 
 def _claims(opened: Opened) -> bool:

@@ -232,6 +232,14 @@ def test_weights_alone_could_be_of_two_codes(tmp_path: Path) -> None:
         load_student(path)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_of_a_wrapped_model_are_those_of_the_model_in_it(prefix: str, tmp_path: Path) -> None:
+    def wrap(content: dict[str, Any]) -> None:
+        content["model"] = {f"{prefix}{name}": tensor for name, tensor in content["model"].items()}
+
+    assert max(largest_errors(loaded(changed("cpainn", tmp_path, wrap)), figures("cpainn"))) < 1e-9
+
+
 def test_weights_alone_that_are_normalised_are_cpainn_s(tmp_path: Path) -> None:
     path = changed("cpainn", tmp_path, lambda content: content["model"])
     path.with_suffix(".json").write_text('{"cutoff": 4.5}')
