@@ -49,8 +49,8 @@ def read_original(opened: Opened, declared: Declaration) -> Potential | None:
     if reader is None and (inside := _inside(opened)) is not None:
         place, code = inside
         raise CheckpointError(
-            f"{opened.path} holds what {code} saved inside something else, and not alone. Where you trained it, load the "
-            f"file as `saved`, and torch.save(saved{place}, 'model.pt')."
+            f"{opened.path} holds what {code} saved inside something else, and not alone. Where you trained it, load "
+            f"the file as `saved`, and torch.save(saved{place}, 'model.pt')."
         )
     if reader is None and is_plain(opened.tree, opened.path.suffix):
         return None
