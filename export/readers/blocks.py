@@ -6,6 +6,7 @@ an update (scalar, vector, product), and of an update's input the scalars before
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -104,8 +105,11 @@ def canonical(
             f"{source} has {len(blocks)} interactions and an embedding of the shape {tuple(embedding.shape)}; a PaiNN "
             "has at least one, and an embedding of a row for each element."
         )
+    features = embedding.shape[-1]
     for index, block in enumerate(blocks):
-        _check(block, embedding.shape[-1], f"{source}: interaction {index}")
+        _check_block(block, features, f"{source}: interaction {index}")
+    sizes = [features, *(size for layer in readout[:-1] for size in layer.weight.shape[:1]), 1]
+    _check("energies", readout, [(rows, columns) for columns, rows in pairwise(sizes)], f"{source}: the read-out")
     found = {"representation.embedding.weight": embedding}
     bases = [dict(block.basis) for block in blocks]
     for index, basis in enumerate(bases[:1] if _same(bases) else bases):
@@ -128,25 +132,25 @@ def canonical(
     return found | _network(readout, "output_modules.0.outnet")
 
 
-def _check(block: Block, features: int, owner: str) -> None:
+def _check_block(block: Block, features: int, owner: str) -> None:
     """Refuse layers of other shapes, before parts of them are told apart by their shapes."""
     functions = len(next(iter(block.basis.values())).flatten())
     square, wide = (features, features), (3 * features, features)
-    wanted = {
-        "messages": (block.message, [square, wide]),
-        "filters": ([block.filters], [(3 * features, functions)]),
-        "U": ([block.multiplied], [square]),
-        "V": ([block.measured], [square]),
-        "update": (block.update, [(features, 2 * features), wide]),
-    }
-    for name, (layers, shapes) in wanted.items():
-        found = [tuple(layer.weight.shape) for layer in layers]
-        biases = [layer.bias.shape != layer.weight.shape[:1] for layer in layers if layer.bias is not None]
-        if found != shapes or any(biases):
-            raise CheckpointError(
-                f"{owner} has layers of the shapes {found} for {name}{' and other biases' * any(biases)}; {features} "
-                f"features and {functions} radial functions make {shapes}."
-            )
+    _check("messages", block.message, [square, wide], owner)
+    _check("filters", [block.filters], [(3 * features, functions)], owner)
+    _check("U", [block.multiplied], [square], owner)
+    _check("V", [block.measured], [square], owner)
+    _check("updates", block.update, [(features, 2 * features), wide], owner)
+
+
+def _check(name: str, layers: Sequence[Linear], shapes: Sequence[tuple[int, int]], owner: str) -> None:
+    found = [tuple(layer.weight.shape) for layer in layers]
+    biases = [layer.bias.shape != layer.weight.shape[:1] for layer in layers if layer.bias is not None]
+    if found != shapes or any(biases):
+        raise CheckpointError(
+            f"{owner} has layers of the shapes {found} for {name}{' and other biases' * any(biases)}; its embedding "
+            f"and its radial basis make {shapes}."
+        )
 
 
 def _network(layers: Sequence[Linear], name: str) -> dict[str, Tensor]:

@@ -177,8 +177,9 @@ class _Reading:
         source, values = self._source, part.values
         found = {name: self._archive.tensor(thing, name) for name, thing in part.tensors.items()}
         wanted = {"GaussianBasis": {"offsets", "widths"}, "BesselBasis": {"bessel_weights"}}.get(part.kind, set())
-        if found.keys() != wanted:
-            refuse(source, f"its {part.kind} has the tensors {', '.join(sorted(found)) or 'none'}")
+        if found.keys() != wanted or any(tensor.dim() != 1 for tensor in found.values()):
+            shapes = [f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(found.items())]
+            refuse(source, f"its {part.kind} has the tensors {', '.join(shapes) or 'none'}")
         if part.kind == "GaussianBasis":
             return {"offsets": found["offsets"], "widths": found["widths"].abs()}, 1.0  # the code squares widths
         if part.kind == "BesselBasis":

@@ -174,8 +174,10 @@ def _read(opened: Opened, declared: Declaration) -> Potential:
     state = {name: opened.archive.tensor(thing, name) for name, thing in things.items() if name not in apart}
     count = len({name.split(".")[1] for name in state if name.startswith("message_layers.")})
     embedding, inside = state.get(EMBEDDING), {} if things is opened.tree else opened.tree
-    sizes = {"node_size": None if embedding is None else embedding.shape[-1], "num_interactions": count}
-    cutoff = read_cutoff(opened, inside, sizes)
+    features = embedding.shape[1] if embedding is not None and embedding.dim() == 2 else None
+    cutoff, where = read_cutoff(opened, inside, {"node_size": features, "num_interactions": count})
+    if where != source:
+        remarks += (f"Its cutoff, {cutoff:g}, is that of {where}: the file does not say it.",)
     if inside.get("compute_stress") is True:
         remarks += (
             "cPaiNN halves its stresses (it divides virials by 2, which count nothing twice). Those here are the "

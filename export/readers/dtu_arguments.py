@@ -24,8 +24,8 @@ LARGEST = 2**20
 """Bytes of the arguments beside a checkpoint."""
 
 
-def read_cutoff(opened: Opened, inside: Mapping[Any, Any], sizes: Mapping[str, int | None]) -> float:
-    """Find the cutoff in the model's unit, which the file says, or one beside it that fits its weights.
+def read_cutoff(opened: Opened, inside: Mapping[Any, Any], sizes: Mapping[str, int | None]) -> tuple[float, str]:
+    """Find the cutoff in the model's unit, and the file that says it: itself, or one beside it that fits its weights.
 
     Args:
         opened: the file.
@@ -58,7 +58,8 @@ def read_cutoff(opened: Opened, inside: Mapping[Any, Any], sizes: Mapping[str, i
             f"wrong forces. Write it (the --cutoff of its training, in Å) to {path.with_suffix('.json').name} beside "
             f'the file, as {{"cutoff": 5.0}}, or lay the {" or ".join(ARGUMENTS)} of its training beside it.'
         )
-    return next(iter(found.values()))
+    where, cutoff = next(iter(found.items()))
+    return cutoff, where
 
 
 def _said(opened: Opened, inside: Mapping[Any, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -6,6 +6,8 @@ hold its state dict under `model`, and beside which `params.json` says what weig
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,9 +91,13 @@ def read_nff(opened: Opened, declared: Declaration) -> Potential:
         if kind != "Painn":
             refuse(opened.archive.source, f"it holds {kind_of(opened.tree)}, which is no Painn")
         weights, settings = read_modules(opened.archive, opened.tree, declared)
+        remarks = []
     else:
-        weights, settings = _state(opened, declared)
-    return _potential(opened.archive.source, weights, settings, declared)
+        params, where = _params(opened)
+        weights, settings = _state(opened, declared, params)
+        remarks = [f"Its cutoff, {settings.cutoff:g}, and its scale are those of {where}: the file does not say them."]
+    found = _potential(opened.archive.source, weights, settings, declared)
+    return replace(found, remarks=(*found.remarks, *remarks))
 
 
 def _potential(source: str, weights: Mapping[str, Tensor], settings: Settings, declared: Declaration) -> Potential:
@@ -149,9 +155,9 @@ def _potential(source: str, weights: Mapping[str, Tensor], settings: Settings, d
     return Potential(tensors, configuration, remarks)
 
 
-def _state(opened: Opened, declared: Declaration) -> tuple[dict[str, Tensor], Settings]:
+def _state(opened: Opened, declared: Declaration, params: Mapping[str, Any]) -> tuple[dict[str, Tensor], Settings]:
     """Weights of a state dict, without those of other read-outs; and what the hyperparameters beside it say."""
-    source, params = opened.archive.source, _params(opened)
+    source = opened.archive.source
     kind = str(params.get("model_type"))
     if kind in SUBCLASSES:
         refuse(source, f"its hyperparameters say {kind} and not Painn: {SUBCLASSES[kind]}")
@@ -236,14 +242,15 @@ def _of_key(params: Mapping[str, Any], name: str, key: str, default: float, sour
     return float(value)
 
 
-def _params(opened: Opened) -> Mapping[str, Any]:
-    """Hyperparameters: in the JSON of the file's stem, else in params.json in its folder, or in the one above."""
-    found = opened.beside
+def _params(opened: Opened) -> tuple[Mapping[str, Any], Path]:
+    """Hyperparameters, and where: in the JSON of the file's stem, or in params.json in its folder or the one above."""
+    found, where = opened.beside, opened.path.with_suffix(".json")
     if found is None or not {"model_type", *NESTED}.intersection(found):  # it may name the code alone
         found = None
         for folder in (opened.path.parent, opened.path.absolute().parent.parent):
+            where = folder / PARAMS
             try:
-                found = read_json(folder / PARAMS, LARGEST_PARAMS, follow=True, finite=False)
+                found = read_json(where, LARGEST_PARAMS, follow=True, finite=False)
                 break
             except AbsentError:
                 continue
@@ -254,7 +261,7 @@ def _params(opened: Opened) -> Mapping[str, Any]:
             f"{opened.path} holds weights of NeuralForceField alone: its cutoff, activation and more are in "
             f"{PARAMS}, which is not beside it. Copy it there from the folder of the training, or export best_model."
         )
-    return next((found[key] for key in NESTED if isinstance(found.get(key), Mapping)), found)
+    return next((found[key] for key in NESTED if isinstance(found.get(key), Mapping)), found), where
 
 
 def _weights(tree: Any) -> Mapping[str, Any]:

@@ -374,7 +374,7 @@ def node(value: Any) -> StandIn:
         (("representation",), "_target_", "curator.model.MACE", "the representation is curator.model.MACE"),
         (("representation", "cutoff_fn"), "_target_", "mine.PolynomialCutoff", "cutoff_fn .* is mine.PolynomialCutoff"),
         (("representation", "cutoff_fn"), "cutoff", 3.5, r"different distances: \[3\.5, 4\.0\]"),
-        (("representation", "radial_basis"), "_target_", "curator.layer.SineBasis", "has the tensors bessel_weights"),
+        (("representation", "radial_basis"), "_target_", "curator.layer.SineBasis", r"tensors bessel_weights \(7,\)"),
         (("output_modules", 1), "aggregation_mode", "mean", "by 'mean' into 'energy'"),
         ((), "_target_", "curator.model.EnsembleModel", "the model is curator.model.EnsembleModel"),
         (("output_modules", 1), "_args_", ["energy", False, "mean"], "the output module 1 is made with _args_"),

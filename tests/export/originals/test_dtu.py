@@ -109,6 +109,11 @@ def test_what_a_user_should_know_is_said() -> None:
     remarks = " ".join(load_checkpoint(model("cpainn"))[1].remarks)
     for words in ("eV", "charges and magnetic moments", "twice cPaiNN's", "biases to vectors"):
         assert words in remarks
+    assert "Its cutoff" not in remarks
+    remarks = " ".join(load_checkpoint(model("dtu"))[1].remarks)
+    assert (
+        f"Its cutoff, 4.5, is that of {model('dtu').with_name('arguments.json')}: the file does not say it." in remarks
+    )
 
 
 def test_without_biases_nothing_is_said_of_them(tmp_path: Path) -> None:

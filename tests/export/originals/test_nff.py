@@ -76,7 +76,9 @@ def test_energies_and_forces_are_its_own(file: str) -> None:
     assert force < 1e-9
     assert student.configuration.epsilon == 3e-15
     assert student.configuration.cutoff == 4.0
-    assert checkpoint.remarks == (("Its read-outs 'energy_1' are left out: 'energy_0' is the energy.",) if key else ())
+    beside = f"Its cutoff, 4, and its scale are those of {FILES / 'params.json'}: the file does not say them."
+    left_out = ("Its read-outs 'energy_1' are left out: 'energy_0' is the energy.",) if key else ()
+    assert checkpoint.remarks == ((beside,) if name == "trained" else left_out)
 
 
 @pytest.mark.parametrize("file", CASES)
@@ -423,11 +425,15 @@ def test_hyperparameters_are_found_where_its_users_have_them(tmp_path: Path) -> 
         # U and V together would have as many rows as they should
         (
             lambda w: w.update({f"update_blocks.0.{n}_mat.weight": torch.ones(s, 8) for n, s in (("u", 7), ("v", 9))}),
-            r"interaction 0 has layers of the shapes \[\(7, 8\)\] for U; 8 features and 5 radial functions make",
+            r"interaction 0 has layers of the shapes \[\(7, 8\)\] for U; its embedding and its radial basis make",
         ),
         (
             lambda w: w.update({"message_blocks.0.inv_message.dist_embed.block.1.bias": torch.ones(23)}),
             r"of the shapes \[\(24, 5\)\] for filters and other biases",
+        ),
+        (
+            lambda w: w.update({"readout_blocks.0.readoutdict.energy.1.bias": torch.tensor(1.0)}),
+            r"the read-out has layers of the shapes \[\(4, 8\), \(1, 4\)\] for energies and other biases",
         ),
         (lambda w: w.update({"embed_block.atom_embed.weight": torch.ones(8)}), r"an embedding of the shape \(8,\)"),
     ],
