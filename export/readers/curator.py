@@ -232,7 +232,7 @@ def _species(opened: Opened, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(source: str, value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
         raise CheckpointError(f"{source}: {what} is {str(value)[:80]!r}, which is no positive number.")
     return float(value)
 

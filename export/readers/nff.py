@@ -52,6 +52,7 @@ SUBCLASSES = {
 
 PARAMS = "params.json"
 LARGEST_PARAMS = 2**20
+LARGEST_NUMBER = 1e30
 MOST = 10_000
 """No cutoff and no number of radial functions is larger, whatever the unit."""
 
@@ -163,7 +164,7 @@ def _state(opened: Opened, declared: Declaration, params: Mapping[str, Any]) -> 
         refuse(source, f"its hyperparameters say {kind} and not Painn: {SUBCLASSES[kind]}")
     if kind != "Painn":
         raise ConfigurationError(
-            f"The hyperparameters beside {source} have the model_type {kind!r}. Only 'Painn' is read: if it is one, "
+            f"The hyperparameters beside {source} have the model_type {kind[:80]!r}. Only 'Painn' is read: if it is one, "
             "say so there."
         )
     things = _weights(opened.tree)
@@ -194,7 +195,7 @@ def _settings(
         raise ConfigurationError(f"The skip_connection or pool_dic beside {source} do not say what {key!r} is.")
     check_sum(source, key, skips=skips, interactions=len(blocks), pool=name.lower())
     if (activation := str(params.get("activation"))) not in NAMED:
-        refuse(source, f"its activation is {activation!r}")
+        refuse(source, f"its activation is {activation[:80]!r}")
     functions = _positive(params, "n_rbf", source)
     sizes = {"num_conv": len(blocks)}  # its own code would leave out interactions that are too many
     for name, place in WIDTHS.items():
@@ -228,7 +229,9 @@ def _settings(
 def _positive(params: Mapping[str, Any], name: str, source: str) -> float:
     value = params.get(name)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < MOST:
-        raise ConfigurationError(f"The hyperparameters beside {source} have {name} = {value!r}, which is none.")
+        raise ConfigurationError(
+            f"The hyperparameters beside {source} have {name} = {str(value)[:80]!r}, which is none."
+        )
     return float(value)
 
 
@@ -237,8 +240,10 @@ def _of_key(params: Mapping[str, Any], name: str, key: str, default: float, sour
     if not isinstance(held, Mapping | None):
         raise ConfigurationError(f"The {name} beside {source} are no mapping of read-outs.")
     value = default if held is None else held.get(key, default)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ConfigurationError(f"The {name} beside {source} hold {value!r} for {key!r}, which is no number.")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < LARGEST_NUMBER:
+        raise ConfigurationError(
+            f"The {name} beside {source} hold {str(value)[:80]!r} for {key!r}, which is no finite number."
+        )
     return float(value)
 
 

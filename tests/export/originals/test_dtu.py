@@ -208,6 +208,14 @@ def test_arguments_of_its_training_say_the_cutoff(tmp_path: Path) -> None:
         ("arguments.json", '{"cutoff": 5.0', "cannot be read"),
         ("arguments.toml", "cutoff = ", "cannot be read"),
         ("arguments.toml", "node_size = 8", "nothing says the cutoff"),
+        # it would take gibibytes
+        (
+            "arguments.toml",
+            ".".join(["a"] * 100_000) + " = 1",
+            "cannot be read: .*: a line of it has more than 100 dots",
+        ),
+        ("arguments.toml", f"cutoff = {'9' * 400}", "no distance"),
+        ("arguments.toml", f"cutoff = {'9' * 5_000}", "cannot be read"),
     ],
 )
 def test_what_is_wrong_beside_a_checkpoint(name: str, text: str, message: str, tmp_path: Path) -> None:

@@ -372,12 +372,19 @@ HYPERPARAMETERS: dict[str, tuple[dict[str, Any], type[CheckpointError], str]] = 
     "activation": ({"activation": "learnable_swish"}, CheckpointError, "its activation is 'learnable_swish'"),
     "learnable": ({"learnable_k": True}, CheckpointError, "say learnable_k=True, and its weights say otherwise"),
     "cutoff": ({"cutoff": "4"}, ConfigurationError, "have cutoff = '4'"),
-    "no cutoff": ({"cutoff": None}, ConfigurationError, "have cutoff = None"),
-    "far": ({"n_rbf": 10**9}, ConfigurationError, "have n_rbf = 1000000000"),
+    "no cutoff": ({"cutoff": None}, ConfigurationError, "have cutoff = 'None'"),
+    "far": ({"n_rbf": 10**9}, ConfigurationError, "have n_rbf = '1000000000'"),
     "interactions": ({"num_conv": 2}, ConfigurationError, "have num_conv = 2, and its weights 1"),
     "functions": ({"n_rbf": 6}, ConfigurationError, "have n_rbf = 6, and its weights 5: they are of another"),
     "features": ({"feat_dim": 16}, ConfigurationError, "have feat_dim = 16, and its weights 8: they are of another"),
     "means": ({"means": {"energy": "x"}}, ConfigurationError, "The means beside .* hold 'x' for 'energy'"),
+    "no number": (
+        {"means": {"energy": float("nan")}},
+        ConfigurationError,
+        "hold 'nan' for 'energy', which is no finite",
+    ),
+    "large": ({"stddevs": {"energy": 10**400}}, ConfigurationError, "hold '10{79}' for 'energy', which is no finite"),
+    "long": ({"activation": "s" * 10_000}, CheckpointError, "its activation is 's{80}'"),
     "stddevs": ({"stddevs": 2.0}, ConfigurationError, "The stddevs beside .* are no mapping"),
 }
 
