@@ -85,6 +85,11 @@ def _reader(opened: Opened) -> Reader | None:
             raise ConfigurationError(
                 f"The JSON beside {opened.path} says {CODE} = {str(said)[:80]!r}; what can be read is of {known}."
             )
+        if claiming and named[0] not in claiming:
+            raise ConfigurationError(
+                f"The JSON beside {opened.path} says {CODE} = {named[0].code!r}, and the file is one of "
+                f"{' or '.join(reader.code for reader in claiming)}. Leave {CODE} out."
+            )
         return named[0]
     if len(claiming) > 1:
         codes = [reader.code for reader in claiming]

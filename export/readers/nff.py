@@ -164,8 +164,8 @@ def _state(opened: Opened, declared: Declaration, params: Mapping[str, Any]) -> 
         refuse(source, f"its hyperparameters say {kind} and not Painn: {SUBCLASSES[kind]}")
     if kind != "Painn":
         raise ConfigurationError(
-            f"The hyperparameters beside {source} have the model_type {kind[:80]!r}. Only 'Painn' is read: if it is one, "
-            "say so there."
+            f"The hyperparameters beside {source} have the model_type {kind[:80]!r}. Only 'Painn' is read: if it is "
+            "one, say so there."
         )
     things = _weights(opened.tree)
     keys = list(dict.fromkeys(name.split(".")[3] for name in things if name.startswith(READOUTS)))

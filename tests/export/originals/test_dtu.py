@@ -225,6 +225,13 @@ def test_what_is_wrong_beside_a_checkpoint(name: str, text: str, message: str, t
         load_student(path)
 
 
+def test_a_code_beside_that_is_not_the_file_s_own(tmp_path: Path) -> None:
+    path = Path(shutil.copy(model("cpainn"), tmp_path))
+    path.with_suffix(".json").write_text('{"code": "graph-pes"}')
+    with pytest.raises(ConfigurationError, match="says code = 'graph-pes', and the file is one of PaiNN-model. Leave"):
+        load_student(path)
+
+
 def test_a_cutoff_beside_that_is_not_the_file_s_own(tmp_path: Path) -> None:
     path = Path(shutil.copy(model("cpainn"), tmp_path))
     path.with_suffix(".json").write_text('{"cutoff": 5.0}')
