@@ -20,7 +20,7 @@ from painn_deploy.export.originals import read_original
 from painn_deploy.export.parsing import UnreadableError
 from painn_deploy.export.plain import read_safetensors, read_torch, unwrapped
 from painn_deploy.export.readers.archive import Archive, is_tensor
-from painn_deploy.export.readers.legacy import MAGIC, repacked
+from painn_deploy.export.readers.legacy import is_legacy, repacked
 from painn_deploy.export.readers.pickles import check_names
 from painn_deploy.export.readers.reader import Opened
 from painn_deploy.export.reading import AbsentError, read_json, read_regular
@@ -241,7 +241,7 @@ def _read(
     """Tensors in eV and Å by the training code's names, the configuration, and remarks."""
     if not content:
         raise CheckpointError(f"{path} is empty. {READ}")
-    if content.startswith(MAGIC):
+    if is_legacy(content):
         content = repacked(content, str(path))
     if content.startswith(ZIP):
         archive = Archive(content, str(path))

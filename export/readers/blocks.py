@@ -6,9 +6,12 @@ an update (scalar, vector, product), and of an update's input the scalars before
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from painn_deploy.export.errors import CheckpointError
 
 __all__ = ["Block", "Linear", "Order", "canonical"]
 
@@ -82,7 +85,9 @@ class Order:
     norms_first: bool = False
 
 
-def canonical(blocks: Sequence[Block], order: Order, embedding: Tensor, readout: Sequence[Linear]) -> dict[str, Tensor]:
+def canonical(
+    blocks: Sequence[Block], order: Order, embedding: Tensor, readout: Sequence[Linear], source: str
+) -> dict[str, Tensor]:
     """Tensors under SchNetPack's names, in the units that they came in.
 
     Args:
@@ -90,7 +95,21 @@ def canonical(blocks: Sequence[Block], order: Order, embedding: Tensor, readout:
         order: of the splits in them.
         embedding: a row of features for each Z.
         readout: layers from scalars to the energy of an atom.
+        source: the file, for messages.
+
+    Raises:
+        CheckpointError: there are no blocks, or layers have other shapes than those of a PaiNN with such an embedding.
     """
+    if not blocks or embedding.dim() != 2:
+        raise CheckpointError(
+            f"{source} has {len(blocks)} interactions and an embedding of the shape {tuple(embedding.shape)}; a PaiNN "
+            "has at least one, and an embedding of a row for each element."
+        )
+    features = embedding.shape[-1]
+    for index, block in enumerate(blocks):
+        _check_block(block, features, f"{source}: interaction {index}")
+    sizes = [features, *(size for layer in readout[:-1] for size in layer.weight.shape[:1]), 1]
+    _check("energies", readout, [(rows, columns) for columns, rows in pairwise(sizes)], f"{source}: the read-out")
     found = {"representation.embedding.weight": embedding}
     bases = [dict(block.basis) for block in blocks]
     for index, basis in enumerate(bases[:1] if _same(bases) else bases):
@@ -111,6 +130,27 @@ def canonical(blocks: Sequence[Block], order: Order, embedding: Tensor, readout:
         update = [first_layer, *middle, last.rows(order.update, UPDATE)]
         found |= _network(update, f"{mixing}.intraatomic_context_net")
     return found | _network(readout, "output_modules.0.outnet")
+
+
+def _check_block(block: Block, features: int, owner: str) -> None:
+    """Refuse layers of other shapes, before parts of them are told apart by their shapes."""
+    functions = len(next(iter(block.basis.values())).flatten())
+    square, wide = (features, features), (3 * features, features)
+    _check("messages", block.message, [square, wide], owner)
+    _check("filters", [block.filters], [(3 * features, functions)], owner)
+    _check("U", [block.multiplied], [square], owner)
+    _check("V", [block.measured], [square], owner)
+    _check("updates", block.update, [(features, 2 * features), wide], owner)
+
+
+def _check(name: str, layers: Sequence[Linear], shapes: Sequence[tuple[int, int]], owner: str) -> None:
+    found = [tuple(layer.weight.shape) for layer in layers]
+    biases = [layer.bias.shape != layer.weight.shape[:1] for layer in layers if layer.bias is not None]
+    if found != shapes or any(biases):
+        raise CheckpointError(
+            f"{owner} has layers of the shapes {found} for {name}{' and other biases' * any(biases)}; its embedding "
+            f"and its radial basis make {shapes}."
+        )
 
 
 def _network(layers: Sequence[Linear], name: str) -> dict[str, Tensor]:

@@ -26,6 +26,16 @@ WRAPPER = "model."
 """What Lightning's module puts before the names of its model's tensors."""
 
 OF_LOSSES = "outputs."
+TRUTHS = ("atomwise_normalization", "shift_by_E0")
+"""Tensors of one truth value."""
+
+COMPILED = "_orig_mod."
+"""What torch.compile puts there."""
+
+OLD_BESSEL = (
+    "whose weights are n π and were divided by the cutoff later: load it with the curator that made it, divide its "
+    "bessel_weights by the cutoff, and save it again"
+)
 REMEDY = "Give the checkpoint that it was made of: RUN_PATH/model_path/best_model_*.ckpt"
 BESIDE = frozenset({"code", "description", "species"})
 """What the JSON beside a checkpoint may say."""
@@ -84,7 +94,7 @@ def _state(source: str, held: Any) -> dict[str, Any]:
     named = {str(name): thing for name, thing in held.items() if not str(name).startswith(OF_LOSSES)}
     if odd := [name for name, thing in named.items() if not name.startswith(WRAPPER) or not is_tensor(thing)]:
         refuse(source, f"its state dict holds {odd[0][:80]!r}, which is no tensor of its model")
-    return {name.removeprefix(WRAPPER): thing for name, thing in named.items()}
+    return {name.removeprefix(WRAPPER).removeprefix(COMPILED): thing for name, thing in named.items()}
 
 
 class _Reading:
@@ -167,16 +177,22 @@ class _Reading:
         source, values = self._source, part.values
         found = {name: self._archive.tensor(thing, name) for name, thing in part.tensors.items()}
         wanted = {"GaussianBasis": {"offsets", "widths"}, "BesselBasis": {"bessel_weights"}}.get(part.kind, set())
-        if found.keys() != wanted:
-            refuse(source, f"its {part.kind} has the tensors {', '.join(sorted(found)) or 'none'}")
+        if found.keys() != wanted or any(tensor.dim() != 1 for tensor in found.values()):
+            shapes = [f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(found.items())]
+            refuse(source, f"its {part.kind} has the tensors {', '.join(shapes) or 'none'}")
         if part.kind == "GaussianBasis":
             return {"offsets": found["offsets"], "widths": found["widths"].abs()}, 1.0  # the code squares widths
         if part.kind == "BesselBasis":
+            freqs = found["bessel_weights"]
+            n = torch.arange(1, len(freqs) + 1, dtype=torch.float64) * math.pi
+            cutoff = _number(source, values.get("cutoff"), "the cutoff of a basis")
+            if (freqs.double() - n).abs().sum() <= (freqs.double() - n / cutoff).abs().sum():
+                refuse(source, f"its BesselBasis is of before September 2024, {OLD_BESSEL}")
             factor = values.get("prefactor")
             if factor is None:  # of a configuration
-                factor = 2.0 / _number(source, values.get("cutoff"), "the cutoff of a basis")
+                factor = 2.0 / cutoff
                 factor = math.sqrt(factor) if values.get("sqrt_prefactor") else factor
-            return {"freqs": found["bessel_weights"]}, _number(source, factor, "the prefactor of a basis")
+            return {"freqs": freqs}, _number(source, factor, "the prefactor of a basis")
         count = values.get("num_basis")
         if type(count) is not int or not 0 < count <= 16_384:
             refuse(source, f"its SineBasis has {count!r} functions")
@@ -184,23 +200,25 @@ class _Reading:
 
     def _compare(self, opened: Opened, state: Mapping[str, Any]) -> None:
         """A checkpoint holds its weights up to three times: as modules, as a state dict, and as a running average."""
-        named = {f"representation.{name}": thing for name, thing in self._described.weights.items()}
-        weights = {name: self._archive.tensor(thing, name) for name, thing in named.items()}
-        for name, thing in state.items() if state else ():
-            if name in weights and not torch.equal(weights[name], self._archive.tensor(thing, name)):
+        archive, described = self._archive, self._described
+        named = {f"representation.{name}": thing for name, thing in described.weights.items()}
+        for parts, prefix in (
+            (described.bases, "representation.message_layers.{}.radial_basis."),
+            (described.outputs, "output_modules.{}."),
+        ):
+            named |= {prefix.format(i) + name: t for i, part in enumerate(parts) for name, t in part.tensors.items()}
+        truths = {name for name in named if name.endswith(TRUTHS)}
+        weights = {name: archive.tensor(thing, name) for name, thing in named.items() if name not in truths}
+        for name, thing in state.items():
+            if (name in truths and archive.truth(named[name], name) != archive.truth(thing, name)) or (
+                name in weights and not torch.equal(weights[name], archive.tensor(thing, name))
+            ):
                 refuse(self._source, f"its model and its state dict disagree about {name}")
-        if isinstance(opened.tree, Mapping):
-            for parts, prefix in ((self._described.bases, "basis"), (self._described.outputs, "output")):
-                for i, part in enumerate(parts):
-                    floats = {
-                        n: t for n, t in part.tensors.items() if n not in ("atomwise_normalization", "shift_by_E0")
-                    }
-                    weights |= {f"{prefix}.{i}.{n}": self._archive.tensor(t, n) for n, t in floats.items()}
-            if not holds_average(self._archive, opened.tree, weights):
-                self._remarks.append(
-                    "It also holds averaged weights (ExponentialMovingAverage) that differ from those of its model, "
-                    "which are what was read. A checkpoint that curator writes after a validation holds the average."
-                )
+        if isinstance(opened.tree, Mapping) and not holds_average(archive, opened.tree, weights):
+            self._remarks.append(
+                "It also holds averaged weights (ExponentialMovingAverage) that differ from those of its model, "
+                "which are what was read. A checkpoint that curator writes after a validation holds the average."
+            )
 
 
 def _species(opened: Opened, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,7 +232,7 @@ def _species(opened: Opened, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(source: str, value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
         raise CheckpointError(f"{source}: {what} is {str(value)[:80]!r}, which is no positive number.")
     return float(value)
 

@@ -28,6 +28,9 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 """What curator's classes take where a configuration says nothing."""
 
+READ = frozenset({"_target_", "_convert_", "_recursive_"})
+"""Keys of Hydra's that change no argument; `_args_` and `_partial_` do."""
+
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 """Another place of a configuration."""
 
@@ -64,19 +67,21 @@ def from_configuration(source: str, state: Mapping[str, Any], said: Any, data: A
     bases, cutoffs = list[Part](), list[Part]()
     for i in range(count):
         for name, kinds, found in (("radial_basis", BASES, bases), ("cutoff_fn", CUTOFFS, cutoffs)):
-            given = painn.values.get(name) or defaults[name]
+            given = painn.values.get(name, defaults[name])
             part = _made(source, given, kinds, f"the {name} of its configuration")
             found.append(Part(part.kind, part.values, tensors(f"{REPRESENTATION}message_layers.{i}.{name}.")))
     outputs = []
-    for i, given in enumerate(model.values.get("output_modules") or ()):
+    for i, given in enumerate(_listed(source, model, "output_modules")):
         part = _made(source, given, OUTPUTS, f"the output module {i}")
         values = dict(part.values)
         if part.kind == "GlobalRescaleShift" and values.get("scale_by") is None and values.get("shift_by") is None:
             # such a one takes what its data give when training starts, and scales forces if they say so
             scaled = isinstance(data, Mapping) and data.get("scale_forces") is True
-            values["scale_keys"] = [*values["scale_keys"], *(["forces"] if scaled else [])]
+            keys = values["scale_keys"]
+            if scaled and isinstance(keys, list) and "forces" not in keys:
+                values["scale_keys"] = [*keys, "forces"]
         outputs.append(Part(part.kind, values, tensors(f"output_modules.{i}.")))
-    inputs = [_made(source, one, INPUTS, "an input module") for one in model.values.get("input_modules") or ()]
+    inputs = [_made(source, one, INPUTS, "an input module") for one in _listed(source, model, "input_modules")]
     others = {n.removeprefix(REPRESENTATION): t for n, t in state.items() if n not in taken}
     return Described(cutoff, others, bases, cutoffs, inputs, outputs)
 
@@ -87,7 +92,16 @@ def _made(source: str, said: Any, kinds: tuple[str, ...], what: str) -> Part:
     package, _, kind = str(target).rpartition(".")
     if package.split(".")[0] != "curator" or kind not in kinds:
         refuse(source, f"{what} is {target or kind_of(said)}, not {' or '.join(kinds)}")
+    if unread := sorted(key for key in said if key.startswith("_") and key not in READ):
+        refuse(source, f"{what} is made with {', '.join(unread)}; name its arguments in its configuration")
     return Part(kind, {**DEFAULTS.get(kind, {}), **{key: value for key, value in said.items() if value is not None}})
+
+
+def _listed(source: str, model: Part, name: str) -> list[Any]:
+    found = model.values.get(name, [])
+    if not isinstance(found, list):
+        refuse(source, f"the {name} of its configuration are no list")
+    return found
 
 
 def plain(source: str, node: Any, keys: Sequence[str] | None = None) -> Any:

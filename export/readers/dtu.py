@@ -17,7 +17,7 @@ from painn_deploy.export.model.layout import fold_units
 from painn_deploy.export.readers.archive import Archive, is_tensor, kind_of
 from painn_deploy.export.readers.blocks import Block, Linear, Order, canonical
 from painn_deploy.export.readers.dtu_arguments import read_cutoff
-from painn_deploy.export.readers.reader import Opened, Potential, Reader
+from painn_deploy.export.readers.reader import Opened, Potential, Reader, named_by_model
 
 __all__ = ["DTU", "LAST", "in_ase_units", "of_biases", "painn_tensors", "sine"]
 
@@ -101,7 +101,7 @@ def painn_tensors(state: Mapping[str, Tensor], bases: Sequence[Mapping[str, Tens
                 update=[linear(f"{update}.update_mlp.{layer}") for layer in (0, 2)],
             )
         )
-    return canonical(blocks, ORDER, state[EMBEDDING], [linear(f"readout_mlp.{i}") for i in (0, 2)])
+    return canonical(blocks, ORDER, state[EMBEDDING], [linear(f"readout_mlp.{i}") for i in (0, 2)], source)
 
 
 def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
@@ -154,9 +154,9 @@ def _claims(opened: Opened) -> bool:
 def _state(tree: Any) -> Mapping[str, Any] | None:
     """The state dict, where a file holds one of this layout."""
     held = next((tree[key] for key in WRAPPED if key in tree), tree) if isinstance(tree, Mapping) else None
-    names = held.keys() if isinstance(held, Mapping) else ()
-    ours = any(isinstance(name, str) and name.startswith("message_layers.0.scalar_message_mlp.") for name in names)
-    return held if ours else None
+    state = named_by_model(held) if isinstance(held, Mapping) else {}
+    ours = any(isinstance(name, str) and name.startswith("message_layers.0.scalar_message_mlp.") for name in state)
+    return state if ours else None
 
 
 def _read(opened: Opened, declared: Declaration) -> Potential:
@@ -174,8 +174,10 @@ def _read(opened: Opened, declared: Declaration) -> Potential:
     state = {name: opened.archive.tensor(thing, name) for name, thing in things.items() if name not in apart}
     count = len({name.split(".")[1] for name in state if name.startswith("message_layers.")})
     embedding, inside = state.get(EMBEDDING), {} if things is opened.tree else opened.tree
-    sizes = {"node_size": None if embedding is None else embedding.shape[-1], "num_interactions": count}
-    cutoff = read_cutoff(opened, inside, sizes)
+    features = embedding.shape[1] if embedding is not None and embedding.dim() == 2 else None
+    cutoff, where = read_cutoff(opened, inside, {"node_size": features, "num_interactions": count})
+    if where != source:
+        remarks += (f"Its cutoff, {cutoff:g}, is that of {where}: the file does not say it.",)
     if inside.get("compute_stress") is True:
         remarks += (
             "cPaiNN halves its stresses (it divides virials by 2, which count nothing twice). Those here are the "

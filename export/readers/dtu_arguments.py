@@ -1,6 +1,5 @@
 """Where the cutoff of a PaiNN-model is: in a later version's checkpoint, else in its training's arguments beside it."""
 
-import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,12 +19,15 @@ SAID = {"cutoff": ("cutoff",), "node_size": ("node_size",), "num_interactions": 
 """Hyperparameters, and what files call them."""
 
 BESIDE = frozenset({*SAID, "num_layer", "species", "code", "description"})
-LARGEST = 2**20
-"""Bytes of the arguments beside a checkpoint."""
+LARGEST, DOTS = 2**20, 100
+"""Bytes of the arguments beside a checkpoint, and dots in a line: a key of many takes the square of memory."""
+
+FARTHEST = 10_000
+"""No cutoff is larger, whatever the unit."""
 
 
-def read_cutoff(opened: Opened, inside: Mapping[Any, Any], sizes: Mapping[str, int | None]) -> float:
-    """Find the cutoff in the model's unit, which the file says, or one beside it that fits its weights.
+def read_cutoff(opened: Opened, inside: Mapping[Any, Any], sizes: Mapping[str, int | None]) -> tuple[float, str]:
+    """Find the cutoff in the model's unit, and the file that says it: itself, or one beside it that fits its weights.
 
     Args:
         opened: the file.
@@ -44,7 +46,7 @@ def read_cutoff(opened: Opened, inside: Mapping[Any, Any], sizes: Mapping[str, i
                 )
         value = said.get("cutoff")
         if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf
+            isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < FARTHEST
         ):
             raise ConfigurationError(f"{where} says cutoff = {str(value)[:80]!r}, which is no distance.")
         if value is not None:
@@ -58,7 +60,8 @@ def read_cutoff(opened: Opened, inside: Mapping[Any, Any], sizes: Mapping[str, i
             f"wrong forces. Write it (the --cutoff of its training, in Å) to {path.with_suffix('.json').name} beside "
             f'the file, as {{"cutoff": 5.0}}, or lay the {" or ".join(ARGUMENTS)} of its training beside it.'
         )
-    return next(iter(found.values()))
+    where, cutoff = next(iter(found.items()))
+    return cutoff, where
 
 
 def _said(opened: Opened, inside: Mapping[Any, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -90,8 +93,11 @@ def _arguments(path: Path) -> Mapping[str, Any] | None:
     try:
         if path.suffix == ".json":
             return read_json(path, LARGEST, follow=True, finite=False)
-        return tomllib.loads(read_regular(path, LARGEST, follow=True).decode())
+        text = read_regular(path, LARGEST, follow=True).decode()
+        if max(line.count(".") for line in text.split("\n")) > DOTS:
+            raise UnreadableError(f"a line of it has more than {DOTS} dots")
+        return tomllib.loads(text)
     except AbsentError:
         return None
-    except (UnreadableError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (UnreadableError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"The arguments beside a checkpoint cannot be read: {path}: {error}.") from error

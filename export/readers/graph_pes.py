@@ -1,5 +1,6 @@
 """graph-pes's PaiNN as `graph-pes-train` saves it in model.pt: alone, or with energies of elements added to it."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -77,7 +78,8 @@ class _Walk(Modules):
         scales = self._column(scaler, "per_element_scaling", "the scaler of energies", len(table))
         offsets = [self._column(leaf, "_offsets", at, len(table)) for leaf, at in leaves if leaf is not painn]
         blocks, (cutoff, power) = self._blocks(painn)
-        tensors = canonical(blocks, ORDER, table, self._network(painn.part("read_out"), "the read-out"))
+        read_out = self._network(painn.part("read_out"), "the read-out")
+        tensors = canonical(blocks, ORDER, table, read_out, self.archive.source)
         tensors["representation.cutoff_fn.cutoff"] = torch.tensor(cutoff, dtype=torch.float64)
         tensors = fold_units(tensors, "output_modules.0.outnet.1", energy, length)
         if (scales != 1).any():
@@ -117,7 +119,7 @@ class _Walk(Modules):
         elif name == PAINN or name in OFFSETS:
             found = self.module(thing, at, thing.kind)
             if (given := found.part("implemented_properties")) != ["local_energies"]:
-                self.refuse(f"{at} predicts {given}, not energies of atoms alone")
+                self.refuse(f"{at} predicts {str(given)[:80]}, not energies of atoms alone")
             yield found, at
         elif name == "graph_pes.models.unit_converter.UnitConverter":
             self.refuse(
@@ -153,10 +155,11 @@ class _Walk(Modules):
             self.refuse(f"it has {len(sides[0])} interactions and {len(sides[1])} updates")
         made = [self._block(i, *pair) for i, pair in enumerate(zip(*sides, strict=True))]
         envelopes = {envelope for _, envelope in made}
-        cutoff = self.number(
-            painn.part("cutoff"), "cutoff of the model"
-        )  # in float32, and in each envelope as it was given
-        if len(envelopes) > 1 or not abs(cutoff / made[0][1][0] - 1) <= 1e-6:
+        held = self.tensor(painn, "cutoff", "the model", integers=True)
+        cutoff = self.number(painn.part("cutoff"), "cutoff of the model")
+        # in the model's precision, at most in float32, and in each envelope as it was given
+        rounding = max(1e-6, torch.finfo(held.dtype).eps if held.is_floating_point() else 0.0)
+        if len(envelopes) > 1 or not abs(cutoff / made[0][1][0] - 1) <= rounding:
             words = ", ".join(f"{length} (p = {power})" for length, power in sorted(envelopes))
             self.refuse(f"its envelopes have the cutoffs {words}, and the model {cutoff}: they have to agree")
         return [block for block, _ in made], made[0][1]
@@ -174,6 +177,8 @@ class _Walk(Modules):
         freqs = self.tensor(basis, "frequencies", f"the basis of {at}").double()
         factor = self.number(basis.part("pre_factor"), f"pre_factor of the basis of {at}")
         filters = self._linear(made[1], filters_at)
+        if filters.weight.shape[1:] != freqs.shape:
+            self.refuse(f"{filters_at} are of the shape {tuple(filters.weight.shape)}, with {freqs.numel()} functions")
         # factor·sin(f d)/d of graph-pes is sin(|f| d)/d of ours: sign and factor go into the weights behind it
         filters = Linear(filters.weight.double() * (factor * freqs.sign()), filters.bias)
         block = Block(
@@ -193,14 +198,14 @@ class _Walk(Modules):
     def _envelope(self, thing: Any, at: str) -> tuple[float, int]:
         """Cutoff in the model's unit, and power."""
         envelope = self.module(thing, at, "PolynomialEnvelope")
-        cutoff, p = envelope.part("cutoff"), envelope.part("p")
-        if type(p) is not int or p < 2 or type(cutoff) not in (int, float) or not cutoff > 0:
-            self.refuse(f"{at} has the cutoff {cutoff!r} and the power {p!r}")
+        cutoff, p = self.number(envelope.part("cutoff"), f"the cutoff of {at}"), envelope.part("p")
+        if type(p) is not int or p < 2 or not 0 < cutoff < math.inf:
+            self.refuse(f"{at} has the cutoff {cutoff:g} and the power {str(p)[:80]}")
         wanted = [-(p + 1) * (p + 2) / 2, p * (p + 2), -p * (p + 1) / 2]
         powers = self.tensor(envelope, "powers", at, integers=True)
         if self.tensor(envelope, "coefficients", at).tolist() != wanted or powers.tolist() != [p, p + 1, p + 2]:
             self.refuse(f"{at} has other coefficients than a polynomial of power {p} has")
-        return float(cutoff), p
+        return cutoff, p
 
     def _network(self, thing: Any, at: str) -> list[Linear]:
         """Two layers with silu between them."""
@@ -219,10 +224,10 @@ class _Walk(Modules):
     def _column(self, owner: StandIn, name: str, at: str, rows: int | None = None) -> Tensor:
         """A row for each element; of one number, float64 [rows], where their number is given."""
         found = self.archive.tensor(by_element(owner.part(name))[0], f"{name} of {at}")
-        if rows is None:
+        if rows is None and found.dim() == 2:
             return found
         if tuple(found.shape) != (rows, 1):
-            self.refuse(f"{name} of {at} has the shape {tuple(found.shape)}, and the embedding {rows} rows")
+            self.refuse(f"{name} of {at} has the shape {tuple(found.shape)}, and the embedding {rows or 'no'} rows")
         return found[:, 0].double()
 
 

@@ -6,6 +6,7 @@ beside its name then; neither is imported or executed here, as nothing ever is.
 
 import io
 import pickletools
+import re
 import zipfile
 from typing import Any
 
@@ -13,10 +14,10 @@ from painn_deploy.export.errors import CheckpointError
 from painn_deploy.export.readers.archive import MOST_RECORDS
 from painn_deploy.export.readers.pickles import read_pickle, read_storages
 
-__all__ = ["MAGIC", "repacked"]
+__all__ = ["is_legacy", "repacked"]
 
-MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-"""The first of its pickles, a number that torch chose."""
+MAGIC = re.compile(rb"\x80[\x02-\x05](?:\x95.{8})?\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
+"""The first of its pickles, a number that torch chose, in any protocol that torch writes."""
 
 PROTOCOL = 1001
 PICKLES = 5
@@ -31,11 +32,16 @@ SIZES = {
 """Bytes of a number."""
 
 
+def is_legacy(content: bytes) -> bool:
+    """Whether a file begins as torch's did before 1.6."""
+    return MAGIC.match(content) is not None
+
+
 def repacked(content: bytes, source: str) -> bytes:
     """The same file as torch writes it since 1.6.
 
     Args:
-        content: of the file, which begins with MAGIC.
+        content: of the file, see `is_legacy`.
         source: the file, for messages.
 
     Raises:
@@ -69,7 +75,7 @@ def _pickle(stream: Any, source: str) -> bytes:
         for _ in pickletools.genops(stream):
             pass
     except (ValueError, IndexError) as error:
-        raise CheckpointError(f"{source}: a pickle in it is corrupt or cut short ({error}).") from error
+        raise CheckpointError(f"{source}: a pickle in it is corrupt or cut short ({str(error)[:100]}).") from error
     end = stream.tell()
     stream.seek(begin)
     return bytes(stream.read(end - begin))

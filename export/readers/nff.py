@@ -6,6 +6,8 @@ hold its state dict under `model`, and beside which `params.json` says what weig
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from painn_deploy.export.parsing import UnreadableError
 from painn_deploy.export.readers.archive import Archive, kind_of
 from painn_deploy.export.readers.blocks import Block, Linear, Order, canonical
 from painn_deploy.export.readers.nff_modules import Settings, check_sum, energy_of, read_modules, refuse
-from painn_deploy.export.readers.reader import Opened, Potential, Reader
+from painn_deploy.export.readers.reader import Opened, Potential, Reader, named_by_model
 from painn_deploy.export.readers.stand_ins import StandIn
 from painn_deploy.export.reading import AbsentError, read_json
 
@@ -50,6 +52,7 @@ SUBCLASSES = {
 
 PARAMS = "params.json"
 LARGEST_PARAMS = 2**20
+LARGEST_NUMBER = 1e30
 MOST = 10_000
 """No cutoff and no number of radial functions is larger, whatever the unit."""
 
@@ -60,10 +63,13 @@ NAMED = {"swish": "silu", "shifted_softplus": "shifted_softplus"}
 """Activations as hyperparameters name them."""
 
 MARK = "message_blocks.0.inv_message."
-WRAPPER = "module."
-"""What torch's DataParallel puts before each name."""
-
 READOUTS = "readout_blocks.0.readoutdict."
+WIDTHS = {
+    "feat_dim": "embed_block.atom_embed.weight",
+    "n_rbf": "message_blocks.0.inv_message.dist_embed.block.1.weight",
+}
+"""Weights whose columns hyperparameters count."""
+
 FREQUENCIES = "message_blocks.{}.inv_message.dist_embed.block.0.n"
 
 
@@ -86,9 +92,13 @@ def read_nff(opened: Opened, declared: Declaration) -> Potential:
         if kind != "Painn":
             refuse(opened.archive.source, f"it holds {kind_of(opened.tree)}, which is no Painn")
         weights, settings = read_modules(opened.archive, opened.tree, declared)
+        remarks = []
     else:
-        weights, settings = _state(opened, declared)
-    return _potential(opened.archive.source, weights, settings, declared)
+        params, where = _params(opened)
+        weights, settings = _state(opened, declared, params)
+        remarks = [f"Its cutoff, {settings.cutoff:g}, and its scale are those of {where}: the file does not say them."]
+    found = _potential(opened.archive.source, weights, settings, declared)
+    return replace(found, remarks=(*found.remarks, *remarks))
 
 
 def _potential(source: str, weights: Mapping[str, Tensor], settings: Settings, declared: Declaration) -> Potential:
@@ -126,7 +136,7 @@ def _potential(source: str, weights: Mapping[str, Tensor], settings: Settings, d
     layers += [Linear(*(taken(f"{readout}.1.{name}").double() * settings.scale for name in ("weight", "bias")))]
     if left:
         refuse(source, f"it holds tensors that a Painn has no place for: {', '.join(sorted(left)[:6])}")
-    tensors = canonical(blocks, ORDER, embedding, layers)
+    tensors = canonical(blocks, ORDER, embedding, layers, source)
     tensors["representation.cutoff_fn.cutoff"] = torch.tensor([settings.cutoff], dtype=torch.float64)
     tensors = fold_units(tensors, "output_modules.0.outnet.1", energy, length)
     if settings.mean:
@@ -146,16 +156,16 @@ def _potential(source: str, weights: Mapping[str, Tensor], settings: Settings, d
     return Potential(tensors, configuration, remarks)
 
 
-def _state(opened: Opened, declared: Declaration) -> tuple[dict[str, Tensor], Settings]:
+def _state(opened: Opened, declared: Declaration, params: Mapping[str, Any]) -> tuple[dict[str, Tensor], Settings]:
     """Weights of a state dict, without those of other read-outs; and what the hyperparameters beside it say."""
-    source, params = opened.archive.source, _params(opened)
+    source = opened.archive.source
     kind = str(params.get("model_type"))
     if kind in SUBCLASSES:
         refuse(source, f"its hyperparameters say {kind} and not Painn: {SUBCLASSES[kind]}")
     if kind != "Painn":
         raise ConfigurationError(
-            f"The hyperparameters beside {source} have the model_type {kind!r}. Only 'Painn' is read: if it is one, "
-            "say so there."
+            f"The hyperparameters beside {source} have the model_type {kind[:80]!r}. Only 'Painn' is read: if it is "
+            "one, say so there."
         )
     things = _weights(opened.tree)
     keys = list(dict.fromkeys(name.split(".")[3] for name in things if name.startswith(READOUTS)))
@@ -185,11 +195,19 @@ def _settings(
         raise ConfigurationError(f"The skip_connection or pool_dic beside {source} do not say what {key!r} is.")
     check_sum(source, key, skips=skips, interactions=len(blocks), pool=name.lower())
     if (activation := str(params.get("activation"))) not in NAMED:
-        refuse(source, f"its activation is {activation!r}")
-    if (count := params.get("num_conv", len(blocks))) != len(blocks):  # its own code would leave out what is too much
-        raise ConfigurationError(f"The hyperparameters beside {source} have num_conv = {count!r}, not {len(blocks)}.")
-    learnable = bool(params.get("learnable_k", False))
+        refuse(source, f"its activation is {activation[:80]!r}")
     functions = _positive(params, "n_rbf", source)
+    sizes = {"num_conv": len(blocks)}  # its own code would leave out interactions that are too many
+    for name, place in WIDTHS.items():
+        if place in weights and weights[place].dim() == 2:
+            sizes[name] = weights[place].shape[1]
+    for name, size in sizes.items():
+        if (count := params.get(name, size)) != size:
+            raise ConfigurationError(
+                f"The hyperparameters beside {source} have {name} = {str(count)[:80]}, and its weights {size}: they "
+                f"are of another training. Lay the {PARAMS} of its own beside it."
+            )
+    learnable = bool(params.get("learnable_k", False))
     for index in blocks:
         place = FREQUENCIES.format(index)
         if learnable != (place in weights):
@@ -211,7 +229,9 @@ def _settings(
 def _positive(params: Mapping[str, Any], name: str, source: str) -> float:
     value = params.get(name)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < MOST:
-        raise ConfigurationError(f"The hyperparameters beside {source} have {name} = {value!r}, which is none.")
+        raise ConfigurationError(
+            f"The hyperparameters beside {source} have {name} = {str(value)[:80]!r}, which is none."
+        )
     return float(value)
 
 
@@ -220,19 +240,22 @@ def _of_key(params: Mapping[str, Any], name: str, key: str, default: float, sour
     if not isinstance(held, Mapping | None):
         raise ConfigurationError(f"The {name} beside {source} are no mapping of read-outs.")
     value = default if held is None else held.get(key, default)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ConfigurationError(f"The {name} beside {source} hold {value!r} for {key!r}, which is no number.")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < LARGEST_NUMBER:
+        raise ConfigurationError(
+            f"The {name} beside {source} hold {str(value)[:80]!r} for {key!r}, which is no finite number."
+        )
     return float(value)
 
 
-def _params(opened: Opened) -> Mapping[str, Any]:
-    """Hyperparameters: in the JSON of the file's stem, else in params.json in its folder, or in the one above."""
-    found = opened.beside
+def _params(opened: Opened) -> tuple[Mapping[str, Any], Path]:
+    """Hyperparameters, and where: in the JSON of the file's stem, or in params.json in its folder or the one above."""
+    found, where = opened.beside, opened.path.with_suffix(".json")
     if found is None or not {"model_type", *NESTED}.intersection(found):  # it may name the code alone
         found = None
         for folder in (opened.path.parent, opened.path.absolute().parent.parent):
+            where = folder / PARAMS
             try:
-                found = read_json(folder / PARAMS, LARGEST_PARAMS, follow=True, finite=False)
+                found = read_json(where, LARGEST_PARAMS, follow=True, finite=False)
                 break
             except AbsentError:
                 continue
@@ -243,7 +266,7 @@ def _params(opened: Opened) -> Mapping[str, Any]:
             f"{opened.path} holds weights of NeuralForceField alone: its cutoff, activation and more are in "
             f"{PARAMS}, which is not beside it. Copy it there from the folder of the training, or export best_model."
         )
-    return next((found[key] for key in NESTED if isinstance(found.get(key), Mapping)), found)
+    return next((found[key] for key in NESTED if isinstance(found.get(key), Mapping)), found), where
 
 
 def _weights(tree: Any) -> Mapping[str, Any]:
@@ -251,8 +274,7 @@ def _weights(tree: Any) -> Mapping[str, Any]:
     held = tree.get("model") if isinstance(tree, Mapping) else None
     held = tree if held is None else held
     names = {name: thing for name, thing in held.items() if isinstance(name, str)} if isinstance(held, Mapping) else {}
-    wrapped = all(name.startswith(WRAPPER) for name in names)
-    return {name.removeprefix(WRAPPER): thing for name, thing in names.items()} if wrapped else names
+    return named_by_model(names)
 
 
 def _claims(opened: Opened) -> bool:

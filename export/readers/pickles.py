@@ -69,7 +69,7 @@ def _run(machine: "_Machine", data: bytes, source: str) -> Any:
     except CheckpointError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"{source}: its pickle is corrupt or cut short ({error}).") from error
+        raise CheckpointError(f"{source}: its pickle is corrupt or cut short ({str(error)[:100]}).") from error
 
 
 def check_names(data: bytes, source: str) -> None:

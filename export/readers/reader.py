@@ -10,7 +10,10 @@ from torch import Tensor
 from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.readers.archive import Archive
 
-__all__ = ["Opened", "Potential", "Reader"]
+__all__ = ["Opened", "Potential", "Reader", "named_by_model"]
+
+WRAPPERS = ("module.", "_orig_mod.")
+"""What torch's DataParallel and torch.compile put before each name of a state dict."""
 
 
 @dataclass(frozen=True)
@@ -59,3 +62,11 @@ class Reader:
     code: str
     claims: Callable[[Opened], bool]
     read: Callable[[Opened, Declaration], Potential]
+
+
+def named_by_model(state: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """A state dict by the names that the model itself gives, whatever wrapped it."""
+    for wrapper in WRAPPERS:
+        if all(isinstance(name, str) and name.startswith(wrapper) for name in state):
+            state = {name.removeprefix(wrapper): thing for name, thing in state.items()}
+    return state

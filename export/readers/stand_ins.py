@@ -179,17 +179,23 @@ def refused(name: Name, source: str) -> CheckpointError:
         name: that the pickle mentions.
         source: the file, for the message.
     """
+    shown, kind = (ascii(text)[1:-1][:100] for text in (str(name), name.name))
     if (model := model_of_package(name.module)) is not None:
         return CheckpointError(
-            f"{source} is a pickle that names {name}: it holds {model}. It cannot be deployed. Nothing was executed."
+            f"{source} is a pickle that names {shown}: it holds {model}. It cannot be deployed. Nothing was executed."
+        )
+    if name.module.startswith("torch._dynamo"):
+        return CheckpointError(
+            f"{source} holds a model that torch.compile wrapped ({shown}), which is not read. Where you trained it, "
+            "save the model inside: torch.save(model._orig_mod, 'model.pt'). Nothing was executed."
         )
     root = name.module.partition(".")[0]
     yours = (
-        f" If {name.name} is a class of your own and you trust the file, {CONVERTER} converts it where you trained it."
+        f" If {kind} is a class of your own and you trust the file, {CONVERTER} converts it where you trained it."
         if root not in sys.stdlib_module_names | {"__builtin__", "torch", "numpy"} or root == "__main__"
         else ""
     )
     return CheckpointError(
-        f"{source} is a pickle that names {name}, which no PaiNN that can be read is made of. Nothing was executed, "
+        f"{source} is a pickle that names {shown}, which no PaiNN that can be read is made of. Nothing was executed, "
         f"and nothing of it is read.{yours}"
     )

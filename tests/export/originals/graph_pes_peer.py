@@ -110,6 +110,7 @@ def deployed() -> Iterator[tuple[str, torch.nn.Module, float, float]]:
     nested = gp.AdditionModel(inner=inner, offset=gp.FixedOffset(H=-0.5, O=-75.0))
     yield "nested", nested, units.Hartree, units.Bohr
     torch.set_default_dtype(torch.float32)
+    yield "half", painn(5, channels=8, radial_features=5, layers=2, cutoff=np.float64(4.3)).half(), 1.0, 1.0
 
 
 def refused() -> Iterator[tuple[str, object]]:
@@ -117,6 +118,11 @@ def refused() -> Iterator[tuple[str, object]]:
     yield "schnet", gp.SchNet(cutoff=4.0, channels=8, expansion_features=4, layers=1)
     yield "offsets", gp.FixedOffset(H=1.0)
     yield "only_offsets", gp.AdditionModel(one=gp.FixedOffset(H=1.0))
+    yield "inside", {"epoch": 3, "models": [gp.PaiNN(**small)]}
+    yield "parallel", {"best": torch.nn.DataParallel(gp.PaiNN(**small))}
+    narrow = gp.PaiNN(**small)
+    narrow.interactions[0].filter_generator.components[0][1] = torch.nn.Linear(3, 24)
+    yield "narrow", narrow
     yield "two", gp.AdditionModel(one=gp.PaiNN(**small), other=gp.PaiNN(**small))
     yield "repulsion", gp.AdditionModel(pair=gp.ZBLCoreRepulsion(cutoff=4.0), many_body=gp.PaiNN(**small))
     yield "lennard_jones", gp.AdditionModel(many_body=gp.PaiNN(**small), pair=gp.LennardJones(cutoff=4.0))

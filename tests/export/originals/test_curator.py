@@ -336,6 +336,15 @@ def test_a_model_and_a_state_dict_that_disagree() -> None:
         read(file)
 
 
+@pytest.mark.parametrize(("name", "other"), [("scale_by", "shift_by"), ("shift_by_E0", "atomwise_normalization")])
+def test_a_rescaling_that_a_model_and_its_state_dict_disagree_about(name: str, other: str) -> None:
+    file = opened("default")
+    held = output(file, "GlobalRescaleShift").state["_buffers"]
+    held[name] = held[other]
+    with pytest.raises(CheckpointError, match=rf"disagree about output_modules\.2\.{name}"):
+        read(file)
+
+
 def test_averaged_weights_that_are_not_those_of_the_model_are_remarked() -> None:
     file = opened("default")
     (callback,) = [value for name, value in file.tree["callbacks"].items() if "MovingAverage" in name]
@@ -365,9 +374,13 @@ def node(value: Any) -> StandIn:
         (("representation",), "_target_", "curator.model.MACE", "the representation is curator.model.MACE"),
         (("representation", "cutoff_fn"), "_target_", "mine.PolynomialCutoff", "cutoff_fn .* is mine.PolynomialCutoff"),
         (("representation", "cutoff_fn"), "cutoff", 3.5, r"different distances: \[3\.5, 4\.0\]"),
-        (("representation", "radial_basis"), "_target_", "curator.layer.SineBasis", "has the tensors bessel_weights"),
+        (("representation", "radial_basis"), "_target_", "curator.layer.SineBasis", r"tensors bessel_weights \(7,\)"),
         (("output_modules", 1), "aggregation_mode", "mean", "by 'mean' into 'energy'"),
         ((), "_target_", "curator.model.EnsembleModel", "the model is curator.model.EnsembleModel"),
+        (("output_modules", 1), "_args_", ["energy", False, "mean"], "the output module 1 is made with _args_"),
+        (("representation", "cutoff_fn"), "_partial_", True, "cutoff_fn of its configuration is made with _partial_"),
+        (("representation",), "cutoff_fn", "", "the cutoff_fn of its configuration is str"),
+        ((), "input_modules", 5.0, "the input_modules of its configuration are no list"),
     ],
 )
 def test_what_a_configuration_does_not_make(path: tuple[str | int, ...], key: str, value: Any, message: str) -> None:
@@ -375,6 +388,13 @@ def test_what_a_configuration_does_not_make(path: tuple[str | int, ...], key: st
     said(file, *path).part("_content")[key] = node(value)
     with pytest.raises(CheckpointError, match=message):
         read(file)
+
+
+def test_names_of_a_compiled_model() -> None:
+    file = opened("species")
+    state = file.tree["state_dict"]
+    file.tree["state_dict"] = {name.replace("model.", "model._orig_mod.", 1): thing for name, thing in state.items()}
+    assert max(largest_errors(student_of(read(file)), figures("species"))) < 1e-9
 
 
 def test_a_configuration_that_says_its_prefactor_and_its_defaults() -> None:
@@ -387,6 +407,15 @@ def test_a_configuration_that_says_its_prefactor_and_its_defaults() -> None:
     )
     said(file, "representation").part("_content")["cutoff_fn"] = node(None)
     assert "cutoff_fn" not in read(file).configuration
+
+
+def test_a_basis_of_before_its_weights_were_divided_by_the_cutoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until September 2024 curator's BesselBasis kept n π under the same name, and no class says which it is."""
+    file = opened("species")
+    tensor, cutoff = file.archive.tensor, 4.0
+    monkeypatch.setattr(file.archive, "tensor", lambda t, name: tensor(t, name) * (cutoff if "bessel" in name else 1))
+    with pytest.raises(CheckpointError, match="BesselBasis is of before September 2024, whose weights are n π"):
+        read(file)
 
 
 def test_a_configuration_without_end() -> None:
@@ -414,6 +443,9 @@ def test_a_rescaling_that_data_made_scales_forces_if_they_said_so() -> None:
     file = opened("default")
     del file.tree["model"]
     assert max(largest_errors(student_of(read(file)), figures("default"))) < 1e-9
+    said(file, "output_modules", 2).part("_content")["scale_keys"] = ["energy", "forces"]  # as it may say itself
+    assert max(largest_errors(student_of(read(file)), figures("default"))) < 1e-9
+    del said(file, "output_modules", 2).part("_content")["scale_keys"]
     file.tree["data_params"].part("_content")["scale_forces"] = False
     with pytest.raises(CheckpointError, match="its forces by 1 after they were derived"):
         read(file)

@@ -109,6 +109,11 @@ def test_what_a_user_should_know_is_said() -> None:
     remarks = " ".join(load_checkpoint(model("cpainn"))[1].remarks)
     for words in ("eV", "charges and magnetic moments", "twice cPaiNN's", "biases to vectors"):
         assert words in remarks
+    assert "Its cutoff" not in remarks
+    remarks = " ".join(load_checkpoint(model("dtu"))[1].remarks)
+    assert (
+        f"Its cutoff, 4.5, is that of {model('dtu').with_name('arguments.json')}: the file does not say it." in remarks
+    )
 
 
 def test_without_biases_nothing_is_said_of_them(tmp_path: Path) -> None:
@@ -203,12 +208,27 @@ def test_arguments_of_its_training_say_the_cutoff(tmp_path: Path) -> None:
         ("arguments.json", '{"cutoff": 5.0', "cannot be read"),
         ("arguments.toml", "cutoff = ", "cannot be read"),
         ("arguments.toml", "node_size = 8", "nothing says the cutoff"),
+        # it would take gibibytes
+        (
+            "arguments.toml",
+            ".".join(["a"] * 100_000) + " = 1",
+            "cannot be read: .*: a line of it has more than 100 dots",
+        ),
+        ("arguments.toml", f"cutoff = {'9' * 400}", "no distance"),
+        ("arguments.toml", f"cutoff = {'9' * 5_000}", "cannot be read"),
     ],
 )
 def test_what_is_wrong_beside_a_checkpoint(name: str, text: str, message: str, tmp_path: Path) -> None:
     path = Path(shutil.copy(model("dtu"), tmp_path))
     (tmp_path / name).write_text(text)
     with pytest.raises(ConfigurationError, match=message):
+        load_student(path)
+
+
+def test_a_code_beside_that_is_not_the_file_s_own(tmp_path: Path) -> None:
+    path = Path(shutil.copy(model("cpainn"), tmp_path))
+    path.with_suffix(".json").write_text('{"code": "graph-pes"}')
+    with pytest.raises(ConfigurationError, match="says code = 'graph-pes', and the file is one of PaiNN-model. Leave"):
         load_student(path)
 
 
@@ -230,6 +250,14 @@ def test_weights_alone_could_be_of_two_codes(tmp_path: Path) -> None:
     beside.write_text('{"code": "curator"}')
     with pytest.raises(CheckpointError, match=r"weights alone.*model_path/best_model"):
         load_student(path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_of_a_wrapped_model_are_those_of_the_model_in_it(prefix: str, tmp_path: Path) -> None:
+    def wrap(content: dict[str, Any]) -> None:
+        content["model"] = {f"{prefix}{name}": tensor for name, tensor in content["model"].items()}
+
+    assert max(largest_errors(loaded(changed("cpainn", tmp_path, wrap)), figures("cpainn"))) < 1e-9
 
 
 def test_weights_alone_that_are_normalised_are_cpainn_s(tmp_path: Path) -> None:

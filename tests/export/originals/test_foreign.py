@@ -35,6 +35,27 @@ def test_a_pickled_model_is_named_by_its_package(package: str, tmp_path: Path) -
         load_student(path, declared=KCAL)
 
 
+def test_a_compiled_model_is_to_be_saved_as_it_was(tmp_path: Path) -> None:
+    pickled = b"\x80\x02ctorch._dynamo.eval_frame\nOptimizedModule\n)\x81}b."
+    with pytest.raises(CheckpointError, match=r"torch\.compile wrapped .*torch\.save\(model\._orig_mod, 'model\.pt'\)"):
+        load_student(with_pickle(pickled, tmp_path / "model.pt"), declared=KCAL)
+
+
+@pytest.mark.parametrize("name", ["x" * 100_000, "\x1b[2J"])
+def test_a_name_that_is_none_is_not_shown_whole(name: str, tmp_path: Path) -> None:
+    path = with_pickle(f"\x80\x02c{name}\n{name}\n)\x81}}b.".encode("latin1"), tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"names [ -~]{1,100}, which no PaiNN .* is made of") as raised:
+        load_student(path, declared=KCAL)
+    assert len(str(raised.value)) < 1_000
+    assert str(raised.value).isprintable()
+
+
+def test_what_is_wrong_with_a_pickle_is_not_shown_whole(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="its pickle is corrupt or cut short") as raised:
+        load_student(with_pickle(b"\x80\x02F" + b"x" * 100_000 + b"\n.", tmp_path / "model.pt"), declared=KCAL)
+    assert len(str(raised.value)) < 1_000
+
+
 @pytest.mark.parametrize("what", WEIGHTS)
 @pytest.mark.parametrize("key", [None, "state_dict", "model", "model_state_dict"])
 @pytest.mark.parametrize("suffix", ["pt", "ckpt"])

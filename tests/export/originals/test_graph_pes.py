@@ -31,7 +31,7 @@ from tests.export.schnetpack.edits import edited, text
 PEER = Path(__file__).with_name("graph_pes_peer.py")
 PACKAGES = ("graph-pes==1.0.2", "vesin==0.6.2")
 EV = Declaration("eV", "Ang")
-UNITS = {"alone": EV, "summed": Declaration("kcal/mol", "Ang"), "nested": Declaration("Hartree", "Bohr")}
+UNITS = {"alone": EV, "summed": Declaration("kcal/mol", "Ang"), "nested": Declaration("Hartree", "Bohr"), "half": EV}
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +117,9 @@ REFUSED = {
     "deep": "more than 8 sums inside each other",
     "state": "a state dict of graph-pes, .* Give the model.pt",
     "lightning": "a state dict of graph-pes, .* Give the model.pt",
+    "inside": r"holds what graph-pes saved inside something else.* torch\.save\(saved\['models'\]\[0\], 'model\.pt'\)",
+    "parallel": r"what graph-pes saved inside .* torch\.save\(saved\['best'\]\.module, 'model\.pt'\)",
+    "narrow": r"the filters of interaction 0 are of the shape \(24, 3\), with 4 functions",
     "scripted": "TorchScript of graph-pes's PaiNN, .* Give the model.pt",
     "activation": "the activation of the read-out is torch.nn.modules.activation.Tanh",
     "last": "the network of update 0 has .* an activation behind the last",

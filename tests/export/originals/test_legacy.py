@@ -12,11 +12,12 @@ import torch
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import CheckpointError
 from painn_deploy.export.readers.archive import Archive
-from painn_deploy.export.readers.legacy import MAGIC, repacked
+from painn_deploy.export.readers.legacy import is_legacy, repacked
 from tests.export.originals.test_nff import FILES, KCAL
 from tests.export.schnetpack.edits import records
 
 MODEL = FILES / "swish.best_model"
+MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
 CHECKPOINT = FILES / "checkpoints" / "checkpoint-3.pth.tar"
 
 
@@ -39,12 +40,13 @@ def test_a_pickled_model_of_old_is_the_same_model(tmp_path: Path) -> None:
     assert same(tmp_path / "best_model", MODEL)
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_a_checkpoint_that_torch_writes_as_of_old_is_the_same(alone: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("alone", "protocol"), [(True, 2), (False, 2), (False, 3), (False, 4), (False, 5)])
+def test_a_checkpoint_that_torch_writes_as_of_old_is_the_same(alone: bool, protocol: int, tmp_path: Path) -> None:
     content = torch.load(CHECKPOINT, weights_only=True)
     path = tmp_path / "old.pth.tar"
-    torch.save(content["model"] if alone else content, path, _use_new_zipfile_serialization=False)
-    assert path.read_bytes().startswith(MAGIC)
+    saved = content["model"] if alone else content
+    torch.save(saved, path, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
+    assert is_legacy(path.read_bytes())
     shutil.copy(FILES / "params.json", tmp_path)
     assert same(path, CHECKPOINT)
 

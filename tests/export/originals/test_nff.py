@@ -76,7 +76,9 @@ def test_energies_and_forces_are_its_own(file: str) -> None:
     assert force < 1e-9
     assert student.configuration.epsilon == 3e-15
     assert student.configuration.cutoff == 4.0
-    assert checkpoint.remarks == (("Its read-outs 'energy_1' are left out: 'energy_0' is the energy.",) if key else ())
+    beside = f"Its cutoff, 4, and its scale are those of {FILES / 'params.json'}: the file does not say them."
+    left_out = ("Its read-outs 'energy_1' are left out: 'energy_0' is the energy.",) if key else ()
+    assert checkpoint.remarks == ((beside,) if name == "trained" else left_out)
 
 
 @pytest.mark.parametrize("file", CASES)
@@ -370,11 +372,19 @@ HYPERPARAMETERS: dict[str, tuple[dict[str, Any], type[CheckpointError], str]] = 
     "activation": ({"activation": "learnable_swish"}, CheckpointError, "its activation is 'learnable_swish'"),
     "learnable": ({"learnable_k": True}, CheckpointError, "say learnable_k=True, and its weights say otherwise"),
     "cutoff": ({"cutoff": "4"}, ConfigurationError, "have cutoff = '4'"),
-    "no cutoff": ({"cutoff": None}, ConfigurationError, "have cutoff = None"),
-    "far": ({"n_rbf": 10**9}, ConfigurationError, "have n_rbf = 1000000000"),
-    "interactions": ({"num_conv": 2}, ConfigurationError, "have num_conv = 2, not 1"),
-    "functions": ({"n_rbf": 6}, ConfigurationError, "filters.weight has the shape"),
+    "no cutoff": ({"cutoff": None}, ConfigurationError, "have cutoff = 'None'"),
+    "far": ({"n_rbf": 10**9}, ConfigurationError, "have n_rbf = '1000000000'"),
+    "interactions": ({"num_conv": 2}, ConfigurationError, "have num_conv = 2, and its weights 1"),
+    "functions": ({"n_rbf": 6}, ConfigurationError, "have n_rbf = 6, and its weights 5: they are of another"),
+    "features": ({"feat_dim": 16}, ConfigurationError, "have feat_dim = 16, and its weights 8: they are of another"),
     "means": ({"means": {"energy": "x"}}, ConfigurationError, "The means beside .* hold 'x' for 'energy'"),
+    "no number": (
+        {"means": {"energy": float("nan")}},
+        ConfigurationError,
+        "hold 'nan' for 'energy', which is no finite",
+    ),
+    "large": ({"stddevs": {"energy": 10**400}}, ConfigurationError, "hold '10{79}' for 'energy', which is no finite"),
+    "long": ({"activation": "s" * 10_000}, CheckpointError, "its activation is 's{80}'"),
     "stddevs": ({"stddevs": 2.0}, ConfigurationError, "The stddevs beside .* are no mapping"),
 }
 
@@ -419,6 +429,20 @@ def test_hyperparameters_are_found_where_its_users_have_them(tmp_path: Path) -> 
             lambda w: w.pop("readout_blocks.0.readoutdict.energy.1.bias"),
             r"it lacks readout_blocks\S+energy.1.bias",
         ),
+        # U and V together would have as many rows as they should
+        (
+            lambda w: w.update({f"update_blocks.0.{n}_mat.weight": torch.ones(s, 8) for n, s in (("u", 7), ("v", 9))}),
+            r"interaction 0 has layers of the shapes \[\(7, 8\)\] for U; its embedding and its radial basis make",
+        ),
+        (
+            lambda w: w.update({"message_blocks.0.inv_message.dist_embed.block.1.bias": torch.ones(23)}),
+            r"of the shapes \[\(24, 5\)\] for filters and other biases",
+        ),
+        (
+            lambda w: w.update({"readout_blocks.0.readoutdict.energy.1.bias": torch.tensor(1.0)}),
+            r"the read-out has layers of the shapes \[\(4, 8\), \(1, 4\)\] for energies and other biases",
+        ),
+        (lambda w: w.update({"embed_block.atom_embed.weight": torch.ones(8)}), r"an embedding of the shape \(8,\)"),
     ],
 )
 def test_weights_are_those_of_a_painn(change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path) -> None:
