@@ -13,6 +13,7 @@ from torch import Tensor
 from painn_deploy.export.declaration import Declaration, species_text
 from painn_deploy.export.errors import CheckpointError, ConfigurationError, DeclarationError, PaiNNDeployError
 from painn_deploy.export.model.distiller import Distiller
+from painn_deploy.export.model.layout import remarks_on
 from painn_deploy.export.model.painn import PaiNN
 from painn_deploy.export.model.student import Configuration, Student
 from painn_deploy.export.model.weights import check_student, check_tensors
@@ -190,6 +191,7 @@ def read_weights(
     declared.check()
     with _in_words(str(file)):
         state, configuration, remarks = _read(content, file, declared)
+        remarks += remarks_on(state)
     said = None if declared == Declaration() else declared
     return state, configuration, Checkpoint(file, name, hashlib.sha256(content).hexdigest(), said, remarks)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-__all__ = ["fold_units", "rename"]
+__all__ = ["fold_units", "remarks_on", "rename"]
 
 PARAMETERS = ("weight", "bias")
 
@@ -56,3 +56,18 @@ def fold_units(tensors: Mapping[str, Tensor], last: str, energy: float, length: 
         name: tensor.double() * factors[name] if factors.get(name, 1.0) != 1.0 else tensor
         for name, tensor in tensors.items()
     }
+
+
+def remarks_on(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Sentences on what a user of a PaiNN should know, and its weights show.
+
+    Args:
+        tensors: under SchNetPack's names.
+    """
+    biases = [tensor for name, tensor in tensors.items() if name.endswith(".mu_channel_mix.bias")]
+    if not any(bias.any() for bias in biases):
+        return ()
+    return (
+        "It adds biases to vectors: they do not turn with a structure, so its energy depends on how the structure lies "
+        "in space. The engine follows it; `painn-deploy validate` says by how much.",
+    )

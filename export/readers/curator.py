@@ -16,7 +16,7 @@ from painn_deploy.export.readers.averages import holds_average
 from painn_deploy.export.readers.curator_configuration import from_configuration, plain
 from painn_deploy.export.readers.curator_energies import rescale
 from painn_deploy.export.readers.curator_parts import Described, Part, from_modules, refuse
-from painn_deploy.export.readers.dtu import LAST, in_ase_units, of_biases, painn_tensors, sine
+from painn_deploy.export.readers.dtu import LAST, in_ase_units, painn_tensors, sine
 from painn_deploy.export.readers.reader import Opened, Potential, Reader
 from painn_deploy.export.readers.stand_ins import StandIn
 
@@ -119,7 +119,7 @@ class _Reading:
         tensors = painn_tensors(weights, bases, source)
         rows, features = tensors["representation.embedding.weight"].shape
         rescaled = rescale(self._archive, described.outputs, rows)
-        self._remarks += rescaled.remarks + of_biases(tensors)
+        self._remarks += rescaled.remarks
         scales, shifts = rescaled.scales, rescaled.shifts
         if len(set(scales.tolist())) > 1:
             tensors["energy_scales"] = scales

@@ -19,7 +19,7 @@ from painn_deploy.export.readers.blocks import Block, Linear, Order, canonical
 from painn_deploy.export.readers.dtu_arguments import read_cutoff
 from painn_deploy.export.readers.reader import Opened, Potential, Reader, named_by_model
 
-__all__ = ["DTU", "LAST", "in_ase_units", "of_biases", "painn_tensors", "sine"]
+__all__ = ["DTU", "LAST", "in_ase_units", "painn_tensors", "sine"]
 
 ORDER = Order(("vector", "direction", "scalar"), ("vector", "product", "scalar"), norms_first=True)
 LAST = "output_modules.0.outnet.1"
@@ -108,21 +108,6 @@ def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
 
-def of_biases(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """A remark on biases that are added to vectors, where there are such.
-
-    Args:
-        tensors: under SchNetPack's names.
-    """
-    biases = [tensor for name, tensor in tensors.items() if name.endswith(".mu_channel_mix.bias")]
-    if not any(bias.any() for bias in biases):
-        return ()
-    return (
-        "It adds biases to vectors (update_U, update_V): they do not turn with a structure, so its energy depends on "
-        "how the structure lies in space. The engine follows it; `painn-deploy validate` says by how much.",
-    )
-
-
 def in_ase_units(declared: Declaration, source: str) -> tuple[float, float, tuple[str, ...]]:
     """The units of a model that was trained on ASE's structures, in eV and Å, and a remark on them.
 
@@ -200,7 +185,7 @@ def _read(opened: Opened, declared: Declaration) -> Potential:
         "epsilon": 0.0,
         "description": f"read from a checkpoint of DTU's {'cPaiNN' if heads else 'PaiNN-model'}",
     }
-    return Potential(tensors, read | _species(opened), remarks + of_biases(tensors))
+    return Potential(tensors, read | _species(opened), remarks)
 
 
 def _normalisation(archive: Archive, things: Mapping[str, Any]) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from painn_deploy.calibration.physics.consistency import displacements, gradient_errors
 from painn_deploy.export import load_student
+from painn_deploy.export.checkpoint import load_checkpoint
 from painn_deploy.export.errors import CheckpointError
 from painn_deploy.export.graph.onnx_graph import export_onnx
 from painn_deploy.export.model.aggregation import CLOSED_FORM
@@ -197,3 +198,10 @@ def test_a_repulsion_that_is_not_said_is_not_ignored(tmp_path: Path) -> None:
     path.with_suffix(".json").write_text(json.dumps({k: v for k, v in said.items() if k != "repulsion"}))
     with pytest.raises(CheckpointError, match=r"no place for: repulsion\.a_power"):
         load_student(path)
+
+
+def test_that_vectors_are_mixed_with_biases_is_remarked(tmp_path: Path) -> None:
+    """Of any file, since whoever converts one keeps the weights and not what was said of them."""
+    biased = students.write_variant(tmp_path, "vectors mixed with a bias")
+    assert any("depends on how the structure lies" in remark for remark in load_checkpoint(biased)[1].remarks)
+    assert load_checkpoint(students.write(tmp_path, "painn"))[1].remarks == ()
