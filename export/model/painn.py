@@ -32,7 +32,6 @@ __all__ = ["PaiNN"]
 
 
 ALIGNED = 8
-TINY = 1e-9
 FLAT_WIDTH = 1e18
 """Width of a Gaussian that is 1, with a slope of 0, at every distance."""
 
@@ -268,11 +267,9 @@ def _basis_of(tensors: Mapping[str, Tensor], configuration: Configuration, sourc
         CheckpointError: there is none that is known.
         ConfigurationError: it has another number of functions than the configuration says.
     """
-    places = ["basis."]
-    if not any(f"basis.{name}" in tensors for name in ("offsets", "widths", "freqs")):
-        places = [f"basis.{layer}." for layer in range(configuration.num_interactions)]
+    shared = any(f"basis.{name}" in tensors for name in ("offsets", "widths", "freqs"))
     made: list[nn.Module] = []
-    for place in places:
+    for place in ["basis."] if shared else [f"basis.{layer}." for layer in range(configuration.num_interactions)]:
         found = {name: tensors[place + name] for name in ("offsets", "widths", "freqs") if place + name in tensors}
         check_basis(found, source, positive=("widths",))
         if found.keys() == {"offsets", "widths"}:
@@ -285,7 +282,7 @@ def _basis_of(tensors: Mapping[str, Tensor], configuration: Configuration, sourc
                 "widths (Gaussians) or representation.radial_basis.freqs (sine)."
             )
         check_num_rbf(len(next(iter(found.values()))), configuration, source)
-    return made[0] if len(places) == 1 and places == ["basis."] else nn.ModuleList(made)
+    return made[0] if shared else nn.ModuleList(made)
 
 
 def _check_reach(basis: nn.Module, configuration: Configuration, source: str) -> None:
@@ -293,7 +290,7 @@ def _check_reach(basis: nn.Module, configuration: Configuration, source: str) ->
     if isinstance(basis, nn.ModuleList):
         return  # trained apart, so that their ends say nothing
     if isinstance(basis, BesselBasis):
-        reach = math.pi / max(float(basis.freqs.abs().min()), TINY)
+        reach = math.pi / float(basis.freqs.abs().min().clamp_min(1e-9))
     else:
         reach = float(cast(GaussianBasis, basis).offsets.max())
     if configuration.num_rbf > 1 and not abs(reach - configuration.cutoff) <= 1e-3:
