@@ -21,6 +21,9 @@ __all__ = ["embedded", "read_potential", "with_references"]
 
 BLOCKS = ("interactions", "mixing")
 BASIS = "representation.radial_basis"
+USUAL_ROWS = 100
+"""Of AddOffsets' table, unless it is told otherwise; a NuclearEmbedding has a row more, for fermium."""
+
 APART = 1e-5
 """Of a length, by which two that are meant to be the same may differ: one is rounded to float32."""
 
@@ -191,7 +194,7 @@ def with_references(tensors: Mapping[str, Tensor], references: Tensor) -> tuple[
     if references.any():
         added["atomic_references"] = references.expand(rows).clone() if len(references) == 1 else references[:rows]
     remark = None
-    if rows < len(table):
+    if rows < min(len(table), USUAL_ROWS):
         remark = f"Its atomic references end at Z = {rows - 1}: heavier elements have no energy, as in SchNetPack."
     return {**tensors, **added}, remark
 

@@ -32,9 +32,6 @@ SAME = {
     "last.ckpt": (KCAL, "best_inference_model"),
 }
 
-SHORT = "Its atomic references end at Z = 99: heavier elements have no energy, as in SchNetPack."
-"""Of a nuclear embedding with a row for fermium."""
-
 
 def agrees(student: Any, name: str) -> None:
     with np.load(FILES / "reference.npz") as peer:
@@ -55,7 +52,7 @@ def test_energies_and_forces_are_schnetpack_s_own(file: str) -> None:
     agrees(student, name)
     assert checkpoint.name == file.removesuffix(".best_model").removesuffix(".pt").removesuffix(".ckpt")
     assert checkpoint.declared == declared
-    assert checkpoint.remarks == (() if file != "bessel.best_model" else (SHORT,))
+    assert checkpoint.remarks == ()
     assert student.configuration.epsilon == 2e-8
     assert student.configuration.cutoff == pytest.approx(4.0)
     assert student.configuration.species is None
