@@ -11,32 +11,22 @@ from painn_deploy.calibration.physics.consistency import displacements, gradient
 from painn_deploy.export import load_student
 from painn_deploy.export.model.aggregation import CLOSED_FORM, PLAIN
 from painn_deploy.export.model.explicit import EXPLICIT
-from painn_deploy.export.model.force_head import autograd_forces, explicit_forces, tensors
+from painn_deploy.export.model.force_head import explicit_forces, tensors
 from painn_deploy.runtime.matrix import graph_inputs
 from tests import students
+from tests.heads import check_adjoints, explicit_results
 
 ZOO = students.zoo()
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_closed_form_adjoints_are_those_of_autograd(checkpoint: Path, name: str) -> None:
-    student = load_student(checkpoint, dtype=torch.float64)
-    graph = tensors(graph_inputs([ZOO[name]], 4.0, np.float64), torch.float64)
-    for got, want in zip(explicit_forces(student, graph), autograd_forces(student, graph), strict=True):
-        scale = max(1.0, float(want.abs().max()))
-        np.testing.assert_allclose(got.numpy(), want.numpy(), rtol=0, atol=1e-11 * scale)
+    check_adjoints(load_student(checkpoint, dtype=torch.float64), ZOO[name])
 
 
 def test_forces_are_the_slope_of_the_energy(checkpoint: Path) -> None:
-    student = load_student(checkpoint, dtype=torch.float64)
-
-    def evaluate(structures: Sequence[Atoms]) -> list[dict[str, Any]]:
-        graphs = [tensors(graph_inputs([atoms], 4.0, np.float64), torch.float64) for atoms in structures]
-        found = [explicit_forces(student, graph) for graph in graphs]
-        return [{"energy": float(o.atomic_energies.sum()), "forces": o.forces.numpy()} for o in found]
-
-    atoms = ZOO["ethanol"]
-    errors = gradient_errors(evaluate, atoms, displacements(atoms), 1e-4)
+    student, atoms = load_student(checkpoint, dtype=torch.float64), ZOO["ethanol"]
+    errors = gradient_errors(explicit_results(student), atoms, displacements(atoms), 1e-4)
     assert errors.shape == (27,)
     assert np.abs(errors).max() < 1e-8
     plain, explicit = head_forces(student, atoms)

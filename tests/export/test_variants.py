@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from ase import Atoms
 from safetensors.torch import load_file, save_file
 
 from painn_deploy.calibration.physics.consistency import displacements, gradient_errors
@@ -21,9 +19,10 @@ from painn_deploy.export.errors import CheckpointError
 from painn_deploy.export.graph.onnx_graph import export_onnx
 from painn_deploy.export.model.aggregation import CLOSED_FORM
 from painn_deploy.export.model.cutoffs import CUTOFFS, cutoff_function
-from painn_deploy.export.model.force_head import autograd_forces, explicit_forces, tensors
+from painn_deploy.export.model.force_head import explicit_forces
 from painn_deploy.runtime.matrix import graph_inputs
 from tests import students
+from tests.heads import check_adjoints, explicit_results, graph_of
 
 ZOO = students.zoo()
 CUTOFF = 4.0
@@ -34,27 +33,13 @@ def variant(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return students.write_variant(tmp_path, request.param)
 
 
-def inputs(atoms: Atoms, kind: type = np.float64) -> tuple[Any, ...]:
-    return graph_inputs([atoms], CUTOFF, kind)
-
-
 @pytest.mark.parametrize("name", ["single atom", "ethanol", "triclinic", "slab", "wire"])
 def test_closed_form_adjoints_are_those_of_autograd(variant: Path, name: str) -> None:
-    student = load_student(variant, dtype=torch.float64)
-    graph = tensors(inputs(ZOO[name]), torch.float64)
-    for got, want in zip(explicit_forces(student, graph), autograd_forces(student, graph), strict=True):
-        scale = max(1.0, float(want.abs().max()))
-        np.testing.assert_allclose(got.numpy(), want.numpy(), rtol=0, atol=1e-11 * scale)
+    check_adjoints(load_student(variant, dtype=torch.float64), ZOO[name])
 
 
 def test_forces_are_the_slope_of_the_energy(variant: Path) -> None:
-    student = load_student(variant, dtype=torch.float64)
-
-    def evaluate(structures: Sequence[Atoms]) -> list[dict[str, Any]]:
-        found = [explicit_forces(student, tensors(inputs(atoms), torch.float64)) for atoms in structures]
-        return [{"energy": float(o.atomic_energies.sum()), "forces": o.forces.numpy()} for o in found]
-
-    atoms = ZOO["ethanol"]
+    evaluate, atoms = explicit_results(load_student(variant, dtype=torch.float64)), ZOO["ethanol"]
     forces = evaluate([atoms])[0]["forces"]
     errors = gradient_errors(evaluate, atoms, displacements(atoms), 1e-4)
     assert np.abs(errors).max() < 1e-8 * max(1.0, np.abs(forces).max())
@@ -67,9 +52,9 @@ def test_the_graph_gives_what_the_student_gives(variant: Path, precision: str) -
     student = exact if is_double else load_student(variant)
     session = onnxruntime.InferenceSession(export_onnx(student, {}, precision).SerializeToString())
     for name in ("single atom", "ethanol", "triclinic", "slab"):
-        arrays = inputs(ZOO[name], np.float64 if is_double else np.float32)
+        arrays = graph_inputs([ZOO[name]], CUTOFF, np.float64 if is_double else np.float32)
         found = session.run(None, dict(zip([i.name for i in session.get_inputs()], arrays, strict=True)))
-        wanted = explicit_forces(exact, tensors(inputs(ZOO[name]), torch.float64))
+        wanted = explicit_forces(exact, graph_of(ZOO[name]))
         for got, want in zip(found, wanted, strict=True):
             scale = max(1.0, float(want.abs().max()))
             np.testing.assert_allclose(got, want.numpy(), rtol=0, atol=(1e-11 if is_double else 1e-5) * scale)
@@ -90,9 +75,9 @@ def test_a_softplus_is_torch_s_wherever_it_is_straight(tmp_path: Path, precision
     session = onnxruntime.InferenceSession(
         export_onnx(exact if is_double else load_student(path), {}, precision).SerializeToString()
     )
-    arrays = inputs(ZOO["ethanol"], np.float64 if is_double else np.float32)
+    arrays = graph_inputs([ZOO["ethanol"]], CUTOFF, np.float64 if is_double else np.float32)
     found = session.run(None, dict(zip([i.name for i in session.get_inputs()], arrays, strict=True)))
-    wanted = explicit_forces(exact, tensors(inputs(ZOO["ethanol"]), torch.float64))
+    wanted = explicit_forces(exact, graph_of(ZOO["ethanol"]))
     for got, want in zip(found, wanted, strict=True):
         scale = float(want.abs().max())
         assert scale > 1
@@ -111,7 +96,7 @@ def test_one_interaction_is_exported_where_nothing_checks_types(tmp_path: Path, 
 
 def test_it_can_be_differentiated_twice_as_training_does(variant: Path) -> None:
     student = load_student(variant, dtype=torch.float64).requires_grad_()
-    graph = tensors(inputs(ZOO["ethanol"]), torch.float64)
+    graph = graph_of(ZOO["ethanol"])
     displacements = graph.displacements.requires_grad_()
     found = []
     for sums in (None, CLOSED_FORM):
@@ -128,7 +113,7 @@ def test_it_can_be_differentiated_twice_as_training_does(variant: Path) -> None:
 
 def test_a_table_of_its_filters_is_close(variant: Path) -> None:
     student = load_student(variant, dtype=torch.float64)
-    graph = tensors(inputs(ZOO["ethanol"]), torch.float64)
+    graph = graph_of(ZOO["ethanol"])
     exact, tabled = (explicit_forces(s, graph) for s in (student, student.with_radial_table(12, 2048)))
     scale = float(exact.forces.abs().max())
     assert 0 < float((exact.forces - tabled.forces).abs().max()) < 1e-3 * scale
@@ -182,7 +167,7 @@ def test_numbers_that_make_no_sense_are_refused(tmp_path: Path, changes: dict[st
 def test_a_frequency_may_be_negative(tmp_path: Path) -> None:
     """Training may turn its sign, which turns the sine."""
     path = students.write(tmp_path, "painn-bessel")
-    graph = tensors(inputs(ZOO["ethanol"]), torch.float64)
+    graph = graph_of(ZOO["ethanol"])
     before = explicit_forces(load_student(path, dtype=torch.float64), graph).forces
     weights = load_file(path)
     weights["representation.radial_basis.freqs"][2] *= -1

@@ -20,7 +20,7 @@ from painn_deploy.export.model.painn import PaiNN
 from painn_deploy.scripts import convert_schnetpack
 from painn_deploy.scripts.benchmarks.contenders.schnetpack_contender import schnetpack, schnetpack_weights
 from tests import students
-from tests.export.originals.installed import run
+from tests.export.originals.installed import run, written
 
 PEER = Path(__file__).with_name("schnetpack_peer.py")
 CONVERTER = Path(convert_schnetpack.__file__)
@@ -29,10 +29,7 @@ NAMES = ("H2O", "CH3CH2OH", "C6H6", "NH3", "CO")
 
 @pytest.fixture(scope="session")
 def trained(schnetpack_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    done = run(schnetpack_environment, PEER, folder)
-    assert done.returncode == 0, done.stderr
-    return folder
+    return written(schnetpack_environment, PEER, tmp_path_factory.mktemp("trained"))
 
 
 def convert(schnetpack_environment: dict[str, str], folder: Path, *changes: str) -> subprocess.CompletedProcess[str]:

@@ -35,3 +35,10 @@ def install(packages: Sequence[str], folder: Path, shim: str = "") -> dict[str, 
 def run(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def written(environment: dict[str, str], program: Path, folder: Path) -> Path:
+    """The folder that a program wrote its files into."""
+    done = run(environment, program, folder)
+    assert done.returncode == 0, done.stderr
+    return folder

@@ -1,9 +1,6 @@
 """What graph-pes saved gives graph-pes's own energies, forces and stresses; what a PaiNN does not have is refused."""
 
 import json
-import os
-import subprocess
-import sys
 from itertools import permutations
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from painn_deploy.export.readers.blocks import Order
 from painn_deploy.export.readers.reader import Opened
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts.cli import app
+from tests.export.originals.installed import install, written
 from tests.export.originals.sweep import count_of_refused_changes
 from tests.export.schnetpack.edits import edited, text
 
@@ -37,18 +35,8 @@ UNITS = {"alone": EV, "summed": Declaration("kcal/mol", "Ang"), "nested": Declar
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of what graph-pes wrote: its package beside this interpreter's torch, in a process of its own."""
-    packages, folder = tmp_path_factory.mktemp("packages"), tmp_path_factory.mktemp("made")
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(packages), *PACKAGES]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        message = f"graph-pes cannot be installed here: {done.stderr.strip()[-300:]}"
-        if os.environ.get("PAINN_DEPLOY_DEMAND_REFERENCES"):
-            pytest.fail(message)
-        pytest.skip(message)
-    environment = {**os.environ, "PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, PEER, folder], capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    return folder
+    environment = install(PACKAGES, tmp_path_factory.mktemp("packages"))
+    return written(environment, PEER, tmp_path_factory.mktemp("made"))
 
 
 def structures(made: Path) -> list[Atoms]:

@@ -19,7 +19,7 @@ from painn_deploy.export.model.student import Student
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts import convert_schnetpack, export_engines
 from painn_deploy.scripts.commands.convert import convert_checkpoint
-from tests.export.originals.installed import run
+from tests.export.originals.installed import run, written
 
 PEER = Path(__file__).with_name("schnetpack_peer.py")
 UNITS = {"energy_unit": "kcal/mol", "length_unit": "Bohr"}
@@ -33,10 +33,7 @@ CRYSTALS = 3
 @pytest.fixture(scope="session")
 def made(schnetpack_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files of every variant, as SchNetPack writes them, and what SchNetPack computes from them."""
-    folder = tmp_path_factory.mktemp("schnetpack_variants")
-    done = run(schnetpack_environment, PEER, folder)
-    assert done.returncode == 0, done.stderr
-    return folder
+    return written(schnetpack_environment, PEER, tmp_path_factory.mktemp("schnetpack_variants"))
 
 
 @pytest.fixture(scope="session")
