@@ -243,12 +243,13 @@ def _read(
     """Tensors in eV and Å by the training code's names, the configuration, and remarks."""
     if not content:
         raise CheckpointError(f"{path} is empty. {READ}")
+    beside = _beside(path)
     if is_legacy(content):
         content = repacked(content, str(path))
     if content.startswith(ZIP):
         archive = Archive(content, str(path))
         tree = archive.tree()
-        found = read_original(Opened(archive, tree, path, _beside(path)), declared)
+        found = read_original(Opened(archive, tree, path, beside), declared)
         if found is not None:
             configuration = Configuration.from_mapping(found.configuration, str(path))
             return found.tensors, _with_species(configuration, declared, path), found.remarks
@@ -262,7 +263,7 @@ def _read(
         tensors, inside = read_torch(content, path)
     else:
         raise CheckpointError(f"{path} is of no kind that we know. {READ}")
-    return tensors, _with_species(_configuration(path, inside), _of_ours(declared, path), path), ()
+    return tensors, _with_species(_configuration(path, inside, beside), _of_ours(declared, path), path), ()
 
 
 def _of_ours(declared: Declaration, path: Path) -> Declaration:
@@ -316,8 +317,8 @@ def _beside(path: Path) -> dict[str, Any] | None:
         raise ConfigurationError(f"The configuration of {path} cannot be read: {error}.") from error
 
 
-def _configuration(path: Path, inside: Mapping[Any, Any]) -> Configuration:
-    beside, values = path.with_suffix(".json"), _beside(path)
+def _configuration(path: Path, inside: Mapping[Any, Any], values: Mapping[str, Any] | None) -> Configuration:
+    beside = path.with_suffix(".json")
     if values is None and not inside:
         raise ConfigurationError(
             f"{path} holds no configuration and there is no {beside.name} beside it. Write one with architecture, "

@@ -45,9 +45,10 @@ def trace(student: Student, precision: str = "fp32") -> fx.GraphModule:
         )
 
     def energies_forces_virials(*graph: Tensor) -> tuple[Tensor, ...]:
-        sizes = NeighbourGraph(*graph).displacements.shape
-        torch._check(sizes[-1] == 3)  # type: ignore[no-untyped-call]  # all sizes are symbols until something says what they are
-        return tuple(explicit_forces(student, NeighbourGraph(*graph)))
+        inputs = NeighbourGraph(*graph)
+        # all sizes are symbols until something says what they are
+        torch._check(inputs.displacements.shape[-1] == 3)  # type: ignore[no-untyped-call]
+        return tuple(explicit_forces(student, inputs))
 
     # sizes 0 and 1 would be specialised, and equal ones would be taken for the same axis
     atoms, slots = 7, 5

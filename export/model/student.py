@@ -75,31 +75,25 @@ class Configuration:
         """
         if odd := [key for key in values if not isinstance(key, str)]:
             raise ConfigurationError(f"{source} has a key that is {str(odd[0])[:40]!r} and no text.")
-        known = {field.name for field in fields(cls)}
+        known = {field.name for field in fields(cls)} | CHOICES.keys()
         required = ("architecture", "hidden_dim", "num_interactions", "num_rbf", "cutoff")
         missing = [key for key in required if key not in values]
         if missing:
             raise ConfigurationError(
                 f"{source} lacks {', '.join(missing)}; a configuration needs {', '.join(required)}."
             )
-        read = {key: value for key, value in values.items() if key not in FIXED and key not in DESCRIPTIVE}
-        for key, accepted in FIXED.items():
-            if not isinstance(said := values.get(key, accepted[0]), str) or said not in accepted:
-                raise ConfigurationError(
-                    f"{source} has {key} = {str(said)[:80]!r}; this version deploys "
-                    f"{' or '.join(map(repr, accepted))} only."
-                )
+        read = {key: value for key, value in values.items() if key not in DESCRIPTIVE}
+        for key, names in CHOICES.items():
+            if key in read:
+                read[key] = _named(read[key], key, names, source)
         unknown = sorted(set(read) - known)
         if unknown:
             raise ConfigurationError(
                 f"{source} has keys that this version does not know: {', '.join(unknown)}. "
                 "They may change the model, so they are not ignored; remove them if they do not."
             )
-        for key, names in NAMES.items():
-            if key in read:
-                read[key] = _named(read[key], key, names, source)
         try:
-            made = cls(**{key: _CONVERT[key](value) for key, value in read.items()})
+            made = cls(**{key: _CONVERT[key](value) for key, value in read.items() if key not in UNITS})
         except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise ConfigurationError(f"{source} holds a value of the wrong kind: {str(error)[:200]}.") from error
         made._check_variant(source)
@@ -133,12 +127,7 @@ class Configuration:
         return values
 
 
-# What the equations fix, under the names that training codes use: the first is what is meant where nothing is said.
-FIXED: Mapping[str, tuple[Any, ...]] = {
-    "length_unit": ("Angstrom", "Ang", "A", "Å"),
-    "energy_unit": ("eV",),
-}
-NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+CHOICES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "activation": {"silu": ("swish", "SiLU"), "shifted_softplus": ("ssp",)},
     "cutoff_fn": {
         "cosine": ("CosineCutoff",),
@@ -147,8 +136,13 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "polynomial": ("PolynomialEnvelope", "PolynomialCutoff"),
     },
     "repulsion": {"none": (), "cosine": (), "mollifier": (), "switch": ()},
+    "length_unit": {"Angstrom": ("Ang", "A", "Å")},
+    "energy_unit": {"eV": ()},
 }
 """What can be chosen among, and what training codes call it."""
+
+UNITS = ("length_unit", "energy_unit")
+"""Of which there is one choice, so that nothing needs to keep it."""
 
 VARIANTS = frozenset({"epsilon", "activation", "cutoff_fn", "switch_on", "cutoff_power", "repulsion"})
 """Of a configuration, what `painn` alone has."""
@@ -159,6 +153,9 @@ LARGEST = 16_384
 DEEPEST = 100
 """Of num_interactions, likewise."""
 
+LARGEST_POWER = 64
+"""Of cutoff_power; the polynomial has as many terms."""
+
 LARGEST_CUTOFF = 100.0
 """Å; the neighbours of a force field that reached as far would take all memory."""
 
@@ -166,9 +163,6 @@ LARGEST_CUTOFF = 100.0
 DESCRIPTIVE = frozenset(
     {"code", "name", "description", "teacher", "training", "license", "version", "format", "metrics"}
 )
-
-
-LARGEST_POWER = 64
 
 
 def _named(value: Any, key: str, names: Mapping[str, tuple[str, ...]], source: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from ase.data import chemical_symbols
@@ -13,6 +13,7 @@ from painn_deploy.export.model.student import Configuration, Student
 
 __all__ = [
     "check_basis",
+    "check_names",
     "check_num_rbf",
     "check_student",
     "check_tensors",
@@ -149,6 +150,27 @@ def check_basis(tensors: Mapping[str, Tensor], source: str, *, positive: Sequenc
         raise CheckpointError(f"{source}: its radial basis has {lengths}, and each function has one of both. {AGAIN}")
 
 
+def check_names(wanted: Mapping[str, Any], given: Mapping[str, Any], named: str, source: str) -> None:
+    """Refuse tensors that are missing, or left over.
+
+    Args:
+        wanted: by the names that there have to be.
+        given: by the names that there are.
+        named: what has the wanted ones, for the message.
+        source: the file, for the message.
+
+    Raises:
+        CheckpointError: see above.
+    """
+    if missing := sorted(wanted.keys() - given.keys()):
+        raise CheckpointError(f"{source} lacks tensors that {named} has: {_some(missing)}.")
+    if extra := sorted(given.keys() - wanted.keys()):
+        raise CheckpointError(
+            f"{source} holds tensors that {named} has no place for: {_some(extra)}. "
+            "They may change the model, so they are not ignored."
+        )
+
+
 def with_weights(
     make: Callable[[], Made], configuration: Configuration, weights: Mapping[str, Tensor], source: str
 ) -> Made:
@@ -179,13 +201,7 @@ def with_weights(
         )
     with torch.device("meta"):
         wanted = {name: tensor.shape for name, tensor in make().state_dict().items()}
-    if missing := sorted(wanted.keys() - weights.keys()):
-        raise CheckpointError(f"{source} lacks tensors that {named} has: {_some(missing)}.")
-    if extra := sorted(weights.keys() - wanted.keys()):
-        raise CheckpointError(
-            f"{source} holds tensors that {named} has no place for: {_some(extra)}. "
-            "They may change the model, so they are not ignored."
-        )
+    check_names(wanted, weights, named, source)
     for key, value in weights.items():
         if value.shape != wanted[key]:
             raise ConfigurationError(

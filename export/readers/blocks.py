@@ -7,13 +7,19 @@ an update (scalar, vector, product), and of an update's input the scalars before
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from painn_deploy.export.errors import CheckpointError
+from painn_deploy.export.model.layout import fold_units
+from painn_deploy.export.readers.reader import Potential
 
-__all__ = ["Block", "Linear", "Order", "canonical"]
+__all__ = ["Block", "Linear", "Order", "canonical", "in_our_terms"]
+
+LAST = "output_modules.0.outnet.1"
+"""The read-out's last layer: each code's has two."""
 
 MESSAGE = ("scalar", "direction", "vector")
 UPDATE = ("scalar", "vector", "product")
@@ -130,6 +136,47 @@ def canonical(
         update = [first_layer, *middle, last.rows(order.update, UPDATE)]
         found |= _network(update, f"{mixing}.intraatomic_context_net")
     return found | _network(readout, "output_modules.0.outnet")
+
+
+def in_our_terms(
+    tensors: Mapping[str, Tensor],
+    said: Mapping[str, Any],
+    cutoff: float,
+    units: tuple[float, float],
+    scales: Tensor | float,
+    references: Tensor | float,
+    remarks: Sequence[str],
+) -> Potential:
+    """A PaiNN in eV and Å, with the sizes of its configuration.
+
+    Args:
+        tensors: see `canonical`.
+        said: of its configuration, what is neither a size nor the cutoff.
+        cutoff: in the model's unit.
+        units: the model's, in eV and Å.
+        scales: what an atom's energy is multiplied with, or that of each element [rows].
+        references: what is added then in the model's unit, or for each element [rows].
+        remarks: sentences that a user should read.
+    """
+    energy, length = units
+    made, rows = dict(tensors), len(tensors["representation.embedding.weight"])
+    factors, added = (torch.as_tensor(each, dtype=torch.float64).expand(rows) for each in (scales, references))
+    if (factors != factors[:1]).any():
+        made["energy_scales"] = factors.clone()
+    elif (factors != 1).any():
+        made |= {name: made[name].double() * factors[0] for name in (f"{LAST}.weight", f"{LAST}.bias")}
+    made["representation.cutoff_fn.cutoff"] = torch.tensor([cutoff], dtype=torch.float64)
+    made = fold_units(made, LAST, energy, length)
+    if added.any():
+        made["atomic_references"] = added * energy
+    sizes = {
+        "architecture": "painn",
+        "hidden_dim": made["representation.embedding.weight"].shape[-1],
+        "num_interactions": sum(name.endswith(".mu_channel_mix.weight") for name in made),
+        "num_rbf": made["representation.filter_net.weight"].shape[-1],
+        "cutoff": cutoff * length,
+    }
+    return Potential(made, {**sizes, **said}, tuple(remarks))
 
 
 def _check_block(block: Block, features: int, owner: str) -> None:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import CheckpointError, ConfigurationError
-from painn_deploy.export.model.layout import fold_units
 from painn_deploy.export.readers.archive import Archive, is_tensor
 from painn_deploy.export.readers.averages import holds_average
+from painn_deploy.export.readers.blocks import in_our_terms
 from painn_deploy.export.readers.curator_configuration import from_configuration, plain
 from painn_deploy.export.readers.curator_energies import rescale
 from painn_deploy.export.readers.curator_parts import Described, Part, from_modules, refuse
-from painn_deploy.export.readers.dtu import LAST, in_ase_units, painn_tensors, sine
+from painn_deploy.export.readers.dtu import in_ase_units, painn_tensors, sine
 from painn_deploy.export.readers.reader import Opened, Potential, Reader
 from painn_deploy.export.readers.stand_ins import StandIn
 
@@ -117,29 +117,17 @@ class _Reading:
             if factor != 1.0 and (name := f"message_layers.{i}.filter_layer.weight") in weights:
                 weights[name] = weights[name].double() * factor
         tensors = painn_tensors(weights, bases, source)
-        rows, features = tensors["representation.embedding.weight"].shape
-        rescaled = rescale(self._archive, described.outputs, rows)
+        rescaled = rescale(self._archive, described.outputs, len(tensors["representation.embedding.weight"]))
         self._remarks += rescaled.remarks
-        scales, shifts = rescaled.scales, rescaled.shifts
-        if len(set(scales.tolist())) > 1:
-            tensors["energy_scales"] = scales
-        elif (scale := float(scales[0])) != 1.0:
-            tensors |= {name: tensors[name].double() * scale for name in (f"{LAST}.weight", f"{LAST}.bias")}
-        tensors["representation.cutoff_fn.cutoff"] = torch.tensor([cutoff], dtype=torch.float64)
-        tensors = fold_units(tensors, LAST, energy, length)
-        if shifts.any():
-            tensors["atomic_references"] = shifts * energy
         self._compare(opened, state)
-        read = {
-            "architecture": "painn",
-            "hidden_dim": features,
-            "num_interactions": len(bases),
-            "num_rbf": len(next(iter(bases[0].values()))),
-            "cutoff": cutoff * length,
+        said = {
             "epsilon": 0.0,
             "description": "read from a checkpoint of curator",
+            **envelope,
+            **_species(opened, data),
         }
-        return Potential(tensors, read | envelope | _species(opened, data), tuple(self._remarks))
+        units, scales, shifts = (energy, length), rescaled.scales, rescaled.shifts
+        return in_our_terms(tensors, said, cutoff, units, scales, shifts, self._remarks)
 
     def _units(self, declared: Declaration, data: Mapping[str, Any]) -> tuple[float, float, tuple[str, ...]]:
         kind, steps = data.get("data_type", "AseDataset"), data.get("transforms") or []

@@ -13,22 +13,18 @@ from torch import Tensor
 
 from painn_deploy.export.declaration import ENERGY_KEY, Declaration
 from painn_deploy.export.errors import CheckpointError, DeclarationError
-from painn_deploy.export.model.layout import fold_units
+from painn_deploy.export.model.weights import check_names
 from painn_deploy.export.readers.archive import Archive, is_tensor, kind_of
-from painn_deploy.export.readers.blocks import Block, Linear, Order, canonical
+from painn_deploy.export.readers.blocks import Block, Linear, Order, canonical, in_our_terms
 from painn_deploy.export.readers.dtu_arguments import read_cutoff
 from painn_deploy.export.readers.reader import Opened, Potential, Reader, named_by_model
 
-__all__ = ["DTU", "LAST", "in_ase_units", "painn_tensors", "sine"]
+__all__ = ["DTU", "in_ase_units", "painn_tensors", "sine"]
 
 ORDER = Order(("vector", "direction", "scalar"), ("vector", "product", "scalar"), norms_first=True)
-LAST = "output_modules.0.outnet.1"
-"""The read-out's last layer, in SchNetPack's names."""
-
 FUNCTIONS = 20
 """Of the radial basis, written into their code."""
 
-LINEAR = ("weight", "bias")
 EMBEDDING = "atom_embedding.weight"
 FLAGS, NUMBERS = ("normalization", "atomwise_normalization"), ("normalize_stddev", "normalize_mean")
 HEADS = {"linear_magmom": "magnetic moments", "linear_bader_charge": "charges", "linear": "magnetic moments or charges"}
@@ -71,13 +67,7 @@ def painn_tensors(state: Mapping[str, Tensor], bases: Sequence[Mapping[str, Tens
         wanted |= _linear(f"{update}.update_U", features, features) | _linear(f"{update}.update_V", features, features)
         wanted |= _linear(f"{update}.update_mlp.0", 2 * features, features)
         wanted |= _linear(f"{update}.update_mlp.2", features, 3 * features)
-    if missing := sorted(wanted.keys() - state.keys()):
-        raise CheckpointError(f"{source} lacks tensors of a PaiNN with {len(bases)} interactions: {_some(missing)}.")
-    if extra := sorted(state.keys() - wanted.keys()):
-        raise CheckpointError(
-            f"{source} holds tensors that its code's PaiNN has no place for: {_some(extra)}. They may change the "
-            "model, so they are not ignored."
-        )
+    check_names(wanted, state, f"its code's PaiNN with {len(bases)} interactions", source)
     for name, shape in wanted.items():
         if state[name].shape != shape:
             raise CheckpointError(
@@ -170,22 +160,11 @@ def _read(opened: Opened, declared: Declaration) -> Potential:
         )
     tensors = painn_tensors(state, [sine(FUNCTIONS, cutoff)] * count, source)
     scale, mean = _normalisation(opened.archive, things)
-    for name in LINEAR if scale != 1.0 else ():
-        tensors[f"{LAST}.{name}"] = tensors[f"{LAST}.{name}"].double() * scale
-    tensors = fold_units(tensors, LAST, energy, length)
-    rows, features = tensors["representation.embedding.weight"].shape
-    if mean:
-        tensors["atomic_references"] = torch.full((rows,), mean * energy, dtype=torch.float64)
-    read = {
-        "architecture": "painn",
-        "hidden_dim": features,
-        "num_interactions": count,
-        "num_rbf": FUNCTIONS,
-        "cutoff": cutoff * length,
+    said = {
         "epsilon": 0.0,
         "description": f"read from a checkpoint of DTU's {'cPaiNN' if heads else 'PaiNN-model'}",
     }
-    return Potential(tensors, read | _species(opened), remarks)
+    return in_our_terms(tensors, said | _species(opened), cutoff, (energy, length), scale, mean, remarks)
 
 
 def _normalisation(archive: Archive, things: Mapping[str, Any]) -> tuple[float, float]:
@@ -211,10 +190,6 @@ def _normalisation(archive: Archive, things: Mapping[str, Any]) -> tuple[float, 
 def _species(opened: Opened) -> dict[str, Any]:
     said = (opened.beside or {}).get("species")
     return {} if said is None else {"species": said}
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 DTU = Reader("PaiNN-model", _claims, _read)

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from painn_deploy.export.declaration import Declaration, species_text
 from painn_deploy.export.errors import CheckpointError
-from painn_deploy.export.model.layout import fold_units
 from painn_deploy.export.readers.archive import Archive, kind_of
-from painn_deploy.export.readers.blocks import Block, Linear, Order, canonical
+from painn_deploy.export.readers.blocks import Block, Linear, Order, canonical, in_our_terms
 from painn_deploy.export.readers.graph_pes_parts import CODE, LISTS, OFFSETS, PAINN, SUM, by_element, elements_of
 from painn_deploy.export.readers.modules import MOST, Modules
 from painn_deploy.export.readers.reader import Opened, Potential, Reader
@@ -71,7 +70,7 @@ class _Walk(Modules):
             self.refuse(f"it holds {len(painns) or 'no'} PaiNNs, and one can be deployed")
         (painn,) = painns
         remarks = self._version(painn)
-        energy, length = declared.scales(self.archive.source)
+        units = declared.scales(self.archive.source)
         embedding = self.module(painn.part("z_embedding"), "the embedding of elements", "PerElementEmbedding")
         scaler = self.module(painn.part("scaler"), "the scaler of energies", "LocalEnergiesScaler")
         table = self._column(embedding, "_embeddings", "the embedding of elements")
@@ -80,31 +79,21 @@ class _Walk(Modules):
         blocks, (cutoff, power) = self._blocks(painn)
         read_out = self._network(painn.part("read_out"), "the read-out")
         tensors = canonical(blocks, ORDER, table, read_out, self.archive.source)
-        tensors["representation.cutoff_fn.cutoff"] = torch.tensor(cutoff, dtype=torch.float64)
-        tensors = fold_units(tensors, "output_modules.0.outnet.1", energy, length)
-        if (scales != 1).any():
-            tensors["energy_scales"] = scales
-        if (references := sum(offsets, torch.zeros(len(table), dtype=torch.float64))).any():
-            tensors["atomic_references"] = references * energy
-        configuration = {
-            "architecture": "painn",
-            "hidden_dim": table.shape[-1],
-            "num_interactions": len(blocks),
-            "num_rbf": blocks[0].filters.weight.shape[-1],
-            "cutoff": cutoff * length,
+        references = sum(offsets, torch.zeros(len(table), dtype=torch.float64))
+        said = {
             "cutoff_fn": "polynomial",
             "cutoff_power": power,
             "epsilon": EPSILON,
             "description": f"read from a model of graph-pes {painn.part(VERSION)}",
         }
         if declared.species is None and (seen := elements_of(embedding, scales)):
-            configuration["species"] = list(seen)
+            said["species"] = list(seen)
             remarks.append(
                 f"It is taken to be trained on {species_text(seen, verified=True)}: these elements are registered in "
                 "it, or have an energy scale that is not the 1 which training begins with. If that is wrong, say "
                 "--species."
             )
-        return Potential(tensors, configuration, tuple(remarks))
+        return in_our_terms(tensors, said, cutoff, units, scales, references, remarks)
 
     def _leaves(self, thing: Any, at: str, depth: int) -> Iterator[tuple[StandIn, str]]:
         """The PaiNN and the energies of elements that are added to it, and where each is; all else is refused."""

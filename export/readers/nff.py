@@ -15,10 +15,9 @@ from torch import Tensor
 
 from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import ConfigurationError
-from painn_deploy.export.model.layout import fold_units
 from painn_deploy.export.parsing import UnreadableError
 from painn_deploy.export.readers.archive import Archive, kind_of
-from painn_deploy.export.readers.blocks import Block, Linear, Order, canonical
+from painn_deploy.export.readers.blocks import Block, Linear, Order, canonical, in_our_terms
 from painn_deploy.export.readers.nff_modules import Settings, check_sum, energy_of, read_modules, refuse
 from painn_deploy.export.readers.reader import Opened, Potential, Reader, named_by_model
 from painn_deploy.export.readers.stand_ins import StandIn
@@ -103,7 +102,7 @@ def read_nff(opened: Opened, declared: Declaration) -> Potential:
 
 def _potential(source: str, weights: Mapping[str, Tensor], settings: Settings, declared: Declaration) -> Potential:
     """The model in our terms; every weight is used."""
-    energy, length = declared.scales(source)
+    units = declared.scales(source)
     left = dict(weights)
     count = len({name.split(".")[1] for name in weights if name.startswith("message_blocks.")})
 
@@ -132,28 +131,18 @@ def _potential(source: str, weights: Mapping[str, Tensor], settings: Settings, d
     readout = f"{READOUTS}{settings.key}"
     embedding = taken("embed_block.atom_embed.weight")
     blocks = [block(index) for index in range(count)]
-    layers = [linear(f"{readout}.0")]
-    layers += [Linear(*(taken(f"{readout}.1.{name}").double() * settings.scale for name in ("weight", "bias")))]
+    layers = [linear(f"{readout}.{layer}") for layer in (0, 1)]
     if left:
         refuse(source, f"it holds tensors that a Painn has no place for: {', '.join(sorted(left)[:6])}")
     tensors = canonical(blocks, ORDER, embedding, layers, source)
-    tensors["representation.cutoff_fn.cutoff"] = torch.tensor([settings.cutoff], dtype=torch.float64)
-    tensors = fold_units(tensors, "output_modules.0.outnet.1", energy, length)
-    if settings.mean:
-        tensors["atomic_references"] = torch.full((len(embedding),), settings.mean * energy, dtype=torch.float64)
-    configuration: dict[str, Any] = {
-        "architecture": "painn",
-        "hidden_dim": embedding.shape[-1],
-        "num_interactions": count,
-        "num_rbf": len(blocks[0].basis["freqs"]),
-        "cutoff": settings.cutoff * length,
+    said: dict[str, Any] = {
         "activation": settings.activation,
         "epsilon": EPSILON,
         "description": "read from a Painn of NeuralForceField",
     }
     others = ", ".join(map(repr, settings.others))
-    remarks = (f"Its read-outs {others} are left out: {settings.key!r} is the energy.",) if others else ()
-    return Potential(tensors, configuration, remarks)
+    remarks = [f"Its read-outs {others} are left out: {settings.key!r} is the energy."] if others else []
+    return in_our_terms(tensors, said, settings.cutoff, units, settings.scale, settings.mean, remarks)
 
 
 def _state(opened: Opened, declared: Declaration, params: Mapping[str, Any]) -> tuple[dict[str, Tensor], Settings]:
