@@ -12,7 +12,7 @@ from painn_deploy.engines.contract import check_inputs, padded
 from painn_deploy.engines.owner import SoleUse
 from painn_deploy.engines.session import Closing, EngineInfo
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
-from painn_deploy.export.fields import GraphInputs, GraphOutputs
+from painn_deploy.export.fields import OUTPUTS, Field, GraphInputs, GraphOutputs
 
 __all__ = ["HostSession"]
 
@@ -35,10 +35,11 @@ class HostSession(Closing):
     Args:
         info: what the session says of itself.
         least: atoms and slots that the engine takes at least; smaller matrices are padded.
+        outputs: of the graph, see `painn_deploy.export.fields.outputs_of`.
     """
 
-    def __init__(self, info: EngineInfo, least: int = 1) -> None:
-        self._info, self._least = info, least
+    def __init__(self, info: EngineInfo, least: int = 1, outputs: Sequence[Field] = OUTPUTS) -> None:
+        self._info, self._least, self.outputs = info, least, tuple(outputs)
         self._checked: GraphInputs | None = None
         self._closed = False
         _OPEN.add(self)
@@ -75,13 +76,13 @@ class HostSession(Closing):
                 self._checked = inputs
             atoms, slots = inputs.mask.shape
             if atoms >= self._least <= slots:
-                return GraphOutputs(*self._evaluate(inputs))
+                return GraphOutputs.of(self.outputs, self._evaluate(inputs))
             outputs = self._evaluate(padded(inputs, max(atoms, self._least), max(slots, self._least)))
-            return GraphOutputs(*(output[:atoms] for output in outputs))
+            return GraphOutputs.of(self.outputs, (output[:atoms] for output in outputs))
 
     @abstractmethod
     def _evaluate(self, inputs: GraphInputs) -> Sequence[np.ndarray]:
-        """Energies, forces and virials of inputs that keep the contract."""
+        """The graph's outputs, in their order, of inputs that keep the contract."""
 
     def close(self) -> None:
         """See `Session.close`."""

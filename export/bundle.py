@@ -17,7 +17,15 @@ from typing import Any
 from painn_deploy.export.described import described
 from painn_deploy.export.errors import BundleError, OutputError
 from painn_deploy.export.files import prepare_output, write_folder_whole
-from painn_deploy.export.manifest import LARGEST_MANIFEST, MANIFEST, MODEL, Manifest, check_free, check_name
+from painn_deploy.export.manifest import (
+    LARGEST_MANIFEST,
+    MANIFEST,
+    MODEL,
+    UNCERTAINTY,
+    Manifest,
+    check_free,
+    check_name,
+)
 from painn_deploy.export.onnx_content import OnnxContent, OnnxContentError, read_onnx_content
 from painn_deploy.export.parsing import UnreadableError, parse_json, parse_value
 from painn_deploy.export.reading import AbsentError, LinkError, Stamp, read_stamped, stamp_of
@@ -262,6 +270,12 @@ def _check_described(manifest: Manifest, graph: OnnxContent, path: Path) -> None
     wrong = [key for key, value in said.items() if key in graph.metadata and not _same(value, graph.metadata[key])]
     if graph.precision != manifest.precision:
         wrong.append("precision")
+    if not _same(manifest.axes, graph.metadata.get("axes", "{}")):
+        wrong.append("axes")
+    if ("width" in manifest.axes) != (UNCERTAINTY in manifest.files):
+        raise BundleError(
+            f"{path} has only one of features and {UNCERTAINTY}, which makes uncertainties of them. Export it again."
+        )
     of_student = {key: manifest.configuration.get(key, getattr(manifest, key)) for key in ("architecture", "cutoff")}
     if differing := [key for key, value in of_student.items() if value != getattr(manifest, key)]:
         raise BundleError(

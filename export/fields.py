@@ -5,7 +5,8 @@ slot k of atom i and points from i to j = neighbours[i, k]. Every pair is stored
 `reverse` finds the other end. Batching is concatenation along `atoms` with the indices offset.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -14,8 +15,12 @@ from jaxtyping import Float, Int32
 
 __all__ = [
     "AS_WRITTEN",
+    "EXTRA_OUTPUTS",
+    "FEATURES",
     "FIELDS",
+    "FORCES_UNCERTAINTY",
     "INPUTS",
+    "MEMBER_ENERGIES",
     "OUTPUTS",
     "PAIR_INPUTS",
     "UNITS",
@@ -23,6 +28,7 @@ __all__ = [
     "GraphInputs",
     "GraphOutputs",
     "PairInputs",
+    "outputs_of",
     "real_type",
 ]
 
@@ -102,6 +108,41 @@ OUTPUTS = (
     ),
 )
 
+FEATURES = Field(
+    "features",
+    ("atoms", "width"),
+    REAL,
+    "",
+    "last hidden layer of the read-out: an atom's energy is linear in its row, up to its element's constant",
+)
+MEMBER_ENERGIES = Field(
+    "member_energies", ("atoms", "members"), REAL, "eV", "atomic energies of each member of a committee"
+)
+FORCES_UNCERTAINTY = Field(
+    "forces_uncertainty",
+    ("atoms",),
+    REAL,
+    "eV/Angstrom",
+    "root of the variance (n - 1) over the members of a committee, summed over the three components",
+)
+
+EXTRA_OUTPUTS: Mapping[str, tuple[Field, ...]] = MappingProxyType(
+    {"width": (FEATURES,), "members": (MEMBER_ENERGIES, FORCES_UNCERTAINTY)}
+)
+"""Outputs beside `OUTPUTS`, of a graph that has the axis that they are listed under; its length is fixed."""
+
+
+def outputs_of(axes: Mapping[str, int]) -> tuple[Field, ...]:
+    """The outputs of a graph.
+
+    Args:
+        axes: lengths of the axes of `EXTRA_OUTPUTS` that it has; empty for a graph that gives `OUTPUTS` alone.
+    """
+    extra = [field for axis, fields in EXTRA_OUTPUTS.items() if axis in axes for field in fields]
+    sized = [replace(field, shape=tuple(axes.get(str(size), size) for size in field.shape)) for field in extra]
+    return (*OUTPUTS, *sized)
+
+
 PAIR_INPUTS = (
     Field(
         "pairs",
@@ -120,7 +161,8 @@ PAIR_INPUTS = (
 )
 """Extra inputs of graphs that compute filters once per pair. Such graphs exist inside engines, never in bundles."""
 
-FIELDS = MappingProxyType({field.name: field for field in (*INPUTS, *PAIR_INPUTS, *OUTPUTS)})
+_EXTRA = [field for fields in EXTRA_OUTPUTS.values() for field in fields]
+FIELDS = MappingProxyType({field.name: field for field in (*INPUTS, *PAIR_INPUTS, *OUTPUTS, *_EXTRA)})
 
 UNITS = MappingProxyType({"length": "Angstrom", "energy": "eV", "forces": "eV/Angstrom", "virials": "eV"})
 
@@ -139,12 +181,41 @@ class GraphInputs(NamedTuple):
     mask: Float[np.ndarray, "atoms slots"]
 
 
-class GraphOutputs(NamedTuple):
-    """The contract's outputs as arrays, in its order; see `OUTPUTS`."""
-
+class _Outputs(NamedTuple):
     atomic_energies: Float[np.ndarray, " atoms"]
     forces: Float[np.ndarray, "atoms 3"]
     virials: Float[np.ndarray, "atoms 3 3"]
+
+
+class GraphOutputs(_Outputs):
+    """The contract's outputs as arrays, in its order; see `OUTPUTS`.
+
+    Attributes:
+        extras: further outputs by name, each with a row for an atom; see `EXTRA_OUTPUTS`.
+    """
+
+    extras: Mapping[str, np.ndarray] = MappingProxyType({})
+
+    @classmethod
+    def of(cls, fields: Iterable[Field], arrays: Iterable[np.ndarray]) -> "GraphOutputs":
+        """The outputs of a graph.
+
+        Args:
+            fields: of the graph, see `outputs_of`.
+            arrays: one for each.
+        """
+        found = dict(zip((field.name for field in fields), arrays, strict=True))
+        outputs = cls(*(found.pop(field.name) for field in OUTPUTS))
+        if found:
+            outputs.extras = found
+        return outputs
+
+    def rows(self, rows: slice) -> "GraphOutputs":
+        """The outputs of some atoms."""
+        outputs = GraphOutputs(*(array[rows] for array in self))
+        if self.extras:
+            outputs.extras = {name: array[rows] for name, array in self.extras.items()}
+        return outputs
 
 
 class PairInputs(NamedTuple):

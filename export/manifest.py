@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from painn_deploy.export.errors import BundleError, OutputError
-from painn_deploy.export.fields import UNITS
+from painn_deploy.export.fields import UNITS, Field, outputs_of
 from painn_deploy.export.manifest_values import PRECISIONS, wrong_keys
 from painn_deploy.export.moved import moved_names
 from painn_deploy.export.parsing import UnreadableError, parse_json
@@ -31,10 +31,13 @@ __all__ = [
     "write_bundle",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 VALIDATION = "validation.json"
+UNCERTAINTY = "uncertainty.json"
+"""What makes uncertainties of the features that a graph gives; only in a bundle whose graph gives them."""
+
 SUFFIX = ".engine"
 LARGEST_MANIFEST = 2**22
 """Bytes; one of ours has a few thousand."""
@@ -67,6 +70,10 @@ class Manifest:
         declared: what the checkpoint's owner said of it (`energy_unit`, `length_unit`, `species`, `energy_key`), see
             `painn_deploy.export.declaration`; and `remarks`, sentences about what was assumed. Empty for a checkpoint
             that says it all.
+        axes: lengths of the axes of outputs that the graph gives beside energies, forces and virials, see
+            `painn_deploy.export.fields.outputs_of`.
+        members: of a committee, each with its `name`, `checkpoint_sha256` and `atomic_references` (eV for each of
+            `species`); empty for one student.
         tf32: whether FP32 products may round their operands to ten bits; only where a user asked for it.
         units: of every quantity.
         files: SHA-256 of every other file.
@@ -91,12 +98,19 @@ class Manifest:
     bound_to: tuple[str, ...] = ()
     radial_table: Mapping[str, Any] | None = None
     profiles: tuple[Mapping[str, Any], ...] = ()
+    axes: Mapping[str, int] = field(default_factory=dict)
+    members: tuple[Mapping[str, Any], ...] = ()
     tf32: bool = False
     declared: Mapping[str, Any] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=lambda: dict(UNITS))
     files: Mapping[str, str] = field(default_factory=dict)
     manifest_sha256: str = ""
     format_version: int = FORMAT_VERSION
+
+    @property
+    def outputs(self) -> tuple[Field, ...]:
+        """The outputs of its graph."""
+        return outputs_of(self.axes)
 
     @property
     def compute_capability(self) -> tuple[str, ...]:
@@ -127,7 +141,8 @@ class Manifest:
                 "Upgrade painn-deploy, or export the bundle again with this one."
             )
         known = {f.name: KEYS.get(f.name, f.name) for f in fields(cls)}
-        stored, values = values, {"tf32": False, "declared": {}, **values}  # younger than the format
+        # younger than the first format
+        stored, values = values, {"tf32": False, "declared": {}, "axes": {}, "members": [], **values}
         if missing := sorted(set(known.values()) - values.keys()):
             raise BundleError(f"{source} lacks {', '.join(missing)}. Export the bundle again.")
         if values["manifest_sha256"] != manifest_digest(stored):
@@ -161,7 +176,7 @@ def _check(values: Mapping[str, Any], source: str | Path) -> None:
             f"{source}: {', '.join(KEYS.get(name, name) for name in wrong)} holds a value that makes no sense. It was "
             "altered after export; export the bundle again."
         )
-    if values["files"].keys() - {MODEL, VALIDATION} and not values["bound_to"]:
+    if values["files"].keys() - {MODEL, VALIDATION, UNCERTAINTY} and not values["bound_to"]:
         raise BundleError(
             f"{source} lists machine code and does not say what it is bound to ({KEYS['bound_to']}). Export it again."
         )

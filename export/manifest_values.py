@@ -32,7 +32,16 @@ def wrong_keys(values: Mapping[str, Any]) -> list[str]:
     wrong = [name for name, sound in SOUND.items() if not sound(values[name])]
     if not wrong and len(values["atomic_references"]) != len(values["species"]):
         wrong.append("atomic_references")
+    if not wrong and not _members_of(values["members"], values["axes"], values["species"]):
+        wrong.append("members")
     return wrong
+
+
+def _members_of(members: Any, axes: Mapping[str, int], species: Any) -> bool:
+    """Whether there are as many members as the graph gives energies of, each with an energy for each element."""
+    return len(members) == axes.get("members", 0) and all(
+        len(one["atomic_references"]) == len(species) for one in members
+    )
 
 
 def _word(value: Any) -> bool:
@@ -139,6 +148,23 @@ def _profile(value: Any) -> bool:
     return isinstance(value, Mapping) and value.keys() == {"atoms", "slots"} and all(map(_axis, value.values()))
 
 
+def _axes(value: Any) -> bool:
+    """Lengths of the axes of further outputs; a committee's spread needs two members, and it gives no features."""
+    return _mapping(value, lambda size: _whole(size, LARGEST_SIZE)) and (
+        not value or value.keys() == {"width"} or (value.keys() == {"members"} and value["members"] > 1)
+    )
+
+
+def _member(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and value.keys() == {"name", "checkpoint_sha256", "atomic_references"}
+        and _text(value["name"])
+        and _sha256(value["checkpoint_sha256"])
+        and _energies(value["atomic_references"])
+    )
+
+
 def _declared(value: Any) -> bool:
     return _mapping(value, lambda said: _text(said) or _items(said, _text))
 
@@ -160,6 +186,8 @@ SOUND: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
         "bound_to": lambda value: _items(value, _word),
         "radial_table": _table,
         "profiles": lambda value: _items(value, _profile),
+        "axes": _axes,
+        "members": lambda value: _items(value, _member),
         "tf32": _flag,
         "declared": _declared,
         "files": lambda value: isinstance(value, Mapping) and all(map(_sha256, value.values())),

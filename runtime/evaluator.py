@@ -203,7 +203,7 @@ class Evaluator(Closing):
             for one in batch:
                 rows = slice(start, start + len(one.graph.numbers))
                 start = rows.stop
-                own = GraphOutputs(*(array[rows] for array in outputs))
+                own = outputs.rows(rows)
                 try:
                     answers.append(checked_results(one.graph.numbers, one.cell, own, one.references))
                 except EngineError as error:

@@ -28,11 +28,13 @@ class Executor(Protocol):
 
     Attributes:
         fields: inputs that the engine reads beside those of the contract.
+        outputs: of the graph, see `painn_deploy.export.fields.outputs_of`.
         least: atoms that a matrix has at least.
         most_slots: slots that it has at most; None for any number.
     """
 
     fields: tuple[Field, ...]
+    outputs: tuple[Field, ...]
     least: int
     most_slots: int | None
 

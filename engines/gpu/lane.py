@@ -19,7 +19,7 @@ from painn_deploy.engines.gpu.device_positions import DisplacementKernel
 from painn_deploy.engines.gpu.executor import Executor, Recorded
 from painn_deploy.engines.session import DeviceTime, ResidentGraph
 from painn_deploy.export.errors import EngineError, ShapeError
-from painn_deploy.export.fields import INPUTS, OUTPUTS, GraphInputs, GraphOutputs
+from painn_deploy.export.fields import INPUTS, GraphInputs, GraphOutputs
 
 __all__ = ["MOST_GRAPHS", "MOST_REFUSED", "SLOT_STEP", "Lane"]
 
@@ -185,7 +185,8 @@ class Lane:
         (atoms, outputs), self._pending = self._pending, None
         with nvtx_range("wait"):
             call(self._cuda.cudaStreamSynchronize, self._stream)
-        return GraphOutputs(*(outputs.arrays[field.name][:atoms].copy() for field in OUTPUTS))
+        fields = self.executor.outputs
+        return GraphOutputs.of(fields, (outputs.arrays[field.name][:atoms].copy() for field in fields))
 
     def device_time(self, inputs: GraphInputs, calls: int) -> DeviceTime:
         """Milliseconds of one evaluation on the device, by CUDA events around many of them.
@@ -305,7 +306,7 @@ class Lane:
         return self._arena.block("resident", (*fixed, ("positions", (atoms, 3), "float64")))
 
     def _outputs(self, atoms: int) -> Block:
-        return self._arena.block("outputs", columns(OUTPUTS, atoms=atoms))
+        return self._arena.block("outputs", columns(self.executor.outputs, atoms=atoms))
 
     def _write(self, inputs: GraphInputs, block: Block) -> None:
         """Copy inputs into pinned memory, and what the engine reads beside them."""

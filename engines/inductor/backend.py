@@ -35,7 +35,8 @@ from painn_deploy.engines.inductor.pairs import KnownPairs
 from painn_deploy.engines.session import EngineInfo
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
-from painn_deploy.export.fields import GraphInputs
+from painn_deploy.export.fields import OUTPUTS, Field, GraphInputs
+from painn_deploy.export.manifest import Manifest
 from painn_deploy.export.progress import Tell, silent
 
 if TYPE_CHECKING:
@@ -196,8 +197,8 @@ class InductorBackend(Backend):
         packages = _packages(bundle)
         if device == "cpu":
             check_threads(threads)
-            return InductorSession(packages, threads, info)
-        return _gpu_session(torch, packages, info, manifest.species, tf32=manifest.tf32)
+            return InductorSession(packages, threads, info, manifest.outputs)
+        return _gpu_session(torch, packages, info, manifest)
 
 
 BACKEND = InductorBackend()
@@ -267,23 +268,21 @@ def _load(torch: Any, index: int, contents: bytes) -> Any:
         return torch._inductor.aoti_load_package(io.BytesIO(contents), index >= 0, index)
 
 
-def _gpu_session(
-    torch: Any, packages: Sequence[StoredPackage], info: EngineInfo, species: tuple[int, ...], *, tf32: bool
-) -> GpuSession:
+def _gpu_session(torch: Any, packages: Sequence[StoredPackage], info: EngineInfo, manifest: Manifest) -> GpuSession:
     """A session on a GPU."""
     device = info["device"]
     index = int(device.partition(":")[2])
     loaded = [LoadedPackage(one.plan, one.elements, _load(torch, index, one.contents)) for one in packages]
 
     def make(stream: int, _: Arena) -> TorchExecutor:
-        return TorchExecutor(torch, loaded, device, stream, tf32=tf32)
+        return TorchExecutor(torch, loaded, device, stream, tf32=manifest.tf32, outputs=manifest.outputs)
 
     def release() -> None:
         loaded.clear()
         with suppress(RuntimeError):  # another thread may be recording
             torch.cuda.empty_cache()  # torch would keep the memory for itself
 
-    return GpuSession(make, index, info, species=species, release=release)
+    return GpuSession(make, index, info, species=manifest.species, release=release)
 
 
 class InductorSession(HostSession):
@@ -293,10 +292,17 @@ class InductorSession(HostSession):
         packages: the one for the smallest matrices first.
         threads: of its calls; None for as many as torch may take, and fewer while others want the cores.
         info: what the session says of itself.
+        outputs: of the graph.
     """
 
-    def __init__(self, packages: Sequence[StoredPackage], threads: int | None, info: EngineInfo) -> None:
-        super().__init__(info, LEAST)
+    def __init__(
+        self,
+        packages: Sequence[StoredPackage],
+        threads: int | None,
+        info: EngineInfo,
+        outputs: Sequence[Field] = OUTPUTS,
+    ) -> None:
+        super().__init__(info, LEAST, outputs)
         self._torch, self._threads = _torch(), threads
         if threads is not None:
             self._torch.set_num_threads(threads)

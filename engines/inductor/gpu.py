@@ -72,14 +72,23 @@ class TorchExecutor:
         device: such as `cuda:0`.
         stream: of the lane.
         tf32: whether products may round their operands to ten bits.
+        outputs: of the graph.
     """
 
     least = LEAST
     most_slots: int | None = None
 
     def __init__(
-        self, torch: Any, packages: Sequence[LoadedPackage], device: str, stream: int, *, tf32: bool = False
+        self,
+        torch: Any,
+        packages: Sequence[LoadedPackage],
+        device: str,
+        stream: int,
+        *,
+        tf32: bool = False,
+        outputs: Sequence[Field] = OUTPUTS,
     ) -> None:
+        self.outputs = tuple(outputs)
         self._torch, self._packages, self._device, self._tf32 = torch, tuple(packages), device, tf32
         self.fields: tuple[Field, ...] = PAIR_INPUTS if any(p.plan.form.paired for p in packages) else ()
         self._stream = torch.cuda.ExternalStream(stream, device=device)
@@ -108,13 +117,13 @@ class TorchExecutor:
         lengths = {"atoms": atoms, "slots": slots, **self.lengths(atoms, slots)}
         package = serving(self._packages, atoms, slots)
         taken = (*INPUTS, *(PAIR_INPUTS if package.plan.form.paired else ()))
-        key = (atoms, slots, *(addresses[field.name] for field in (*taken, *OUTPUTS)))
+        key = (atoms, slots, *(addresses[field.name] for field in (*taken, *self.outputs)))
         if key not in self._bound:
             if len(self._bound) >= MOST_BOUND:
                 self._bound.clear()
             inputs, outputs = (
                 [self._view(addresses[field.name], field.sized(**lengths), field.dtype) for field in fields]
-                for fields in (taken, OUTPUTS)
+                for fields in (taken, self.outputs)
             )
             self._bound[key] = package, inputs, outputs
         self._now = self._bound[key]

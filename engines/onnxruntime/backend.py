@@ -17,7 +17,7 @@ from painn_deploy.engines.onnxruntime.library import library as _library
 from painn_deploy.engines.session import EngineInfo
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
-from painn_deploy.export.fields import AS_WRITTEN, OUTPUTS, GraphInputs
+from painn_deploy.export.fields import AS_WRITTEN, OUTPUTS, Field, GraphInputs
 from painn_deploy.export.manifest import MODEL
 from painn_deploy.export.progress import Tell, silent
 
@@ -78,7 +78,7 @@ class OnnxRuntimeBackend(Backend):
         )
         if chosen.partition(":")[0] == "cuda":
             return _gpu_session(bundle, info)
-        return OnnxRuntimeSession(bundle.file(MODEL), chosen, threads, info)
+        return OnnxRuntimeSession(bundle.file(MODEL), chosen, threads, info, bundle.manifest.outputs)
 
 
 BACKEND = OnnxRuntimeBackend()
@@ -190,7 +190,7 @@ def _gpu_session(bundle: Bundle, info: EngineInfo) -> GpuSession:
         def load(records: bool) -> object:
             return load_graph(model, device, None, planned=False, stream=stream, records=records)
 
-        return OrtExecutor(library, load, kind, index, elements)
+        return OrtExecutor(library, load, kind, index, elements, manifest.outputs)
 
     return GpuSession(make, index, info, species=manifest.species)
 
@@ -207,10 +207,19 @@ class OnnxRuntimeSession(HostSession):
         device: `cpu`, or `tensorrt`, `tensorrt:N` for ONNX Runtime's own TensorRT provider.
         threads: of the CPU, for graphs of any size; None for one or all cores by size.
         info: what the session says of itself.
+        outputs: of the graph.
     """
 
-    def __init__(self, model: bytes, device: str, threads: int | None, info: EngineInfo) -> None:
-        super().__init__(info)
+    def __init__(
+        self,
+        model: bytes,
+        device: str,
+        threads: int | None,
+        info: EngineInfo,
+        outputs: Sequence[Field] = OUTPUTS,
+    ) -> None:
+        super().__init__(info, outputs=outputs)
+        self._names = [field.name for field in self.outputs]
         if device == "cpu":
             self._small: Any = load_graph(model, device, 1 if threads is None else threads)
             self._large: Any = load_graph(model, device, threads, planned=False)
@@ -220,7 +229,7 @@ class OnnxRuntimeSession(HostSession):
     def _evaluate(self, inputs: GraphInputs) -> list[np.ndarray]:
         session = self._small if inputs.mask.size <= SMALL else self._large
         try:
-            outputs = session.run(_OUTPUT_NAMES, inputs._asdict())
+            outputs = session.run(self._names, inputs._asdict())
         except Exception as error:  # as above
             atoms, slots = inputs.mask.shape
             raise EngineError(f"onnxruntime failed on {atoms} atoms x {slots} slots: {error}") from error

@@ -3,7 +3,7 @@
 NOT YET EXECUTED ON A GPU BY US: `make test` proves what can be proved without one, `make gpu-check` the rest.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -41,13 +41,23 @@ class OrtExecutor:
         device: kind of device that memory lies on, `cuda`.
         index: of the GPU.
         elements: of the graph's widest tensor, for each slot.
+        outputs: of the graph.
     """
 
     fields: tuple[Field, ...] = ()
     least = 1
     most_slots: int | None = None
 
-    def __init__(self, library: Any, load: Callable[[bool], Any], device: str, index: int, elements: float) -> None:
+    def __init__(
+        self,
+        library: Any,
+        load: Callable[[bool], Any],
+        device: str,
+        index: int,
+        elements: float,
+        outputs: Sequence[Field] = OUTPUTS,
+    ) -> None:
+        self.outputs = tuple(outputs)
         self._library, self._load, self._device, self._index, self._elements = library, load, device, index, elements
         self._plain: Any = load(False)
         self._recording: Any = None
@@ -78,7 +88,7 @@ class OrtExecutor:
             raise EngineError("Nothing is bound.")
         atoms, slots, addresses = self._bound
         binding = session.io_binding()
-        for fields, bind in ((INPUTS, binding.bind_input), (OUTPUTS, binding.bind_output)):
+        for fields, bind in ((INPUTS, binding.bind_input), (self.outputs, binding.bind_output)):
             for field in fields:
                 shape = list(field.sized(atoms=atoms, slots=slots))
                 bind(field.name, self._device, self._index, np.dtype(field.dtype), shape, addresses[field.name])

@@ -173,5 +173,6 @@ def open_plan(library: Any, name: str, bundle: Bundle, device: str) -> TensorRTS
         Profile.from_mapping(manifest.profiles[0]),
         info,
         species=manifest.species,
+        outputs=manifest.outputs,
         kept=cache_folder() / "kernels" / f"{name}-{library.__version__}-{here}-{bundle.sha256[:24]}.cache",
     )

@@ -42,6 +42,7 @@ class PlanExecutor:
         messages: what the library logs.
         stream: of the lane.
         arena: of the lane.
+        outputs: of the graph.
 
     Raises:
         EngineError: no context can be made.
@@ -51,8 +52,16 @@ class PlanExecutor:
     least = 1
 
     def __init__(
-        self, kernels: "Kernels", engine: Any, profile: Profile, messages: Messages, stream: int, arena: Arena
+        self,
+        kernels: "Kernels",
+        engine: Any,
+        profile: Profile,
+        messages: Messages,
+        stream: int,
+        arena: Arena,
+        outputs: Sequence[Field] = OUTPUTS,
     ) -> None:
+        self.outputs = tuple(outputs)
         self._name, self._profile, self._messages = kernels.library.__name__, profile, messages
         self._stream, self._arena = stream, arena
         self._context = kernels.context(engine)
@@ -78,7 +87,7 @@ class PlanExecutor:
             shape = field.sized(atoms=atoms, slots=slots)
             if not context.set_input_shape(field.name, shape):
                 raise EngineError(f"{self._name} refuses {field.name} of shape {shape}: {self._messages.told()}.")
-        for field in (*INPUTS, *OUTPUTS):
+        for field in (*INPUTS, *self.outputs):
             if not context.set_tensor_address(field.name, addresses[field.name]):
                 raise EngineError(f"{self._name} refuses the address of {field.name}: {self._messages.told()}.")
         size = max(1, int(context.update_device_memory_size_for_shapes()))
@@ -158,6 +167,7 @@ class TensorRTSession(GpuSession):
         cuda_graphs: whether a size that comes again is replayed as a CUDA graph.
         species: atomic numbers that the engine has rows for.
         kept: file for the kernels that TensorRT-RTX compiles when a plan is opened.
+        outputs: of the graph.
 
     Raises:
         EngineError: the plan cannot be loaded here; with what the library said.
@@ -174,6 +184,7 @@ class TensorRTSession(GpuSession):
         cuda_graphs: bool = True,
         species: Sequence[int] = (),
         kept: Path | None = None,
+        outputs: Sequence[Field] = OUTPUTS,
     ) -> None:
         messages, kernels = Messages(library), Kernels(library, kept)
         loaded: list[Any] = []
@@ -186,7 +197,7 @@ class TensorRTSession(GpuSession):
         del loader, engine  # the closures below would keep them
 
         def make(stream: int, arena: Arena) -> PlanExecutor:
-            return PlanExecutor(kernels, loaded[-1], profile, messages, stream, arena)
+            return PlanExecutor(kernels, loaded[-1], profile, messages, stream, arena, outputs)
 
         def release() -> None:
             kernels.keep()

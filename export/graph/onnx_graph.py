@@ -2,6 +2,8 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,9 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from painn_deploy.export.errors import ExportError
-from painn_deploy.export.fields import INPUTS, OUTPUTS, UNITS
+from painn_deploy.export.fields import INPUTS, UNITS, outputs_of
 from painn_deploy.export.graph.translate import OPSET, translate
-from painn_deploy.export.model.force_head import explicit_forces
+from painn_deploy.export.model.force_head import explicit_outputs
 from painn_deploy.export.model.student import NeighbourGraph, Student
 
 __all__ = ["check_contract", "export_onnx", "trace"]
@@ -27,7 +29,7 @@ FORBIDDEN = ("Scatter", "NonZero", "Compress", "Unique", "Loop", "If", "Scan", "
 
 
 def trace(student: Student, precision: str = "fp32") -> fx.GraphModule:
-    """Trace energies, forces and virials into one graph of ATen operators, symbolic in atoms and slots.
+    """Trace all that the student's graph gives into one graph of ATen operators, symbolic in atoms and slots.
 
     Args:
         student: frozen (`load_student` returns it so), in the type of the precision.
@@ -44,11 +46,11 @@ def trace(student: Student, precision: str = "fp32") -> fx.GraphModule:
             f"load_student(path{'' if precision == 'fp32' else ', dtype=torch.float64'})."
         )
 
-    def energies_forces_virials(*graph: Tensor) -> tuple[Tensor, ...]:
+    def outputs(*graph: Tensor) -> tuple[Tensor, ...]:
         inputs = NeighbourGraph(*graph)
         # all sizes are symbols until something says what they are
         torch._check(inputs.displacements.shape[-1] == 3)  # type: ignore[no-untyped-call]
-        return tuple(explicit_forces(student, inputs))
+        return explicit_outputs(student, inputs)
 
     # sizes 0 and 1 would be specialised, and equal ones would be taken for the same axis
     atoms, slots = 7, 5
@@ -61,7 +63,7 @@ def trace(student: Student, precision: str = "fp32") -> fx.GraphModule:
         torch.ones(atoms, slots, dtype=student.dtype),
     )
     traced = make_fx(
-        energies_forces_virials,
+        outputs,
         tracing_mode="symbolic",
         decomposition_table={
             torch.ops.aten.silu_backward.default: _silu_backward,
@@ -97,27 +99,31 @@ def export_onnx(student: Student, metadata: dict[str, Any], precision: str = "fp
     """
     weights = dict(student.named_parameters())
     name = f"painn_deploy_{student.configuration.architecture}"
-    model = translate(trace(student, precision), name, weights, precision)
+    model = translate(trace(student, precision), name, weights, precision, outputs_of(student.axes))
     model.producer_name = "painn-deploy"
     model.doc_string = "Atomic energies, forces and virials of a PaiNN student; see the metadata."
-    for key, value in {**metadata, "units": dict(UNITS)}.items():
+    for key, value in {**metadata, **({"axes": student.axes} if student.axes else {}), "units": dict(UNITS)}.items():
         model.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
-    check_contract(model, precision)
+    check_contract(model, precision, student.axes)
     return model
 
 
-def check_contract(model: onnx.ModelProto, precision: str = "fp32") -> None:
+def check_contract(
+    model: onnx.ModelProto, precision: str = "fp32", axes: Mapping[str, int] = MappingProxyType({})
+) -> None:
     """Hold a model against the graph contract: names, types, shapes, opset, operators, and that ONNX accepts it.
 
     Args:
         model: the graph.
         precision: of it; all but `fp64` have the same types at the boundary.
+        axes: of its further outputs, see `painn_deploy.export.fields.outputs_of`.
 
     Raises:
         ExportError: naming what differs, and what to do.
     """
     names = {number: name.lower() for name, number in onnx.TensorProto.DataType.items()}
-    for what, fields, values in (("input", INPUTS, model.graph.input), ("output", OUTPUTS, model.graph.output)):
+    boundary = ("input", INPUTS, model.graph.input), ("output", outputs_of(axes), model.graph.output)
+    for what, fields, values in boundary:
         if [f.name for f in fields] != [v.name for v in values]:
             raise _broken(f"its {what}s are {[v.name for v in values]}, not {[f.name for f in fields]}")
         for field, value in zip(fields, values, strict=True):

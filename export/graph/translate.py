@@ -39,7 +39,11 @@ _ELEMENT_TYPES = {"float64": TensorProto.DOUBLE, "float32": TensorProto.FLOAT, "
 
 
 def translate(
-    module: fx.GraphModule, name: str, weights: Mapping[str, Tensor], precision: str = "fp32"
+    module: fx.GraphModule,
+    name: str,
+    weights: Mapping[str, Tensor],
+    precision: str = "fp32",
+    results: Sequence[Field] = OUTPUTS,
 ) -> onnx.ModelProto:
     """Write a traced graph as an ONNX model that keeps the graph contract.
 
@@ -48,6 +52,7 @@ def translate(
         name: of the ONNX graph.
         weights: the student's, by name; products with them carry their names.
         precision: that it was traced in, `fp32` or `fp64`.
+        results: the outputs' fields.
 
     Raises:
         ExportError: the graph holds an operator or a shape that is not foreseen.
@@ -66,13 +71,13 @@ def translate(
             outputs = node.args[0]
         else:
             writer.values[node] = _became(writer, node)
-    for node, field in zip(outputs, OUTPUTS, strict=True):
+    for node, field in zip(outputs, results, strict=True):
         writer.nodes.append(helper.make_node("Identity", [writer.materialised(node)], [field.name]))
     written = helper.make_graph(
         writer.nodes,
         name,
         [_declared(field, precision) for field in INPUTS],
-        [_declared(field, precision) for field in OUTPUTS],
+        [_declared(field, precision) for field in results],
         list(writer.initialisers.values()),
     )
     opsets = [helper.make_opsetid("", OPSET)]
@@ -124,7 +129,7 @@ def _name_outputs(graph: EditableGraph) -> bool:
     """
     final = {n.input[0]: n.output[0] for n in graph.nodes if n.op_type == "Identity"}
     made = {name for node in graph.nodes for name in node.output}
-    if len(final) != len(OUTPUTS) or not final.keys() <= made:
+    if len(final) != len(graph.outputs) or not final.keys() <= made:
         return False  # an output that is also an input or a constant keeps its Identity
 
     def ended(node: onnx.NodeProto) -> list[onnx.NodeProto]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from painn_deploy.export.errors import CheckpointError, ConfigurationError
 from painn_deploy.export.model.aggregation import PLAIN, Aggregation, FilterFunction, Vectors
 from painn_deploy.export.model.student import (
+    Answer,
     Configuration,
     NeighbourGraph,
     Student,
@@ -57,13 +58,13 @@ class Distiller(Student):
         hidden = (features // 2, features // 4) if readout is None else readout
         self.readout = mlp([features, *hidden, 1])
 
-    def forward(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> Float[Tensor, " atoms"]:
-        """Energy of each atom in eV, without its atomic reference.
+    @property
+    def feature_width(self) -> int:
+        """See `Student.feature_width`."""
+        return cast(nn.Linear, self.readout[-1]).in_features
 
-        Args:
-            graph: displacements (Å), neighbours and mask of [atoms, slots], and atomic numbers [atoms].
-            aggregation: how sums over neighbours are computed.
-        """
+    def answer(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> Answer:
+        """See `Student.answer`."""
         distances, directions = aggregation.geometry(graph.displacements, graph.mask, DIRECTION_EPSILON)
         of_scalars, of_vectors, directed = self._filters(distances, directions, graph.mask, aggregation)
         scalars = self.embedding(graph.atomic_numbers)

@@ -5,6 +5,7 @@ scatter (`painn_deploy.export.model.explicit`), reverse mode derives the rest, a
 graph.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from painn_deploy.export.model.aggregation import PLAIN
 from painn_deploy.export.model.explicit import EXPLICIT
 from painn_deploy.export.model.student import NeighbourGraph, Student
 
-__all__ = ["EnergyAndForces", "autograd_forces", "explicit_forces"]
+__all__ = ["EnergyAndForces", "autograd_forces", "explicit_forces", "explicit_outputs"]
 
 
 class EnergyAndForces(NamedTuple):
@@ -36,12 +37,38 @@ def explicit_forces(student: Student, graph: NeighbourGraph) -> EnergyAndForces:
         student: its energy model.
         graph: displacements (Å), neighbours and mask of [atoms, slots], and atomic numbers [atoms].
     """
+    return EnergyAndForces(*explicit_outputs(student, graph)[: len(EnergyAndForces._fields)])
+
+
+def explicit_outputs(student: Student, graph: NeighbourGraph) -> tuple[Tensor, ...]:
+    """The same, and what else the student's graph gives: all of `outputs_of(student.axes)`, in that order.
+
+    A committee's energies, forces and virials are the means over its members, each of whose forces are the gradient of
+    its own energy.
+
+    Args:
+        student: its energy model.
+        graph: displacements (Å), neighbours and mask of [atoms, slots], and atomic numbers [atoms].
+    """
     graph = graph._replace(displacements=graph.displacements.detach().requires_grad_())
     with torch.enable_grad():
-        energies = student(graph, EXPLICIT)
-        (gradient,) = torch.autograd.grad(energies.sum(), graph.displacements)
-    virials = gradient.mT @ graph.displacements
-    return EnergyAndForces(energies.detach(), forces_of(gradient, graph.reverse), virials.detach())
+        answers = [member.answer(graph, EXPLICIT) for member in student.members]
+        gradients = [torch.autograd.grad(one.energies.sum(), graph.displacements)[0] for one in answers]
+    energies = [one.energies.detach() for one in answers]
+    mean = _mean(gradients)
+    virials = mean.mT @ graph.displacements
+    outputs = _mean(energies), forces_of(mean, graph.reverse), virials.detach()
+    if "members" not in student.axes:
+        return (*outputs, *([answers[0].features.detach()] if student.gives_features else []))
+    deviations = [forces_of(gradient - mean, graph.reverse) for gradient in gradients]
+    squares = [(deviation * deviation).sum(-1) for deviation in deviations]
+    variance = sum(squares[1:], squares[0]) / (len(squares) - 1)
+    return (*outputs, torch.cat([each.unsqueeze(-1) for each in energies], -1), torch.sqrt(variance))
+
+
+def _mean(members: Sequence[Tensor]) -> Tensor:
+    """Of one tensor a member."""
+    return members[0] if len(members) == 1 else sum(members[1:], members[0]) / len(members)
 
 
 def forces_of(

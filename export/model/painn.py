@@ -19,6 +19,7 @@ from painn_deploy.export.model.cutoffs import cutoff_function
 from painn_deploy.export.model.layout import rename
 from painn_deploy.export.model.repulsion import ZBLRepulsion
 from painn_deploy.export.model.student import (
+    Answer,
     Configuration,
     NeighbourGraph,
     Student,
@@ -121,13 +122,13 @@ class PaiNN(Student):
         self.register_buffer("energy_scales", torch.ones(rows) if scaled else None)
         self.repulsion = repulsion
 
-    def forward(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> Float[Tensor, " atoms"]:
-        """Energy of each atom in eV, without its atomic reference.
+    @property
+    def feature_width(self) -> int:
+        """See `Student.feature_width`."""
+        return cast(nn.Linear, self.readout[-1]).in_features
 
-        Args:
-            graph: displacements (Å), neighbours and mask of [atoms, slots], and atomic numbers [atoms].
-            aggregation: how sums over neighbours are computed.
-        """
+    def answer(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> Answer:
+        """See `Student.answer`."""
         distances, directions = aggregation.geometry(graph.displacements, graph.mask, 0.0)
         filters = self._filters(distances, graph.mask, aggregation)
         scalars = self.embedding(graph.atomic_numbers)
@@ -159,13 +160,14 @@ class PaiNN(Student):
             else:  # nothing reads the last interaction's vectors
                 a_scalar, a_product = parts(update, features, (0, 2))
             scalars = scalars + a_scalar + a_product * (v * w).sum(1)
-        energies = read_out(self.readout, scalars)
+        energies, hidden = read_out(self.readout, scalars)
         if self.energy_scales is not None:
-            energies = energies * nn.functional.embedding(graph.atomic_numbers, self.energy_scales[:, None]).squeeze(-1)
+            scales = nn.functional.embedding(graph.atomic_numbers, self.energy_scales[:, None])
+            energies, hidden = energies * scales.squeeze(-1), hidden * scales
         if self.repulsion is not None:
             numbers = graph.atomic_numbers, graph.neighbours
             energies = energies + self.repulsion(distances, graph.mask, *numbers, aggregation)
-        return energies
+        return Answer(energies, hidden)
 
     def _filters(self, distances: Tensor, mask: Tensor, aggregation: Aggregation) -> list[Sequence[Any]]:
         """For each interaction its scalar and direction filters, and from the second on those of vectors.

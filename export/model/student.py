@@ -17,7 +17,7 @@ from painn_deploy.export.model.aggregation import PLAIN, Aggregation
 from painn_deploy.export.model.cutoffs import ShiftedSoftplus
 from painn_deploy.export.model.radial_table import RadialTable
 
-__all__ = ["Configuration", "NeighbourGraph", "Student"]
+__all__ = ["Answer", "Configuration", "NeighbourGraph", "Student"]
 
 
 class NeighbourGraph(NamedTuple):
@@ -247,6 +247,18 @@ _CONVERT: Mapping[str, Any] = {
 }
 
 
+class Answer(NamedTuple):
+    """What a student makes of a graph.
+
+    Attributes:
+        energies: of atoms, eV.
+        features: last hidden layer of the read-out, in which the energies are linear up to a constant of the element.
+    """
+
+    energies: Float[Tensor, " atoms"]
+    features: Float[Tensor, "atoms width"]
+
+
 class Student(nn.Module, ABC):
     """An energy model over a padded neighbour matrix; the reference that every engine is held against.
 
@@ -257,9 +269,11 @@ class Student(nn.Module, ABC):
             element alone. It stays out of graphs and engines, where a total energy of -100 eV an atom would cost
             digits, and is added by the runtime in float64.
         radial_table: that its filters are read from; None where they are computed.
+        gives_features: whether its graph gives the features of `answer` as well.
     """
 
     configuration: Configuration
+    gives_features = False
     embedding: nn.Embedding
     atomic_references: Tensor
 
@@ -271,13 +285,17 @@ class Student(nn.Module, ABC):
         self.radial_table: RadialTable | None = None
 
     @abstractmethod
-    def forward(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> Float[Tensor, " atoms"]:
-        """Energy of each atom in eV, without its atomic reference.
+    def answer(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> "Answer":
+        """Energy of each atom in eV, without its atomic reference, and the features that it was read from.
 
         Args:
             graph: displacements (Å), neighbours and mask of [atoms, slots], and atomic numbers [atoms].
             aggregation: how sums over neighbours are computed.
         """
+
+    def forward(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> Float[Tensor, " atoms"]:
+        """Energy of each atom in eV, without its atomic reference; see `answer`."""
+        return self.answer(graph, aggregation).energies
 
     @abstractmethod
     def wanted_filters(self, distances: Float[Tensor, " distances"]) -> Float[Tensor, "distances filters"]:
@@ -297,6 +315,21 @@ class Student(nn.Module, ABC):
         table = RadialTable.of(exact.wanted_filters, self.configuration.cutoff, rank, intervals)
         student.radial_table = table.to(self.dtype)
         return student
+
+    @property
+    def members(self) -> "Sequence[Student]":
+        """The students whose mean it is: itself, unless it is a committee."""
+        return (self,)
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Lengths of the axes of further outputs of its graph; see `painn_deploy.export.fields.outputs_of`."""
+        return {"width": self.feature_width} if self.gives_features else {}
+
+    @property
+    @abstractmethod
+    def feature_width(self) -> int:
+        """Numbers of an atom's features."""
 
     @property
     def species(self) -> tuple[int, ...]:
@@ -342,11 +375,10 @@ def parts(network: nn.Sequential, x: Tensor, wanted: tuple[int, ...], of: int = 
     return nn.functional.linear(network[:-1](x), weight, bias).chunk(len(wanted), -1)
 
 
-def read_out(network: nn.Sequential, x: Float[Tensor, "atoms features"]) -> Float[Tensor, " atoms"]:
+def read_out(network: nn.Sequential, x: Float[Tensor, "atoms features"]) -> Answer:
     """A network's only output. Its last layer is a sum, which an engine fuses, not a product with a single column."""
-    last = cast(nn.Linear, network[-1])
-    energies: Tensor = (network[:-1](x) * last.weight[0]).sum(-1) + last.bias
-    return energies
+    last, features = cast(nn.Linear, network[-1]), network[:-1](x)
+    return Answer((features * last.weight[0]).sum(-1) + last.bias, features)
 
 
 def separate_parts(network: nn.Sequential, x: Tensor, wanted: tuple[int, ...], of: int = 3) -> list[Tensor]:

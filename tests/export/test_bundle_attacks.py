@@ -151,7 +151,7 @@ WRONG: dict[str, list[Any]] = {
     "units": [None, 5, [], {"energy": "kcal/mol"}],
     "files": [None, 5, [], "x", {MODEL: None}, {MODEL: 5}, {MODEL: "x"}],
     "manifest_sha256": [None, 5],
-    "format_version": [None, "1", [], 0, True, 1.5, 2],
+    "format_version": [None, "1", [], 0, True, 1.5, 3],
 }
 
 
