@@ -1,0 +1,1 @@
+"""What makes uncertainties, fitted on frames of the user's."""

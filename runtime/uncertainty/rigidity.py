@@ -1,0 +1,171 @@
+"""The uncertainty of a last layer: how far an energy would move if the last layer were fitted a little otherwise.
+
+An atom's energy is linear in the features f of its read-out's last hidden layer, so that linear regression says how
+sure it is (prediction rigidity, Bigi, Chong, Ceriotti and Grasselli, arXiv:2403.02251). With the mean C of f fᵀ over
+the training atoms of its element, and a regularisation ς²,
+
+    σ²(f) = α² fᵀ (C + ς² 1)⁻¹ f
+
+Of a structure it is the sum over its atoms, as if all errors had one sign: an upper bound, which grows with the number
+of atoms as errors of force fields mostly do. A matrix for each element, and this sum, rank structures by their errors
+better than the paper's one matrix of sums over structures (`python -m painn_deploy.scripts.studies.uncertainty`, and
+docs/uncertainty.md). What is compared between structures is the mean over atoms.
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols
+from jaxtyping import Float, Float64, Integer
+
+from painn_deploy.export.errors import BundleError
+from painn_deploy.export.manifest import UNCERTAINTY
+from painn_deploy.runtime.uncertainty.watch import RATIO
+
+__all__ = ["QUANTILE", "LastLayer"]
+
+QUANTILE = 0.99
+"""Of the frames of the calibration, those whose ratio is up to the threshold."""
+
+_OF_ATOMS = "rigidities"
+"""Name of what `LastLayer.digest` makes."""
+
+
+@dataclass(frozen=True)
+class LastLayer:
+    """What makes uncertainties of a graph's features.
+
+    Attributes:
+        roots: of each atomic number W, [width, width], with |W f|² = fᵀ (C + ς² 1)⁻¹ f.
+        factor: α, eV; None where too few frames had an energy to calibrate it by.
+        typical: median over the frames of the calibration of the mean of |W f| over their atoms.
+        threshold: of the ratio to the typical one, up to which `QUANTILE` of these frames are.
+        fitted_on: name of the frames.
+        frames: how many made the matrices, and how many calibrated.
+        remarks: sentences about what is not as it should be.
+    """
+
+    roots: Mapping[int, Float64[np.ndarray, "width width"]]
+    factor: float | None
+    typical: float
+    threshold: float
+    fitted_on: str
+    frames: tuple[int, int]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """See `Uncertainty.names`."""
+        return (RATIO,) if self.factor is None else ("energy_uncertainty", "energies_uncertainty", RATIO)
+
+    def rigidities(
+        self, numbers: Integer[np.ndarray, " atoms"], features: Float[np.ndarray, "atoms width"]
+    ) -> Float64[np.ndarray, " atoms"]:
+        """|W f| of each atom; infinite for an element that no frame held.
+
+        Args:
+            numbers: atomic numbers.
+            features: of the read-out's last hidden layer.
+        """
+        found = np.full(len(numbers), np.inf)
+        for number, root in self.roots.items():
+            rows = np.flatnonzero(numbers == number)
+            if len(rows):
+                whitened = features[rows].astype(np.float64) @ root.T
+                found[rows] = np.sqrt(np.einsum("ai,ai->a", whitened, whitened))
+        return found
+
+    def digest(
+        self, numbers: Integer[np.ndarray, " atoms"], extras: Mapping[str, np.ndarray]
+    ) -> Mapping[str, np.ndarray]:
+        """See `Uncertainty.digest`: one number an atom in place of its features.
+
+        Args:
+            numbers: atomic numbers.
+            extras: further outputs of the graph.
+        """
+        return {_OF_ATOMS: self.rigidities(numbers, extras["features"])}
+
+    def results(
+        self,
+        numbers: Integer[np.ndarray, " atoms"],  # noqa: ARG002  a committee's are of the elements
+        digested: Mapping[str, np.ndarray],
+    ) -> dict[str, Any]:
+        """Uncertainties of one structure.
+
+        Args:
+            numbers: atomic numbers; not used.
+            digested: rows of its atoms of what `digest` made.
+
+        Returns:
+            `uncertainty_ratio`, how many times as uncertain its atoms are, in the mean, as those of a typical frame of
+            the calibration, infinite with an element that no frame held; and where frames had energies,
+            `energies_uncertainty` ([atoms], eV, one standard deviation of each atom's share) and `energy_uncertainty`
+            (eV, their sum), absent with such an element.
+        """
+        each = digested[_OF_ATOMS]
+        found: dict[str, Any] = {RATIO: float(each.mean() / self.typical)}
+        if self.factor is not None and np.isfinite(each).all():
+            shares = self.factor * each
+            found |= {"energy_uncertainty": float(shares.sum()), "energies_uncertainty": shares}
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types; a root is float64 in base 64, row after row."""
+        return {
+            "kind": "last_layer",
+            "roots": {
+                chemical_symbols[number]: base64.b64encode(np.ascontiguousarray(root, "<f8").tobytes()).decode()
+                for number, root in self.roots.items()
+            },
+            "factor": self.factor,
+            "typical": self.typical,
+            "threshold": self.threshold,
+            "quantile": QUANTILE,
+            "fitted_on": self.fitted_on,
+            "frames": list(self.frames),
+            "remarks": list(self.remarks),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], width: int) -> "LastLayer":
+        """Read what `as_dict` made.
+
+        Args:
+            values: by key.
+            width: of the features.
+
+        Raises:
+            BundleError: it is nothing that `as_dict` makes, or of another width.
+        """
+        try:
+            roots = {
+                atomic_numbers[symbol]: np.frombuffer(base64.b64decode(text, validate=True), "<f8")
+                .astype(np.float64)
+                .reshape(width, width)
+                for symbol, text in values["roots"].items()
+            }
+            factor = None if values["factor"] is None else float(values["factor"])
+            typical, threshold = float(values["typical"]), float(values["threshold"])
+            fitted_on, remarks = values["fitted_on"], tuple(values["remarks"])
+            first, second = values["frames"]
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError, binascii.Error) as error:
+            raise BundleError(
+                f"{UNCERTAINTY} of a bundle cannot be read ({str(error)[:200]}). Export the bundle again."
+            ) from error
+        positive = (typical, threshold, 1.0 if factor is None else factor)
+        sound = (
+            values.get("kind") == "last_layer"
+            and len(roots) > 0
+            and all(number > 0 and np.isfinite(root).all() for number, root in roots.items())
+            and all(0 < number < float("inf") for number in positive)
+            and all(type(count) is int and count > 0 for count in (first, second))
+            and all(isinstance(text, str) for text in (fitted_on, *remarks))
+        )
+        if not sound:
+            raise BundleError(f"{UNCERTAINTY} of a bundle holds values that make no sense. Export the bundle again.")
+        return cls(roots, factor, typical, threshold, fitted_on, (first, second), remarks)
