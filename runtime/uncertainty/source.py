@@ -1,7 +1,7 @@
 """Where the uncertainties of a bundle's results come from: its last layer, its committee, or nowhere."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Integer
@@ -13,6 +13,7 @@ from painn_deploy.runtime.uncertainty.rigidity import LastLayer
 __all__ = ["Uncertainty", "uncertainty_of"]
 
 
+@runtime_checkable
 class Uncertainty(Protocol):
     """Makes uncertainties of what a graph gives beside energies, forces and virials.
 
