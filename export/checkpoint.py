@@ -1,7 +1,7 @@
 """From a file to a student: whatever the file is, nothing in it is ever executed."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from painn_deploy.export.declaration import Declaration, species_text
 from painn_deploy.export.errors import CheckpointError, ConfigurationError, DeclarationError, PaiNNDeployError
+from painn_deploy.export.model.committee import Committee
 from painn_deploy.export.model.distiller import Distiller
 from painn_deploy.export.model.layout import remarks_on
 from painn_deploy.export.model.painn import PaiNN
@@ -165,6 +166,44 @@ def load_checkpoint(
     """
     state, configuration, made = read_weights(path, declared)
     return build_student(state, configuration, str(made.path), dtype=dtype), made
+
+
+def load_committee(
+    paths: Sequence[str | Path], *, dtype: torch.dtype = torch.float32, declared: Declaration | None = None
+) -> tuple[Committee, Checkpoint, list[Checkpoint]]:
+    """Load several students as one committee.
+
+    Args:
+        paths: of two students or more, see `load_student`.
+        dtype: see `load_student`.
+        declared: see `load_student`; of all of them.
+
+    Returns:
+        The committee; a checkpoint that stands for all, with the name of the first and the number of the others, and
+        the hash of their hashes in this order; and each one's own.
+
+    Raises:
+        CheckpointError: see `load_student`; or a file is given twice.
+        ConfigurationError: there are fewer than two, or they differ in more than their weights.
+    """
+    loaded = [load_checkpoint(path, dtype=dtype, declared=declared) for path in paths]
+    made = [checkpoint for _, checkpoint in loaded]
+    for index, one in enumerate(made):
+        if twin := next((other for other in made[:index] if other.sha256 == one.sha256), None):
+            raise CheckpointError(
+                f"{one.path} holds the same bytes as {twin.path}: they are one member, and counted twice "
+                "it would make the spread too small. Give each once."
+            )
+    committee = Committee([student for student, _ in loaded], [str(one.path) for one in made])
+    digest = hashlib.sha256("".join(one.sha256 for one in made).encode()).hexdigest()
+    remarks = tuple(dict.fromkeys(remark for one in made for remark in one.remarks))
+    whole = Checkpoint(made[0].path, committee_name([one.name for one in made]), digest, made[0].declared, remarks)
+    return committee.eval(), whole, made
+
+
+def committee_name(names: Sequence[str]) -> str:
+    """What bundles of a committee are named after: its first member, and how many others there are."""
+    return f"{names[0]}+{len(names) - 1}"
 
 
 def read_weights(

@@ -45,6 +45,10 @@ Structures = Annotated[
 Checkpoint = Annotated[
     str, typer.Argument(help="A file: best_model, .ckpt, .pt, .safetensors; or student:base.", metavar="FILE")
 ]
+Checkpoints = Annotated[
+    list[str],
+    typer.Argument(help="A file: best_model, .ckpt, .pt, .safetensors; or student:base; several with --committee."),
+]
 EnergyUnit = Annotated[
     str | None,
     typer.Option(help="Of a file that does not say, as SchNetPack's: eV, kcal/mol, Hartree, or a number of eV."),
@@ -80,8 +84,11 @@ def options(
 
 @app.command()
 def export(
-    checkpoint: Checkpoint,
+    checkpoints: Checkpoints,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write bundles into.")],
+    committee: Annotated[
+        bool, typer.Option("--committee", help="One bundle of several students: their mean, and their spread.")
+    ] = False,
     energy_unit: EnergyUnit = None,
     length_unit: LengthUnit = None,
     species: Species = None,
@@ -136,8 +143,9 @@ def export(
 
     with steps(err) as tell:
         paths = export_engines(
-            checkpoint,
+            checkpoints,
             output,
+            committee=committee,
             engines=choices.listed(engine) or ("onnxruntime",),
             precisions=choices.listed(precision) or ("fp32",),
             structures=structures,

@@ -42,16 +42,19 @@ class Yardstick:
         model: the FP32 graph.
         structures: to measure on.
         cutoff: Å.
+        run: evaluates it; None for ONNX Runtime.
     """
 
-    def __init__(self, model: onnx.ModelProto, structures: Sequence[Atoms], cutoff: float) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, structures: Sequence[Atoms], cutoff: float, run: Run | None = None
+    ) -> None:
         graphs = local_graphs(structures, cutoff)
         sizes = [graph.size for graph in graphs]
         self._batches = [(batch, join([graphs[i] for i in batch])) for batch in group(sizes)]
         self._atoms = np.array([atoms for atoms, _ in sizes])
         self.species = sorted({int(z) for atoms in structures for z in atoms.numbers})
         self._composition = np.array([[(a.numbers == z).sum() for z in self.species] for a in structures], float)
-        self._energies, self._forces = self._evaluate(open_graph(model.SerializeToString()))
+        self._energies, self._forces = self._evaluate(open_graph(model.SerializeToString()) if run is None else run)
         self.mean_size = (round(float(self._atoms.mean())), round(float(np.mean([slots for _, slots in sizes]))))
 
     def errors(self, run: Run, correction: Mapping[int, float] | None = None) -> Errors:

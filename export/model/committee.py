@@ -49,7 +49,7 @@ class Committee(Student):
     @property
     def members(self) -> Sequence[Student]:
         """Its students, in the order given."""
-        return cast(Sequence[Student], self.students)
+        return tuple(cast(Sequence[Student], self.students))
 
     @property
     def axes(self) -> dict[str, int]:
@@ -70,6 +70,16 @@ class Committee(Student):
     def species(self) -> tuple[int, ...]:
         """Atomic numbers that every member answers for."""
         return tuple(z for z in self.members[0].species if all(z in one.species for one in self.members[1:]))
+
+    def with_radial_table(self, rank: int, intervals: int) -> Student:
+        """The same committee, of members with a table of their own each.
+
+        Args:
+            rank: see `Student.with_radial_table`.
+            intervals: likewise.
+        """
+        members = [one.with_radial_table(rank, intervals) for one in self.members]
+        return Committee(members, [""] * len(members)).eval()
 
     def answer(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> Answer:
         """Means over the members.

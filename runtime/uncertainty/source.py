@@ -8,6 +8,7 @@ from jaxtyping import Integer
 
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.manifest import UNCERTAINTY
+from painn_deploy.runtime.uncertainty.committee import Spread
 from painn_deploy.runtime.uncertainty.rigidity import LastLayer
 
 __all__ = ["Uncertainty", "uncertainty_of"]
@@ -52,4 +53,6 @@ def uncertainty_of(bundle: Bundle) -> Uncertainty | None:
     """
     if "width" in bundle.manifest.axes:
         return LastLayer.from_dict(bundle.json(UNCERTAINTY), bundle.manifest.axes["width"])
+    if members := bundle.manifest.members:
+        return Spread(bundle.manifest.species, [member["atomic_references"] for member in members])
     return None

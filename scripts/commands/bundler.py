@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,18 +15,20 @@ from painn_deploy.calibration.accuracy.errors import Accuracy, Tolerances
 from painn_deploy.calibration.accuracy.tabling import Tabled, find_table
 from painn_deploy.calibration.structures import CALIBRATION_NAME, calibration_structures, trusted_species
 from painn_deploy.calibration.timing import milliseconds
+from painn_deploy.calibration.uncertainty.spread import ENERGY_TOLERANCE, FORCE_TOLERANCE, spread_errors, spread_of
 from painn_deploy.calibration.uncertainty.training import LARGEST_ERROR, last_layer_of, uncertainty_error
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing
 from painn_deploy.engines.cache import build_cached
 from painn_deploy.engines.profiles import plan_profile
 from painn_deploy.export.bundle import Bundle
-from painn_deploy.export.checkpoint import Checkpoint, load_checkpoint
+from painn_deploy.export.checkpoint import Checkpoint, load_checkpoint, load_committee
 from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import ParityError, PrecisionError
 from painn_deploy.export.files import to_json
 from painn_deploy.export.graph.onnx_graph import export_onnx
 from painn_deploy.export.manifest import MODEL, UNCERTAINTY, VALIDATION, Manifest
+from painn_deploy.export.model.committee import Committee
 from painn_deploy.export.model.student import Student
 from painn_deploy.export.progress import Tell, prefixed
 from painn_deploy.export.versions import installed
@@ -84,7 +86,7 @@ class Bundler(Closing):
     """Makes the bundles of one student; what they share is computed once. Nothing is written.
 
     Args:
-        checkpoint: a .safetensors or .pt file, or a student that ships.
+        checkpoints: a .safetensors or .pt file, or a student that ships; several for a committee.
         structures: see `painn_deploy.scripts.export_engines`, as for the others.
         training: to fit on.
         precisions: that will be asked for.
@@ -105,7 +107,7 @@ class Bundler(Closing):
 
     def __init__(
         self,
-        checkpoint: str | Path,
+        checkpoints: Sequence[str | Path],
         structures: Given,
         training: Given,
         compute_capabilities: Sequence[str],
@@ -120,7 +122,13 @@ class Bundler(Closing):
         declared: Declaration | None = None,
     ) -> None:
         self._tell = tell
-        reference, self._source = load_checkpoint(checkpoint, dtype=torch.float64, declared=declared)
+        reference: Student
+        self._members: list[Checkpoint] = []
+        if len(checkpoints) == 1:
+            reference, self._source = load_checkpoint(checkpoints[0], dtype=torch.float64, declared=declared)
+        else:
+            loaded = load_committee(checkpoints, dtype=torch.float64, declared=declared)
+            reference, self._source, self._members = loaded
         tell("reading structures")
         in_double = set(precisions) == {"fp64"}
         fits = "int8" in precisions or table_error is not None or training is not None
@@ -138,6 +146,7 @@ class Bundler(Closing):
             self._table = find_table(reference, fitted, fitted_on, table_error, tell=tell)
             self._exported = reference.with_radial_table(self._table.rank, self._table.intervals)
         self._last_layer: LastLayer | None = None
+        self._spread: list[dict[str, Any]] | None = None
         if training is not None and len(reference.members) == 1:
             frames, named = self._trial.fitted, self._trial.fitted_on
             tell(f"fitting the uncertainty of the last layer on {len(frames)} structures")
@@ -265,16 +274,33 @@ class Bundler(Closing):
         facts |= {"built": "earlier, of the very same graph and options"} if before else {}
         return bundle, facts
 
+    def _members_of(self, graph: TypedGraph) -> tuple[dict[str, Any], ...]:
+        """What a manifest says of a committee's members."""
+        species = self._exported.species
+        shifts: Sequence[Mapping[int, float]] = graph.corrections or [{}] * len(self._members)
+        members = list(zip(self._members, self._exported.members, shifts, strict=True)) if self._members else []
+        return tuple(
+            {
+                "name": made.name,
+                "checkpoint_sha256": made.sha256,
+                "atomic_references": tuple(float(one.atomic_references[z]) + shift.get(z, 0.0) for z in species),
+            }
+            for made, one, shift in members
+        )
+
     def _uncertainty_of(self, bundle: Bundle) -> dict[str, Any]:
         """What validation.json says of a bundle's uncertainties.
 
         Raises:
             ParityError: those of an exact engine are not the student's.
         """
+        runs = bool(get_backend(bundle.manifest.engine).devices())
+        if isinstance(self._exported, Committee) and runs:
+            return {"committee": self._spread_of(bundle, self._exported)}
         if self._last_layer is None:
             return {}
         found = {key: value for key, value in self._last_layer.as_dict().items() if key != "roots"}
-        if get_backend(bundle.manifest.engine).devices():
+        if runs:
             with PaiNNCalculator(bundle) as calculator:
                 error = uncertainty_error(calculator, self._exported, self._domain.structures)
             if not error <= LARGEST_ERROR and bundle.manifest.precision in EXACT:
@@ -284,6 +310,22 @@ class Bundler(Closing):
                 )
             found["largest_relative_error"] = error
         return {"uncertainty": found}
+
+    def _spread_of(self, bundle: Bundle, committee: Committee) -> dict[str, float]:
+        structures = self._domain.structures
+        if self._spread is None:
+            self._tell(f"evaluating {len(structures)} structures with each member")
+            self._spread = spread_of(committee, structures)
+        with PaiNNCalculator(bundle) as calculator:
+            errors = spread_errors(calculator.calculate_batch(structures), self._spread)
+        near = errors["energy_median"] <= ENERGY_TOLERANCE and errors["forces_median"] <= FORCE_TOLERANCE
+        if not near and bundle.manifest.precision in EXACT:
+            raise ParityError(
+                f"The spread of {bundle.manifest.engine} in {bundle.manifest.precision} is not that of its members: the "
+                f"medians of its errors are {errors['forces_median']:.1e} eV/Å and {errors['energy_median']:.1e} eV an "
+                "atom. No engine was written; report it with the students' configuration."
+            )
+        return errors
 
     @property
     def _files(self) -> dict[str, bytes]:
@@ -315,6 +357,7 @@ class Bundler(Closing):
             radial_table=None if self._table is None else self._table.as_dict(),
             profiles=tuple(profile.as_dict() for profile in built.profiles),
             axes=student.axes,
+            members=self._members_of(graph),
             tf32=built.tf32,
             declared=self._source.as_declared(),
         )

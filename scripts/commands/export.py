@@ -6,7 +6,7 @@ from pathlib import Path
 from painn_deploy.calibration.accuracy.errors import Tolerances
 from painn_deploy.calibration.accuracy.tabling import LARGEST_ERROR
 from painn_deploy.engines import BACKENDS, get_backend
-from painn_deploy.export.checkpoint import find_checkpoint
+from painn_deploy.export.checkpoint import committee_name, find_checkpoint
 from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import ExportError
 from painn_deploy.export.files import prepare_output
@@ -23,9 +23,10 @@ INT8 = "int8"
 
 
 def export_engines(
-    checkpoint: str | Path,
+    checkpoint: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
+    committee: bool = False,
     engines: Sequence[str] = ("onnxruntime",),
     precisions: Sequence[str] = ("fp32",),
     structures: Given = None,
@@ -41,11 +42,14 @@ def export_engines(
     tell: Tell = silent,
     declared: Declaration | None = None,
 ) -> list[Path]:
-    """Export a student to one bundle for each engine and precision.
+    """Export a student, or a committee of several, to one bundle for each engine and precision.
 
     Args:
-        checkpoint: a file, see `painn_deploy.export.load_student`, or a student that ships, such as `student:base`.
+        checkpoint: a file, see `painn_deploy.export.load_student`, or a student that ships, such as `student:base`; or
+            several, for a committee.
         output: folder to write bundles NAME-ENGINE-PRECISION.engine into.
+        committee: make one bundle of several students of one architecture: the mean of their energies, forces and
+            stress, with the standard deviation over them.
         engines: backends by name.
         precisions: `fp32`, `fp16`, `int8`; or `auto`, the fastest of them within the limits, measured here; or `fp64`,
             on the CPU alone, within 1e-9 eV/Å of the student in float64.
@@ -73,7 +77,8 @@ def export_engines(
         PaiNNDeployError: see `painn_deploy.export.errors`. What was complete before the error stays, whole; nothing
             half-made does.
     """
-    file, name = find_checkpoint(checkpoint)
+    checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
+    name = _name_of(checkpoints, committee=committee)
     engines, precisions = list(dict.fromkeys(engines)), list(dict.fromkeys(precisions))
     _check_request(engines, precisions)
     if "fp64" in precisions:
@@ -91,10 +96,10 @@ def export_engines(
         for precision in made_of[engine]:
             check_free(target(engine, precision), overwrite=overwrite)
     prepare_output(output)
-    tell(f"reading {file.name}")
+    tell(f"reading {', '.join(find_checkpoint(each)[0].name for each in checkpoints)}")
     paths: list[Path] = []
     with Bundler(
-        checkpoint,
+        checkpoints,
         structures,
         training,
         compute_capabilities,
@@ -114,6 +119,27 @@ def export_engines(
                 made.bundle.write(path, overwrite=overwrite or path in paths)
                 paths.append(path)
     return list(dict.fromkeys(paths))
+
+
+def _name_of(checkpoints: Sequence[str | Path], *, committee: bool) -> str:
+    """What bundles are named after.
+
+    Raises:
+        ExportError: there are several students and no committee is wanted, or the other way round.
+        CheckpointError: there is no such file or student.
+    """
+    names = [find_checkpoint(each)[1] for each in checkpoints]
+    if committee and len(names) < 2:
+        raise ExportError(
+            f"A committee has two students or more, and {len(names)} was given. Give others of the same architecture, "
+            "trained with other seeds, or leave out --committee."
+        )
+    if not committee and len(names) != 1:
+        raise ExportError(
+            f"{len(names)} students were given. Give --committee to make one bundle of their mean and spread, or "
+            "export them one after the other."
+        )
+    return committee_name(names) if committee else names[0]
 
 
 def _candidates(engine: str, precisions: Sequence[str]) -> list[str]:

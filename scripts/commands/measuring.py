@@ -141,7 +141,8 @@ class Examiner(Closing):
             worst.append(against_fp32)
         if graph.simulated is not None:
             references = bundle.manifest.atomic_references
-            manifest = dataclasses.replace(self._exact.manifest, atomic_references=references)
+            members = bundle.manifest.members
+            manifest = dataclasses.replace(self._exact.manifest, atomic_references=references, members=members)
             others = {name: self._exact.file(name) for name in self._exact.manifest.files if name != MODEL}
             bundled = Bundle.in_memory(manifest, {MODEL: graph.simulated, **others})
             with PaiNNCalculator(bundled, device="cpu") as calculator:

@@ -4,12 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import onnx
 from ase import Atoms
 
 from painn_deploy.calibration.accuracy.errors import Tolerances
 from painn_deploy.calibration.int8.search import Int8Search, Quantisation
+from painn_deploy.calibration.int8.yardstick import Run, Yardstick
 from painn_deploy.engines import get_backend
+from painn_deploy.engines.onnxruntime.backend import open_graph
+from painn_deploy.export.fields import MEMBER_ENERGIES, OUTPUTS, GraphInputs
 from painn_deploy.export.graph.edit import EditableGraph
 from painn_deploy.export.graph.half import half_tensors, rounded, to_half
 from painn_deploy.export.graph.int8 import to_int8
@@ -44,12 +48,14 @@ class TypedGraph:
             digits than they must; None where no tensor is half.
         correction: eV to add to the atomic reference of each atomic number.
         report: how the graph was made, for the bundle's validation.json.
+        corrections: as `correction`, of each member of a committee; empty for one student.
     """
 
     model: bytes
     simulated: bytes | None = None
     correction: Mapping[int, float] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
+    corrections: Sequence[Mapping[int, float]] = ()
 
 
 class TypedGraphs:
@@ -96,6 +102,7 @@ class TypedGraphs:
             return self._narrowed(exact, {})
         quantisation, name = self._quantised(share)
         model = to_int8(exact, quantisation.scales)
+        corrections = self._of_members(model)
         products = weight_products(self._model)
         report = {
             "calibrated_on_set": name,
@@ -105,17 +112,41 @@ class TypedGraphs:
             **quantisation.as_dict(),
         }
         if backend.rest_precision == "fp16":
-            return self._narrowed(model, report, quantisation.correction)
-        return TypedGraph(_checked(model), None, quantisation.correction, report)
+            return self._narrowed(model, report, quantisation.correction, corrections)
+        return TypedGraph(_checked(model), None, quantisation.correction, report, corrections)
+
+    def _of_members(self, model: onnx.ModelProto) -> list[Mapping[int, float]]:
+        """What INT8 costs each element in each member of a committee; left alone, it would count as their spread."""
+        if not (members := axes_of(self._model).get("members", 0)):
+            return []
+        names, found = [MEMBER_ENERGIES.name, OUTPUTS[1].name], []
+        exact, lossy = (open_graph(each.SerializeToString(), names) for each in (self._model, model))
+
+        def of(run: Run, member: int) -> Run:
+            def alone(inputs: GraphInputs) -> Sequence[np.ndarray]:
+                energies, forces = run(inputs)
+                return energies[:, member], forces
+
+            return alone
+
+        structures, _ = self._calibration()
+        for member in range(members):
+            yardstick = Yardstick(self._model, structures, self._cutoff, of(exact, member))
+            found.append(yardstick.errors(of(lossy, member)).correction)
+        return found
 
     def _narrowed(
-        self, model: onnx.ModelProto, report: Mapping[str, Any], correction: Mapping[int, float] | None = None
+        self,
+        model: onnx.ModelProto,
+        report: Mapping[str, Any],
+        correction: Mapping[int, float] | None = None,
+        corrections: Sequence[Mapping[int, float]] = (),
     ) -> TypedGraph:
         graph = EditableGraph(model)
         half = half_tensors(graph)
         report = {**report, "half_tensors": len(half.computed | half.stored)}
         simulated = rounded(graph).SerializeToString()
-        return TypedGraph(_checked(to_half(graph)), simulated, correction or {}, report)
+        return TypedGraph(_checked(to_half(graph)), simulated, correction or {}, report, corrections)
 
     def _quantised(self, share: float) -> tuple[Quantisation, str]:
         if self._search is None:

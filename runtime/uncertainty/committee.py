@@ -1,0 +1,58 @@
+"""The spread of a committee: how far apart its members are in energy and forces."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Integer
+
+__all__ = ["Spread"]
+
+_MEMBERS, _FORCES = "member_energies", "forces_uncertainty"
+
+
+class Spread:
+    """Makes the standard deviations (n - 1) over the members of a committee of what its graph gives.
+
+    Args:
+        species: atomic numbers, ascending.
+        references: atomic reference energies of each member, eV, for each of `species`.
+    """
+
+    names = ("energy_uncertainty", "forces_uncertainty")
+
+    def __init__(self, species: Sequence[int], references: Sequence[Sequence[float]]) -> None:
+        self._references = np.zeros((max(species) + 1, len(references)))
+        self._references[list(species)] = np.array(references, np.float64).T
+
+    def digest(
+        self, numbers: Integer[np.ndarray, " atoms"], extras: Mapping[str, np.ndarray]
+    ) -> Mapping[str, np.ndarray]:
+        """See `Uncertainty.digest`: members' atomic energies with their own references.
+
+        Args:
+            numbers: atomic numbers.
+            extras: further outputs of the graph.
+        """
+        energies = extras[_MEMBERS].astype(np.float64) + self._references[numbers]
+        return {_MEMBERS: energies, _FORCES: extras[_FORCES].astype(np.float64)}
+
+    def results(
+        self,
+        numbers: Integer[np.ndarray, " atoms"],  # noqa: ARG002  a last layer's are of the elements
+        digested: Mapping[str, np.ndarray],
+    ) -> dict[str, Any]:
+        """The spread of one structure.
+
+        How a member divides an energy among atoms is its own affair, so that there is no spread of their shares.
+
+        Args:
+            numbers: atomic numbers; not used.
+            digested: rows of its atoms of what `digest` made.
+
+        Returns:
+            `energy_uncertainty` (eV) and `forces_uncertainty` ([atoms], eV/Å, root of the variance summed over the
+            three components).
+        """
+        energies: Float64[np.ndarray, " members"] = digested[_MEMBERS].sum(0)
+        return {"energy_uncertainty": float(energies.std(ddof=1)), "forces_uncertainty": digested[_FORCES].copy()}
