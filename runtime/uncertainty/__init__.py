@@ -1,0 +1,1 @@
+"""How sure a bundle is of its own predictions."""
