@@ -238,3 +238,11 @@ def test_nonsense_in_a_bundle_is_refused(key: str, value: Any) -> None:
     del values[key]
     with pytest.raises(BundleError, match=r"uncertainty\.json cannot be used"):
         LastLayer.from_dict(values)
+
+
+def test_one_frame_that_is_wildly_wrong_does_not_set_the_scale() -> None:
+    made = frames(1000)
+    errors = 0.1 * np.random.default_rng(0).normal(size=1000)
+    plain = made.fit(errors)
+    errors[4] = 1000.0
+    assert made.fit(errors).alpha == pytest.approx(plain.alpha, rel=0.05)  # a root mean square is 30 times as large
