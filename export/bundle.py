@@ -30,7 +30,7 @@ from painn_deploy.export.onnx_content import OnnxContent, OnnxContentError, read
 from painn_deploy.export.parsing import UnreadableError, parse_json, parse_value
 from painn_deploy.export.reading import AbsentError, LinkError, Stamp, read_stamped, stamp_of
 
-__all__ = ["Bundle", "read_bundle", "write_bundle"]
+__all__ = ["Bundle", "read_bundle", "the_same", "write_bundle"]
 
 IN_MEMORY = "a bundle in memory"
 
@@ -196,6 +196,25 @@ def read_bundle(path: str | Path) -> Bundle:
             if _identity(path) == before:
                 raise
     return _read(path)
+
+
+def the_same(source: Bundle | str, sha256: str) -> Bundle:
+    """The bundle that a copy was made of.
+
+    Args:
+        source: its folder, or itself where it is in memory alone.
+        sha256: of the bundle that the original had opened.
+
+    Raises:
+        BundleError: it is gone from its folder, or another one is there.
+    """
+    found = source if isinstance(source, Bundle) else read_bundle(source)
+    if found.sha256 != sha256:
+        raise BundleError(
+            f"{found} is not the bundle that was there when this copy was made: its engine was replaced. Open the "
+            "calculator anew from it, or put the old bundle back."
+        )
+    return found
 
 
 def _read(path: Path) -> Bundle:

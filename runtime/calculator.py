@@ -4,24 +4,24 @@ import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.outputs import Properties, all_outputs
 
 from painn_deploy.engines import EngineInfo, Session
 from painn_deploy.engines.owner import SoleUse
 from painn_deploy.engines.session import Closing, FollowingSession
 from painn_deploy.engines.timings import Timings
-from painn_deploy.export.bundle import Bundle
+from painn_deploy.export.bundle import Bundle, the_same
 from painn_deploy.export.described import described
 from painn_deploy.export.errors import OwnershipError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest
-from painn_deploy.runtime.evaluator import Evaluator, the_same
+from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.limits import too_many_neighbours
-from painn_deploy.runtime.results import checked_results
 from painn_deploy.runtime.streaming import Outcome, stream
 from painn_deploy.runtime.structures import check_structure
 from painn_deploy.runtime.verlet import WIDER, VerletList
@@ -57,6 +57,8 @@ class PaiNNCalculator(Closing, Calculator):
         skin: Å; neighbours within cutoff and skin are found once and reused while no edge can be missing. Results are
             those of a search at every step. None for 0.5 Å where it widens the matrix little, as in molecules, and for
             none elsewhere: a liquid would pay more for the wider matrix than searches take.
+        warn_above: a result that is so many times as uncertain as the frames of its calibration gets a warning, the
+            first time; all are counted in `evaluator.doubts.count`. None for no limit.
 
     Attributes:
         evaluator: the open engine with its species, size limits and batches.
@@ -69,7 +71,7 @@ class PaiNNCalculator(Closing, Calculator):
         EngineUnavailableError: its backend or the device is not here.
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
+    implemented_properties: list[str] = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]  # noqa: RUF012
     _last: Atoms | None = None
     _spare: Atoms | None = None
     _given: Atoms | None = None
@@ -81,17 +83,21 @@ class PaiNNCalculator(Closing, Calculator):
         device: str = "auto",
         threads: int | None = None,
         skin: float | None = None,
+        warn_above: float | None = None,
     ) -> None:
         if skin is not None and not 0 <= skin < float("inf"):
             raise ValueError(f"skin = {skin!r} is not a length in Å; give 0 to search at every step, or None.")
         before = set(vars(self))
         self._sole, self._mine = SoleUse("This calculator"), threading.local()
         super().__init__()
-        self.evaluator = Evaluator(bundle, device=device, threads=threads)
-        self._opened_with = (self.evaluator.source, self.engine_info["bundle_sha256"], device, threads, skin)
+        self.evaluator = Evaluator(bundle, device=device, threads=threads, warn_above=warn_above)
+        sha256 = self.engine_info["bundle_sha256"]
+        self._opened_with = (self.evaluator.source, sha256, device, threads, skin, warn_above)
         self.manifest: Manifest = self.evaluator.manifest
         self.threads = threads
         self.timings: Timings = self.evaluator.timings
+        if self.evaluator.uncertainty is not None:
+            self.implemented_properties = [*type(self).implemented_properties, *self.evaluator.uncertainty.names]
         self.neighbour_list = VerletList(self.manifest.cutoff, skin, admit=self.evaluator.limits.check)
         self._attach(self.evaluator.session)
         self._own_names = {"_own_names", *vars(self)} - before  # a subclass's are copied with it
@@ -200,6 +206,10 @@ class PaiNNCalculator(Closing, Calculator):
         with self._sole:
             return super().calculate_properties(atoms, properties)
 
+    def export_properties(self) -> Any:
+        """ASE's `Properties` of the last results: those that ASE has a name for, which uncertainties have not."""
+        return Properties({name: value for name, value in self.results.items() if name in all_outputs})
+
     @property
     def results(self) -> dict[str, Any]:
         """Results of the last calculation, which the next one leaves as they are.
@@ -296,7 +306,8 @@ class PaiNNCalculator(Closing, Calculator):
                     follower.follow(resident)
                 outputs = follower.step(np.ascontiguousarray(atoms.positions))
         with self.timings.phase("results"):
-            results = checked_results(atoms.numbers, atoms.cell.array, outputs, references)
+            outputs = self.evaluator.digested(atoms.numbers, outputs)
+            results = self.evaluator.results_of(atoms.numbers, atoms.cell.array, outputs, references)
         self.timings.calculations += 1
         return results
 
@@ -374,7 +385,9 @@ def _reopen(
     device: str,
     threads: int | None,
     skin: float | None,
+    warn_above: float | None = None,
 ) -> PaiNNCalculator:
     calculator = kind.__new__(kind)  # a subclass may be made of other arguments
-    PaiNNCalculator.__init__(calculator, the_same(source, sha256), device=device, threads=threads, skin=skin)
+    options: dict[str, Any] = {"device": device, "threads": threads, "skin": skin, "warn_above": warn_above}
+    PaiNNCalculator.__init__(calculator, the_same(source, sha256), **options)
     return calculator

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from jaxtyping import Float64
+from ase.symbols import Symbols
+from jaxtyping import Float64, Integer
 
 from painn_deploy.engines import EngineInfo, Session, get_backend
 from painn_deploy.engines.session import Closing
 from painn_deploy.engines.timings import Timings
-from painn_deploy.export.bundle import Bundle, read_bundle
+from painn_deploy.export.bundle import Bundle, read_bundle, the_same
 from painn_deploy.export.described import NOT_OPEN, described
-from painn_deploy.export.errors import BundleError, EngineError, OwnershipError, ShapeError, StructureError
+from painn_deploy.export.errors import EngineError, OwnershipError, ShapeError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs, real_type
 from painn_deploy.export.manifest import Manifest
 from painn_deploy.export.progress import Tell, silent
@@ -27,6 +28,8 @@ from painn_deploy.runtime.results import checked_results
 from painn_deploy.runtime.sizing import BatchSizes
 from painn_deploy.runtime.species import AtomicReferences
 from painn_deploy.runtime.structures import check_structure
+from painn_deploy.runtime.uncertainty.source import uncertainty_of
+from painn_deploy.runtime.uncertainty.watch import RATIO, Doubts, check_limit
 
 __all__ = ["Evaluator", "Prepared"]
 
@@ -63,31 +66,49 @@ class Evaluator(Closing):
         bundle: a folder NAME.engine, made by `painn-deploy export`, or an open bundle.
         device: `auto`, or a name of the backend's, such as `cpu` or `cuda:0`. Nothing falls back to another device.
         threads: of the CPU; None for as many as there are cores.
+        warn_above: how many times as uncertain as its calibration a result may be before there is a warning; None for
+            no limit.
 
     Attributes:
         source: what it was opened from: the folder, or the bundle where that has none.
         manifest: the bundle's description of itself.
         session: the open engine, with whatever its backend can do beside running.
         references: atomic reference energies by atomic numbers.
+        uncertainty: what makes uncertainties of what the graph gives; None where it gives nothing to make them of.
         limits: sizes that the engine takes.
+        doubts: counts results beyond `warn_above`.
         timings: milliseconds that a calculation spends in each phase.
         periodicity: warns of crystals that came without their periodic directions.
         threads: as given.
 
     Raises:
-        BundleError: the bundle is damaged, foreign or of a newer format.
+        BundleError: the bundle is damaged, foreign or of a newer format; or there is a limit, and it does not say how
+            sure it is.
         EngineUnavailableError: its backend or the device is not here.
+        ValueError: the limit is no positive number.
     """
 
     _closed = False
 
-    def __init__(self, bundle: Bundle | str | Path, *, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle | str | Path,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        warn_above: float | None = None,
+    ) -> None:
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
             raise ValueError(f"threads = {threads!r} is not a number of threads; give 1 or more, or None.")
         opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
         # absolute, so that copies find it whatever the current folder is by then
         self.source: Bundle | str = opened if opened.path is None else str(opened.path.resolve())
         self.manifest: Manifest = opened.manifest
+        self.uncertainty = uncertainty_of(opened)
+        if warn_above is not None:
+            known = self.uncertainty is not None and RATIO in self.uncertainty.names
+            warn_above = check_limit(warn_above, "warn_above", known=known, source=opened)
+        self.doubts = Doubts(warn_above)
         self.threads, self._device = threads, device
         backend = get_backend(self.manifest.engine)
         self.session: Session = backend.open(opened, device, threads)
@@ -197,7 +218,7 @@ class Evaluator(Closing):
         with self.timings.phase("packing"):
             inputs = join([one.graph for one in batch], self.dtype, self.slot_step)
         with self.timings.phase("engine"):
-            outputs, start = self.session.run(inputs), 0
+            outputs, start = self.digested(inputs.atomic_numbers, self.session.run(inputs)), 0
         answers: list[Answer] = []
         with self.timings.phase("results"):
             for one in batch:
@@ -205,11 +226,48 @@ class Evaluator(Closing):
                 start = rows.stop
                 own = outputs.rows(rows)
                 try:
-                    answers.append(checked_results(one.graph.numbers, one.cell, own, one.references))
+                    answers.append(self.results_of(one.graph.numbers, one.cell, own, one.references))
                 except EngineError as error:
                     answers.append(error)
         self.timings.calculations += len(batch)
         return answers
+
+    def digested(self, numbers: Integer[np.ndarray, " atoms"], outputs: GraphOutputs) -> GraphOutputs:
+        """Outputs with what uncertainties are made of in place of what the graph gives for it.
+
+        Args:
+            numbers: atomic numbers.
+            outputs: of the engine.
+        """
+        if self.uncertainty is not None:
+            outputs.extras = self.uncertainty.digest(numbers, outputs.extras)
+        return outputs
+
+    def results_of(
+        self,
+        numbers: Integer[np.ndarray, " atoms"],
+        cell: Float64[np.ndarray, "3 3"],
+        outputs: GraphOutputs,
+        references: Float64[np.ndarray, " atoms"],
+    ) -> dict[str, Any]:
+        """ASE's results of one structure, and its uncertainties where there are any; see `checked_results`.
+
+        Args:
+            numbers: atomic numbers.
+            cell: Å.
+            outputs: rows of its atoms, digested.
+            references: atomic reference energies, eV.
+
+        Raises:
+            EngineError: the engine gave NaN or infinity.
+
+        Warns:
+            UncertaintyWarning: it is the first beyond the limit.
+        """
+        results = checked_results(numbers, cell, outputs, references, self.uncertainty)
+        if self.doubts.limit is not None:
+            self.doubts.look(results, str(Symbols(numbers)))
+        return results
 
     def evaluate(self, prepared: Sequence[Prepared], batch_slots: int | None = None) -> list[Answer]:
         """Results of each structure, or the error for which it has none; in the order given.
@@ -261,7 +319,8 @@ class Evaluator(Closing):
 
         Returns:
             For each structure, in order: energy and free_energy (float, eV), energies [atoms] (eV), forces [atoms, 3]
-            (eV/Å), and where the cell has a volume stress [6] and stresses [atoms, 6] (eV/Å³). float64 arrays.
+            (eV/Å), and where the cell has a volume stress [6] and stresses [atoms, 6] (eV/Å³). float64 arrays. Of a
+            bundle that has them, uncertainties as well, see `painn_deploy.runtime.uncertainty`.
 
         Raises:
             StructureError: one of them has no atoms, NaN positions, two atoms on one spot, dependent periodic cell
@@ -292,7 +351,8 @@ class Evaluator(Closing):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles hold what the evaluator was opened with, not the engine."""
-        return _reopen, (self.source, self.engine_info["bundle_sha256"], self._device, self.threads)
+        opened_with = self._device, self.threads, self.doubts.limit
+        return _reopen, (self.source, self.engine_info["bundle_sha256"], *opened_with)
 
     def __repr__(self) -> str:
         """One line: bundle, engine, precision, device and student."""
@@ -317,27 +377,10 @@ class Evaluator(Closing):
         self.session.close()
 
 
-def the_same(source: Bundle | str, sha256: str) -> Bundle:
-    """The bundle that a copy was made of.
-
-    Args:
-        source: see `Evaluator.source`.
-        sha256: of the bundle that the original had opened.
-
-    Raises:
-        BundleError: it is gone from its folder, or another one is there.
-    """
-    found = source if isinstance(source, Bundle) else read_bundle(source)
-    if found.sha256 != sha256:
-        raise BundleError(
-            f"{found} is not the bundle that was there when this copy was made: its engine was replaced. Open the "
-            "calculator anew from it, or put the old bundle back."
-        )
-    return found
-
-
-def _reopen(source: Bundle | str, sha256: str, device: str, threads: int | None) -> Evaluator:
-    return Evaluator(the_same(source, sha256), device=device, threads=threads)
+def _reopen(
+    source: Bundle | str, sha256: str, device: str, threads: int | None, warn_above: float | None = None
+) -> Evaluator:
+    return Evaluator(the_same(source, sha256), device=device, threads=threads, warn_above=warn_above)
 
 
 def _as_engine_error(error: EngineError | MemoryError) -> EngineError:

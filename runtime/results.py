@@ -11,6 +11,7 @@ from jaxtyping import Float64, Integer
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphOutputs
 from painn_deploy.runtime.structures import FLAT
+from painn_deploy.runtime.uncertainty.source import Uncertainty
 
 __all__ = ["as_results", "cell_volume", "checked_results", "not_finite"]
 
@@ -52,6 +53,7 @@ def checked_results(
     cell: Float64[np.ndarray, "3 3"],
     outputs: GraphOutputs,
     references: Float64[np.ndarray, " atoms"],
+    uncertainty: Uncertainty | None = None,
 ) -> dict[str, Any]:
     """ASE's results of one structure, from what an engine gave for it.
 
@@ -60,6 +62,7 @@ def checked_results(
         cell: Å; a stress is there where it has a volume.
         outputs: rows of its atoms.
         references: atomic reference energies, eV.
+        uncertainty: what makes further results of the outputs' `extras`, which it has digested; None for none.
 
     Raises:
         EngineError: the engine gave NaN or infinity.
@@ -69,7 +72,12 @@ def checked_results(
     # a sum in float64 is finite if and only if its terms are: float32 is far from its range
     if not math.isfinite(float(energies.sum()) + float(forces.sum()) + float(virials.sum())):
         raise not_finite(str(Symbols(numbers)))
-    return as_results(energies, forces, virials, cell)
+    results = as_results(energies, forces, virials, cell)
+    if uncertainty is not None:
+        if any(np.isnan(array).any() for array in outputs.extras.values()):
+            raise not_finite(str(Symbols(numbers)))
+        results |= uncertainty.results(numbers, outputs.extras)
+    return results
 
 
 def not_finite(name: str) -> EngineError:

@@ -102,7 +102,9 @@ def export(
     ] = None,
     training: Annotated[
         Path | None,
-        typer.Option(help="To fit INT8 and radial tables on; else --structures, of which a fifth is held out."),
+        typer.Option(
+            help="To fit uncertainty on, and INT8 and radial tables; these else on --structures, a fifth held out."
+        ),
     ] = None,
     compute_capability: Annotated[
         list[str] | None,
@@ -232,6 +234,9 @@ def md(
     pressure: Annotated[float, typer.Option(help="bar, for npt.")] = 1.0,
     every: Annotated[int, typer.Option(min=1, help="Steps between frames.")] = 10,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    stop_above: Annotated[
+        float | None, typer.Option(help="End with status 3 at a frame so many times as uncertain as the calibration.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a trajectory that is there.")] = False,
     threads: Threads = None,
     device: Device = "auto",
@@ -239,7 +244,8 @@ def md(
     """Run molecular dynamics through ASE; frames and energies are on disk as they come."""
     from painn_deploy.scripts.commands.md import Plan, run_md, whole_steps
 
-    plan = Plan(ensemble, whole_steps(steps, picoseconds, timestep, err), timestep, temperature, pressure, every, seed)
+    length = whole_steps(steps, picoseconds, timestep, err)
+    plan = Plan(ensemble, length, timestep, temperature, pressure, every, seed, stop_above)
     run_md(bundle, structure, output, plan, overwrite=overwrite, threads=threads, device=device, out=out, err=err)
 
 

@@ -1,1 +1,1 @@
-"""What a bundle's uncertainty is made from: frames that its student was trained on."""
+"""What makes uncertainties, fitted on frames of the user's."""

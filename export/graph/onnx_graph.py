@@ -18,7 +18,7 @@ from painn_deploy.export.graph.translate import OPSET, translate
 from painn_deploy.export.model.force_head import explicit_outputs
 from painn_deploy.export.model.student import NeighbourGraph, Student
 
-__all__ = ["check_contract", "export_onnx", "trace"]
+__all__ = ["axes_of", "check_contract", "export_onnx", "trace"]
 
 TYPES = {"fp32": torch.float32, "fp64": torch.float64}
 """Of students that graphs are traced from. FP16 and INT8 graphs are typed from the one in FP32; `fp64` is traced from a
@@ -143,6 +143,12 @@ def check_contract(
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise _broken(f"ONNX refuses it: {' '.join(str(error).split())}") from error
+
+
+def axes_of(model: onnx.ModelProto) -> dict[str, int]:
+    """Lengths of the axes of a graph's further outputs, as its metadata name them."""
+    found = [entry.value for entry in model.metadata_props if entry.key == "axes"]
+    return dict(json.loads(found[0])) if found else {}
 
 
 def _broken(why: str) -> ExportError:

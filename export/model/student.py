@@ -294,7 +294,12 @@ class Student(nn.Module, ABC):
         """
 
     def forward(self, graph: NeighbourGraph, aggregation: Aggregation = PLAIN) -> Float[Tensor, " atoms"]:
-        """Energy of each atom in eV, without its atomic reference; see `answer`."""
+        """Energy of each atom in eV, without its atomic reference.
+
+        Args:
+            graph: see `answer`.
+            aggregation: likewise.
+        """
         return self.answer(graph, aggregation).energies
 
     @abstractmethod

@@ -14,10 +14,13 @@ from painn_deploy.runtime.screening.remarks import RENAMED, REPLACED, Remarks, o
 
 __all__ = ["as_label", "labels_of", "merged", "result_row", "with_labels"]
 
-GIVEN = (*RESULTS, "relax_steps", "relax_converged")
+GIVEN = (*RESULTS, "relax_steps", "relax_converged", "energy_uncertainty", "uncertainty_ratio")
 """Of an engine's results, those that are written."""
 
-OURS = (*GIVEN, "free_energy", "energies", "stresses", ERROR)
+OF_ATOMS = ("energies_uncertainty", "forces_uncertainty")
+"""The same, of each atom: columns beside the positions."""
+
+OURS = (*GIVEN, *OF_ATOMS, "free_energy", "energies", "stresses", ERROR)
 """Names that in an output are a screening's own, wherever they stood in the input."""
 
 
@@ -99,7 +102,7 @@ def result_row(
     given += [(name, row.arrays.pop(name)) for name in OURS if name in row.arrays]
     replaced = []
     for name, value in [*(labels or {}).items(), *given]:
-        if name in GIVEN and name in (results or {}) and _is_number(value):
+        if name in (*GIVEN, *OF_ATOMS) and name in (results or {}) and _is_number(value):
             replaced.append(name)
         else:
             _keep(row, name, value, index, remarks)
@@ -110,6 +113,9 @@ def result_row(
         return row
     row.calc = SinglePointCalculator(row, **{name: results[name] for name in RESULTS if name in results})
     row.info |= {name: results[name] for name in GIVEN[len(RESULTS) :] if name in results}
+    for name in OF_ATOMS:
+        if name in results:
+            row.set_array(name, results[name])
     return row
 
 

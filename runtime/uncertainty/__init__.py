@@ -1,1 +1,1 @@
-"""How sure a bundle is of its own predictions."""
+"""How sure an engine is of what it gives: from the features of its read-out, or from the spread of a committee."""

@@ -15,6 +15,7 @@ from painn_deploy.calibration.accuracy.errors import Accuracy, Tolerances
 from painn_deploy.calibration.accuracy.tabling import Tabled, find_table
 from painn_deploy.calibration.structures import CALIBRATION_NAME, calibration_structures, trusted_species
 from painn_deploy.calibration.timing import milliseconds
+from painn_deploy.calibration.uncertainty.training import LARGEST_ERROR, last_layer_of, uncertainty_error
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing
 from painn_deploy.engines.cache import build_cached
@@ -22,18 +23,19 @@ from painn_deploy.engines.profiles import plan_profile
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.checkpoint import Checkpoint, load_checkpoint
 from painn_deploy.export.declaration import Declaration
-from painn_deploy.export.errors import PrecisionError
+from painn_deploy.export.errors import ParityError, PrecisionError
 from painn_deploy.export.files import to_json
 from painn_deploy.export.graph.onnx_graph import export_onnx
-from painn_deploy.export.manifest import MODEL, VALIDATION, Manifest
+from painn_deploy.export.manifest import MODEL, UNCERTAINTY, VALIDATION, Manifest
 from painn_deploy.export.model.student import Student
-from painn_deploy.export.progress import Tell
+from painn_deploy.export.progress import Tell, prefixed
 from painn_deploy.export.versions import installed
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.familiarity import JUDGED_ON, Judged
 from painn_deploy.runtime.grouping import group, padding_waste
 from painn_deploy.runtime.periodicity import warned_already
-from painn_deploy.scripts.commands.measuring import GATE, Examiner
+from painn_deploy.runtime.uncertainty.rigidity import LastLayer
+from painn_deploy.scripts.commands.measuring import EXACT, GATE, Examiner
 from painn_deploy.scripts.commands.trials import Given, choose_trial
 from painn_deploy.scripts.commands.typed_graphs import INT8_LIMITS, TypedGraph, TypedGraphs, auto_choice
 
@@ -120,7 +122,8 @@ class Bundler(Closing):
         self._tell = tell
         reference, self._source = load_checkpoint(checkpoint, dtype=torch.float64, declared=declared)
         tell("reading structures")
-        in_double, fits = set(precisions) == {"fp64"}, "int8" in precisions or table_error is not None
+        in_double = set(precisions) == {"fp64"}
+        fits = "int8" in precisions or table_error is not None or training is not None
         self._trial = choose_trial(reference, structures, training, fits=fits, in_double=in_double, tell=tell)
         self._domain = self._trial.domain
         tell(f"noting the surroundings of atoms in {len(self._domain)} structures")
@@ -134,6 +137,12 @@ class Bundler(Closing):
                 fitted, fitted_on = self._domain.structures, self._domain.name
             self._table = find_table(reference, fitted, fitted_on, table_error, tell=tell)
             self._exported = reference.with_radial_table(self._table.rank, self._table.intervals)
+        self._last_layer: LastLayer | None = None
+        if training is not None and len(reference.members) == 1:
+            frames, named = self._trial.fitted, self._trial.fitted_on
+            tell(f"fitting the uncertainty of the last layer on {len(frames)} structures")
+            self._last_layer = last_layer_of(self._exported, frames, named, prefixed(tell, "fitting the uncertainty: "))
+            self._exported.gives_features = True
         self._sizes, self._limits = list(self._trial.sizes), limits
         self._options = BuildOptions(tuple(compute_capabilities), plan_profile(self._sizes), device, tf32, form)
         self._traced: dict[str, _Traced] = {}
@@ -155,7 +164,8 @@ class Bundler(Closing):
             self._tell(f"deriving forces and writing the graph in {exact}")
             model = export_onnx(student, _provenance(self._source, student, self._table), exact)
             graph = TypedGraph(model.SerializeToString())
-            bundle = Bundle.in_memory(self._manifest(GATE, exact, graph, BuiltEngine()), {MODEL: graph.model})
+            manifest = self._manifest(GATE, exact, graph, BuiltEngine())
+            bundle = Bundle.in_memory(manifest, {MODEL: graph.model, **self._files})
             cutoff, limits = student.configuration.cutoff, self._limits or INT8_LIMITS
             graphs = TypedGraphs(model, cutoff, self._calibration, limits, self._tell)
             self._tell(f"comparing the graph in {exact} with the student in float64")
@@ -194,6 +204,7 @@ class Bundler(Closing):
                 validation |= {JUDGED_ON: self._judged_on}
                 validation |= {"left_out": [each.as_dict() for each in self._domain.left_out]}
                 validation |= {"graph_parity": traced.examiner.parity, **facts, **examined.found}
+                validation |= self._uncertainty_of(bundle)
                 return Made(bundle.with_file(VALIDATION, to_json(validation)), examined.accuracy)
             excess = excess or examined.excess
         raise PrecisionError(excess)
@@ -245,7 +256,7 @@ class Bundler(Closing):
                 options = dataclasses.replace(options, device="cpu", tf32=False)
             built, before = build_cached(get_backend(engine), graph.model, options, self._tell)
             manifest = self._manifest(engine, precision, graph, built)
-            bundle = Bundle.in_memory(manifest, {MODEL: graph.model, **built.files})
+            bundle = Bundle.in_memory(manifest, {MODEL: graph.model, **self._files, **built.files})
         facts: dict[str, Any] = {}
         if built.profiles and self._sizes:
             batches = group(self._sizes, most_atoms=self._options.profile.atoms[2])
@@ -253,6 +264,31 @@ class Bundler(Closing):
         facts |= {"build_warnings": list(built.warnings)} if built.warnings else {}
         facts |= {"built": "earlier, of the very same graph and options"} if before else {}
         return bundle, facts
+
+    def _uncertainty_of(self, bundle: Bundle) -> dict[str, Any]:
+        """What validation.json says of a bundle's uncertainties.
+
+        Raises:
+            ParityError: those of an exact engine are not the student's.
+        """
+        if self._last_layer is None:
+            return {}
+        found = {key: value for key, value in self._last_layer.as_dict().items() if key != "roots"}
+        if get_backend(bundle.manifest.engine).devices():
+            with PaiNNCalculator(bundle) as calculator:
+                error = uncertainty_error(calculator, self._exported, self._domain.structures)
+            if not error <= LARGEST_ERROR and bundle.manifest.precision in EXACT:
+                raise ParityError(
+                    f"The uncertainties of {bundle.manifest.engine} in {bundle.manifest.precision} differ from the "
+                    f"student's by {error:.1%}. No engine was written; report it with the student's configuration."
+                )
+            found["largest_relative_error"] = error
+        return {"uncertainty": found}
+
+    @property
+    def _files(self) -> dict[str, bytes]:
+        """What every bundle of the student holds beside its graph."""
+        return {} if self._last_layer is None else {UNCERTAINTY: to_json(self._last_layer.as_dict())}
 
     def _calibration(self) -> tuple[Sequence[Atoms], str]:
         if self._trial.fitted:
@@ -278,6 +314,7 @@ class Bundler(Closing):
             bound_to=built.bound_to,
             radial_table=None if self._table is None else self._table.as_dict(),
             profiles=tuple(profile.as_dict() for profile in built.profiles),
+            axes=student.axes,
             tf32=built.tf32,
             declared=self._source.as_declared(),
         )

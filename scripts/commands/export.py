@@ -51,8 +51,9 @@ def export_engines(
             on the CPU alone, within 1e-9 eV/Å of the student in float64.
         structures: what the student is for, as Atoms or a file that ASE reads: engines are judged on them, and their
             shape profiles planned for them; without, on those default structures where the student is sane.
-        training: what INT8 and radial tables are fitted on, likewise; without, `structures`, of which every fifth is
-            then held out and alone judges; without either, a default set.
+        training: what the uncertainty of the last layer is fitted on, and INT8 and radial tables, likewise. Without,
+            results have no uncertainty, and the others are fitted on `structures`, of which every fifth is then held
+            out and alone judges; without either, on a default set. The same file as `structures` is parted likewise.
         compute_capabilities: of the GPUs that TensorRT-RTX plans are built for, such as `86`.
         limits: what FP16 and INT8 may cost against FP32; by default 10 meV/atom and 50 meV/Å for FP16, 3 meV/atom and
             20 meV/Å for INT8, which is searched for within them.
@@ -82,9 +83,6 @@ def export_engines(
 
     made_of = {engine: _candidates(engine, precisions) for engine in engines}
     asked = list(dict.fromkeys(precision for candidates in made_of.values() for precision in candidates))
-    fits = INT8 in asked
-    if training is not None and not (fits or radial_table):
-        tell(f"nothing in {', '.join(precisions)} is fitted: the training structures are not used")
 
     def target(engine: str, precision: str) -> Path:
         return Path(output) / f"{name}-{engine}-{precision}{SUFFIX}"

@@ -142,7 +142,9 @@ class Examiner(Closing):
         if graph.simulated is not None:
             references = bundle.manifest.atomic_references
             manifest = dataclasses.replace(self._exact.manifest, atomic_references=references)
-            with PaiNNCalculator(Bundle.in_memory(manifest, {MODEL: graph.simulated}), device="cpu") as calculator:
+            others = {name: self._exact.file(name) for name in self._exact.manifest.files if name != MODEL}
+            bundled = Bundle.in_memory(manifest, {MODEL: graph.simulated, **others})
+            with PaiNNCalculator(bundled, device="cpu") as calculator:
                 results = calculator.calculate_batch(structures)
             simulated = compare(structures, results, exact)
             found["simulated"] = {"how": SIMULATED, "against_fp32": simulated.as_dict()}

@@ -13,7 +13,7 @@ from painn_deploy.engines import get_backend
 from painn_deploy.export.graph.edit import EditableGraph
 from painn_deploy.export.graph.half import half_tensors, rounded, to_half
 from painn_deploy.export.graph.int8 import to_int8
-from painn_deploy.export.graph.onnx_graph import check_contract
+from painn_deploy.export.graph.onnx_graph import axes_of, check_contract
 from painn_deploy.export.graph.products import weight_products
 from painn_deploy.export.progress import Tell, silent
 
@@ -128,5 +128,5 @@ class TypedGraphs:
 
 
 def _checked(model: onnx.ModelProto) -> bytes:
-    check_contract(model)
+    check_contract(model, axes=axes_of(model))
     return bytes(model.SerializeToString())

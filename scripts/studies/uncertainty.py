@@ -17,7 +17,7 @@ import typer
 from ase import Atoms
 from jaxtyping import Bool, Float, Float64, Int64
 
-from painn_deploy.calibration.uncertainty.fitting import COVERED, EVERY, NOISE, WIDTHS, fit_last_layer
+from painn_deploy.calibration.uncertainty.fitting import HELD_OUT, REGULARISATION, fit_last_layer
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import DatasetError
 from painn_deploy.export.model.force_head import explicit_outputs, tensors
@@ -37,10 +37,16 @@ WRONG = 0.150
 DISTORTION = 0.18
 """Å, width of the normal distribution that each coordinate of a clean conformer is moved by."""
 
+SCALES: dict[str, Callable[[np.ndarray], Any]] = {
+    "root mean square": lambda ratios: np.sqrt(np.square(ratios).mean()),
+    "quantile 0.683": lambda ratios: np.quantile(ratios, 0.6827),
+    "quantile 0.95": lambda ratios: np.quantile(ratios, 0.95) / 1.96,
+}
+"""Ways to get alpha from the held-out frames' errors over their uncertainties without it."""
+
 COLUMNS = ("variant", "rank correlation", "AUC wrong forces", "AUC distorted", "z before", "z", "68 %", "95 %")
 
 Uncertainties = Float64[np.ndarray, " structures"]
-Roots = Float64[np.ndarray, "width width"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,11 @@ class Evaluated:
         """Over the atoms of each structure."""
         sums: np.ndarray = np.add.reduceat(values, np.cumsum(self.sizes) - self.sizes)
         return sums
+
+    def frames(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Features and atomic numbers of each structure."""
+        ends = np.cumsum(self.sizes)[:-1]
+        return np.split(self.features, ends), np.split(self.numbers, ends)
 
     def centred(self, base: "Evaluated") -> "Evaluated":
         """The same with the mean features of each element in other structures subtracted."""
@@ -125,22 +136,20 @@ def evaluated(student: Student, data: dict[str, np.ndarray], indices: list[int],
     )
 
 
-def _lengths(
-    rows: Float64[np.ndarray, "rows width"], seen: Float64[np.ndarray, "seen width"], noise: float | None = None
-) -> np.ndarray:
-    """Of rows in the metric of the mean square of others, with the noise of what ships."""
-    noise = NOISE * float(np.sqrt(np.square(seen).mean())) if noise is None else noise
-    lower = np.linalg.cholesky(seen.T @ seen / max(len(seen), 1) + noise**2 * np.eye(seen.shape[1]))
+def _lengths(rows: Float64[np.ndarray, "rows width"], seen: Float64[np.ndarray, "seen width"]) -> np.ndarray:
+    """Of rows in the metric of the mean square of others, regularised as what ships."""
+    square = seen.T @ seen / len(seen)
+    lower = np.linalg.cholesky(square + REGULARISATION * np.trace(square) / len(square) * np.eye(len(square)))
     lengths: np.ndarray = np.linalg.norm(np.linalg.solve(lower, rows.T), axis=0)
     return lengths
 
 
 def _by_atom(base: Evaluated, of: Evaluated) -> np.ndarray:
-    """|W F| of each atom with a matrix for each element."""
-    noise, atoms = NOISE * float(np.sqrt(np.square(base.features).mean())), np.zeros(len(of.numbers))
-    for number in np.unique(of.numbers):
+    """|W f| of each atom with a matrix for each element; infinite for an element that is not in the base."""
+    atoms = np.full(len(of.numbers), np.inf)
+    for number in np.unique(base.numbers):
         rows = of.numbers == number
-        atoms[rows] = _lengths(of.features[rows], base.features[base.numbers == number], noise)
+        atoms[rows] = _lengths(of.features[rows], base.features[base.numbers == number])
     return atoms
 
 
@@ -243,7 +252,7 @@ def scores(
         "z before": float(np.sqrt(np.square(bare).mean())),
         "z": float(np.sqrt(np.square(z).mean())),
         "68 %": float((z < 1).mean()),
-        "95 %": float((z < WIDTHS).mean()),
+        "95 %": float((z < 1.96).mean()),
     }
 
 
@@ -270,39 +279,44 @@ def study(student: Student, data: Path, most: int) -> dict[str, Any]:
     if not conformers:
         raise DatasetError(f"{data / 'test.npz'} has no conformers to distort.")
     moved = evaluated(student, splits["test"], conformers, DISTORTION)
-    held_out = np.arange(len(train.sizes)) % EVERY == EVERY - 1
+    held_out = np.arange(len(train.sizes)) % HELD_OUT == HELD_OUT - 1
     base, rest = train.part(~held_out), train.part(held_out)
-    rows: dict[str, dict[str, float]] = {}
-    for name, variant in VARIANTS.items():
-        error = np.abs(rest.predicted - rest.labelled)
-        alpha = float(np.quantile(error / variant(base, rest), COVERED)) / WIDTHS
-        rows[name] = scores(variant(base, test), variant(base, moved), alpha, test, moved)
-    fitted = fit_last_layer(
-        train.features,
-        train.numbers,
-        train.sizes.tolist(),
-        str(data / "train.npz"),
-        predicted=train.predicted,
-        labelled=train.labelled,
-    )
-    totals = [of.sums(fitted.leverages(of.features, of.numbers)) for of in (test, moved)]
-    if fitted.alpha is None:
-        raise DatasetError(f"{data / 'train.npz'} has no energies to set a scale: {'; '.join(fitted.remarks)}.")
-    rows["what ships"] = scores(totals[0], totals[1], fitted.alpha, test, moved)
-    ratios = [total / of.sizes / fitted.typical for total, of in zip(totals, (test, moved), strict=True)]
+    error = np.abs(rest.predicted - rest.labelled)
+    rows = {
+        name: scores(
+            variant(base, test),
+            variant(base, moved),
+            float(SCALES["quantile 0.95"](error / variant(base, rest))),
+            test,
+            moved,
+        )
+        for name, variant in VARIANTS.items()
+    }
+    fitted = fit_last_layer(*train.frames(), train.predicted, train.labelled, str(data / "train.npz"))
+    totals = [of.sums(fitted.rigidities(of.numbers, of.features)) for of in (test, moved)]
+    ratios = error / rest.sums(fitted.rigidities(rest.numbers, rest.features))
+    scales = {name: float(scale(ratios)) for name, scale in SCALES.items()}
+    scaled = {name: scores(totals[0], totals[1], alpha, test, moved) for name, alpha in scales.items()}
+    if fitted.factor is not None:
+        rows["what ships"] = scores(totals[0], totals[1], fitted.factor, test, moved)
+    above = [
+        total / of.sizes / fitted.typical > fitted.threshold for total, of in zip(totals, (test, moved), strict=True)
+    ]
     wrong = test.force_errors > WRONG
     return {
         "structures": {"train": len(train.sizes), "test": len(test.sizes), "distorted": len(moved.sizes)},
         "wrong": int(wrong.sum()),
-        "alpha": fitted.alpha,
+        "alpha": fitted.factor,
+        "alphas": scales,
         "threshold": fitted.threshold,
         "remarks": list(fitted.remarks),
         "above the threshold": {
-            "test": float((ratios[0] > fitted.threshold).mean()),
-            "wrong forces": float((ratios[0][wrong] > fitted.threshold).mean()) if wrong.any() else None,
-            "distorted": float((ratios[1] > fitted.threshold).mean()),
+            "test": float(above[0].mean()),
+            "wrong forces": float(above[0][wrong].mean()) if wrong.any() else None,
+            "distorted": float(above[1].mean()),
         },
         "variants": rows,
+        "scales": scaled,
     }
 
 
@@ -317,6 +331,8 @@ def uncertainty(
     found = {"checkpoint": checkpoint, **study(load_student(checkpoint), data, most)}
     output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(markdown(COLUMNS, [[name, *row.values()] for name, row in found["variants"].items()]))
+    print("What ships, with alpha by")
+    print(markdown(COLUMNS, [[name, *row.values()] for name, row in found["scales"].items()]))
     print(f"above the threshold of {found['threshold']:.3g}: {found['above the threshold']}")
     print(f"wrote {output}")
 

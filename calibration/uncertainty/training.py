@@ -1,0 +1,90 @@
+"""A student's features and energies of the frames that its uncertainty is fitted on, and what their files say."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from ase import Atoms
+from jaxtyping import Float64
+
+from painn_deploy.calibration.accuracy.reference import BATCH
+from painn_deploy.calibration.uncertainty.fitting import fit_last_layer
+from painn_deploy.export.model.force_head import tensors
+from painn_deploy.export.model.student import Student
+from painn_deploy.export.progress import Tell, counting, silent
+from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime.grouping import group
+from painn_deploy.runtime.matrix import join, local_graphs
+from painn_deploy.runtime.uncertainty.rigidity import LastLayer
+from painn_deploy.runtime.uncertainty.watch import RATIO
+
+__all__ = ["LARGEST_ERROR", "last_layer_of", "uncertainty_error"]
+
+
+LARGEST_ERROR = 0.01
+"""Of an exact engine's uncertainties, as a share of the student's own in float64, or of the typical one."""
+
+
+def uncertainty_error(calculator: PaiNNCalculator, student: Student, structures: Sequence[Atoms]) -> float:
+    """The largest error of the uncertainties that an engine's features give, relative to those of the student's own.
+
+    Args:
+        calculator: of a bundle with a last layer.
+        student: in float64.
+        structures: to compare on.
+    """
+    found = calculator.evaluator.uncertainty
+    if not isinstance(found, LastLayer):
+        raise TypeError(f"{calculator} has no uncertainty of a last layer.")
+    features, _ = _evaluated(student, structures, silent)
+    errors = []
+    for atoms, rows, results in zip(structures, features, calculator.calculate_batch(structures), strict=True):
+        wanted = float(found.rigidities(atoms.numbers, rows).mean()) / found.typical
+        if np.isfinite(wanted):  # else it holds an element that no frame held
+            errors.append(abs(results[RATIO] - wanted) / max(wanted, 1.0))
+    return max(errors, default=0.0)
+
+
+def last_layer_of(student: Student, frames: Sequence[Atoms], name: str, tell: Tell = silent) -> LastLayer:
+    """Fit the uncertainty of a student's last layer on frames like those that it was trained on.
+
+    Args:
+        student: in float64.
+        frames: the more the better; energies (eV) that their file gives calibrate it.
+        name: of the frames.
+        tell: called with how many are done.
+
+    Raises:
+        DatasetError: there is no frame, or one has features or an energy that is not finite.
+    """
+    features, predicted = _evaluated(student, frames, tell)
+    numbers = [atoms.numbers for atoms in frames]
+    return fit_last_layer(features, numbers, predicted, np.array([_label(atoms) for atoms in frames]), name)
+
+
+def _evaluated(
+    student: Student, frames: Sequence[Atoms], tell: Tell
+) -> tuple[list[Float64[np.ndarray, "_ width"]], Float64[np.ndarray, " frames"]]:
+    """Features of the atoms of each frame, and its energy, eV."""
+    graphs = local_graphs(frames, student.configuration.cutoff)
+    features: list[Float64[np.ndarray, "atoms width"]] = [np.empty((0, 0))] * len(frames)
+    predicted = np.zeros(len(frames))
+    references = student.atomic_references.numpy()
+    more = counting(tell, len(frames))
+    for batch in group([graph.size for graph in graphs], BATCH):
+        with torch.no_grad():
+            answer = student.answer(tensors(join([graphs[index] for index in batch], np.float64), torch.float64))
+        start = 0
+        for index in batch:
+            rows = slice(start, start + len(frames[index]))
+            features[index] = answer.features[rows].numpy()
+            predicted[index] = float(answer.energies[rows].sum()) + references[frames[index].numbers].sum()
+            start = rows.stop
+        more(len(batch))
+    return features, predicted
+
+
+def _label(atoms: Atoms) -> float:
+    """The energy that a frame's file gives, eV; NaN where it gives none."""
+    energy = None if atoms.calc is None else getattr(atoms.calc, "results", {}).get("energy")
+    return float("nan") if energy is None else float(energy)

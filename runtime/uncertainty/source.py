@@ -1,0 +1,55 @@
+"""Where the uncertainties of a bundle's results come from: its last layer, its committee, or nowhere."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Integer
+
+from painn_deploy.export.bundle import Bundle
+from painn_deploy.export.manifest import UNCERTAINTY
+from painn_deploy.runtime.uncertainty.rigidity import LastLayer
+
+__all__ = ["Uncertainty", "uncertainty_of"]
+
+
+@runtime_checkable
+class Uncertainty(Protocol):
+    """Makes uncertainties of what a graph gives beside energies, forces and virials.
+
+    Attributes:
+        names: of the results that it adds.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the results that it adds, none of which is there where it is not known."""
+
+    def digest(
+        self, numbers: Integer[np.ndarray, " atoms"], extras: Mapping[str, np.ndarray]
+    ) -> Mapping[str, np.ndarray]:
+        """What can be made of a whole batch at once, with a row for each atom.
+
+        Args:
+            numbers: atomic numbers.
+            extras: further outputs of the graph, see `painn_deploy.export.fields.EXTRA_OUTPUTS`.
+        """
+
+    def results(self, numbers: Integer[np.ndarray, " atoms"], digested: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """What is added to the results of one structure.
+
+        Args:
+            numbers: atomic numbers.
+            digested: rows of its atoms of what `digest` made.
+        """
+
+
+def uncertainty_of(bundle: Bundle) -> Uncertainty | None:
+    """What makes uncertainties of a bundle's results; None for a bundle that has nothing to make them of.
+
+    Raises:
+        BundleError: its uncertainty.json cannot be read, or is of another width than its features.
+    """
+    if "width" in bundle.manifest.axes:
+        return LastLayer.from_dict(bundle.json(UNCERTAINTY), bundle.manifest.axes["width"])
+    return None
