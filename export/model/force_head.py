@@ -56,7 +56,8 @@ def explicit_outputs(student: Student, graph: NeighbourGraph) -> tuple[Tensor, .
         gradients = [torch.autograd.grad(one.energies.sum(), graph.displacements)[0] for one in answers]
     energies = [one.energies.detach() for one in answers]
     mean = _mean(gradients)
-    virials = mean.mT @ graph.displacements
+    # each member's own: a mean that is multiplied at once is scaled in float32 by ONNX Runtime, in a float64 graph too
+    virials = _mean([gradient.mT @ graph.displacements for gradient in gradients])
     outputs = _mean(energies), forces_of(mean, graph.reverse), virials.detach()
     if "members" not in student.axes:
         return (*outputs, *([answers[0].features.detach()] if student.gives_features else []))

@@ -321,7 +321,7 @@ class Bundler(Closing):
         near = errors["energy_median"] <= ENERGY_TOLERANCE and errors["forces_median"] <= FORCE_TOLERANCE
         if not near and bundle.manifest.precision in EXACT:
             raise ParityError(
-                f"The spread of {bundle.manifest.engine} in {bundle.manifest.precision} is not that of its members: the "
+                f"The spread of {bundle.manifest.engine} in {bundle.manifest.precision} is not that of its members: "
                 f"medians of its errors are {errors['forces_median']:.1e} eV/Å and {errors['energy_median']:.1e} eV an "
                 "atom. No engine was written; report it with the students' configuration."
             )
