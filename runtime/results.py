@@ -74,9 +74,10 @@ def checked_results(
         raise not_finite(str(Symbols(numbers)))
     results = as_results(energies, forces, virials, cell)
     if uncertainty is not None:
-        if any(np.isnan(array).any() for array in outputs.extras.values()):
+        found = uncertainty.results(numbers, outputs.extras)
+        if any(value != value for value in found.values() if isinstance(value, float)):  # NaN alone is not itself
             raise not_finite(str(Symbols(numbers)))
-        results |= uncertainty.results(numbers, outputs.extras)
+        results |= found
     return results
 
 

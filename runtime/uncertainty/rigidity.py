@@ -14,6 +14,7 @@ docs/uncertainty.md). What is compared between structures is the mean over atoms
 
 import base64
 import binascii
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -108,10 +109,11 @@ class LastLayer:
             (eV, their sum), absent with such an element.
         """
         each = digested[_OF_ATOMS]
-        found: dict[str, Any] = {RATIO: float(each.mean() / self.typical)}
-        if self.factor is not None and np.isfinite(each).all():
-            shares = self.factor * each
-            found |= {"energy_uncertainty": float(shares.sum()), "energies_uncertainty": shares}
+        whole = float(np.add.reduce(each))
+        found: dict[str, Any] = {RATIO: whole / (len(each) * self.typical)}
+        if self.factor is not None and math.isfinite(whole):
+            found["energy_uncertainty"] = self.factor * whole
+            found["energies_uncertainty"] = self.factor * each
         return found
 
     def as_dict(self) -> dict[str, Any]:
