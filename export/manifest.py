@@ -54,7 +54,8 @@ class Manifest:
 
     Attributes:
         architecture: of the student, `painn` or `distiller`.
-        checkpoint_sha256: of the checkpoint's file.
+        checkpoint_sha256: of the checkpoint's file; of a committee, SHA-256 over its members' hashes in their order,
+            written one after the other in hexadecimal.
         configuration: the student's, see `painn_deploy.export.model.student.Configuration`.
         cutoff: Å.
         species: atomic numbers that the engine answers for.
