@@ -11,14 +11,17 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from typer.testing import CliRunner
 
+from painn_deploy.calibration.uncertainty.spread import spread_of
 from painn_deploy.export.bundle import read_bundle
 from painn_deploy.export.checkpoint import load_committee, load_student
 from painn_deploy.export.declaration import Declaration
-from painn_deploy.export.errors import BundleError, CheckpointError, ConfigurationError, ExportError
+from painn_deploy.export.errors import BundleError, CheckpointError, ConfigurationError, ExportError, ParityError
 from painn_deploy.export.manifest import MANIFEST, manifest_digest
+from painn_deploy.export.model.committee import Committee
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts import export_engines
 from painn_deploy.scripts.cli import app
+from painn_deploy.scripts.commands import bundler
 from tests import students
 
 ENERGY, FORCES = 1e-5, 3e-5
@@ -241,6 +244,18 @@ def test_a_manifest_that_makes_no_sense_is_refused(committee: Path, tmp_path: Pa
     (target / MANIFEST).write_text(json.dumps(values))
     with pytest.raises(BundleError):
         PaiNNCalculator(target)
+
+
+def test_an_engine_whose_spread_is_not_its_members_is_not_written(
+    members: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_wide(committee: Committee, structures: Sequence[Atoms]) -> list[dict]:
+        return [{key: 1.5 * value for key, value in one.items()} for one in spread_of(committee, structures)]
+
+    monkeypatch.setattr(bundler, "spread_of", too_wide)
+    with pytest.raises(ParityError, match="is not that of its members"):
+        export_engines(members[:2], tmp_path, committee=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_student_has_no_spread(bundle: Path, painn: Path) -> None:
