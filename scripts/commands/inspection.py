@@ -118,6 +118,7 @@ def _lines(manifest: Manifest, errors: Mapping[str, Any]) -> Iterator[str]:
     for row in errors.get("chosen_from", []):
         found = row.get("refused") or f"{row['milliseconds']:.3f} ms a structure"
         yield f"{_shown(str(row['precision']))}: {_shown(str(found))}"
+    yield from _sure(manifest, errors)
     parity = errors["graph_parity"]
     if manifest.precision == "fp64":
         if (blur := parity["float64_forces"]) > 1e-4:
@@ -130,6 +131,23 @@ def _lines(manifest: Manifest, errors: Mapping[str, Any]) -> Iterator[str]:
             f"[yellow]float32 blurs this student[/]: its own forces, in PyTorch, are up to {1e3 * blur:.2f} meV/Å "
             "from float64, most on symmetric molecules"
         )
+
+
+def _sure(manifest: Manifest, errors: Mapping[str, Any]) -> Iterator[str]:
+    """What validation.json says of uncertainties."""
+    if manifest.members:
+        yield f"a committee of {len(manifest.members)}: {_shown(', '.join(one['name'] for one in manifest.members))}"
+    if (found := errors.get("uncertainty")) is None:
+        return
+    made, calibrated = (int(count) for count in found["frames"])
+    in_energy = "" if found["factor"] is None else ", in eV too"
+    yield (
+        f"uncertainty: made of {made} frames and calibrated on {calibrated}, of {_shown(str(found['fitted_on']))}"
+        f"{in_energy}; {found['quantile']:.0%} of these are at most {found['threshold']:.2f} times as uncertain as the "
+        "median"
+    )
+    for remark in found["remarks"]:
+        yield f"[yellow]uncertainty[/]: {_shown(str(remark))}"
 
 
 def print_remarks(remarks: Sequence[str], out: Console) -> None:
