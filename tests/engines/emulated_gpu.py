@@ -8,18 +8,20 @@ g++ instead.
 import ctypes
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 
 from painn_deploy.engines.gpu.device_positions import KERNEL
 from painn_deploy.engines.onnxruntime.backend import open_graph
-from painn_deploy.export.fields import INPUTS, OUTPUTS, GraphInputs
+from painn_deploy.export.fields import INPUTS, Field, GraphInputs, outputs_of
+from painn_deploy.export.graph.onnx_graph import axes_of
 
 
 class Status:
@@ -195,7 +197,8 @@ def activations(shape: tuple[int, ...]) -> int:
 
 def library(cuda: EmulatedCuda, model: bytes) -> Any:
     """A TensorRT whose every plan is `model`, run by ONNX Runtime on what lies at the bound addresses."""
-    run = open_graph(model)
+    outputs = outputs_of(axes_of(onnx.load_from_string(model)))
+    run = open_graph(model, [field.name for field in outputs])
 
     class Context:
         """Refuses what TensorRT would answer with a wrong result or not at all: memory that is too small, a capture
@@ -236,7 +239,7 @@ def library(cuda: EmulatedCuda, model: bytes) -> Any:
             def evaluate() -> None:
                 assert address in cuda.memory, "its activations are gone"
                 inputs = GraphInputs(*(array_at(addresses[f.name], shapes[f.name], f.dtype) for f in INPUTS))
-                for field, result in zip(OUTPUTS, run(inputs), strict=True):
+                for field, result in zip(outputs, run(inputs), strict=True):
                     array_at(addresses[field.name], result.shape, field.dtype)[...] = result
 
             cuda.do(evaluate)
@@ -353,14 +356,14 @@ class EmulatedTorch:
         array = array_at(described["data"][0], described["shape"], np.dtype(described["typestr"]).name)
         return self.Tensor(self._cuda, torch.from_numpy(array))
 
-    def package(self, run: Any) -> Any:
-        """What a loaded package is, of a function of tensors."""
+    def package(self, run: Any, outputs: Sequence[Field]) -> Any:
+        """What a loaded package is, of a function of tensors that gives these outputs."""
 
         def called(*inputs: Any) -> list[torch.Tensor]:
             assert self.current, "nothing is the current stream"
             self._cuda.sent(self.current[-1][1])
             atoms = len(inputs[0].tensor)
-            results = [torch.empty(field.sized(atoms=atoms)) for field in OUTPUTS]
+            results = [torch.empty(field.sized(atoms=atoms)) for field in outputs]
 
             def evaluate() -> None:
                 for result, value in zip(results, run(*(one.tensor for one in inputs)), strict=True):

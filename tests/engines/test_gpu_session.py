@@ -31,8 +31,10 @@ from painn_deploy.engines.tensorrt import session as tensorrt_session
 from painn_deploy.engines.tensorrt.session import TensorRTSession
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import DeviceMemoryError, EngineError, ShapeError
-from painn_deploy.export.fields import GraphOutputs
-from painn_deploy.export.graph.onnx_graph import export_onnx
+from painn_deploy.export.fields import GraphOutputs, outputs_of
+from painn_deploy.export.graph.onnx_graph import axes_of, export_onnx
+from painn_deploy.export.model.committee import Committee
+from painn_deploy.export.model.student import Student
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.runtime.verlet import VerletList
@@ -68,10 +70,12 @@ class Opened:
         self.cuda, self.model = cuda, model
         self.torch = emulated_gpu.EmulatedTorch(cuda)
         self.numbers: list[str] = []
+        self.outputs = outputs_of(axes_of(onnx.load_from_string(model)))
 
     def __call__(self, engine: str, *, index: int = 0, **options: Any) -> GpuSession:
         options = {"cuda_graphs": True, **options}
         if engine == "tensorrt":
+            options = {"outputs": self.outputs, **options}
             return TensorRTSession(
                 emulated_gpu.library(self.cuda, self.model), b"plan", index, PROFILE, INFO, **options
             )
@@ -83,8 +87,8 @@ class Opened:
         for form, most in (("sums+paired+side", 200), ("sums", None)):
             plan = Plan(Form.parse(form), most_cells=most)
             run = OnnxModule(plan.form.lowered(onnx.load_from_string(self.model)))
-            packages.append(LoadedPackage(plan, 100.0, self.torch.package(run)))
-        return lambda stream, arena: TorchExecutor(self.torch, packages, f"cuda:{index}", stream)
+            packages.append(LoadedPackage(plan, 100.0, self.torch.package(run, self.outputs)))
+        return lambda stream, arena: TorchExecutor(self.torch, packages, f"cuda:{index}", stream, outputs=self.outputs)
 
     def _onnxruntime(self, index: int) -> Callable[[int, Arena], OrtExecutor]:
         opened = self
@@ -110,7 +114,9 @@ class Opened:
                 self._session.run_with_iobinding(binding)
 
         library = type("Library", (), {"RunOptions": RunOptions})
-        return lambda stream, arena: OrtExecutor(library, lambda records: Session(stream), "cpu", 0, 100.0)
+        return lambda stream, arena: OrtExecutor(
+            library, lambda records: Session(stream), "cpu", 0, 100.0, opened.outputs
+        )
 
 
 @pytest.fixture
@@ -143,6 +149,30 @@ def test_results_are_the_graphs_own_whether_launched_recorded_or_replayed(
         before = kept.forces.copy()
         session.run(graph_inputs([students.water(10)], CUTOFF))
         assert (kept.forces == before).all(), "a result was overwritten by the next"
+
+
+@pytest.mark.parametrize("kind", ["features", "committee"])
+@every_engine
+def test_what_a_graph_gives_besides_comes_down_too(
+    cuda: emulated_gpu.EmulatedCuda, painn: Path, tmp_path: Path, engine: str, kind: str
+) -> None:
+    student: Student = load_student(painn)
+    if kind == "committee":
+        student = Committee([student, load_student(students.write(tmp_path, "painn", seed=1))], ["a", "b"]).eval()
+    else:
+        student.gives_features = True
+    model = export_onnx(student, {}).SerializeToString()
+    names = [field.name for field in outputs_of(student.axes)]
+    run = open_graph(model, names)
+    with Opened(cuda, model)(engine) as session:
+        for seed in range(4):
+            inputs = graph_inputs([students.water(seed), students.water(seed + 1)], CUTOFF)
+            got, want = session.run(inputs), run(inputs)
+            same(got, want[:3])
+            assert list(got.extras) == names[3:]
+            for one, other in zip(got.extras.values(), want[3:], strict=True):
+                assert one.shape == other.shape
+                np.testing.assert_allclose(one, other, rtol=0, atol=3e-6)
 
 
 @every_engine
