@@ -29,7 +29,7 @@ from painn_deploy.runtime.sizing import BatchSizes
 from painn_deploy.runtime.species import AtomicReferences
 from painn_deploy.runtime.structures import check_structure
 from painn_deploy.runtime.uncertainty.source import uncertainty_of
-from painn_deploy.runtime.uncertainty.watch import RATIO, Doubts, check_limit
+from painn_deploy.runtime.uncertainty.watch import Doubts, check_limit
 
 __all__ = ["Evaluator", "Prepared"]
 
@@ -106,8 +106,8 @@ class Evaluator(Closing):
         self.manifest: Manifest = opened.manifest
         self.uncertainty = uncertainty_of(opened)
         if warn_above is not None:
-            known = self.uncertainty is not None and RATIO in self.uncertainty.names
-            warn_above = check_limit(warn_above, "warn_above", known=known, source=opened)
+            names = () if self.uncertainty is None else self.uncertainty.names
+            warn_above = check_limit(warn_above, "warn_above", names, opened)
         self.doubts = Doubts(warn_above)
         self.threads, self._device = threads, device
         backend = get_backend(self.manifest.engine)

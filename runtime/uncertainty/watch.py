@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from painn_deploy.export.errors import BundleError
@@ -17,13 +17,13 @@ class UncertaintyWarning(UserWarning):
     """A structure is less certain than the limit that the user set."""
 
 
-def check_limit(limit: float, name: str, *, known: bool, source: object) -> float:
+def check_limit(limit: float, name: str, names: Sequence[str], source: object) -> float:
     """Refuse a limit that makes no sense, or that nothing can be held against.
 
     Args:
         limit: as often the calibration's own uncertainty.
         name: of the option, for messages.
-        known: whether results of the bundle have the ratio.
+        names: of results that the bundle adds to the usual ones.
         source: of the results: the bundle.
 
     Raises:
@@ -35,7 +35,13 @@ def check_limit(limit: float, name: str, *, known: bool, source: object) -> floa
             f"{name} = {limit!r} is no limit: give a number above 0, as often the uncertainty of the frames that it "
             "was calibrated on, such as 2."
         )
-    if not known:
+    if "forces_uncertainty" in names:
+        raise BundleError(
+            f"{source} is a committee, whose spread has no calibration that {name} could be a multiple of. Compare "
+            "results['energy_uncertainty'] (eV) or results['forces_uncertainty'] (eV/Å) yourself, or export one of "
+            "its members with --training."
+        )
+    if RATIO not in names:
         raise BundleError(
             f"{source} does not say how sure it is, so that {name} can hold nothing against it. Export it again with "
             "`painn-deploy export CHECKPOINT --training FRAMES`, where FRAMES are what the student was trained on, or "

@@ -147,7 +147,9 @@ class Bundler(Closing):
             self._exported = reference.with_radial_table(self._table.rank, self._table.intervals)
         self._last_layer: LastLayer | None = None
         self._spread: list[dict[str, Any]] | None = None
-        if training is not None and len(reference.members) == 1:
+        if self._members and training is not None and "int8" not in precisions and table_error is None:
+            tell("the spread of a committee needs no frames: the training structures are not used")
+        if training is not None and not self._members:
             frames, named = self._trial.fitted, self._trial.fitted_on
             tell(f"fitting the uncertainty of the last layer on {len(frames)} structures")
             self._last_layer = last_layer_of(self._exported, frames, named, prefixed(tell, "fitting the uncertainty: "))

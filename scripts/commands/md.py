@@ -13,7 +13,7 @@ from painn_deploy.export.bundle import read_bundle
 from painn_deploy.export.errors import OutputError, StructureError
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.familiarity import Judged
-from painn_deploy.runtime.uncertainty.watch import RATIO, check_limit
+from painn_deploy.runtime.uncertainty.watch import check_limit
 from painn_deploy.scripts.commands.choices import ENSEMBLES
 from painn_deploy.scripts.commands.simulation import STEPS, Plan, Record, simulate
 
@@ -111,8 +111,7 @@ def run_md(
     watch = _Watch(Judged.in_bundle(opened), plan, err)
     with PaiNNCalculator(opened, device=device, threads=threads) as calculator:
         if plan.stop_above is not None:
-            known = RATIO in calculator.implemented_properties
-            check_limit(plan.stop_above, "--stop-above", known=known, source=bundle)
+            check_limit(plan.stop_above, "--stop-above", calculator.implemented_properties, bundle)
         atoms.calc = calculator
         info = calculator.engine_info
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"))

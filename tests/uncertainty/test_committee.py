@@ -258,6 +258,17 @@ def test_an_engine_whose_spread_is_not_its_members_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_limit_is_for_what_is_calibrated(committee: Path) -> None:
+    with pytest.raises(BundleError, match="is a committee, whose spread has no calibration"):
+        PaiNNCalculator(committee, warn_above=2.0)
+
+
+def test_frames_that_a_committee_has_no_use_for_are_told(members: list[Path], tmp_path: Path) -> None:
+    told: list[str] = []
+    export_engines(members[:2], tmp_path, committee=True, training=unseen()[:3], tell=told.append)
+    assert any("the training structures are not used" in line for line in told)
+
+
 def test_one_student_has_no_spread(bundle: Path, painn: Path) -> None:
     assert len(load_student(painn).members) == 1
     with PaiNNCalculator(bundle) as calculator:

@@ -333,3 +333,20 @@ def test_a_manifest_that_says_other_outputs_is_refused(certain: Path, tmp_path: 
     (target / MANIFEST).write_text(json.dumps(values))
     with pytest.raises(BundleError, match=r"axes|members|makes no sense|features"):
         PaiNNCalculator(target)
+
+
+def test_a_bundle_of_the_first_format_opens_as_before(bundle: Path, tmp_path: Path) -> None:
+    target = tmp_path / "old.engine"
+    target.mkdir()
+    for file in bundle.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    values = json.loads((bundle / MANIFEST).read_text()) | {"format_version": 1}
+    del values["axes"], values["members"]
+    values["manifest_sha256"] = manifest_digest(values)
+    (target / MANIFEST).write_text(json.dumps(values))
+    frames = perturbed("CH3OH", 2)
+    with PaiNNCalculator(target) as old, PaiNNCalculator(bundle) as new:
+        assert old.manifest.format_version == 1
+        for one, other in zip(old.calculate_batch(frames), new.calculate_batch(frames), strict=True):
+            assert one["energy"] == other["energy"]
+            assert not KEYS & one.keys()
