@@ -3,8 +3,9 @@
 `torch_sim.integrate(structures, PaiNNModel("student-onnxruntime-fp32.engine"), integrator=..., n_steps=...)`
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,9 @@ class PaiNNModel(ModelInterface):
     def forward(self, state: Any, **_: Any) -> dict[str, torch.Tensor]:
         """Energy [systems], forces [atoms, 3] and stress [systems, 3, 3] of every system of a state.
 
+        Of a bundle that has them, uncertainties as well, with the names and units of `PaiNNCalculator`, of systems or of
+        atoms; NaN of a system where one is not known.
+
         Args:
             state: a SimState, or a mapping with its fields.
 
@@ -166,15 +170,36 @@ class PaiNNModel(ModelInterface):
             if self._pbc is None and not periodic.any() and cells.any():
                 self._refuse_crystals(numbers, positions, cells, starts)
         energies, forces = references.copy(), np.zeros_like(positions)
-        virials = np.zeros((len(positions), 3, 3))
+        virials, extras = np.zeros((len(positions), 3, 3)), dict[str, np.ndarray]()
         for batch in batches:
             with timings.phase("engine"):
-                outputs = self.evaluator.run(batch.inputs)
+                outputs = self.evaluator.digested(batch.inputs.atomic_numbers, self.evaluator.run(batch.inputs))
+            for name, array in outputs.extras.items():
+                extras.setdefault(name, np.empty((len(positions), *array.shape[1:])))[batch.rows] = array
             energies[batch.rows] += outputs.atomic_energies
             forces[batch.rows], virials[batch.rows] = outputs.forces, outputs.virials
         timings.calculations += 1
         with timings.phase("results"):
-            return self._results(energies, forces, virials, cells, starts)
+            results = self._results(energies, forces, virials, cells, starts) | self._doubts(numbers, extras, starts)
+            return {
+                name: torch.as_tensor(value, dtype=self.dtype, device=self.device) for name, value in results.items()
+            }
+
+    def _doubts(
+        self, numbers: np.ndarray, extras: Mapping[str, np.ndarray], starts: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Uncertainties of systems and of their atoms."""
+        source = self.evaluator.uncertainty
+        if source is None:
+            return {}
+        found: dict[str, np.ndarray] = {}
+        for system, (start, stop) in enumerate(pairwise(starts.tolist())):
+            own = source.results(numbers[start:stop], {name: array[start:stop] for name, array in extras.items()})
+            for name, value in own.items():
+                of_atoms = isinstance(value, np.ndarray)
+                held = found.setdefault(name, np.full(len(numbers) if of_atoms else len(starts) - 1, np.nan))
+                held[slice(start, stop) if of_atoms else system] = value
+        return found
 
     def _refuse_crystals(
         self, numbers: np.ndarray, positions: np.ndarray, cells: np.ndarray, starts: np.ndarray
@@ -200,7 +225,7 @@ class PaiNNModel(ModelInterface):
 
     def _results(
         self, energies: np.ndarray, forces: np.ndarray, virials: np.ndarray, cells: np.ndarray, starts: np.ndarray
-    ) -> dict[str, torch.Tensor]:
+    ) -> dict[str, np.ndarray]:
         energy, virial = np.add.reduceat(energies, starts[:-1]), np.add.reduceat(virials, starts[:-1])
         finite = np.isfinite(energy) & np.isfinite(virial).all((1, 2))
         finite &= np.logical_and.reduceat(np.isfinite(forces).all(1), starts[:-1])
@@ -209,8 +234,7 @@ class PaiNNModel(ModelInterface):
         volumes = np.array([cell_volume(cell) for cell in cells])[:, None, None]
         symmetric = (virial + virial.transpose(0, 2, 1)) / 2
         stress = np.divide(symmetric, volumes, out=np.full_like(symmetric, np.nan), where=volumes > 0)
-        results = {"energy": energy, "forces": forces, "stress": stress}
-        return {name: torch.as_tensor(value, dtype=self.dtype, device=self.device) for name, value in results.items()}
+        return {"energy": energy, "forces": forces, "stress": stress}
 
 
 def _as_state(fields: dict[str, Any]) -> Any:
