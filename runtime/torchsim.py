@@ -116,8 +116,8 @@ class PaiNNModel(ModelInterface):
     def forward(self, state: Any, **_: Any) -> dict[str, torch.Tensor]:
         """Energy [systems], forces [atoms, 3] and stress [systems, 3, 3] of every system of a state.
 
-        Of a bundle that has them, uncertainties as well, with the names and units of `PaiNNCalculator`, of systems or of
-        atoms; NaN of a system where one is not known.
+        Of a bundle that has them, uncertainties as well, with the names and units of `PaiNNCalculator`, of systems or
+        of atoms; NaN of a system where one is not known.
 
         Args:
             state: a SimState, or a mapping with its fields.
