@@ -45,10 +45,7 @@ Structures = Annotated[
 Checkpoint = Annotated[
     str, typer.Argument(help="A file: best_model, .ckpt, .pt, .safetensors; or student:base.", metavar="FILE")
 ]
-Checkpoints = Annotated[
-    list[str],
-    typer.Argument(help="A file: best_model, .ckpt, .pt, .safetensors; or student:base; several with --committee."),
-]
+Others = Annotated[list[str] | None, typer.Argument(help="Further ones, with --committee.", metavar="FILE")]
 EnergyUnit = Annotated[
     str | None,
     typer.Option(help="Of a file that does not say, as SchNetPack's: eV, kcal/mol, Hartree, or a number of eV."),
@@ -84,7 +81,7 @@ def options(
 
 @app.command()
 def export(
-    checkpoints: Checkpoints,
+    checkpoint: Checkpoint,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write bundles into.")],
     committee: Annotated[
         bool, typer.Option("--committee", help="One bundle of several students: their mean, and their spread.")
@@ -132,6 +129,7 @@ def export(
         str, typer.Option(help="The most that the table may change a force component.")
     ] = "0.02meV/A",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace bundles that are there.")] = False,
+    others: Others = None,
 ) -> None:
     """Make engines of a student, each in a bundle NAME-ENGINE-PRECISION.engine."""
     from painn_deploy.export.bundle import read_bundle
@@ -143,7 +141,7 @@ def export(
 
     with steps(err) as tell:
         paths = export_engines(
-            checkpoints,
+            [checkpoint, *(others or ())],
             output,
             committee=committee,
             engines=choices.listed(engine) or ("onnxruntime",),
