@@ -1,6 +1,7 @@
 """A student's features and energies of the frames that its uncertainty is fitted on, and what their files say."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +13,12 @@ from painn_deploy.calibration.uncertainty.fitting import fit_last_layer
 from painn_deploy.export.model.force_head import tensors
 from painn_deploy.export.model.student import Student
 from painn_deploy.export.progress import Tell, counting, silent
-from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.grouping import group
 from painn_deploy.runtime.matrix import join, local_graphs
 from painn_deploy.runtime.uncertainty.rigidity import LastLayer
 from painn_deploy.runtime.uncertainty.watch import RATIO
 
-__all__ = ["LARGEST_ERROR", "last_layer_of", "uncertainty_errors"]
+__all__ = ["LARGEST_ERROR", "last_layer_of", "uncertainty_errors", "uncertainty_ratios"]
 
 
 LARGEST_ERROR = 0.01
@@ -26,24 +26,31 @@ LARGEST_ERROR = 0.01
 or of the typical one. On a few structures float32 may hold no features, and low rank magnifies it."""
 
 
-def uncertainty_errors(calculator: PaiNNCalculator, student: Student, structures: Sequence[Atoms]) -> dict[str, float]:
+def uncertainty_ratios(last_layer: LastLayer, student: Student, structures: Sequence[Atoms]) -> list[float]:
+    """`uncertainty_ratio` of structures, of the student's own features.
+
+    Args:
+        last_layer: what makes uncertainties of them.
+        student: in float64.
+        structures: to evaluate.
+    """
+    features, _ = _evaluated(student, structures, silent)
+    made = [last_layer.rigidities(atoms.numbers, rows) for atoms, rows in zip(structures, features, strict=True)]
+    return [float(each.mean()) / last_layer.typical for each in made]
+
+
+def uncertainty_errors(results: Sequence[Mapping[str, Any]], wanted: Sequence[float]) -> dict[str, float]:
     """Median and largest error of the uncertainties of an engine's features, relative to those of the student's own.
 
     Args:
-        calculator: of a bundle with a last layer.
-        student: in float64.
-        structures: to compare on.
+        results: of the engine.
+        wanted: see `uncertainty_ratios`.
     """
-    found = calculator.evaluator.uncertainty
-    if not isinstance(found, LastLayer):
-        raise TypeError(f"{calculator} has no uncertainty of a last layer.")
-    features, _ = _evaluated(student, structures, silent)
-    errors = []
-    for atoms, rows, results in zip(structures, features, calculator.calculate_batch(structures), strict=True):
-        wanted = float(found.rigidities(atoms.numbers, rows).mean()) / found.typical
-        if np.isfinite(wanted):  # else it holds an element that no frame held
-            errors.append(abs(results[RATIO] - wanted) / max(wanted, 1.0))
-    errors = errors or [0.0]
+    errors = [
+        abs(one[RATIO] - other) / max(other, 1.0)
+        for one, other in zip(results, wanted, strict=True)
+        if np.isfinite(other)  # else it holds an element that no frame held
+    ] or [0.0]
     return {"median_relative_error": float(np.median(errors)), "largest_relative_error": max(errors)}
 
 

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Integer
 
+from painn_deploy.export.fields import FORCES_UNCERTAINTY, MEMBER_ENERGIES
+
 __all__ = ["Spread"]
 
-_MEMBERS, _FORCES = "member_energies", "forces_uncertainty"
+_MEMBERS, _FORCES = MEMBER_ENERGIES.name, FORCES_UNCERTAINTY.name
 
 
 class Spread:
@@ -19,7 +21,7 @@ class Spread:
         references: atomic reference energies of each member, eV, for each of `species`.
     """
 
-    names = ("energy_uncertainty", "forces_uncertainty")
+    names = ("energy_uncertainty", _FORCES)
 
     def __init__(self, species: Sequence[int], references: Sequence[Sequence[float]]) -> None:
         self._references = np.zeros((max(species) + 1, len(references)))
@@ -55,4 +57,4 @@ class Spread:
             three components).
         """
         energies: Float64[np.ndarray, " members"] = digested[_MEMBERS].sum(0)
-        return {"energy_uncertainty": float(energies.std(ddof=1)), "forces_uncertainty": digested[_FORCES].copy()}
+        return {"energy_uncertainty": float(energies.std(ddof=1)), _FORCES: digested[_FORCES].copy()}

@@ -24,6 +24,7 @@ from ase.data import atomic_numbers, chemical_symbols
 from jaxtyping import Float, Float64, Integer
 
 from painn_deploy.export.errors import BundleError
+from painn_deploy.export.fields import FEATURES
 from painn_deploy.export.manifest import UNCERTAINTY
 from painn_deploy.runtime.uncertainty.watch import RATIO
 
@@ -89,7 +90,7 @@ class LastLayer:
             numbers: atomic numbers.
             extras: further outputs of the graph.
         """
-        return {_OF_ATOMS: self.rigidities(numbers, extras["features"])}
+        return {_OF_ATOMS: self.rigidities(numbers, extras[FEATURES.name])}
 
     def results(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from painn_deploy.export.errors import BundleError
+from painn_deploy.export.fields import FORCES_UNCERTAINTY
 
 __all__ = ["RATIO", "Doubts", "UncertaintyWarning", "check_limit"]
 
@@ -35,7 +36,7 @@ def check_limit(limit: float, name: str, names: Sequence[str], source: object) -
             f"{name} = {limit!r} is no limit: give a number above 0, as often the uncertainty of the frames that it "
             "was calibrated on, such as 2."
         )
-    if "forces_uncertainty" in names:
+    if FORCES_UNCERTAINTY.name in names:
         raise BundleError(
             f"{source} is a committee, whose spread has no calibration that {name} could be a multiple of. Compare "
             "results['energy_uncertainty'] (eV) or results['forces_uncertainty'] (eV/Å) yourself, or export one of "

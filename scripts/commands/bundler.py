@@ -16,7 +16,12 @@ from painn_deploy.calibration.accuracy.tabling import Tabled, find_table
 from painn_deploy.calibration.structures import CALIBRATION_NAME, calibration_structures, trusted_species
 from painn_deploy.calibration.timing import milliseconds
 from painn_deploy.calibration.uncertainty.spread import ENERGY_TOLERANCE, FORCE_TOLERANCE, spread_errors, spread_of
-from painn_deploy.calibration.uncertainty.training import LARGEST_ERROR, last_layer_of, uncertainty_errors
+from painn_deploy.calibration.uncertainty.training import (
+    LARGEST_ERROR,
+    last_layer_of,
+    uncertainty_errors,
+    uncertainty_ratios,
+)
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing
 from painn_deploy.engines.cache import build_cached
@@ -147,6 +152,7 @@ class Bundler(Closing):
             self._exported = reference.with_radial_table(self._table.rank, self._table.intervals)
         self._last_layer: LastLayer | None = None
         self._spread: list[dict[str, Any]] | None = None
+        self._ratios: list[float] | None = None
         if self._members and training is not None and "int8" not in precisions and table_error is None:
             tell("the spread of a committee needs no frames: the training structures are not used")
         if training is not None and not self._members:
@@ -304,7 +310,10 @@ class Bundler(Closing):
         found = {key: value for key, value in self._last_layer.as_dict().items() if key != "roots"}
         if runs:
             with PaiNNCalculator(bundle) as calculator:
-                errors = uncertainty_errors(calculator, self._exported, self._domain.structures)
+                structures = self._domain.structures
+                if self._ratios is None:
+                    self._ratios = uncertainty_ratios(self._last_layer, self._exported, structures)
+                errors = uncertainty_errors(calculator.calculate_batch(structures), self._ratios)
             error = errors["median_relative_error"]
             if not error <= LARGEST_ERROR and bundle.manifest.precision in EXACT:
                 raise ParityError(

@@ -17,7 +17,7 @@ import typer
 from ase import Atoms
 from jaxtyping import Bool, Float, Float64, Int64
 
-from painn_deploy.calibration.uncertainty.fitting import HELD_OUT, REGULARISATION, fit_last_layer
+from painn_deploy.calibration.uncertainty.fitting import COVERED, DEVIATIONS, HELD_OUT, REGULARISATION, fit_last_layer
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import DatasetError
 from painn_deploy.export.model.force_head import explicit_outputs, tensors
@@ -40,7 +40,7 @@ DISTORTION = 0.18
 SCALES: dict[str, Callable[[np.ndarray], Any]] = {
     "root mean square": lambda ratios: np.sqrt(np.square(ratios).mean()),
     "quantile 0.683": lambda ratios: np.quantile(ratios, 0.6827),
-    "quantile 0.95": lambda ratios: np.quantile(ratios, 0.95) / 1.96,
+    "quantile 0.95": lambda ratios: np.quantile(ratios, COVERED) / DEVIATIONS,
 }
 """Ways to get alpha from the held-out frames' errors over their uncertainties without it."""
 
@@ -252,7 +252,7 @@ def scores(
         "z before": float(np.sqrt(np.square(bare).mean())),
         "z": float(np.sqrt(np.square(z).mean())),
         "68 %": float((z < 1).mean()),
-        "95 %": float((z < 1.96).mean()),
+        "95 %": float((z < DEVIATIONS).mean()),
     }
 
 
