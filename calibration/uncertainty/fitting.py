@@ -120,7 +120,7 @@ def _factor(
     labelled = np.flatnonzero(~np.isnan(errors))
     if len(labelled) < ENOUGH:
         remarks.append(
-            f"{len(labelled)} of the frames that are held out of {name} have an energy, and {ENOUGH} calibrate: there "
+            f"{len(labelled)} of the frames that are held out ({name}) have an energy, and {ENOUGH} calibrate: there "
             "is no uncertainty in eV, only how many times as uncertain as these a structure is."
         )
         return None
