@@ -291,7 +291,8 @@ def _check_described(manifest: Manifest, graph: OnnxContent, path: Path) -> None
         wrong.append("precision")
     if not _same(manifest.axes, graph.metadata.get("axes", "{}")):
         wrong.append("axes")
-    if ("width" in manifest.axes) != (UNCERTAINTY in manifest.files):
+    fitted = UNCERTAINTY in manifest.files
+    if ("width" in manifest.axes and not fitted) or (fitted and not manifest.axes):
         raise BundleError(
             f"{path} has only one of features and {UNCERTAINTY}, which makes uncertainties of them. Export it again."
         )

@@ -36,7 +36,7 @@ MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 VALIDATION = "validation.json"
 UNCERTAINTY = "uncertainty.json"
-"""What makes uncertainties of the features that a graph gives; only in a bundle whose graph gives them."""
+"""What makes uncertainties of the features that a graph gives, or measures a committee's; in no other bundle."""
 
 SUFFIX = ".engine"
 LARGEST_MANIFEST = 2**22

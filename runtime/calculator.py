@@ -24,6 +24,7 @@ from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.limits import too_many_neighbours
 from painn_deploy.runtime.streaming import Outcome, stream
 from painn_deploy.runtime.structures import check_structure
+from painn_deploy.runtime.uncertainty.watch import Limit
 from painn_deploy.runtime.verlet import WIDER, VerletList
 
 __all__ = ["PaiNNCalculator"]
@@ -58,7 +59,8 @@ class PaiNNCalculator(Closing, Calculator):
             those of a search at every step. None for 0.5 Å where it widens the matrix little, as in molecules, and for
             none elsewhere: a liquid would pay more for the wider matrix than searches take.
         warn_above: a result that is so many times as uncertain as the frames of its calibration gets a warning, the
-            first time; all are counted in `evaluator.doubts.count`. None for no limit.
+            first time; all are counted in `evaluator.doubts.count`. `threshold` is what 99 % of these frames are up
+            to; None for no limit.
 
     Attributes:
         evaluator: the open engine with its species, size limits and batches.
@@ -83,7 +85,7 @@ class PaiNNCalculator(Closing, Calculator):
         device: str = "auto",
         threads: int | None = None,
         skin: float | None = None,
-        warn_above: float | None = None,
+        warn_above: Limit | None = None,
     ) -> None:
         if skin is not None and not 0 <= skin < float("inf"):
             raise ValueError(f"skin = {skin!r} is not a length in Å; give 0 to search at every step, or None.")
@@ -385,7 +387,7 @@ def _reopen(
     device: str,
     threads: int | None,
     skin: float | None,
-    warn_above: float | None = None,
+    warn_above: Limit | None = None,
 ) -> PaiNNCalculator:
     calculator = kind.__new__(kind)  # a subclass may be made of other arguments
     options: dict[str, Any] = {"device": device, "threads": threads, "skin": skin, "warn_above": warn_above}

@@ -29,7 +29,7 @@ from painn_deploy.runtime.sizing import BatchSizes
 from painn_deploy.runtime.species import AtomicReferences
 from painn_deploy.runtime.structures import check_structure
 from painn_deploy.runtime.uncertainty.source import uncertainty_of
-from painn_deploy.runtime.uncertainty.watch import Doubts, check_limit
+from painn_deploy.runtime.uncertainty.watch import Doubts, Limit, checked_limit
 
 __all__ = ["Evaluator", "Prepared"]
 
@@ -66,8 +66,8 @@ class Evaluator(Closing):
         bundle: a folder NAME.engine, made by `painn-deploy export`, or an open bundle.
         device: `auto`, or a name of the backend's, such as `cpu` or `cuda:0`. Nothing falls back to another device.
         threads: of the CPU; None for as many as there are cores.
-        warn_above: how many times as uncertain as its calibration a result may be before there is a warning; None for
-            no limit.
+        warn_above: how many times as uncertain as its calibration's frames a result may be before there is a warning,
+            or `threshold`, what 99 % of these are up to; None for no limit.
 
     Attributes:
         source: what it was opened from: the folder, or the bundle where that has none.
@@ -85,7 +85,7 @@ class Evaluator(Closing):
         BundleError: the bundle is damaged, foreign or of a newer format; or there is a limit, and it does not say how
             sure it is.
         EngineUnavailableError: its backend or the device is not here.
-        ValueError: the limit is no positive number.
+        ValueError: the limit is no positive number, and not `threshold`.
     """
 
     _closed = False
@@ -96,7 +96,7 @@ class Evaluator(Closing):
         *,
         device: str = "auto",
         threads: int | None = None,
-        warn_above: float | None = None,
+        warn_above: Limit | None = None,
     ) -> None:
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
             raise ValueError(f"threads = {threads!r} is not a number of threads; give 1 or more, or None.")
@@ -106,8 +106,7 @@ class Evaluator(Closing):
         self.manifest: Manifest = opened.manifest
         self.uncertainty = uncertainty_of(opened)
         if warn_above is not None:
-            names = () if self.uncertainty is None else self.uncertainty.names
-            warn_above = check_limit(warn_above, "warn_above", names, opened)
+            warn_above = checked_limit(warn_above, "warn_above", self.uncertainty, opened)
         self.doubts = Doubts(warn_above)
         self.threads, self._device = threads, device
         backend = get_backend(self.manifest.engine)
@@ -378,7 +377,7 @@ class Evaluator(Closing):
 
 
 def _reopen(
-    source: Bundle | str, sha256: str, device: str, threads: int | None, warn_above: float | None = None
+    source: Bundle | str, sha256: str, device: str, threads: int | None, warn_above: Limit | None = None
 ) -> Evaluator:
     return Evaluator(the_same(source, sha256), device=device, threads=threads, warn_above=warn_above)
 

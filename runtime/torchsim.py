@@ -196,6 +196,8 @@ class PaiNNModel(ModelInterface):
         for system, (start, stop) in enumerate(pairwise(starts.tolist())):
             own = source.results(numbers[start:stop], {name: array[start:stop] for name, array in extras.items()})
             for name, value in own.items():
+                if isinstance(value, str):  # a tensor holds no words
+                    continue
                 of_atoms = isinstance(value, np.ndarray)
                 held = found.setdefault(name, np.full(len(numbers) if of_atoms else len(starts) - 1, np.nan))
                 held[slice(start, stop) if of_atoms else system] = value

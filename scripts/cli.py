@@ -128,6 +128,7 @@ def export(
     max_table_error: Annotated[
         str, typer.Option(help="The most that the table may change a force component.")
     ] = "0.02meV/A",
+    uncertainty: Annotated[bool, typer.Option(help="Let a single student say how sure it is, where it can.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace bundles that are there.")] = False,
     others: Others = None,
 ) -> None:
@@ -154,6 +155,7 @@ def export(
             tf32=tf32,
             radial_table=radial_table,
             max_table_error=force_limit(max_table_error),
+            uncertainty=uncertainty,
             overwrite=overwrite,
             tell=tell,
             declared=Declaration.of(energy_unit, length_unit, species, energy_key),
@@ -241,7 +243,10 @@ def md(
     every: Annotated[int, typer.Option(min=1, help="Steps between frames.")] = 10,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     stop_above: Annotated[
-        float | None, typer.Option(help="End with status 3 at a frame so many times as uncertain as the calibration.")
+        str | None,
+        typer.Option(
+            help="End with status 3 at a frame so many times as uncertain as the calibration, or `threshold`."
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a trajectory that is there.")] = False,
     threads: Threads = None,
@@ -251,8 +256,19 @@ def md(
     from painn_deploy.scripts.commands.md import Plan, run_md, whole_steps
 
     length = whole_steps(steps, picoseconds, timestep, err)
-    plan = Plan(ensemble, length, timestep, temperature, pressure, every, seed, stop_above)
-    run_md(bundle, structure, output, plan, overwrite=overwrite, threads=threads, device=device, out=out, err=err)
+    plan = Plan(ensemble, length, timestep, temperature, pressure, every, seed)
+    run_md(
+        bundle,
+        structure,
+        output,
+        plan,
+        stop_above=choices.uncertainty_limit(stop_above, "--stop-above"),
+        overwrite=overwrite,
+        threads=threads,
+        device=device,
+        out=out,
+        err=err,
+    )
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """The student itself in PyTorch with plain autograd: the reference of accuracy and of speed for every engine."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from painn_deploy.runtime.grouping import group
 from painn_deploy.runtime.matrix import join, local_graphs
 from painn_deploy.runtime.results import as_results
 
-__all__ = ["TorchCalculator", "reference_results"]
+__all__ = ["TorchCalculator", "one_thread", "reference_results"]
 
 BATCH = 4096
 """Atoms x slots of one batch: autograd keeps every layer's edges, in float64."""
@@ -60,6 +61,17 @@ class TorchCalculator(Calculator):
         new = {key: atoms for key, atoms in zip(keys, structures, strict=True) if key not in self._remembered}
         self._remembered |= dict(zip(new, reference_results(self.student, list(new.values())), strict=True))
         return [dict(self._remembered[key]) for key in keys]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run PyTorch on one thread: structures are small, and the threads of a busy machine wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def reference_results(student: Student, structures: Sequence[Atoms], tell: Tell = silent) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from painn_deploy.calibration.physics.drift import Drift
 
-__all__ = ["Errors", "as_data_uri", "distributions", "drift_curves", "parity", "sensitivity_bars"]
+__all__ = ["Errors", "as_data_uri", "distributions", "drift_curves", "parity", "sensitivity_bars", "styled_svg"]
 
 COLOURS = ("#4363a8", "#c8553d", "#3a8a6b", "#8d6bb0", "#b58b00", "#555555")
 STYLE: Any = {
@@ -130,6 +130,19 @@ def sensitivity_bars(rows: Sequence[Mapping[str, Any]]) -> str:
     axes.set(title=f"What each GEMM costs when it alone is in INT8{more}", xlabel="force error (meV/Å, RMSE)")
     kept = [p for p in PRECISION_COLOURS if p in {str(row["precision"]) for row in ranked}]
     axes.legend(handles=[Patch(color=PRECISION_COLOURS[p], label=f"now in {p.upper()}") for p in kept])
+    return _svg(figure)
+
+
+@_styled
+def styled_svg(draw: Callable[[Any], None], columns: int = 1) -> str:
+    """Draw in our style.
+
+    Args:
+        draw: called with matplotlib's axes.
+        columns: how many of them.
+    """
+    figure, axes = _figure(columns)
+    draw(axes)
     return _svg(figure)
 
 

@@ -1,8 +1,7 @@
 """Validation: bundles compared with the student that they were made from, in float64 and float32, and audited."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from painn_deploy.calibration.accuracy.domain import find_domain
 from painn_deploy.calibration.accuracy.double import allowed_error
 from painn_deploy.calibration.accuracy.errors import ERROR_UNITS, Accuracy, Tolerances, compare, describe
 from painn_deploy.calibration.accuracy.left_out import LeftOut, named
+from painn_deploy.calibration.accuracy.reference import one_thread
 from painn_deploy.calibration.physics.audit import Audit, References, audit
 from painn_deploy.calibration.report.comparison import Change, by_group, compare_accuracies, compare_findings
 from painn_deploy.calibration.validation_set import choose_validation_set, group_of
@@ -189,7 +189,7 @@ def validate(
     """
     options = options or Options()
     opened, source = open_bundles(bundles, reference)
-    with _one_thread():
+    with one_thread():
         return _validations([Path(path) for path in bundles], opened, source, reference, options, tell)
 
 
@@ -355,17 +355,6 @@ def _anew(path: Path, device: str, structures: Sequence[Atoms]) -> list[dict[str
     """Results of a bundle opened anew, with one thread as before: the number of threads decides the size of a batch."""
     with PaiNNCalculator(path, device=device, threads=1) as calculator:
         return calculator.calculate_batch(structures)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run PyTorch on one thread: structures are small, and the threads of a busy machine wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _some(structures: Sequence[Atoms]) -> list[int]:

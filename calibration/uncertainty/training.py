@@ -8,17 +8,17 @@ import torch
 from ase import Atoms
 from jaxtyping import Float64
 
-from painn_deploy.calibration.accuracy.reference import BATCH
-from painn_deploy.calibration.uncertainty.fitting import fit_last_layer
+from painn_deploy.calibration.accuracy.reference import BATCH, one_thread
+from painn_deploy.calibration.uncertainty.fitting import Frames, fit_last_layer
 from painn_deploy.export.model.force_head import tensors
 from painn_deploy.export.model.student import Student
 from painn_deploy.export.progress import Tell, counting, silent
 from painn_deploy.runtime.grouping import group
 from painn_deploy.runtime.matrix import join, local_graphs
 from painn_deploy.runtime.uncertainty.rigidity import LastLayer
-from painn_deploy.runtime.uncertainty.watch import RATIO
+from painn_deploy.runtime.uncertainty.scale import RATIO
 
-__all__ = ["LARGEST_ERROR", "last_layer_of", "uncertainty_errors", "uncertainty_ratios"]
+__all__ = ["LARGEST_ERROR", "evaluated", "last_layer_of", "uncertainty_errors", "uncertainty_ratios"]
 
 
 LARGEST_ERROR = 0.01
@@ -34,9 +34,9 @@ def uncertainty_ratios(last_layer: LastLayer, student: Student, structures: Sequ
         student: in float64.
         structures: to evaluate.
     """
-    features, _ = _evaluated(student, structures, silent)
-    made = [last_layer.rigidities(atoms.numbers, rows) for atoms, rows in zip(structures, features, strict=True)]
-    return [float(each.mean()) / last_layer.typical for each in made]
+    frames = evaluated(student, structures, "")
+    made = zip(frames.numbers, frames.features, strict=True)
+    return [float(last_layer.rigidities(*each).mean()) / last_layer.scale.typical for each in made]
 
 
 def uncertainty_errors(results: Sequence[Mapping[str, Any]], wanted: Sequence[float]) -> dict[str, float]:
@@ -66,31 +66,35 @@ def last_layer_of(student: Student, frames: Sequence[Atoms], name: str, tell: Te
     Raises:
         DatasetError: there is no frame, or one has features or an energy that is not finite.
     """
-    features, predicted = _evaluated(student, frames, tell)
-    numbers = [atoms.numbers for atoms in frames]
-    return fit_last_layer(features, numbers, predicted, np.array([_label(atoms) for atoms in frames]), name)
+    return fit_last_layer(evaluated(student, frames, name, tell))
 
 
-def _evaluated(
-    student: Student, frames: Sequence[Atoms], tell: Tell
-) -> tuple[list[Float64[np.ndarray, "_ width"]], Float64[np.ndarray, " frames"]]:
-    """Features of the atoms of each frame, and its energy, eV."""
-    graphs = local_graphs(frames, student.configuration.cutoff)
-    features: list[Float64[np.ndarray, "atoms width"]] = [np.empty((0, 0))] * len(frames)
-    predicted = np.zeros(len(frames))
+def evaluated(student: Student, structures: Sequence[Atoms], name: str, tell: Tell = silent) -> Frames:
+    """Features and energies that a student gives, without forces; beside the energies that structures came with.
+
+    Args:
+        student: in float64.
+        structures: to evaluate; energies (eV) are those of their calculators.
+        name: of them.
+        tell: called with how many are done.
+    """
+    graphs = local_graphs(structures, student.configuration.cutoff)
+    features: list[Float64[np.ndarray, "atoms width"]] = [np.empty((0, 0))] * len(structures)
+    predicted = np.zeros(len(structures))
     references = student.atomic_references.numpy()
-    more = counting(tell, len(frames))
+    more = counting(tell, len(structures))
     for batch in group([graph.size for graph in graphs], BATCH):
-        with torch.no_grad():
+        with one_thread(), torch.no_grad():
             answer = student.answer(tensors(join([graphs[index] for index in batch], np.float64), torch.float64))
         start = 0
         for index in batch:
-            rows = slice(start, start + len(frames[index]))
+            rows = slice(start, start + len(structures[index]))
             features[index] = answer.features[rows].numpy()
-            predicted[index] = float(answer.energies[rows].sum()) + references[frames[index].numbers].sum()
+            predicted[index] = float(answer.energies[rows].sum()) + references[structures[index].numbers].sum()
             start = rows.stop
         more(len(batch))
-    return features, predicted
+    labels = np.array([_label(atoms) for atoms in structures])
+    return Frames(name, [atoms.numbers for atoms in structures], features, predicted, labels)
 
 
 def _label(atoms: Atoms) -> float:

@@ -7,8 +7,12 @@ import numpy as np
 from jaxtyping import Float64, Integer
 
 from painn_deploy.export.fields import FORCES_UNCERTAINTY, MEMBER_ENERGIES
+from painn_deploy.runtime.uncertainty.scale import RATIO, VERDICT, Scale
 
-__all__ = ["Spread"]
+__all__ = ["KIND", "Spread"]
+
+KIND = "committee"
+"""Of an uncertainty.json that a committee's `Scale` is read from."""
 
 _MEMBERS, _FORCES = MEMBER_ENERGIES.name, FORCES_UNCERTAINTY.name
 
@@ -19,11 +23,15 @@ class Spread:
     Args:
         species: atomic numbers, ascending.
         references: atomic reference energies of each member, eV, for each of `species`.
+        scale: what the mean of `forces_uncertainty` over the atoms of a structure is measured by; None where no frames
+            calibrated it.
     """
 
-    names = ("energy_uncertainty", _FORCES)
-
-    def __init__(self, species: Sequence[int], references: Sequence[Sequence[float]]) -> None:
+    def __init__(
+        self, species: Sequence[int], references: Sequence[Sequence[float]], scale: Scale | None = None
+    ) -> None:
+        self.scale = scale
+        self.names = ("energy_uncertainty", _FORCES, *(() if scale is None else (RATIO, VERDICT)))
         self._references = np.zeros((max(species) + 1, len(references)))
         self._references[list(species)] = np.array(references, np.float64).T
 
@@ -54,7 +62,10 @@ class Spread:
 
         Returns:
             `energy_uncertainty` (eV) and `forces_uncertainty` ([atoms], eV/Å, root of the variance summed over the
-            three components).
+            three components); where frames calibrated it, `uncertainty_ratio`, how many times as far apart forces are,
+            in the mean over the atoms, as of a typical one of these, and `uncertainty_verdict`, the same in words.
         """
         energies: Float64[np.ndarray, " members"] = digested[_MEMBERS].sum(0)
-        return {"energy_uncertainty": float(energies.std(ddof=1)), _FORCES: digested[_FORCES].copy()}
+        forces = digested[_FORCES].copy()
+        certain = {} if self.scale is None else self.scale.results(float(forces.mean()))
+        return {"energy_uncertainty": float(energies.std(ddof=1)), _FORCES: forces, **certain}

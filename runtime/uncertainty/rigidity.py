@@ -23,15 +23,13 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 from jaxtyping import Float, Float64, Integer
 
-from painn_deploy.export.errors import BundleError
 from painn_deploy.export.fields import FEATURES
-from painn_deploy.export.manifest import UNCERTAINTY
-from painn_deploy.runtime.uncertainty.watch import RATIO
+from painn_deploy.runtime.uncertainty.scale import NONSENSE, RATIO, VERDICT, Scale
 
-__all__ = ["QUANTILE", "LastLayer"]
+__all__ = ["KIND", "LastLayer"]
 
-QUANTILE = 0.99
-"""Of the frames of the calibration, those whose ratio is up to the threshold."""
+KIND = "last_layer"
+"""Of an uncertainty.json that a `LastLayer` is read from."""
 
 _OF_ATOMS = "rigidities"
 """Name of what `LastLayer.digest` makes."""
@@ -44,25 +42,18 @@ class LastLayer:
     Attributes:
         roots: of each atomic number W, [width, width], with |W f|² = fᵀ (C + ς² 1)⁻¹ f.
         factor: α, eV; None where too few frames had an energy to calibrate it by.
-        typical: median over the frames of the calibration of the mean of |W f| over their atoms.
-        threshold: of the ratio to the typical one, up to which `QUANTILE` of these frames are.
-        fitted_on: name of the frames.
-        frames: how many made the matrices, and how many calibrated.
-        remarks: sentences about what is not as it should be.
+        scale: what the mean of |W f| over the atoms of a structure is measured by.
     """
 
     roots: Mapping[int, Float64[np.ndarray, "width width"]]
     factor: float | None
-    typical: float
-    threshold: float
-    fitted_on: str
-    frames: tuple[int, int]
-    remarks: tuple[str, ...] = ()
+    scale: Scale
 
     @property
     def names(self) -> tuple[str, ...]:
         """See `Uncertainty.names`."""
-        return (RATIO,) if self.factor is None else ("energy_uncertainty", "energies_uncertainty", RATIO)
+        certain = (RATIO, VERDICT)
+        return certain if self.factor is None else ("energy_uncertainty", "energies_uncertainty", *certain)
 
     def rigidities(
         self, numbers: Integer[np.ndarray, " atoms"], features: Float[np.ndarray, "atoms width"]
@@ -105,13 +96,13 @@ class LastLayer:
 
         Returns:
             `uncertainty_ratio`, how many times as uncertain its atoms are, in the mean, as those of a typical frame of
-            the calibration, infinite with an element that no frame held; and where frames had energies,
-            `energies_uncertainty` ([atoms], eV, one standard deviation of each atom's share) and `energy_uncertainty`
-            (eV, their sum), absent with such an element.
+            the calibration, infinite with an element that no frame held; `uncertainty_verdict`, the same in words; and
+            where frames had energies, `energies_uncertainty` ([atoms], eV, one standard deviation of each atom's share)
+            and `energy_uncertainty` (eV, their sum), absent with such an element.
         """
         each = digested[_OF_ATOMS]
         whole = float(np.add.reduce(each))
-        found: dict[str, Any] = {RATIO: whole / (len(each) * self.typical)}
+        found = self.scale.results(whole / len(each))
         if self.factor is not None and math.isfinite(whole):
             found["energy_uncertainty"] = self.factor * whole
             found["energies_uncertainty"] = self.factor * each
@@ -120,18 +111,12 @@ class LastLayer:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types; a root is float64 in base 64, row after row."""
         return {
-            "kind": "last_layer",
             "roots": {
                 chemical_symbols[number]: base64.b64encode(np.ascontiguousarray(root, "<f8").tobytes()).decode()
                 for number, root in self.roots.items()
             },
             "factor": self.factor,
-            "typical": self.typical,
-            "threshold": self.threshold,
-            "quantile": QUANTILE,
-            "fitted_on": self.fitted_on,
-            "frames": list(self.frames),
-            "remarks": list(self.remarks),
+            **self.scale.as_dict(KIND),
         }
 
     @classmethod
@@ -143,8 +128,9 @@ class LastLayer:
             width: of the features.
 
         Raises:
-            BundleError: it is nothing that `as_dict` makes, or of another width.
+            ValueError: it is nothing that `as_dict` makes, or of another width.
         """
+        scale = Scale.from_dict(values, KIND)
         try:
             roots = {
                 atomic_numbers[symbol]: np.frombuffer(base64.b64decode(text, validate=True), "<f8")
@@ -153,22 +139,13 @@ class LastLayer:
                 for symbol, text in values["roots"].items()
             }
             factor = None if values["factor"] is None else float(values["factor"])
-            typical, threshold = float(values["typical"]), float(values["threshold"])
-            fitted_on, remarks = values["fitted_on"], tuple(values["remarks"])
-            first, second = values["frames"]
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError, binascii.Error) as error:
-            raise BundleError(
-                f"{UNCERTAINTY} of a bundle cannot be read ({str(error)[:200]}). Export the bundle again."
-            ) from error
-        positive = (typical, threshold, 1.0 if factor is None else factor)
+            raise ValueError(str(error)[:200]) from error
         sound = (
-            values.get("kind") == "last_layer"
-            and len(roots) > 0
+            len(roots) > 0
             and all(number > 0 and np.isfinite(root).all() for number, root in roots.items())
-            and all(0 < number < float("inf") for number in positive)
-            and all(type(count) is int and count > 0 for count in (first, second))
-            and all(isinstance(text, str) for text in (fitted_on, *remarks))
+            and 0 < (1.0 if factor is None else factor) < math.inf
         )
         if not sound:
-            raise BundleError(f"{UNCERTAINTY} of a bundle holds values that make no sense. Export the bundle again.")
-        return cls(roots, factor, typical, threshold, fitted_on, (first, second), remarks)
+            raise ValueError(NONSENSE)
+        return cls(roots, factor, scale)

@@ -7,9 +7,11 @@ import numpy as np
 from jaxtyping import Integer
 
 from painn_deploy.export.bundle import Bundle
+from painn_deploy.export.errors import BundleError
 from painn_deploy.export.manifest import UNCERTAINTY
-from painn_deploy.runtime.uncertainty.committee import Spread
+from painn_deploy.runtime.uncertainty.committee import KIND, Spread
 from painn_deploy.runtime.uncertainty.rigidity import LastLayer
+from painn_deploy.runtime.uncertainty.scale import Scale
 
 __all__ = ["Uncertainty", "uncertainty_of"]
 
@@ -20,7 +22,12 @@ class Uncertainty(Protocol):
 
     Attributes:
         names: of the results that it adds.
+        scale: what `uncertainty_ratio` is measured by; None where nothing is.
     """
+
+    @property
+    def scale(self) -> Scale | None:
+        """What `uncertainty_ratio` is measured by; None where nothing is."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -51,8 +58,14 @@ def uncertainty_of(bundle: Bundle) -> Uncertainty | None:
     Raises:
         BundleError: its uncertainty.json cannot be read, or is of another width than its features.
     """
-    if "width" in bundle.manifest.axes:
-        return LastLayer.from_dict(bundle.json(UNCERTAINTY), bundle.manifest.axes["width"])
-    if members := bundle.manifest.members:
-        return Spread(bundle.manifest.species, [member["atomic_references"] for member in members])
+    manifest = bundle.manifest
+    values = bundle.json(UNCERTAINTY) if UNCERTAINTY in manifest.files else None
+    try:
+        if values is not None and "width" in manifest.axes:
+            return LastLayer.from_dict(values, manifest.axes["width"])
+        if members := manifest.members:
+            scale = None if values is None else Scale.from_dict(values, KIND)
+            return Spread(manifest.species, [member["atomic_references"] for member in members], scale)
+    except ValueError as error:
+        raise BundleError(f"{UNCERTAINTY} of {bundle} cannot be read ({error}). Export the bundle again.") from error
     return None

@@ -2,53 +2,57 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from painn_deploy.export.errors import BundleError
-from painn_deploy.export.fields import FORCES_UNCERTAINTY
+from painn_deploy.runtime.uncertainty.scale import RATIO, VERDICT
+from painn_deploy.runtime.uncertainty.source import Uncertainty
 
-__all__ = ["RATIO", "Doubts", "UncertaintyWarning", "check_limit"]
+__all__ = ["THRESHOLD", "Doubts", "Limit", "UncertaintyWarning", "checked_limit"]
 
-RATIO = "uncertainty_ratio"
-"""Name of the result that a limit is for."""
+THRESHOLD = "threshold"
+"""A limit that is the bundle's own: 99 % of the frames that calibrated it are up to there."""
+
+Limit = float | str
+"""How many times the typical uncertainty of the calibration's frames a result may have; or `THRESHOLD`."""
 
 
 class UncertaintyWarning(UserWarning):
     """A structure is less certain than the limit that the user set."""
 
 
-def check_limit(limit: float, name: str, names: Sequence[str], source: object) -> float:
-    """Refuse a limit that makes no sense, or that nothing can be held against.
+def checked_limit(limit: Limit, name: str, uncertainty: Uncertainty | None, source: object) -> float:
+    """A limit as a number; what makes no sense, and what nothing can be held against, is refused.
 
     Args:
-        limit: as often the calibration's own uncertainty.
+        limit: see `Limit`.
         name: of the option, for messages.
-        names: of results that the bundle adds to the usual ones.
+        uncertainty: of the bundle; None where it has none.
         source: of the results: the bundle.
 
     Raises:
-        ValueError: it is no positive number.
+        ValueError: it is no positive number, and not `THRESHOLD`.
         BundleError: results of the bundle have no such ratio.
     """
-    if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < math.inf:
+    if limit != THRESHOLD and (isinstance(limit, bool | str) or not 0 < limit < math.inf):
         raise ValueError(
             f"{name} = {limit!r} is no limit: give a number above 0, as often the uncertainty of the frames that it "
-            "was calibrated on, such as 2."
+            f"was calibrated on, such as 2, or {THRESHOLD!r} for what 99 % of these frames are up to."
         )
-    if FORCES_UNCERTAINTY.name in names:
-        raise BundleError(
-            f"{source} is a committee, whose spread has no calibration that {name} could be a multiple of. Compare "
-            "results['energy_uncertainty'] (eV) or results['forces_uncertainty'] (eV/Å) yourself, or export one of "
-            "its members with --training."
-        )
-    if RATIO not in names:
+    if uncertainty is None:
         raise BundleError(
             f"{source} does not say how sure it is, so that {name} can hold nothing against it. Export it again with "
             "`painn-deploy export CHECKPOINT --training FRAMES`, where FRAMES are what the student was trained on, or "
             "some of it."
         )
-    return float(limit)
+    if uncertainty.scale is None:
+        raise BundleError(
+            f"{source} is a committee whose spread no frames have calibrated, so that {name} can be no multiple of "
+            "anything. Export it again with --training FRAMES, where FRAMES are what its members were trained on, or "
+            "some of it; or compare results['energy_uncertainty'] and results['forces_uncertainty'] yourself."
+        )
+    return uncertainty.scale.threshold if limit == THRESHOLD else float(limit)
 
 
 class Doubts:
@@ -79,8 +83,8 @@ class Doubts:
         self.count += 1
         if self.count == 1:
             warnings.warn(
-                f"{name}: its atoms are {results[RATIO]:.3g} times as uncertain as those of the calibration's "
-                f"frames, and the limit is {self.limit:g}. Further ones are counted, and not named.",
+                f"{name} is {results[VERDICT]}: its atoms are {results[RATIO]:.3g} times as uncertain as those of the "
+                f"calibration's frames, and the limit is {self.limit:g}. Further ones are counted, and not named.",
                 UncertaintyWarning,
                 stacklevel=2,
             )

@@ -15,13 +15,6 @@ from painn_deploy.calibration.accuracy.errors import Accuracy, Tolerances
 from painn_deploy.calibration.accuracy.tabling import Tabled, find_table
 from painn_deploy.calibration.structures import CALIBRATION_NAME, calibration_structures, trusted_species
 from painn_deploy.calibration.timing import milliseconds
-from painn_deploy.calibration.uncertainty.spread import ENERGY_TOLERANCE, FORCE_TOLERANCE, spread_errors, spread_of
-from painn_deploy.calibration.uncertainty.training import (
-    LARGEST_ERROR,
-    last_layer_of,
-    uncertainty_errors,
-    uncertainty_ratios,
-)
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions, BuiltEngine, Closing
 from painn_deploy.engines.cache import build_cached
@@ -29,20 +22,19 @@ from painn_deploy.engines.profiles import plan_profile
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.checkpoint import Checkpoint, load_checkpoint, load_committee
 from painn_deploy.export.declaration import Declaration
-from painn_deploy.export.errors import ParityError, PrecisionError
+from painn_deploy.export.errors import PrecisionError
 from painn_deploy.export.files import to_json
 from painn_deploy.export.graph.onnx_graph import export_onnx
-from painn_deploy.export.manifest import MODEL, UNCERTAINTY, VALIDATION, Manifest
-from painn_deploy.export.model.committee import Committee
+from painn_deploy.export.manifest import MODEL, VALIDATION, Manifest
 from painn_deploy.export.model.student import Student
-from painn_deploy.export.progress import Tell, prefixed
+from painn_deploy.export.progress import Tell
 from painn_deploy.export.versions import installed
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.familiarity import JUDGED_ON, Judged
 from painn_deploy.runtime.grouping import group, padding_waste
 from painn_deploy.runtime.periodicity import warned_already
-from painn_deploy.runtime.uncertainty.rigidity import LastLayer
-from painn_deploy.scripts.commands.measuring import EXACT, GATE, Examiner
+from painn_deploy.scripts.commands.certainty import Certainty
+from painn_deploy.scripts.commands.measuring import GATE, Examiner
 from painn_deploy.scripts.commands.trials import Given, choose_trial
 from painn_deploy.scripts.commands.typed_graphs import INT8_LIMITS, TypedGraph, TypedGraphs, auto_choice
 
@@ -94,6 +86,7 @@ class Bundler(Closing):
         checkpoints: a .safetensors or .pt file, or a student that ships; several for a committee.
         structures: see `painn_deploy.scripts.export_engines`, as for the others.
         training: to fit on.
+        uncertainty: whether a student, unless a committee, says how sure it is.
         precisions: that will be asked for.
         compute_capabilities: of GPUs.
         limits: errors that lower precisions may cost.
@@ -123,6 +116,7 @@ class Bundler(Closing):
         tf32: bool,
         form: str,
         table_error: float | None,
+        uncertainty: bool,
         tell: Tell,
         declared: Declaration | None = None,
     ) -> None:
@@ -150,16 +144,8 @@ class Bundler(Closing):
                 fitted, fitted_on = self._domain.structures, self._domain.name
             self._table = find_table(reference, fitted, fitted_on, table_error, tell=tell)
             self._exported = reference.with_radial_table(self._table.rank, self._table.intervals)
-        self._last_layer: LastLayer | None = None
-        self._spread: list[dict[str, Any]] | None = None
-        self._ratios: list[float] | None = None
-        if self._members and training is not None and "int8" not in precisions and table_error is None:
-            tell("the spread of a committee needs no frames: the training structures are not used")
-        if training is not None and not self._members:
-            frames, named = self._trial.fitted, self._trial.fitted_on
-            tell(f"fitting the uncertainty of the last layer on {len(frames)} structures")
-            self._last_layer = last_layer_of(self._exported, frames, named, prefixed(tell, "fitting the uncertainty: "))
-            self._exported.gives_features = True
+        frames, named = (None if training is None else self._trial.fitted), self._trial.fitted_on
+        self._certainty = Certainty(self._exported, self._source, frames, named, tell, wanted=uncertainty)
         self._sizes, self._limits = list(self._trial.sizes), limits
         self._options = BuildOptions(tuple(compute_capabilities), plan_profile(self._sizes), device, tf32, form)
         self._traced: dict[str, _Traced] = {}
@@ -182,7 +168,7 @@ class Bundler(Closing):
             model = export_onnx(student, _provenance(self._source, student, self._table), exact)
             graph = TypedGraph(model.SerializeToString())
             manifest = self._manifest(GATE, exact, graph, BuiltEngine())
-            bundle = Bundle.in_memory(manifest, {MODEL: graph.model, **self._files})
+            bundle = Bundle.in_memory(manifest, {MODEL: graph.model, **self._certainty.files})
             cutoff, limits = student.configuration.cutoff, self._limits or INT8_LIMITS
             graphs = TypedGraphs(model, cutoff, self._calibration, limits, self._tell)
             self._tell(f"comparing the graph in {exact} with the student in float64")
@@ -221,7 +207,7 @@ class Bundler(Closing):
                 validation |= {JUDGED_ON: self._judged_on}
                 validation |= {"left_out": [each.as_dict() for each in self._domain.left_out]}
                 validation |= {"graph_parity": traced.examiner.parity, **facts, **examined.found}
-                validation |= self._uncertainty_of(bundle)
+                validation |= self._certainty.measured(bundle.manifest, examined.structures, examined.results)
                 return Made(bundle.with_file(VALIDATION, to_json(validation)), examined.accuracy)
             excess = excess or examined.excess
         raise PrecisionError(excess)
@@ -273,7 +259,7 @@ class Bundler(Closing):
                 options = dataclasses.replace(options, device="cpu", tf32=False)
             built, before = build_cached(get_backend(engine), graph.model, options, self._tell)
             manifest = self._manifest(engine, precision, graph, built)
-            bundle = Bundle.in_memory(manifest, {MODEL: graph.model, **self._files, **built.files})
+            bundle = Bundle.in_memory(manifest, {MODEL: graph.model, **self._certainty.files, **built.files})
         facts: dict[str, Any] = {}
         if built.profiles and self._sizes:
             batches = group(self._sizes, most_atoms=self._options.profile.atoms[2])
@@ -295,55 +281,6 @@ class Bundler(Closing):
             }
             for made, one, shift in members
         )
-
-    def _uncertainty_of(self, bundle: Bundle) -> dict[str, Any]:
-        """What validation.json says of a bundle's uncertainties.
-
-        Raises:
-            ParityError: those of an exact engine are not the student's.
-        """
-        runs = bool(get_backend(bundle.manifest.engine).devices())
-        if isinstance(self._exported, Committee) and runs:
-            return {"committee": self._spread_of(bundle, self._exported)}
-        if self._last_layer is None:
-            return {}
-        found = {key: value for key, value in self._last_layer.as_dict().items() if key != "roots"}
-        if runs:
-            with PaiNNCalculator(bundle) as calculator:
-                structures = self._domain.structures
-                if self._ratios is None:
-                    self._ratios = uncertainty_ratios(self._last_layer, self._exported, structures)
-                errors = uncertainty_errors(calculator.calculate_batch(structures), self._ratios)
-            error = errors["median_relative_error"]
-            if not error <= LARGEST_ERROR and bundle.manifest.precision in EXACT:
-                raise ParityError(
-                    f"The uncertainties of {bundle.manifest.engine} in {bundle.manifest.precision} differ from the "
-                    f"student's by {error:.1%} (median). No engine was written; report it with the student's "
-                    "configuration."
-                )
-            found |= errors
-        return {"uncertainty": found}
-
-    def _spread_of(self, bundle: Bundle, committee: Committee) -> dict[str, float]:
-        structures = self._domain.structures
-        if self._spread is None:
-            self._tell(f"evaluating {len(structures)} structures with each member")
-            self._spread = spread_of(committee, structures)
-        with PaiNNCalculator(bundle) as calculator:
-            errors = spread_errors(calculator.calculate_batch(structures), self._spread)
-        near = errors["energy_median"] <= ENERGY_TOLERANCE and errors["forces_median"] <= FORCE_TOLERANCE
-        if not near and bundle.manifest.precision in EXACT:
-            raise ParityError(
-                f"The spread of {bundle.manifest.engine} in {bundle.manifest.precision} is not that of its members: "
-                f"medians of its errors are {errors['forces_median']:.1e} eV/Å and {errors['energy_median']:.1e} eV an "
-                "atom. No engine was written; report it with the students' configuration."
-            )
-        return errors
-
-    @property
-    def _files(self) -> dict[str, bytes]:
-        """What every bundle of the student holds beside its graph."""
-        return {} if self._last_layer is None else {UNCERTAINTY: to_json(self._last_layer.as_dict())}
 
     def _calibration(self) -> tuple[Sequence[Atoms], str]:
         if self._trial.fitted:

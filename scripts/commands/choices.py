@@ -1,11 +1,12 @@
 """Choices on the command line: lists of names, and what the shell completes them to."""
 
 import glob
+import math
 from collections.abc import Iterable, Sequence
 
 import typer
 
-__all__ = ["ENSEMBLES", "bundles", "engines", "ensembles", "listed", "precisions"]
+__all__ = ["ENSEMBLES", "bundles", "engines", "ensembles", "listed", "precisions", "uncertainty_limit"]
 
 ENSEMBLES = ("nve", "langevin", "bussi", "npt")
 
@@ -20,6 +21,31 @@ def listed(given: Sequence[str] | None) -> list[str]:
     if given and not found:
         raise typer.BadParameter(f"{','.join(given)!r} names nothing. Name at least one, or leave the option out.")
     return found
+
+
+def uncertainty_limit(text: str | None, option: str) -> float | str | None:
+    """Read a limit of uncertainties, see `painn_deploy.runtime.uncertainty.watch.Limit`; None if not given.
+
+    Args:
+        text: a number, or `threshold`.
+        option: for the message.
+
+    Raises:
+        BadParameter: it is neither, or the number is not above 0.
+    """
+    if text is None or text == "threshold":
+        return text
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = 0.0
+    if not 0 < limit < math.inf:
+        raise typer.BadParameter(
+            f"{text!r} is no limit. Give a number above 0, such as 2, as often the typical uncertainty of the "
+            "calibration's frames; or threshold, what 99 % of these are up to.",
+            param_hint=option,
+        )
+    return limit
 
 
 def bundles(incomplete: str) -> list[str]:

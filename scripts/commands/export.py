@@ -38,6 +38,7 @@ def export_engines(
     form: str = "",
     radial_table: bool = False,
     max_table_error: float = LARGEST_ERROR,
+    uncertainty: bool = True,
     overwrite: bool = False,
     tell: Tell = silent,
     declared: Declaration | None = None,
@@ -55,9 +56,10 @@ def export_engines(
             on the CPU alone, within 1e-9 eV/Å of the student in float64.
         structures: what the student is for, as Atoms or a file that ASE reads: engines are judged on them, and their
             shape profiles planned for them; without, on those default structures where the student is sane.
-        training: what the uncertainty of the last layer is fitted on, and INT8 and radial tables, likewise. Without,
-            results have no uncertainty, and the others are fitted on `structures`, of which every fifth is then held
-            out and alone judges; without either, on a default set. The same file as `structures` is parted likewise.
+        training: what uncertainties are fitted on, and INT8 and radial tables, likewise. Without, results have the
+            uncertainty that NAME.uncertainty.json beside the checkpoint makes, or none, and the others are fitted on
+            `structures`, of which every fifth is then held out and alone judges; without either, on a default set. The
+            same file as `structures` is parted likewise.
         compute_capabilities: of the GPUs that TensorRT-RTX plans are built for, such as `86`.
         limits: what FP16 and INT8 may cost against FP32; by default 10 meV/atom and 50 meV/Å for FP16, 3 meV/atom and
             20 meV/Å for INT8, which is searched for within them.
@@ -66,6 +68,7 @@ def export_engines(
         form: of the graph that `inductor` compiles, see `painn_deploy.engines.forms`; by default those of the device.
         radial_table: read what depends on one distance alone from a table, in place of the radial network.
         max_table_error: eV/Å, the most that this may change a force component, measured on `structures` in float64.
+        uncertainty: let results of a single student have an uncertainty; without, the graph gives no `features`.
         overwrite: replace bundles that are there.
         tell: called with a line about each step as it begins.
         declared: units, elements and the energy's name, of a checkpoint that does not say: what SchNetPack saves.
@@ -81,6 +84,8 @@ def export_engines(
     name = _name_of(checkpoints, committee=committee)
     engines, precisions = list(dict.fromkeys(engines)), list(dict.fromkeys(precisions))
     _check_request(engines, precisions)
+    if committee and not uncertainty:
+        raise ExportError("A committee is there for its spread. Leave out --no-uncertainty, or export one student.")
     if "fp64" in precisions:
         _check_double(device, radial_table=radial_table, tf32=tf32)
     if tf32:
@@ -109,6 +114,7 @@ def export_engines(
         tf32=tf32,
         form=form,
         table_error=max_table_error if radial_table else None,
+        uncertainty=uncertainty,
         tell=tell,
         declared=declared,
     ) as bundler:

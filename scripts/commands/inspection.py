@@ -140,9 +140,10 @@ def _sure(manifest: Manifest, errors: Mapping[str, Any]) -> Iterator[str]:
     if (found := errors.get("uncertainty")) is None:
         return
     made, calibrated = (int(count) for count in found["frames"])
-    in_energy = "" if found["factor"] is None else ", in eV too"
+    in_energy = ", in eV too" if found.get("factor") is not None else ""
+    of = "" if manifest.members else f"made of {made:,} frames, "
     yield (
-        f"uncertainty: made of {made} frames and calibrated on {calibrated}, of {_shown(str(found['fitted_on']))}"
+        f"uncertainty: {of}calibrated on {calibrated:,} of {_shown(str(found['fitted_on']))}"
         f"{in_energy}; {found['quantile']:.0%} of these are at most {found['threshold']:.2f} times as uncertain as the "
         "median"
     )

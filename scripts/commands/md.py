@@ -1,5 +1,6 @@
 """Molecular dynamics with an engine through ASE: `painn-deploy md`, and what the demo runs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -13,7 +14,7 @@ from painn_deploy.export.bundle import read_bundle
 from painn_deploy.export.errors import OutputError, StructureError
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.familiarity import Judged
-from painn_deploy.runtime.uncertainty.watch import check_limit
+from painn_deploy.runtime.uncertainty.watch import Limit, checked_limit
 from painn_deploy.scripts.commands.choices import ENSEMBLES
 from painn_deploy.scripts.commands.simulation import STEPS, Plan, Record, simulate
 
@@ -66,6 +67,7 @@ def run_md(
     output: Path,
     plan: Plan,
     *,
+    stop_above: Limit | None = None,
     overwrite: bool,
     threads: int | None = None,
     device: str,
@@ -81,6 +83,8 @@ def run_md(
         structure: a file that ASE reads; its last structure is the start.
         output: folder for the two files.
         plan: ensemble, length and conditions.
+        stop_above: how many times as uncertain as the frames of its calibration a structure may be, or `threshold`,
+            before the simulation ends; None for no limit.
         overwrite: replace a trajectory that is there.
         threads: of the CPU; None for the engine's own choice.
         device: that the engine runs on.
@@ -110,8 +114,9 @@ def run_md(
     opened = read_bundle(bundle)
     watch = _Watch(Judged.in_bundle(opened), plan, err)
     with PaiNNCalculator(opened, device=device, threads=threads) as calculator:
-        if plan.stop_above is not None:
-            check_limit(plan.stop_above, "--stop-above", calculator.implemented_properties, bundle)
+        if stop_above is not None:
+            limit = checked_limit(stop_above, "--stop-above", calculator.evaluator.uncertainty, bundle)
+            plan = replace(plan, stop_above=limit)
         atoms.calc = calculator
         info = calculator.engine_info
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"))
@@ -142,8 +147,8 @@ def run_md(
     if record.uncertain is not None:
         err.print(
             f"[yellow]stopped[/] after {record.steps} of {plan.steps} steps: the last frame of "
-            f"{escape(str(trajectory))} is {record.uncertain:.3g} times as uncertain as the frames of the calibration, "
-            f"and the limit is {plan.stop_above:g}",
+            f"{escape(str(trajectory))} is {record.verdict}, {record.uncertain:.3g} times as uncertain as the frames "
+            f"of the calibration, and the limit is {plan.stop_above:g}",
             soft_wrap=True,
             highlight=False,
         )
@@ -183,7 +188,5 @@ def _check(plan: Plan) -> None:
         raise typer.BadParameter(f"{plan.ensemble!r} is none of {', '.join(ENSEMBLES)}.", param_hint="--ensemble")
     if not (0 < plan.timestep < LONGEST_STEP and 0 <= plan.temperature < 1e6 and -1e9 < plan.pressure < 1e9):
         raise typer.BadParameter("Time step (fs), temperature (K) or pressure (bar) is no number that makes sense.")
-    if plan.stop_above is not None and not 0 < plan.stop_above < LONGEST:
-        raise typer.BadParameter("Give a number above 0, such as 2.", param_hint="--stop-above")
     if plan.temperature == 0 and plan.ensemble in ("bussi", "npt"):
         raise typer.BadParameter(f"{plan.ensemble} needs a temperature above 0 K.", param_hint="--temperature")

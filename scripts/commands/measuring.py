@@ -42,11 +42,15 @@ class Examined:
         found: entries for the bundle's validation.json.
         accuracy: errors against FP32, the worst of those measured and simulated; None for an exact engine.
         excess: which limit the engine exceeds, and what a user can do; empty where it keeps all of them.
+        structures: that it was measured on.
+        results: that it gave for them; None where it cannot run here.
     """
 
     found: Mapping[str, Any]
     accuracy: Accuracy | None = None
     excess: str = ""
+    structures: Sequence[Atoms] = ()
+    results: Results | None = None
 
 
 class Examiner(Closing):
@@ -118,7 +122,8 @@ class Examiner(Closing):
                 self._tell(f"evaluating {len(self._domain)} structures with {engine}")
                 results = calculator.calculate_batch(self._domain.structures)
         accuracy = compare(self._domain.structures, results, self._domain.wanted)
-        return Examined({"units": dict(ERROR_UNITS), "parity": parity, **accuracy.as_dict()})
+        found = {"units": dict(ERROR_UNITS), "parity": parity, **accuracy.as_dict()}
+        return Examined(found, structures=self._domain.structures, results=results)
 
     def _lossy(self, bundle: Bundle, graph: TypedGraph, *, runs: bool) -> Examined:
         """Errors of an FP16 or INT8 engine.
@@ -133,6 +138,7 @@ class Examiner(Closing):
         found |= {"sensitivity": report.pop("sensitivity")} if "sensitivity" in report else {}
         found["typed"] = report
         worst: list[Accuracy] = []
+        results: Results | None = None
         if runs:
             with PaiNNCalculator(bundle) as calculator:
                 results = calculator.calculate_batch(structures)
@@ -146,12 +152,11 @@ class Examiner(Closing):
             others = {name: self._exact.file(name) for name in self._exact.manifest.files if name != MODEL}
             bundled = Bundle.in_memory(manifest, {MODEL: graph.simulated, **others})
             with PaiNNCalculator(bundled, device="cpu") as calculator:
-                results = calculator.calculate_batch(structures)
-            simulated = compare(structures, results, exact)
+                simulated = compare(structures, calculator.calculate_batch(structures), exact)
             found["simulated"] = {"how": SIMULATED, "against_fp32": simulated.as_dict()}
             worst.append(simulated)
         excess = next(filter(None, (self._excess(bundle, accuracy) for accuracy in worst)), "")
-        return Examined(found, max(worst, key=lambda accuracy: accuracy.force_rmse), excess)
+        return Examined(found, max(worst, key=lambda each: each.force_rmse), excess, structures, results)
 
     def _excess(self, bundle: Bundle, accuracy: Accuracy) -> str:
         """Which limits errors against FP32 exceed; empty where they keep them. A stress has no limit of its own."""

@@ -44,17 +44,18 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_between_marks(document: Path, text: str) -> None:
+def write_between_marks(document: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
     """Write text between the marks of a document, in place of what stands there; start a document that is not there.
 
     Args:
         document: Markdown.
         text: without the marks.
+        marks: before and after it.
 
     Raises:
         OutputError: the document lacks the marks.
     """
-    begin, end = MARKS
+    begin, end = marks
     old = document.read_text(encoding="utf-8") if document.is_file() else f"{begin}\n{end}\n"
     before, begun, rest = old.partition(begin)
     _, ended, after = rest.partition(end)

@@ -19,7 +19,7 @@ from ase.md.verlet import VelocityVerlet
 
 from painn_deploy.calibration.physics.drift import Drift
 from painn_deploy.export.errors import OutputError, StructureError
-from painn_deploy.runtime.uncertainty.watch import RATIO
+from painn_deploy.runtime.uncertainty.scale import RATIO, VERDICT
 from painn_deploy.scripts.commands.choices import ENSEMBLES
 
 __all__ = ["COLUMNS", "STEPS", "Plan", "Record", "simulate"]
@@ -42,8 +42,8 @@ class Plan:
         pressure: bar, for `npt`.
         every: steps between frames and log lines.
         seed: of velocities and thermostat.
-        stop_above: how many times as uncertain as its calibration a structure may be before the simulation ends; None
-            for no limit.
+        stop_above: how many times as uncertain as the frames of its calibration a structure may be before the
+            simulation ends; None for no limit.
     """
 
     ensemble: str = "nve"
@@ -67,6 +67,7 @@ class Record:
         seconds: wall time of the steps alone.
         interrupted: whether it was stopped before its end.
         uncertain: the uncertainty at which it was ended, of `Plan.stop_above`; None where it was not.
+        verdict: the same in words.
     """
 
     rows: list[tuple[float | int, ...]] = field(default_factory=list)
@@ -75,6 +76,7 @@ class Record:
     seconds: float = 0.0
     interrupted: bool = False
     uncertain: float | None = None
+    verdict: str = ""
 
     def column(self, name: str) -> np.ndarray:
         """One column of `COLUMNS` over time."""
@@ -145,7 +147,7 @@ def simulate(
             try:
                 dynamics.run(some)
             except _UncertainError as error:
-                record.uncertain = error.ratio
+                record.uncertain, record.verdict = error.ratio, error.verdict
                 some = dynamics.nsteps - record.steps
             record.seconds += time.perf_counter() - started
             record.steps += some
@@ -164,15 +166,15 @@ def simulate(
 class _UncertainError(Exception):
     """A structure is past the limit of `Plan.stop_above`."""
 
-    def __init__(self, ratio: float) -> None:
-        super().__init__(ratio)
-        self.ratio = ratio
+    def __init__(self, ratio: float, verdict: str) -> None:
+        super().__init__(ratio, verdict)
+        self.ratio, self.verdict = ratio, verdict
 
 
 def _stop(atoms: Atoms, limit: float) -> None:
     ratio = atoms.calc.get_property(RATIO, atoms)
     if not ratio <= limit:
-        raise _UncertainError(ratio)
+        raise _UncertainError(ratio, atoms.calc.results[VERDICT])
 
 
 def _dynamics(atoms: Atoms, plan: Plan) -> MolecularDynamics:

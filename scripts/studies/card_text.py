@@ -7,7 +7,7 @@ from typing import Any
 from painn_deploy.calibration.report.drawing import drawn
 from painn_deploy.scripts.commands.outputs import markdown
 
-__all__ = ["picture", "sections"]
+__all__ = ["DESCRIPTIONS", "picture", "sections"]
 
 DESCRIPTIONS = {
     "conformer": "RDKit conformers and short relaxations",

@@ -7,29 +7,38 @@ Every variant is made from training frames and scaled on each fifth of them. The
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
 from ase import Atoms
-from jaxtyping import Bool, Float, Float64, Int64
+from ase.calculators.singlepoint import SinglePointCalculator
+from jaxtyping import Bool, Float64, Int64
 
-from painn_deploy.calibration.uncertainty.fitting import COVERED, DEVIATIONS, HELD_OUT, REGULARISATION, fit_last_layer
+from painn_deploy.calibration.accuracy.reference import one_thread, reference_results
+from painn_deploy.calibration.uncertainty.fitting import HELD_OUT, REGULARISATION, Frames, fit_last_layer
+from painn_deploy.calibration.uncertainty.merit import (
+    COVERED,
+    DEVIATIONS,
+    ONE_SIGMA,
+    coverage,
+    rank_correlation,
+    separation,
+)
+from painn_deploy.calibration.uncertainty.training import evaluated
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import DatasetError
-from painn_deploy.export.model.force_head import explicit_outputs, tensors
 from painn_deploy.export.model.student import Student
-from painn_deploy.runtime.grouping import group
-from painn_deploy.runtime.matrix import join, local_graphs
 from painn_deploy.scripts.benchmarks.conditions import STUDENT
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.commands.outputs import markdown
 from painn_deploy.scripts.studies.model_card import arrays
 
-__all__ = ["VARIANTS", "Evaluated", "evaluated", "rank_correlation", "scores", "separation", "uncertainty"]
+__all__ = ["VARIANTS", "Evaluated", "measured", "scores", "some", "structures_of", "study", "uncertainty"]
 
 WRONG = 0.150
 """eV/Å, force MAE of a structure above which it should be found."""
@@ -39,7 +48,7 @@ DISTORTION = 0.18
 
 SCALES: dict[str, Callable[[np.ndarray], Any]] = {
     "root mean square": lambda ratios: np.sqrt(np.square(ratios).mean()),
-    "quantile 0.683": lambda ratios: np.quantile(ratios, 0.6827),
+    "quantile 0.683": lambda ratios: np.quantile(ratios, ONE_SIGMA),
     "quantile 0.95": lambda ratios: np.quantile(ratios, COVERED) / DEVIATIONS,
 }
 """Ways to get alpha from the held-out frames' errors over their uncertainties without it."""
@@ -76,10 +85,11 @@ class Evaluated:
         sums: np.ndarray = np.add.reduceat(values, np.cumsum(self.sizes) - self.sizes)
         return sums
 
-    def frames(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Features and atomic numbers of each structure."""
+    def frames(self, name: str) -> Frames:
+        """Each structure by itself."""
         ends = np.cumsum(self.sizes)[:-1]
-        return np.split(self.features, ends), np.split(self.numbers, ends)
+        numbers, features = np.split(self.numbers, ends), np.split(self.features, ends)
+        return Frames(name, numbers, features, self.predicted, self.labelled)
 
     def centred(self, base: "Evaluated") -> "Evaluated":
         """The same with the mean features of each element in other structures subtracted."""
@@ -95,45 +105,47 @@ class Evaluated:
         return Evaluated(**rows)
 
 
-def evaluated(student: Student, data: dict[str, np.ndarray], indices: list[int], distortion: float = 0) -> Evaluated:
+def measured(student: Student, data: dict[str, np.ndarray], indices: list[int], distortion: float = 0) -> Evaluated:
     """A student's features and errors; of structures that are distorted, errors mean nothing.
 
     Args:
-        student: whose read-out is looked at.
+        student: in float64.
         data: arrays of a split, as `make_dataset.py` writes them.
         indices: of the structures.
         distortion: Å, width of the noise on each coordinate.
     """
-    rng, rows = np.random.default_rng(0), [slice(*data["offsets"][i : i + 2].tolist()) for i in indices]
-    structures = [Atoms(data["numbers"][r].astype(int), data["positions"][r]) for r in rows]
+    rng, structures = np.random.default_rng(0), structures_of(data, indices)
     for atoms in structures:
         atoms.positions += rng.normal(0, distortion, atoms.positions.shape)
-    graphs = local_graphs(structures, student.configuration.cutoff)
-    features: list[np.ndarray] = [np.zeros(0)] * len(rows)
-    energies, errors, before = np.zeros(len(rows)), np.zeros(len(rows)), student.gives_features
-    references = student.atomic_references.numpy()
-    student.gives_features = True
-    try:
-        for batch in group([graph.size for graph in graphs], 8192):
-            graph = tensors(join([graphs[i] for i in batch]), student.dtype)
-            energy, forces, _, hidden = (tensor.double().numpy() for tensor in explicit_outputs(student, graph))
-            ends = np.cumsum([len(structures[i]) for i in batch])
-            for i, end in zip(batch, ends.tolist(), strict=True):
-                own = slice(end - len(structures[i]), end)
-                features[i] = hidden[own]
-                energies[i] = energy[own].sum() + references[structures[i].numbers].sum()
-                errors[i] = np.abs(forces[own] - data["forces"][rows[i]]).mean()
-    finally:
-        student.gives_features = before
+    frames, wanted = evaluated(student, structures, ""), [atoms.calc.results["forces"] for atoms in structures]
+    with one_thread():
+        results = [{"forces": each} for each in wanted] if distortion else reference_results(student, structures)
+    pairs = zip(results, wanted, strict=True)
     return Evaluated(
-        np.concatenate(features),
-        np.concatenate([atoms.numbers for atoms in structures]).astype(np.int64),
+        np.concatenate(frames.features),
+        np.concatenate(frames.numbers).astype(np.int64),
         np.array([len(atoms) for atoms in structures]),
-        energies,
-        data["energies"][indices].astype(np.float64),
-        errors,
+        frames.predicted,
+        frames.labels,
+        np.array([float(np.abs(result["forces"] - forces).mean()) for result, forces in pairs]),
         data["kinds"][indices],
     )
+
+
+def structures_of(data: dict[str, np.ndarray], indices: Sequence[int]) -> list[Atoms]:
+    """Structures of a split with their labels.
+
+    Args:
+        data: arrays of the split.
+        indices: of the structures.
+    """
+    found = []
+    for index in indices:
+        rows = slice(*data["offsets"][index : index + 2].tolist())
+        found.append(Atoms(data["numbers"][rows].astype(int), data["positions"][rows]))
+        energy, forces = float(data["energies"][index]), data["forces"][rows].astype(np.float64)
+        found[-1].calc = SinglePointCalculator(found[-1], energy=energy, forces=forces)
+    return found
 
 
 def _lengths(rows: Float64[np.ndarray, "rows width"], seen: Float64[np.ndarray, "seen width"]) -> np.ndarray:
@@ -200,35 +212,6 @@ VARIANTS: dict[str, Variant] = {
 """Uncertainties of structures without alpha, from the frames that make the matrix."""
 
 
-def ranks(values: Float[np.ndarray, " values"]) -> Float64[np.ndarray, " values"]:
-    """From 1 on; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse], dtype=np.float64)
-
-
-def rank_correlation(one: Float[np.ndarray, " values"], other: Float[np.ndarray, " values"]) -> float:
-    """Spearman's.
-
-    Args:
-        one: values.
-        other: of the same things.
-    """
-    return float(np.corrcoef(ranks(one), ranks(other))[0, 1])
-
-
-def separation(score: Float[np.ndarray, " values"], wanted: Bool[np.ndarray, " values"]) -> float:
-    """Area under the curve of finding what is wanted by a high score; NaN where all or nothing is wanted.
-
-    Args:
-        score: of each thing.
-        wanted: whether it should be found.
-    """
-    found, others = int(wanted.sum()), int((~wanted).sum())
-    if not found or not others:
-        return float("nan")
-    return float((ranks(score)[wanted].sum() - found * (found + 1) / 2) / (found * others))
-
-
 def scores(
     of: Uncertainties, distorted: Uncertainties, alpha: float, test: Evaluated, moved: Evaluated
 ) -> dict[str, float]:
@@ -251,12 +234,11 @@ def scores(
         "AUC distorted": separation(both, np.arange(len(both)) >= clean.sum()),
         "z before": float(np.sqrt(np.square(bare).mean())),
         "z": float(np.sqrt(np.square(z).mean())),
-        "68 %": float((z < 1).mean()),
-        "95 %": float((z < DEVIATIONS).mean()),
+        **dict(zip(("68 %", "95 %"), coverage(z), strict=True)),
     }
 
 
-def _some(data: dict[str, np.ndarray], most: int) -> list[int]:
+def some(data: dict[str, np.ndarray], most: int) -> list[int]:
     """Indices of up to `most` structures, evenly over the molecules."""
     count = len(data["energies"])
     return [int(index) for index in np.linspace(0, count - 1, min(most, count)).round()]
@@ -274,11 +256,11 @@ def study(student: Student, data: Path, most: int) -> dict[str, Any]:
         DatasetError: the test split has no conformers.
     """
     splits = {name: arrays(data / f"{name}.npz") for name in ("train", "test")}
-    train, test = (evaluated(student, split, _some(split, most)) for split in splits.values())
-    conformers = [i for i in _some(splits["test"], most) if splits["test"]["kinds"][i] == "conformer"]
+    train, test = (measured(student, split, some(split, most)) for split in splits.values())
+    conformers = [i for i in some(splits["test"], most) if splits["test"]["kinds"][i] == "conformer"]
     if not conformers:
         raise DatasetError(f"{data / 'test.npz'} has no conformers to distort.")
-    moved = evaluated(student, splits["test"], conformers, DISTORTION)
+    moved = measured(student, splits["test"], conformers, DISTORTION)
     held_out = np.arange(len(train.sizes)) % HELD_OUT == HELD_OUT - 1
     base, rest = train.part(~held_out), train.part(held_out)
     error = np.abs(rest.predicted - rest.labelled)
@@ -292,7 +274,7 @@ def study(student: Student, data: Path, most: int) -> dict[str, Any]:
         )
         for name, variant in VARIANTS.items()
     }
-    fitted = fit_last_layer(*train.frames(), train.predicted, train.labelled, str(data / "train.npz"))
+    fitted = fit_last_layer(train.frames(str(data / "train.npz")))
     totals = [of.sums(fitted.rigidities(of.numbers, of.features)) for of in (test, moved)]
     ratios = error / rest.sums(fitted.rigidities(rest.numbers, rest.features))
     scales = {name: float(scale(ratios)) for name, scale in SCALES.items()}
@@ -300,7 +282,8 @@ def study(student: Student, data: Path, most: int) -> dict[str, Any]:
     if fitted.factor is not None:
         rows["what ships"] = scores(totals[0], totals[1], fitted.factor, test, moved)
     above = [
-        total / of.sizes / fitted.typical > fitted.threshold for total, of in zip(totals, (test, moved), strict=True)
+        total / of.sizes / fitted.scale.typical > fitted.scale.threshold
+        for total, of in zip(totals, (test, moved), strict=True)
     ]
     wrong = test.force_errors > WRONG
     return {
@@ -308,8 +291,8 @@ def study(student: Student, data: Path, most: int) -> dict[str, Any]:
         "wrong": int(wrong.sum()),
         "alpha": fitted.factor,
         "alphas": scales,
-        "threshold": fitted.threshold,
-        "remarks": list(fitted.remarks),
+        "threshold": fitted.scale.threshold,
+        "remarks": list(fitted.scale.remarks),
         "above the threshold": {
             "test": float(above[0].mean()),
             "wrong forces": float(above[0][wrong].mean()) if wrong.any() else None,
@@ -328,7 +311,7 @@ def uncertainty(
     most: Annotated[int, typer.Option(help="Structures of a split, evenly over its molecules.")] = 5000,
 ) -> None:
     """Compare uncertainties from a student's last layer on molecules that it was never trained on."""
-    found = {"checkpoint": checkpoint, **study(load_student(checkpoint), data, most)}
+    found = {"checkpoint": checkpoint, **study(load_student(checkpoint, dtype=torch.float64), data, most)}
     output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(markdown(COLUMNS, [[name, *row.values()] for name, row in found["variants"].items()]))
     print("What ships, with alpha by")

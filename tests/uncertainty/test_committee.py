@@ -19,9 +19,10 @@ from painn_deploy.export.errors import BundleError, CheckpointError, Configurati
 from painn_deploy.export.manifest import MANIFEST, manifest_digest
 from painn_deploy.export.model.committee import Committee
 from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime.uncertainty.watch import UncertaintyWarning
 from painn_deploy.scripts import export_engines
 from painn_deploy.scripts.cli import app
-from painn_deploy.scripts.commands import bundler
+from painn_deploy.scripts.commands import certainty
 from tests import students
 
 ENERGY, FORCES = 1e-5, 3e-5
@@ -252,21 +253,57 @@ def test_an_engine_whose_spread_is_not_its_members_is_not_written(
     def too_wide(committee: Committee, structures: Sequence[Atoms]) -> list[dict]:
         return [{key: 1.5 * value for key, value in one.items()} for one in spread_of(committee, structures)]
 
-    monkeypatch.setattr(bundler, "spread_of", too_wide)
+    monkeypatch.setattr(certainty, "spread_of", too_wide)
     with pytest.raises(ParityError, match="is not that of its members"):
         export_engines(members[:2], tmp_path, committee=True)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_limit_is_for_what_is_calibrated(committee: Path) -> None:
-    with pytest.raises(BundleError, match="is a committee, whose spread has no calibration"):
+    with pytest.raises(BundleError, match="is a committee whose spread no frames have calibrated"):
         PaiNNCalculator(committee, warn_above=2.0)
 
 
-def test_frames_that_a_committee_has_no_use_for_are_told(members: list[Path], tmp_path: Path) -> None:
-    told: list[str] = []
-    export_engines(members[:2], tmp_path, committee=True, training=unseen()[:3], tell=told.append)
-    assert any("the training structures are not used" in line for line in told)
+@pytest.fixture(scope="module")
+def frames() -> list[Atoms]:
+    return [students.perturbed(molecule("CH3CH2OH"), seed) for seed in range(30)]
+
+
+@pytest.fixture(scope="module")
+def calibrated(members: list[Path], frames: list[Atoms], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    (path,) = export_engines(members, tmp_path_factory.mktemp("calibrated"), committee=True, training=frames)
+    return path
+
+
+def test_frames_calibrate_the_spread(calibrated: Path, frames: list[Atoms], committee: Path) -> None:
+    said = read_bundle(calibrated).json("validation.json")["uncertainty"]
+    assert said["kind"] == "committee"
+    assert said["frames"] == [30, 30]
+    assert any("only 30 calibrate" in remark for remark in said["remarks"])
+    with PaiNNCalculator(calibrated) as opened, PaiNNCalculator(committee) as plain:
+        results, without = opened.calculate_batch(frames), plain.calculate_batch(frames)
+        assert opened.evaluator.uncertainty.scale.threshold == said["threshold"]
+        odd = frames[0].copy()
+        odd.positions *= 0.6  # all its atoms pushed together
+        (far,) = opened.calculate_batch([odd])
+    assert far["uncertainty_verdict"] == "unfamiliar"
+    ratios = np.array([one["uncertainty_ratio"] for one in results])
+    assert np.median(ratios) == pytest.approx(1, abs=1e-3)
+    means = np.array([one["forces_uncertainty"].mean() for one in without])
+    assert ratios == pytest.approx(means / np.median(means), rel=1e-3)
+    assert {one["uncertainty_verdict"] for one in results} <= {"familiar", "unfamiliar"}
+    assert np.mean([one["uncertainty_verdict"] == "familiar" for one in results]) >= 0.9
+    assert not any("uncertainty_ratio" in one for one in without)
+    with (
+        pytest.warns(UncertaintyWarning, match="is unfamiliar"),
+        PaiNNCalculator(calibrated, warn_above="threshold") as o,
+    ):
+        o.calculate_batch([odd])
+
+
+def test_a_committee_is_there_for_its_spread(members: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="there for its spread"):
+        export_engines(members, tmp_path, committee=True, uncertainty=False)
 
 
 def test_one_student_has_no_spread(bundle: Path, painn: Path) -> None:

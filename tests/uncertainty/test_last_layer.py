@@ -18,7 +18,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from typer.testing import CliRunner
 
 from painn_deploy.calibration.accuracy.reference import reference_results
-from painn_deploy.calibration.uncertainty.fitting import REGULARISATION, fit_last_layer
+from painn_deploy.calibration.uncertainty.fitting import REGULARISATION, Frames, fit_last_layer
 from painn_deploy.calibration.uncertainty.training import last_layer_of
 from painn_deploy.export.bundle import read_bundle
 from painn_deploy.export.checkpoint import load_student
@@ -33,7 +33,7 @@ from painn_deploy.runtime.uncertainty.watch import UncertaintyWarning
 from painn_deploy.scripts import export_engines
 from painn_deploy.scripts.cli import app
 
-KEYS = {"uncertainty_ratio", "energy_uncertainty", "energies_uncertainty"}
+KEYS = {"uncertainty_ratio", "uncertainty_verdict", "energy_uncertainty", "energies_uncertainty"}
 
 
 def perturbed(name: str, count: int, size: float = 0.05, seed: int = 0) -> list[Atoms]:
@@ -80,23 +80,23 @@ def test_the_factor_covers_errors_of_the_size_that_the_labels_have() -> None:
     frames, width = 4000, 6
     features = [rng.normal(size=(3, width)) for _ in range(frames)]
     numbers = [np.array([8, 1, 1])] * frames
-    found = fit_last_layer(features, numbers, np.zeros(frames), np.zeros(frames) + 1.0, "none")
+    found = fit_last_layer(Frames("none", numbers, features, np.zeros(frames), np.zeros(frames) + 1.0))
     assert found.factor is not None
     sums = np.array([found.rigidities(n, f).sum() for n, f in zip(numbers, features, strict=True)])
     errors = 0.3 * sums * rng.normal(size=frames)
-    fitted = fit_last_layer(features, numbers, errors, np.zeros(frames), "gaussian")
+    fitted = fit_last_layer(Frames("gaussian", numbers, features, errors, np.zeros(frames)))
     assert fitted.factor == pytest.approx(0.3, rel=0.05)
-    assert fitted.frames == (3200, 800)
-    assert fitted.remarks == ()
-    ratios = sums / 3 / fitted.typical
+    assert fitted.scale.frames == (3200, 800)
+    assert fitted.scale.remarks == ()
+    ratios = sums / 3 / fitted.scale.typical
     assert np.median(ratios) == pytest.approx(1.0, abs=0.03)
-    assert np.mean(ratios > fitted.threshold) == pytest.approx(0.01, abs=0.008)
+    assert np.mean(ratios > fitted.scale.threshold) == pytest.approx(0.01, abs=0.008)
 
 
 def test_a_direction_that_no_frame_showed_is_the_least_certain() -> None:
     rng = np.random.default_rng(0)
     flat = rng.normal(size=(50, 2, 3)) * [1.0, 1.0, 0.0]
-    found = fit_last_layer(list(flat), [np.array([1, 1])] * 50, np.zeros(50), np.full(50, np.nan), "flat")
+    found = fit_last_layer(Frames("flat", [np.array([1, 1])] * 50, list(flat), np.zeros(50), np.full(50, np.nan)))
     seen, unseen = found.rigidities(np.array([1, 1]), np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]))
     assert unseen / seen > 0.5 * REGULARISATION**-0.5
 
@@ -104,23 +104,23 @@ def test_a_direction_that_no_frame_showed_is_the_least_certain() -> None:
 def test_few_atoms_and_no_energies_are_said_and_never_a_zero() -> None:
     rng = np.random.default_rng(0)
     features = [rng.normal(size=(2, 8)) for _ in range(10)]
-    found = fit_last_layer(features, [np.array([6, 1])] * 10, np.zeros(10), np.full(10, np.nan), "ten")
+    found = fit_last_layer(Frames("ten", [np.array([6, 1])] * 10, features, np.zeros(10), np.full(10, np.nan)))
     assert found.factor is None
-    assert len([r for r in found.remarks if "lower rank" in r and "H (8), C (8)" not in r]) == 0
-    assert any("0 of the frames" in remark for remark in found.remarks)
+    assert len([r for r in found.scale.remarks if "lower rank" in r and "H (8), C (8)" not in r]) == 0
+    assert any("0 of the frames" in remark for remark in found.scale.remarks)
     results = found.results(np.array([6, 1]), found.digest(np.array([6, 1]), {"features": features[0]}))
-    assert results.keys() == {"uncertainty_ratio"}
-    few = fit_last_layer(features[:3], [np.array([6, 1])] * 3, np.zeros(3), np.zeros(3), "three")
-    assert any("too few to hold some out" in remark for remark in few.remarks)
-    assert any("lower rank" in remark and "H (3), C (3)" in remark for remark in few.remarks)
+    assert results.keys() == {"uncertainty_ratio", "uncertainty_verdict"}
+    few = fit_last_layer(Frames("three", [np.array([6, 1])] * 3, features[:3], np.zeros(3), np.zeros(3)))
+    assert any("too few to hold some out" in remark for remark in few.scale.remarks)
+    assert any("lower rank" in remark and "H (3), C (3)" in remark for remark in few.scale.remarks)
 
 
 def test_labels_on_another_scale_are_told_from_errors(painn: Path) -> None:
     student = load_student(painn, dtype=torch.float64)
     plain = last_layer_of(student, frames_of(painn, 1e-3), "plain")
     shifted = last_layer_of(student, frames_of(painn, 1e-3, shift=5.0), "shifted")
-    assert plain.remarks == tuple(remark for remark in plain.remarks if "another scale" not in remark)
-    assert any("another scale" in remark for remark in shifted.remarks)
+    assert plain.scale.remarks == tuple(remark for remark in plain.scale.remarks if "another scale" not in remark)
+    assert any("another scale" in remark for remark in shifted.scale.remarks)
     assert plain.factor is not None
     assert shifted.factor == pytest.approx(plain.factor, rel=0.6)
 
@@ -130,9 +130,9 @@ def test_what_is_not_finite_is_refused_by_number(wrong: float) -> None:
     features = [np.ones((1, 2)) for _ in range(6)]
     features[4][0, 1] = wrong
     with pytest.raises(DatasetError, match="Structure 4 of frames"):
-        fit_last_layer(features, [np.array([1])] * 6, np.zeros(6), np.zeros(6), "frames")
+        fit_last_layer(Frames("frames", [np.array([1])] * 6, features, np.zeros(6), np.zeros(6)))
     with pytest.raises(DatasetError, match="holds no structure"):
-        fit_last_layer([], [], np.zeros(0), np.zeros(0), "nothing")
+        fit_last_layer(Frames("nothing", [], [], np.zeros(0), np.zeros(0)))
 
 
 def test_results_carry_it_alone_in_batches_and_in_streams(calculator: PaiNNCalculator, training: list[Atoms]) -> None:
@@ -318,7 +318,7 @@ def edited(certain: Path, folder: Path, **changes: object) -> Path:
     ],
 )
 def test_a_file_that_makes_no_sense_is_refused(certain: Path, tmp_path: Path, changes: dict[str, object]) -> None:
-    with pytest.raises(BundleError, match=r"uncertainty\.json of a bundle"):
+    with pytest.raises(BundleError, match=r"uncertainty\.json of .*edited\.engine cannot be read"):
         PaiNNCalculator(edited(certain, tmp_path, **changes))
 
 

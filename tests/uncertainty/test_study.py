@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase.build import molecule
 
+from painn_deploy.calibration.uncertainty.merit import coverage, rank_correlation, separation
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import DatasetError
 from painn_deploy.scripts.distillation.labels import write_arrays
-from painn_deploy.scripts.studies.uncertainty import VARIANTS, rank_correlation, separation, study, uncertainty
+from painn_deploy.scripts.studies.uncertainty import VARIANTS, study, uncertainty
 
 
 def write_split(path: Path, names: tuple[str, ...], kind: str, count: int = 120) -> None:
@@ -54,7 +56,7 @@ def test_a_folder_without_conformers_is_refused(painn: Path, tmp_path: Path) -> 
     for name in ("train", "test"):
         write_split(tmp_path / f"{name}.npz", ("CH4",), "md", 10)
     with pytest.raises(DatasetError, match="no conformers"):
-        study(load_student(painn), tmp_path, 10)
+        study(load_student(painn, dtype=torch.float64), tmp_path, 10)
 
 
 def test_figures_of_merit() -> None:
@@ -64,3 +66,5 @@ def test_figures_of_merit() -> None:
     assert separation(values, np.array([False, False, False, True])) == 1
     assert separation(values, np.array([False, True, False, False])) == pytest.approx(0.5)
     assert np.isnan(separation(values, np.zeros(4, bool)))
+    assert np.isnan(rank_correlation(values, np.ones(4)))
+    assert coverage(np.array([0.5, -0.9, 1.5, -2.5])) == (0.5, 0.75)
