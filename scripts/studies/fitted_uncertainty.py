@@ -130,9 +130,9 @@ def _figures(student: Student, last_layer: LastLayer, test: dict[str, np.ndarray
     ]
     said = (
         f"The training split ({scale.frames[0]:,} structures) makes the matrices, the validation split "
-        f"({scale.frames[1]:,}) calibrates: α = {1e3 * factor:.3g} meV, and {QUANTILE:.0%} of the validation split are "
+        f"({scale.frames[1]:,}) calibrates: α = {1e3 * factor:.3g} meV, and {100 * QUANTILE:g} % of the validation split are "
         f"up to {scale.threshold:.3g} times its median. The test split judges: {len(clean):,} structures of molecules "
-        "that neither of them holds."
+        "that neither of them holds. Force MAEs are means over structures, and not over atoms."
     )
     rows = [
         (
