@@ -25,7 +25,7 @@ from painn_deploy.export.manifest import VALIDATION
 from painn_deploy.runtime.neighbours import find_pairs
 from painn_deploy.runtime.structures import check_structure
 
-__all__ = ["JUDGED_ON", "Judged", "far_structures"]
+__all__ = ["JUDGED_ON", "Judged", "far_structures", "surroundings"]
 
 JUDGED_ON = "judged_on"
 """Key of validation.json."""
@@ -232,6 +232,20 @@ def far_structures(judged: Judged | None, structures: Sequence[Atoms]) -> list[t
     if judged is None:
         return []
     return [(index, words) for index, atoms in enumerate(structures) if (words := judged.far(atoms))]
+
+
+def surroundings(structures: Sequence[Atoms], cutoff: float) -> Features:
+    """Histograms of the neighbours of every atom, whose Euclidean distance says how unlike two atoms of an element are.
+
+    Args:
+        structures: at least one.
+        cutoff: Å, beyond which no neighbour counts.
+
+    Raises:
+        StructureError: no force field can answer for one of them.
+    """
+    elements = tuple(sorted({int(z) for atoms in structures for z in atoms.numbers}))
+    return _Seen.of(structures, elements, min(float(cutoff), REACH)).features
 
 
 class _Seen(NamedTuple):

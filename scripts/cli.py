@@ -11,6 +11,19 @@ from rich.markup import escape
 from painn_deploy.export.errors import PaiNNDeployError
 from painn_deploy.export.versions import installed
 from painn_deploy.scripts.commands import choices
+from painn_deploy.scripts.commands.arguments import (
+    Bundles,
+    Checkpoint,
+    Device,
+    EnergyKey,
+    EnergyUnit,
+    LengthUnit,
+    OneBundle,
+    Others,
+    Species,
+    Structures,
+    Threads,
+)
 from painn_deploy.scripts.commands.entry import print_any_text, print_own_warnings
 
 __all__ = ["app", "main"]
@@ -32,34 +45,6 @@ EXTRAS = {
     "pyarrow": "screen",
     "ray": "screen",
 }
-
-Bundles = Annotated[
-    list[Path], typer.Argument(help="Folders NAME.engine.", metavar="BUNDLE", autocompletion=choices.bundles)
-]
-OneBundle = Annotated[
-    Path, typer.Argument(help="A folder NAME.engine.", metavar="BUNDLE", autocompletion=choices.bundles)
-]
-Structures = Annotated[
-    Path | None, typer.Option(help="Structures in any format that ASE reads; a default set otherwise.")
-]
-Checkpoint = Annotated[
-    str, typer.Argument(help="A file: best_model, .ckpt, .pt, .safetensors; or student:base.", metavar="FILE")
-]
-Others = Annotated[list[str] | None, typer.Argument(help="Further ones, with --committee.", metavar="FILE")]
-EnergyUnit = Annotated[
-    str | None,
-    typer.Option(help="Of a file that does not say, as SchNetPack's: eV, kcal/mol, Hartree, or a number of eV."),
-]
-LengthUnit = Annotated[str | None, typer.Option(help="Likewise: Ang, Bohr, nm, or a number of Å.")]
-Species = Annotated[
-    list[str] | None, typer.Option(help="Elements that it was trained on: H,C,O; repeatable; unverified if not given.")
-]
-EnergyKey = Annotated[str | None, typer.Option(help="What the model calls its energy; energy if not given.")]
-Device = Annotated[str, typer.Option(help="auto, or what the engine names, such as cpu or cuda:0.")]
-Threads = Annotated[
-    int | None,
-    typer.Option(min=1, help="Of the CPU; if not given all cores, or one where that is faster."),
-]
 
 
 def _tell_version(asked: bool) -> bool:
@@ -286,6 +271,14 @@ def screen(
     relax: Annotated[bool, typer.Option("--relax", help="Relax atoms first; the cell is kept.")] = False,
     fmax: Annotated[float, typer.Option(min=1e-6, help="eV/Å; when atoms are relaxed.")] = 0.05,
     steps: Annotated[int, typer.Option(min=1, help="Of relaxation, at most.")] = 500,
+    flag_above: Annotated[
+        str | None,
+        typer.Option(help="Flag structures so many times as uncertain as the calibration, or `threshold`."),
+    ] = None,
+    select: Annotated[
+        int | None,
+        typer.Option(min=1, help="Write so many to OUT.selected.extxyz that are uncertain and unlike each other."),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, max=1_000_000, help="Rows computed and written together; 512.")
     ] = None,
@@ -308,6 +301,8 @@ def screen(
         address=address,
         worker_memory=worker_memory,
         relaxation=(fmax, steps) if relax else None,
+        flag_above=choices.uncertainty_limit(flag_above, "--flag-above"),
+        select=select,
         batch_size=batch_size,
         threads=threads,
         device=device,

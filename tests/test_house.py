@@ -30,8 +30,8 @@ MOST_MODULES, MOST_LINES = 20, 400  # of a folder, of a module
 SHELVES = {
     "export": ("", "model", "readers", "schnetpack", "originals", "checkpoint", "graph"),
     "engines": ("", "gpu", "inductor", "onnxruntime", "tensorrt"),
-    "runtime": ("uncertainty", "", "screening"),
-    "calibration": ("", "accuracy", "int8", "physics", "report", "uncertainty"),
+    "runtime": ("uncertainty", "", "screening", "labelling"),
+    "calibration": ("", "accuracy", "uncertainty", "int8", "physics", "report"),
     "scripts": (
         *("commands", "distillation", "benchmarks/contenders", "profiling", "benchmarks", "studies", "examples"),
         *("kit", "gpu", "", "profiling/walk"),

@@ -124,7 +124,7 @@ def scale_of(values: Float64[np.ndarray, " frames"], name: str, made_of: int, re
     said = list(remarks)
     if count < ENOUGH_FOR_THRESHOLD:
         said.append(
-            f"The threshold is hardly that of {QUANTILE:.0%} of frames, since only {count} calibrate, and "
+            f"The threshold is hardly that of {100 * QUANTILE:g} % of frames, since only {count} calibrate, and "
             f"{ENOUGH_FOR_THRESHOLD} would be enough: what is above it may be familiar."
         )
     return Scale(typical, float(np.quantile(values, QUANTILE)) / typical, name, (made_of, count), tuple(said))

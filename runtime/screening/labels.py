@@ -11,14 +11,12 @@ from ase.io.extxyz import per_config_properties
 
 from painn_deploy.runtime.screening.carrying import ERROR, RESULTS, free
 from painn_deploy.runtime.screening.remarks import RENAMED, REPLACED, Remarks, one_line
+from painn_deploy.runtime.uncertainty.scale import OF_ATOMS, OF_STRUCTURE
 
-__all__ = ["as_label", "labels_of", "merged", "result_row", "with_labels"]
+__all__ = ["OURS", "as_label", "labels_of", "merged", "result_row", "with_labels"]
 
-GIVEN = (*RESULTS, "relax_steps", "relax_converged", "energy_uncertainty", "uncertainty_ratio")
-"""Of an engine's results, those that are written."""
-
-OF_ATOMS = ("energies_uncertainty", "forces_uncertainty")
-"""The same, of each atom: columns beside the positions."""
+GIVEN = (*RESULTS, "relax_steps", "relax_converged", *OF_STRUCTURE)
+"""Of an engine's results, those that are written; of atoms `OF_ATOMS` beside the positions, too."""
 
 OURS = (*GIVEN, *OF_ATOMS, "free_energy", "energies", "stresses", ERROR)
 """Names that in an output are a screening's own, wherever they stood in the input."""

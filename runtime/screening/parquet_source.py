@@ -25,6 +25,7 @@ from painn_deploy.runtime.screening.chunks import (
 from painn_deploy.runtime.screening.labels import as_label, merged, with_labels
 from painn_deploy.runtime.screening.plain import json_object
 from painn_deploy.runtime.screening.remarks import IN_INFO, RENAMED, UNREAD, Remarks
+from painn_deploy.runtime.uncertainty.scale import OF_ATOMS
 
 __all__ = ["ParquetSource", "parquet"]
 
@@ -227,6 +228,7 @@ def _from_columns(row: dict[str, Any], index: int, remarks: Remarks) -> Atoms | 
         values[own := free("input_index", values)] = number
         remarks.add(RENAMED, index, f"'index' is {own!r}")
     with_labels(atoms, {name: as_label(values.pop(name)) for name in RESULTS if name in values})
+    arrays |= {name: values.pop(name) for name in OF_ATOMS if name in values and name not in arrays}
     atoms.info = merged(info, values, index, remarks)
     for name, value in arrays.items():
         _put(atoms, str(name), value, index, remarks)

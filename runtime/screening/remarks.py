@@ -15,6 +15,7 @@ __all__ = [
     "NO_ELEMENT",
     "RENAMED",
     "REPLACED",
+    "UNCERTAIN",
     "UNREAD",
     "UNREPEATED",
     "Remarks",
@@ -34,6 +35,7 @@ CELL_UNREAD = "comments that seem to name a cell, which was not read"
 UNREPEATED = "cells without periodic directions that bring images within the cutoff, computed as molecules in vacuum"
 ENDLESS = "last lines without an end: where a file was cut short in one, its last number is half of what it was"
 NOT_NAMED = "columns of atoms that no Properties name, which were not read"
+UNCERTAIN = "structures above --flag-above"
 REPLACED = "labels that the input brought were replaced"
 
 MOST_LETTERS = 600

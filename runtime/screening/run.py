@@ -20,10 +20,12 @@ from painn_deploy.runtime.screening.chunks import Stamp, atoms_of, sha256_of, st
 from painn_deploy.runtime.screening.folder import FORMAT_VERSION, Folder, Part
 from painn_deploy.runtime.screening.labels import labels_of, result_row
 from painn_deploy.runtime.screening.relaxation import Relaxation, relax
-from painn_deploy.runtime.screening.remarks import UNREPEATED, Remarks, one_line
+from painn_deploy.runtime.screening.remarks import UNCERTAIN, UNREPEATED, Remarks, one_line
 from painn_deploy.runtime.screening.sinks import SINKS
 from painn_deploy.runtime.screening.sources import Chunk, Scan, open_source, output_format_of
 from painn_deploy.runtime.streaming import stream
+from painn_deploy.runtime.uncertainty.scale import FLAG, RATIO, VERDICT
+from painn_deploy.runtime.uncertainty.watch import Limit, checked_limit
 
 __all__ = ["CHUNK_ROWS", "Folder", "Job", "Part", "Progress", "Screener", "Settings", "Summary", "screen"]
 
@@ -46,11 +48,14 @@ class Settings:
         chunk_rows: rows of a chunk.
         batch_slots: atoms x slots of a batch.
         relaxation: how to relax, or None to keep the geometry.
+        flag_above: how many times as uncertain as the frames of its calibration a structure may be before its row is
+            flagged; None flags none.
     """
 
     chunk_rows: int
     batch_slots: int
     relaxation: Relaxation | None = None
+    flag_above: float | None = None
 
 
 @dataclass(frozen=True)
@@ -120,13 +125,20 @@ class Screener:
         for place, (item, (moved, outcome)) in enumerate(zip(items, answers, strict=True)):
             given, index = atoms_of(item), chunk.first + place
             kept, labels = moved if isinstance(moved, Atoms) else given, labels_of(given)
-            rows.append(result_row(kept, outcome.results, outcome.reason, labels=labels, index=index, remarks=remarks))
+            results = outcome.results
+            if results is not None and settings.flag_above is not None:
+                results = results | {FLAG: results[RATIO] > settings.flag_above}
+                if results[FLAG]:
+                    remarks.add(UNCERTAIN, index, f"it is {results[VERDICT]}, with a ratio of {results[RATIO]:.3g}")
+            rows.append(result_row(kept, results, outcome.reason, labels=labels, index=index, remarks=remarks))
             if given is None or outcome.results is None:
                 failures.append((index, one_line(outcome.reason)))
                 continue
             for _, image in lacking([given], self.evaluator.manifest.cutoff):
                 remarks.add(UNREPEATED, index, f"{image}; if it is a crystal, give it pbc")
-        content = self._sink.encoded(rows, chunk.first, remarks)
+        names = () if self.evaluator.uncertainty is None else self.evaluator.uncertainty.names
+        flag = () if settings.flag_above is None else (FLAG,)
+        content = self._sink.encoded(rows, chunk.first, remarks, (*names, *flag))
         return Part(chunk.number, content, failures, remarks.as_dict())
 
 
@@ -140,6 +152,7 @@ def screen(
     workers: int | None = None,
     address: str | None = None,
     relaxation: Relaxation | None = None,
+    flag_above: Limit | None = None,
     chunk_rows: int | None = None,
     threads: int | None = None,
     device: str = "auto",
@@ -161,6 +174,8 @@ def screen(
         workers: processes on Ray; None computes here.
         address: of a Ray cluster; None for this machine.
         relaxation: how to relax; None keeps the geometry.
+        flag_above: how many times as uncertain as the frames of its calibration a structure may be, or `threshold`,
+            before its row has a true `uncertainty_flag` and is counted; None flags none.
         chunk_rows: rows that are computed and written together.
         threads: of the CPU, as for `PaiNNCalculator`; a worker has one.
         device: as for `PaiNNCalculator`.
@@ -171,7 +186,9 @@ def screen(
     Raises:
         DatasetError: the input cannot be read, is empty, or gives one id to two rows.
         OutputError: there is an output, or it cannot be written; what is there is kept for `resume`.
-        BundleError, EngineError: the engine cannot be opened, or fails for every structure.
+        BundleError, EngineError: the engine cannot be opened, fails for every structure, or does not say how sure it
+            is, and there is something to flag.
+        ValueError: `flag_above` is no limit.
     """
     source, kind, folder = Path(source), output_format_of(Path(output)), Folder(Path(output))
     if chunk_rows is not None and chunk_rows < 1:
@@ -180,13 +197,16 @@ def screen(
         raise OutputError("Either resume or overwrite: the one keeps what an earlier run left, the other removes it.")
     folder.refuse(source, resume, overwrite)
     with Evaluator(bundle, device=device, threads=threads) as evaluator, folder.locked():
+        limit = None
+        if flag_above is not None:
+            limit = checked_limit(flag_above, "flag_above", evaluator.uncertainty, bundle)
         if overwrite:
             folder.clear()
         tell(f"looking through {source.name}")
         earlier = folder.plan() if resume else None
         rows, opened = _chunk_rows(earlier, chunk_rows), open_source(source)
         stamp, scan = stamp_of(source), opened.scan(rows)
-        plan = _plan(evaluator, scan, kind, relaxation) | {"chunk_rows": rows}
+        plan = _plan(evaluator, scan, kind, relaxation, limit) | {"chunk_rows": rows}
         if earlier is not None:
             folder.check(earlier, plan)
             if earlier["finished"] and folder.output.exists():
@@ -198,7 +218,8 @@ def screen(
             slots = evaluator.batch_slots if evaluator.batch_slots_known else evaluator.tune_batches(told)
         plan["batch_slots"] = slots
         folder.begin(plan)
-        job = Job(str(Path(bundle).resolve()), str(source.resolve()), kind, Settings(rows, slots, relaxation), device)
+        settings = Settings(rows, slots, relaxation, limit)
+        job = Job(str(Path(bundle).resolve()), str(source.resolve()), kind, settings, device)
         pending = folder.unsound(scan.chunks, plan)
         tell(f"{scan.rows} structures")
         # twice: a part that is not as it was written when all are there is computed again
@@ -302,8 +323,11 @@ def _chunk_rows(earlier: dict[str, Any] | None, asked: int | None) -> int:
     return int(earlier["chunk_rows"])
 
 
-def _plan(evaluator: Evaluator, scan: Scan, kind: str, relaxation: Relaxation | None) -> dict[str, Any]:
-    return {
+def _plan(
+    evaluator: Evaluator, scan: Scan, kind: str, relaxation: Relaxation | None, limit: float | None
+) -> dict[str, Any]:
+    flag = {} if limit is None else {"flag_above": limit}  # not in a run that flags nothing, as those of before
+    return flag | {
         "format_version": FORMAT_VERSION,
         "input_sha256": scan.sha256,
         "rows": scan.rows,

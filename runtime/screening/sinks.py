@@ -22,6 +22,7 @@ from painn_deploy.runtime.screening.labels import result_row
 from painn_deploy.runtime.screening.remarks import Remarks
 from painn_deploy.runtime.screening.sources import parquet
 from painn_deploy.runtime.screening.table_rows import columns, database_values
+from painn_deploy.runtime.uncertainty.scale import OF_STRUCTURE
 
 __all__ = ["ERROR", "SINKS", "Sink", "result_row"]
 
@@ -30,13 +31,16 @@ __all__ = ["ERROR", "SINKS", "Sink", "result_row"]
 class Sink(Protocol):
     """A format of output. A part is written by whoever computed it; parts become one file at the end."""
 
-    def encoded(self, rows: Sequence[Atoms], first: int, remarks: Remarks | None = None) -> bytes:
+    def encoded(
+        self, rows: Sequence[Atoms], first: int, remarks: Remarks | None = None, uncertainties: Sequence[str] = ()
+    ) -> bytes:
         """The bytes of a part.
 
         Args:
             rows: structures with their results.
             first: index of the first of them in the input.
             remarks: what is kept otherwise than it came is counted there.
+            uncertainties: names of those that rows may have, for formats whose parts must all have the same columns.
         """
 
     def assemble(self, parts: Sequence[Path], output: Path) -> None:
@@ -54,7 +58,13 @@ class Sink(Protocol):
 class ExtxyzSink:
     """Extended XYZ."""
 
-    def encoded(self, rows: Sequence[Atoms], first: int, remarks: Remarks | None = None) -> bytes:
+    def encoded(
+        self,
+        rows: Sequence[Atoms],
+        first: int,
+        remarks: Remarks | None = None,
+        uncertainties: Sequence[str] = (),  # noqa: ARG002  rows have them in info and arrays
+    ) -> bytes:
         """See `Sink.encoded`."""
         remarks = Remarks() if remarks is None else remarks
         text = StringIO()
@@ -85,9 +95,11 @@ class PackedSink(ExtxyzSink):
     def __init__(self, packing: str) -> None:
         self._packing = packing
 
-    def encoded(self, rows: Sequence[Atoms], first: int, remarks: Remarks | None = None) -> bytes:
+    def encoded(
+        self, rows: Sequence[Atoms], first: int, remarks: Remarks | None = None, uncertainties: Sequence[str] = ()
+    ) -> bytes:
         """See `Sink.encoded`; the same bytes for the same rows, whenever they are computed."""
-        return packed(super().encoded(rows, first, remarks), self._packing)
+        return packed(super().encoded(rows, first, remarks, uncertainties), self._packing)
 
     def count(self, output: Path) -> int:
         """See `Sink.count`."""
@@ -98,14 +110,19 @@ class PackedSink(ExtxyzSink):
 class ParquetSink:
     """Parquet: index, id, numbers, positions, cell, pbc, energy, forces, stress, screen_error, info, arrays.
 
-    `info` and `arrays` (what else there is for each atom) are JSON as ASE writes it.
+    Uncertainties are columns before `screen_error`, of a bundle that gives them. `info` and `arrays` (what else there
+    is for each atom) are JSON as ASE writes it.
     """
 
-    def encoded(self, rows: Sequence[Atoms], first: int, remarks: Remarks | None = None) -> bytes:
+    def encoded(
+        self, rows: Sequence[Atoms], first: int, remarks: Remarks | None = None, uncertainties: Sequence[str] = ()
+    ) -> bytes:
         """See `Sink.encoded`."""
         import pyarrow
 
         library, triples = parquet(), pyarrow.list_(pyarrow.list_(pyarrow.float64(), 3))
+        kinds = {"float": pyarrow.float64(), "text": pyarrow.string(), "truth": pyarrow.bool_()}
+        kinds["each"] = pyarrow.list_(pyarrow.float64())
         schema = pyarrow.schema(
             [
                 ("index", pyarrow.int64()),
@@ -117,13 +134,14 @@ class ParquetSink:
                 ("energy", pyarrow.float64()),
                 ("forces", triples),
                 ("stress", pyarrow.list_(pyarrow.float64())),
+                *((name, kinds[OF_STRUCTURE.get(name, "each")]) for name in uncertainties),
                 (ERROR, pyarrow.string()),
                 ("info", pyarrow.string()),
                 ("arrays", pyarrow.string()),
             ]
         )
         remarks = Remarks() if remarks is None else remarks
-        made = [columns(row, first + place, remarks) for place, row in enumerate(rows)]
+        made = [columns(row, first + place, remarks, uncertainties) for place, row in enumerate(rows)]
         file = BytesIO()
         library.write_table(pyarrow.Table.from_pylist(made, schema=schema), file)
         return file.getvalue()
@@ -143,7 +161,13 @@ class ParquetSink:
 class DatabaseSink:
     """An ASE database in SQLite; `info` becomes key-value pairs where the database allows them, and data elsewhere."""
 
-    def encoded(self, rows: Sequence[Atoms], first: int, remarks: Remarks | None = None) -> bytes:
+    def encoded(
+        self,
+        rows: Sequence[Atoms],
+        first: int,
+        remarks: Remarks | None = None,
+        uncertainties: Sequence[str] = (),  # noqa: ARG002  rows have them in info and arrays
+    ) -> bytes:
         """See `Sink.encoded`: one JSON a line."""
         remarks = Remarks() if remarks is None else remarks
         made = [database_values(row, first + place, remarks) for place, row in enumerate(rows)]

@@ -1,7 +1,7 @@
 """Rows as columns of Parquet and as rows of an ASE database, which give back the values that went in."""
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -74,13 +74,14 @@ PARQUET = Format("parquet", (-INT32, INT32 - 1), "biufcU", _any_name, _any_colum
 DATABASE = Format("db", (0, 118), "biufc", _data_name, _database_column, _has_words, f"data['{ARRAYS}']")
 
 
-def columns(row: Atoms, index: int, remarks: Remarks) -> dict[str, Any]:
+def columns(row: Atoms, index: int, remarks: Remarks, uncertainties: Sequence[str] = ()) -> dict[str, Any]:
     """A row's values by Parquet's columns.
 
     Args:
         row: a structure, with its results as its calculator.
         index: of the row in the input.
         remarks: what is kept otherwise is counted there.
+        uncertainties: names of those that have columns of their own.
     """
     results = {} if row.calc is None else row.calc.results
     if _is_ordinary(row, _json_value, PARQUET):
@@ -91,8 +92,9 @@ def columns(row: Atoms, index: int, remarks: Remarks) -> dict[str, Any]:
         if row.constraints:
             info.setdefault("constraints", [str(constraint) for constraint in row.constraints])
     name, reason = info.pop("id", None), info.pop(ERROR, None)
-    arrays = atoms.arrays
-    others = {key: arrays[key] for key in arrays if key not in ("numbers", "positions")} if len(arrays) > 2 else {}
+    arrays, own = atoms.arrays, ("numbers", "positions", *uncertainties)
+    others = {key: arrays[key] for key in arrays if key not in own} if len(arrays) > 2 else {}
+    said = {key: info.pop(key) if key in info else arrays.get(key) for key in uncertainties}
     return {
         "index": index,
         "id": None if name is None else _storable(name, index, remarks),
@@ -100,7 +102,7 @@ def columns(row: Atoms, index: int, remarks: Remarks) -> dict[str, Any]:
         "positions": arrays["positions"].tolist(),
         "cell": atoms.cell.array.tolist(),
         "pbc": atoms.pbc.tolist(),
-        **{key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in results.items()},
+        **{key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in (results | said).items()},
         ERROR: None if reason is None else str(reason),
         "info": _json(info, index, remarks),
         "arrays": _json(others, index, remarks),
@@ -140,6 +142,7 @@ def database_values(row: Atoms, index: int, remarks: Remarks) -> dict[str, Any]:
         row: a structure, with its results as its calculator.
         index: of the row in the input.
         remarks: what is kept otherwise is counted there.
+        uncertainties: names of those that have columns of their own.
     """
     results = {} if row.calc is None else row.calc.results
     if _is_ordinary(row, _simple, DATABASE) and ARRAYS not in row.info:

@@ -3,12 +3,37 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
-__all__ = ["FAMILIAR", "NONSENSE", "QUANTILE", "RATIO", "UNFAMILIAR", "UNKNOWN_ELEMENT", "VERDICT", "Scale"]
+__all__ = [
+    "FAMILIAR",
+    "FLAG",
+    "NAMES",
+    "NONSENSE",
+    "OF_ATOMS",
+    "OF_STRUCTURE",
+    "QUANTILE",
+    "RATIO",
+    "UNFAMILIAR",
+    "UNKNOWN_ELEMENT",
+    "VERDICT",
+    "Scale",
+]
 
 RATIO, VERDICT = "uncertainty_ratio", "uncertainty_verdict"
 """Names of results: how many times the typical uncertainty of the calibration's frames, and the same in words."""
+
+FLAG = "uncertainty_flag"
+"""Of a screening's row: whether its ratio is above the limit that was asked for."""
+
+OF_STRUCTURE: Mapping[str, str] = MappingProxyType(
+    {"energy_uncertainty": "float", RATIO: "float", VERDICT: "text", FLAG: "truth"}
+)
+OF_ATOMS = ("energies_uncertainty", "forces_uncertainty")
+"""Names of all uncertainties that a structure, and that each of its atoms may have; kinds of the former."""
+
+NAMES = (*OF_STRUCTURE, *OF_ATOMS)
 
 FAMILIAR, UNFAMILIAR, UNKNOWN_ELEMENT = "familiar", "unfamiliar", "unknown element"
 """The words: up to the threshold, above it, or with an element that no frame held."""

@@ -9,7 +9,7 @@ from painn_deploy.export.errors import BundleError
 from painn_deploy.runtime.uncertainty.scale import RATIO, VERDICT
 from painn_deploy.runtime.uncertainty.source import Uncertainty
 
-__all__ = ["THRESHOLD", "Doubts", "Limit", "UncertaintyWarning", "checked_limit"]
+__all__ = ["THRESHOLD", "Doubts", "Limit", "UncertaintyWarning", "checked_limit", "without_uncertainty"]
 
 THRESHOLD = "threshold"
 """A limit that is the bundle's own: 99 % of the frames that calibrated it are up to there."""
@@ -41,11 +41,7 @@ def checked_limit(limit: Limit, name: str, uncertainty: Uncertainty | None, sour
             f"was calibrated on, such as 2, or {THRESHOLD!r} for what 99 % of these frames are up to."
         )
     if uncertainty is None:
-        raise BundleError(
-            f"{source} does not say how sure it is, so that {name} can hold nothing against it. Export it again with "
-            "`painn-deploy export CHECKPOINT --training FRAMES`, where FRAMES are what the student was trained on, or "
-            "some of it."
-        )
+        raise without_uncertainty(source, name)
     if uncertainty.scale is None:
         raise BundleError(
             f"{source} is a committee whose spread no frames have calibrated, so that {name} can be no multiple of "
@@ -53,6 +49,20 @@ def checked_limit(limit: Limit, name: str, uncertainty: Uncertainty | None, sour
             "some of it; or compare results['energy_uncertainty'] and results['forces_uncertainty'] yourself."
         )
     return uncertainty.scale.threshold if limit == THRESHOLD else float(limit)
+
+
+def without_uncertainty(source: object, name: str) -> BundleError:
+    """The error of a bundle that an option wants an uncertainty of, and that has none.
+
+    Args:
+        source: the bundle.
+        name: of the option.
+    """
+    return BundleError(
+        f"{source} does not say how sure it is, so that {name} has nothing to go by. Export it again with "
+        "`painn-deploy export CHECKPOINT --training FRAMES`, where FRAMES are what the student was trained on, or some "
+        "of it."
+    )
 
 
 class Doubts:

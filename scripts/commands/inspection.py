@@ -144,8 +144,8 @@ def _sure(manifest: Manifest, errors: Mapping[str, Any]) -> Iterator[str]:
     of = "" if manifest.members else f"made of {made:,} frames, "
     yield (
         f"uncertainty: {of}calibrated on {calibrated:,} of {_shown(str(found['fitted_on']))}"
-        f"{in_energy}; {100 * found['quantile']:g} % of these are at most {found['threshold']:.2f} times as uncertain as the "
-        "median"
+        f"{in_energy}; {100 * found['quantile']:g} % of these are at most {found['threshold']:.2f} times as uncertain "
+        "as the median"
     )
     for remark in found["remarks"]:
         yield f"[yellow]uncertainty[/]: {_shown(str(remark))}"

@@ -10,8 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
+from painn_deploy.export.bundle import read_bundle
+from painn_deploy.export.errors import OutputError
+from painn_deploy.export.packed import packing_of
+from painn_deploy.runtime.labelling import select as pick
 from painn_deploy.runtime.screening.relaxation import Relaxation
 from painn_deploy.runtime.screening.run import Summary, screen
+from painn_deploy.runtime.uncertainty.source import uncertainty_of
+from painn_deploy.runtime.uncertainty.watch import Limit, without_uncertainty
 
 __all__ = ["SOME_FAILED", "Display", "display", "report", "run_screen"]
 
@@ -36,6 +42,8 @@ def run_screen(
     address: str | None,
     worker_memory: float | None,
     relaxation: tuple[float, int] | None,
+    flag_above: Limit | None = None,
+    select: int | None = None,
     batch_size: int | None,
     threads: int | None = None,
     device: str,
@@ -54,6 +62,8 @@ def run_screen(
         address: of a Ray cluster.
         worker_memory: GiB that a worker may take.
         relaxation: largest force (eV/Å) and steps of a relaxation before; None for none.
+        flag_above: see `painn_deploy.runtime.screening.screen`.
+        select: structures that are chosen for labels, see `painn_deploy.runtime.labelling.select`; None for none.
         batch_size: rows that are computed and written together; None for the default.
         threads: of the CPU; None for the engine's own choice.
         device: that the engine runs on.
@@ -72,6 +82,9 @@ def run_screen(
         raise typer.BadParameter("--address and --worker-memory are about workers; give --workers N too.")
     if workers is not None and threads is not None:
         raise typer.BadParameter("--threads is for a run without workers: a worker has one CPU. Leave one of them out.")
+    chosen = None if select is None else _selected(output)
+    if chosen is not None:
+        _check_selection(bundle, chosen, again=overwrite or resume)
     with display(err) as shown:
         try:
             summary = screen(
@@ -83,6 +96,7 @@ def run_screen(
                 workers=workers,
                 address=address,
                 relaxation=None if relaxation is None else Relaxation(*relaxation),
+                flag_above=flag_above,
                 chunk_rows=batch_size,
                 threads=threads,
                 device=device,
@@ -94,7 +108,37 @@ def run_screen(
             err.print("interrupted; what was done is kept, go on with --resume")
             raise typer.Exit(130) from None
     report(summary, str(output), out, err)
+    if select is not None and chosen is not None:
+        with display(err) as shown:
+            found = pick(output, select, read_bundle(bundle).manifest.cutoff, chosen, tell=shown.tell)
+        out.print(
+            f"wrote {escape(str(chosen))}: {len(found.rows)} of the {found.candidates} most uncertain structures, the "
+            "first to label first",
+            soft_wrap=True,
+            highlight=False,
+        )
+        if len(found.rows) < select:
+            err.print(f"note: {len(found.rows)} differ, so that no {select} were chosen", highlight=False)
     return summary
+
+
+def _selected(output: Path) -> Path:
+    """The file that chosen structures are written to."""
+    whole = Path(output.stem) if packing_of(output) else output
+    return output.with_name(f"{whole.stem}.selected.extxyz")
+
+
+def _check_selection(bundle: Path, chosen: Path, *, again: bool) -> None:
+    """Refuse, before any work, what could choose nothing at its end.
+
+    Raises:
+        BundleError: the bundle does not say how sure it is.
+        OutputError: there is such a file, and it is not to be replaced.
+    """
+    if uncertainty_of(read_bundle(bundle)) is None:
+        raise without_uncertainty(bundle, "--select")
+    if chosen.exists() and not again:
+        raise OutputError(f"{chosen} exists. Give --overwrite to replace it, or another name for the output.")
 
 
 class Display:

@@ -73,7 +73,8 @@ def fit_uncertainty(
         def frames(name: str) -> Frames:
             count = len(splits[name]["energies"])
             structures = structures_of(splits[name], range(count))
-            return evaluated(student, structures, f"the {name} split of its data", prefixed(tell, f"the {name} split: "))
+            told = prefixed(tell, f"the {name} split: ")
+            return evaluated(student, structures, f"the {name} split of its data", told)
 
         last_layer = fit_last_layer(frames("train"), frames("validation"))
         write_beside(made, last_layer, output)
@@ -130,9 +131,9 @@ def _figures(student: Student, last_layer: LastLayer, test: dict[str, np.ndarray
     ]
     said = (
         f"The training split ({scale.frames[0]:,} structures) makes the matrices, the validation split "
-        f"({scale.frames[1]:,}) calibrates: α = {1e3 * factor:.3g} meV, and {100 * QUANTILE:g} % of the validation split are "
-        f"up to {scale.threshold:.3g} times its median. The test split judges: {len(clean):,} structures of molecules "
-        "that neither of them holds. Force MAEs are means over structures, and not over atoms."
+        f"({scale.frames[1]:,}) calibrates: α = {1e3 * factor:.3g} meV, and {100 * QUANTILE:g} % of the validation "
+        f"split are up to {scale.threshold:.3g} times its median. The test split judges: {len(clean):,} structures of "
+        "molecules that neither of them holds. Force MAEs are means over structures, and not over atoms."
     )
     rows = [
         (
