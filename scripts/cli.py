@@ -11,7 +11,7 @@ from rich.markup import escape
 from painn_deploy.export.errors import PaiNNDeployError
 from painn_deploy.export.versions import installed
 from painn_deploy.scripts.commands import choices
-from painn_deploy.scripts.commands.arguments import (
+from painn_deploy.scripts.commands.choices import (
     Bundles,
     Checkpoint,
     Device,

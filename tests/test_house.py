@@ -369,7 +369,7 @@ def test_the_readme_s_python_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-KINDS = ("json", "log.csv", "md", "safetensors")
+KINDS = ("json", "log.csv", "md", "safetensors", "uncertainty.json")
 DATA = {
     "calibration": {"data/aspirin.extxyz", "report/report.html.j2"},
     "export": {f"students/{size}.{kind}" for size in ("small", "base", "large") for kind in KINDS},

@@ -28,7 +28,7 @@ def brought_with(checkpoint: Checkpoint, width: int) -> LastLayer | None:
         CheckpointError: it cannot be read, or was made of other weights, units or elements.
     """
     path = checkpoint.path.with_name(f"{checkpoint.path.stem}{SUFFIX}")
-    remedy = "Make it again with scripts/fit_uncertainty.py, or remove it"
+    remedy = "Make it again with `python -m painn_deploy.scripts.studies.fitted_uncertainty`, or remove it"
     try:
         values = read_json(path, MOST_BYTES, follow=True)
         if values.get("made_of") != _made_of(checkpoint):

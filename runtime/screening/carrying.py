@@ -23,6 +23,7 @@ from painn_deploy.runtime.screening.remarks import (
     Remarks,
     one_line,
 )
+from painn_deploy.runtime.uncertainty.scale import OF_ATOMS
 
 __all__ = ["ERROR", "RESULTS", "Format", "Settled", "free", "is_ordinary", "settle"]
 
@@ -220,6 +221,7 @@ def _place(made: Settled, name: Any, array: Any, form: Format, index: int, remar
     value = plain(array, form.kinds, changed)
     new = free(f"input_{name}" if not isinstance(name, str) or name in HOOKS else name, made.beside)
     made.beside[new] = value
-    remarks.add(IN_INFO, index, f"{name!r} in {form.beside}")
+    if name not in OF_ATOMS:  # which are a screening's own
+        remarks.add(IN_INFO, index, f"{name!r} in {form.beside}")
     if changed:
         remarks.add(AS_TEXT, index, f"{name!r} ({changed[0]})")

@@ -1,12 +1,33 @@
-"""Choices on the command line: lists of names, and what the shell completes them to."""
+"""The command line: arguments of several commands, lists of names, limits, and what the shell completes them to."""
 
 import glob
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-__all__ = ["ENSEMBLES", "bundles", "engines", "ensembles", "listed", "precisions", "uncertainty_limit"]
+__all__ = [
+    "ENSEMBLES",
+    "Bundles",
+    "Checkpoint",
+    "Device",
+    "EnergyKey",
+    "EnergyUnit",
+    "LengthUnit",
+    "OneBundle",
+    "Others",
+    "Species",
+    "Structures",
+    "Threads",
+    "bundles",
+    "engines",
+    "ensembles",
+    "listed",
+    "precisions",
+    "uncertainty_limit",
+]
 
 ENSEMBLES = ("nve", "langevin", "bussi", "npt")
 
@@ -81,3 +102,28 @@ def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
     """Completions of the last word of a list."""
     before, comma, last = incomplete.rpartition(",")
     return [f"{before}{comma}{name}" for name in names if name.startswith(last)]
+
+
+Bundles = Annotated[list[Path], typer.Argument(help="Folders NAME.engine.", metavar="BUNDLE", autocompletion=bundles)]
+OneBundle = Annotated[Path, typer.Argument(help="A folder NAME.engine.", metavar="BUNDLE", autocompletion=bundles)]
+Structures = Annotated[
+    Path | None, typer.Option(help="Structures in any format that ASE reads; a default set otherwise.")
+]
+Checkpoint = Annotated[
+    str, typer.Argument(help="A file: best_model, .ckpt, .pt, .safetensors; or student:base.", metavar="FILE")
+]
+Others = Annotated[list[str] | None, typer.Argument(help="Further ones, with --committee.", metavar="FILE")]
+EnergyUnit = Annotated[
+    str | None,
+    typer.Option(help="Of a file that does not say, as SchNetPack's: eV, kcal/mol, Hartree, or a number of eV."),
+]
+LengthUnit = Annotated[str | None, typer.Option(help="Likewise: Ang, Bohr, nm, or a number of Å.")]
+Species = Annotated[
+    list[str] | None, typer.Option(help="Elements that it was trained on: H,C,O; repeatable; unverified if not given.")
+]
+EnergyKey = Annotated[str | None, typer.Option(help="What the model calls its energy; energy if not given.")]
+Device = Annotated[str, typer.Option(help="auto, or what the engine names, such as cpu or cuda:0.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of the CPU; if not given all cores, or one where that is faster."),
+]

@@ -1,6 +1,7 @@
 """The uncertainty that a student brings: made of all that it was trained on, and of molecules that it never saw.
 
-    python scripts/fit_uncertainty.py student:base --data data --output base.uncertainty.json --card base.md
+    python -m painn_deploy.scripts.studies.fitted_uncertainty student:base --data data \
+        --output base.uncertainty.json --card base.md
 
 The training split makes the matrices, the validation split calibrates, and the test split judges. What is written is
 found by `painn-deploy export` where it lies beside the weights as NAME.uncertainty.json.
