@@ -1,6 +1,5 @@
 """Pictures of how good uncertainties are: beside errors of energies and forces, and how many errors they cover."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ def draw_certainty(calibrated: Calibrated, path: Path) -> None:
         _draw(axes, calibrated)
 
 
-def _draw(axes: Sequence[Any], calibrated: Calibrated) -> None:
+def _draw(axes: Any, calibrated: Calibrated) -> None:
     left, middle, right = axes
     scores = 1e3 * calibrated.scores
     groups = np.array(calibrated.groups)

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from painn_deploy.calibration.accuracy.errors import Accuracy
 from painn_deploy.calibration.accuracy.left_out import summary
 from painn_deploy.calibration.physics.verdicts import format_quantity
+from painn_deploy.calibration.report.certainty import certainty_chart
 from painn_deploy.calibration.report.charts import (
     Errors,
     as_data_uri,
@@ -97,6 +98,7 @@ class _Section:
     groups: Sequence[tuple[str, Accuracy]]
     parity: str
     distributions: str
+    certainty: str
     drifts: str
     sensitivity: str
     shares: str
@@ -108,14 +110,25 @@ def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters |= {"summary": summary, "far_line": far_line, "figure": _figure, "with_unit": format_quantity}
+    environment.filters |= {
+        "summary": summary,
+        "far_line": far_line,
+        "figure": _figure,
+        "share": _share,
+        "with_unit": format_quantity,
+    }
     environment.globals |= {"GPa": GPa, "verdict_classes": VERDICT_CLASSES}
     return environment.get_template("report.html.j2")
 
 
 def _figure(value: float | None, digits: int, scale: float = 1.0) -> str:
-    """A number with so many decimals, times `scale`; a dash where there is none."""
-    return "–" if value is None else f"{scale * value:.{digits}f}"
+    """A number with so many decimals, times `scale`; a dash where there is none, or NaN."""
+    return "–" if value is None or value != value else f"{scale * value:.{digits}f}"
+
+
+def _share(value: float) -> str:
+    """A share in per cent; a dash where there is none."""
+    return f"{100 * value:.0f} %" if value == value else "–"
 
 
 def _section(v: Validation, baseline: Validation | None) -> _Section:
@@ -126,6 +139,7 @@ def _section(v: Validation, baseline: Validation | None) -> _Section:
         groups=[(f"{name} ({group.structures})", group) for name, group in v.breakdown.groups.items()],
         parity=as_data_uri(parity(errors)),
         distributions=as_data_uri(distributions(errors)),
+        certainty="" if v.certainty is None else as_data_uri(certainty_chart(v.certainty)),
         drifts=as_data_uri(drift_curves(v.audit.drifts)) if v.audit is not None and v.audit.drifts else "",
         sensitivity=as_data_uri(sensitivity_bars(v.sensitivity)) if v.sensitivity else "",
         shares=_shares(v.sensitivity),

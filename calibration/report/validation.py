@@ -18,6 +18,7 @@ from painn_deploy.calibration.accuracy.left_out import LeftOut, named
 from painn_deploy.calibration.accuracy.reference import one_thread
 from painn_deploy.calibration.physics.audit import Audit, References, audit
 from painn_deploy.calibration.report.comparison import Change, by_group, compare_accuracies, compare_findings
+from painn_deploy.calibration.uncertainty.calibrated import Calibrated
 from painn_deploy.calibration.validation_set import choose_validation_set, group_of
 from painn_deploy.engines import EngineInfo
 from painn_deploy.export.bundle import Bundle, read_bundle
@@ -104,6 +105,8 @@ class Validation:
         samples: structures with all results on them.
         left_out: structures of the set on which the student cannot be judged.
         far: structures that are far from all that the bundle was judged on at export, with what of them is.
+        certainty: the engine's uncertainties beside errors against labels that structures came with; None where it
+            gives none, or too few came with an energy.
         exact: eV/Å, the largest RMSE of forces of an engine in `fp64`; infinite for the others.
     """
 
@@ -122,6 +125,7 @@ class Validation:
     samples: Samples = field(repr=False)
     left_out: Sequence[LeftOut] = ()
     far: Sequence[LeftOut] = ()
+    certainty: Calibrated | None = None
     exact: float = float("inf")
 
     @property
@@ -162,6 +166,7 @@ class Validation:
             "engine_against_float32": self.added.as_dict(),
             "single_against_batch": self.single.as_dict(),
             **self.breakdown.as_dict(),
+            "certainty": None if self.certainty is None else self.certainty.as_dict(),
             "audit": None if self.audit is None else self.audit.as_dict(),
             "sensitivity": [dict(row) for row in self.sensitivity],
         }
@@ -217,6 +222,7 @@ def _validations(
         tell(f"{label}evaluating {len(chosen)} structures with the engine")
         with warned_already(), PaiNNCalculator(bundle, device=options.device, threads=1) as calculator:
             results = calculator.calculate_batch(chosen)
+            scale = None if calculator.evaluator.uncertainty is None else calculator.evaluator.uncertainty.scale
             some = _some(chosen)
             alone = [calculator.calculate_batch([chosen[index]])[0] for index in some]
             audited = None
@@ -247,6 +253,7 @@ def _validations(
                     samples=Samples(chosen, results, wanted),
                     left_out=domain.left_out,
                     far=_far(bundle, chosen),
+                    certainty=Calibrated.of(chosen, results, [group_of(atoms) for atoms in chosen], scale),
                     exact=exact if bundle.manifest.precision == "fp64" else float("inf"),
                 )
             )

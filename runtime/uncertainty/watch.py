@@ -14,7 +14,7 @@ __all__ = ["THRESHOLD", "Doubts", "Limit", "UncertaintyWarning", "checked_limit"
 THRESHOLD = "threshold"
 """A limit that is the bundle's own: 99 % of the frames that calibrated it are up to there."""
 
-Limit = float | str
+Limit = float | int | str
 """How many times the typical uncertainty of the calibration's frames a result may have; or `THRESHOLD`."""
 
 

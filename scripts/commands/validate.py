@@ -104,6 +104,8 @@ def print_validations(
         console.print(group_table(validation))
         if validation.far:
             console.print(f"[yellow]{escape(far_line(validation))}[/]", soft_wrap=True)
+        if validation.certainty is not None:
+            console.print(f"uncertainty: {escape(validation.certainty.sentence)}", soft_wrap=True, highlight=False)
         if validation.audit is not None:
             findings = validation.audit.findings
             for line in summary(validation.audit.left_out):
