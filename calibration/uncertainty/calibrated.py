@@ -170,9 +170,9 @@ class Calibrated:
         whole, (value, whose) = self.table[-1], self.correlation
         scale = f", after shifts of {self.shifts} eV an atom" if self.shifts else ""
         return (
-            f"{whole.structures} structures came with energies{scale}: {100 * whole.within_one:.0f} % of the errors are "
-            f"within one standard deviation (of a Gaussian 68 %) and {100 * whole.within_two:.0f} % within 1.96 (95 %); "
-            f"the rank correlation of uncertainty with the {whose} is {value:.2f}"
+            f"{whole.structures} structures came with energies{scale}: {100 * whole.within_one:.0f} % of the errors "
+            f"are within one standard deviation (of a Gaussian 68 %) and {100 * whole.within_two:.0f} % within 1.96 "
+            f"(95 %); the rank correlation of uncertainty with the {whose} is {value:.2f}"
         )
 
     def worst(self, most: int = 8) -> list[int]:

@@ -88,7 +88,7 @@ def test_nothing_is_said_of_too_few_or_of_none() -> None:
 
 @pytest.fixture(scope="module")
 def frames(painn: Path) -> list[Atoms]:
-    made = [students.perturbed(molecule(name), seed) for seed in range(10) for name in ("CH3OH", "H2O")]
+    made = [students.perturbed(molecule(name), seed) for seed in range(20) for name in ("CH3OH", "H2O")]
     rng = np.random.default_rng(0)
     for atoms in made:
         atoms.calc = SinglePointCalculator(atoms, energy=rng.normal(), forces=rng.normal(size=(len(atoms), 3)))
@@ -101,9 +101,9 @@ def test_validate_says_and_draws_it(painn: Path, frames: list[Atoms], tmp_path: 
     common = ["validate", str(bundle), "--reference", str(painn), "--no-audit", "-o", str(tmp_path / "report")]
     ran = CliRunner().invoke(app, [*common, "--structures", str(tmp_path / "frames.extxyz")])
     assert ran.exit_code == 0, ran.output
-    assert "uncertainty: 20 structures came with energies" in ran.output
+    assert "uncertainty: 40 structures came with energies" in ran.output
     said = read_json(tmp_path / "report" / "validation.json", 1 << 20)["bundles"][0]["certainty"]
-    assert said["structures"] == 20
+    assert said["structures"] == 40
     page = (tmp_path / "report" / "report.html").read_text()
     assert "How sure it is, against the labels" in page
     assert said["rank_correlation_with"] in page
