@@ -5,6 +5,7 @@ a time integration such as `lammps.command("fix move all nve")`, and `link.comma
 """
 
 import ctypes
+import math
 import re
 import tempfile
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from jaxtyping import Float64
 
 from painn_deploy.export.errors import EngineError, EngineUnavailableError, SpeciesError, StructureError
 from painn_deploy.runtime.calculator import PaiNNCalculator
+from painn_deploy.runtime.uncertainty.scale import NUMBERS, RATIO
 
 __all__ = ["LammpsForces", "start_lammps"]
 
@@ -111,7 +113,8 @@ class LammpsForces:
 
     Each step the fix gives LAMMPS the forces, the potential energy (`thermo pe`) and the virial (`thermo press`, `fix
     npt`), and, on the steps that ask for them, those of each atom (`compute pe/atom`, `compute stress/atom`, `compute
-    heat/flux`). LAMMPS must run on one MPI rank, in three dimensions, and in metal units (eV, Å, ps, bar) or real ones
+    heat/flux`). Of a bundle that says how sure it is, `f_painn[1]` and so on are the numbers that `uncertainties` names,
+    for `thermo_style custom` and `fix halt`. LAMMPS must run on one MPI rank, in three dimensions, and in metal units (eV, Å, ps, bar) or real ones
     (kcal/mol, Å, fs, atm), and needs no pair style; one that is there adds to these forces.
 
     Run it through `command`: a callback cannot raise through LAMMPS's own code, so a step that fails gives LAMMPS NaN,
@@ -126,6 +129,8 @@ class LammpsForces:
 
     Attributes:
         error: what went wrong in the last step, or None.
+        uncertainties: names of the results that the fix's vector holds; energies are in LAMMPS's unit, and what is
+            absent, as with an element that no frame of the calibration held, is infinite.
 
     Raises:
         EngineError: LAMMPS is not as it must be.
@@ -137,7 +142,11 @@ class LammpsForces:
         self.error: BaseException | None = None
         self._energy = _checked_energy(lammps)
         self._numbers = _numbers_of(lammps, calculator, elements)
+        source = calculator.evaluator.uncertainty
+        self.uncertainties = tuple(name for name in NUMBERS if source is not None and name in source.names)
         lammps.command(f"fix {FIX} all external pf/callback 1 1")
+        if self.uncertainties:
+            lammps.fix_external_set_vector_length(FIX, len(self.uncertainties))
         try:
             _check_styles(lammps)
         except EngineError:
@@ -194,9 +203,11 @@ class LammpsForces:
             local = np.argsort(order)
             virials = -volume * results["stresses"][local]
             virial = -volume * results["stress"]
+            self._doubt(results)
             self._give(step, f[:count], results["energies"][local], results["forces"][local], virial, virials)
         except BaseException as error:
             self.error = error
+            self._doubt({})
             nothing = np.full((count, 6), np.nan)
             self._give(step, f[:count], nothing[:, 0], nothing[:, :3], np.full(6, np.nan), nothing)
             self._lammps.lib.lammps_force_timeout(self._lammps.lmp)
@@ -219,6 +230,12 @@ class LammpsForces:
             lammps.numpy.fix_external_set_energy_peratom(FIX, unit * energies)
         if lammps.extract_global("vflag_atom") == step:
             lammps.numpy.fix_external_set_virial_peratom(FIX, np.ascontiguousarray(unit * virials[:, VOIGT]))
+
+    def _doubt(self, results: Mapping[str, Any]) -> None:
+        """Hand over uncertainties; infinite where there is none."""
+        for place, name in enumerate(self.uncertainties, start=1):
+            unit = 1.0 if name == RATIO else self._energy
+            self._lammps.fix_external_set_vector(FIX, place, unit * results.get(name, math.inf))
 
     def _structure(self, positions: np.ndarray, order: np.ndarray) -> Atoms:
         types = self._lammps.numpy.extract_atom("type")[: len(order)][order]

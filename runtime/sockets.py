@@ -1,25 +1,28 @@
 """An engine as a driver of i-PI: it waits for positions on a socket, and answers with energy, forces and virial.
 
-i-PI moves the atoms (path integrals, replica exchange, thermostats); ASE speaks its protocol. Other programs that speak
+i-PI moves the atoms (path integrals, replica exchange, thermostats); ASE speaks its protocol. Of a bundle that says how
+sure it is, i-PI's extras are its uncertainties, in JSON, by the names of `PaiNNCalculator`'s results. Other programs that speak
 it as servers are served as well, ASE's `SocketIOCalculator` among them.
 """
 
+import json
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.socketio import SocketClient, SocketClosed, actualunixsocketname
 from ase.stress import voigt_6_to_full_3x3_stress
-from jaxtyping import Bool
+from jaxtyping import Bool, Int8
 
 from painn_deploy.export.errors import ServerError
 from painn_deploy.runtime.calculator import PaiNNCalculator
 from painn_deploy.runtime.periodicity import unrepeated
 from painn_deploy.runtime.structures import as_directions, check_structure
+from painn_deploy.runtime.uncertainty.scale import NUMBERS, OF_ATOMS
 
 __all__ = ["drive"]
 
@@ -83,6 +86,8 @@ def drive(
     client.protocol.recvmsg = listener
     client.protocol.recvposdata = lambda: _positions(client.protocol, len(atoms), where)
     client.calculate = lambda moved, _: answer(moved)
+    send = client.protocol.sendforce
+    client.protocol.sendforce = lambda energy, forces, virial: send(energy, forces, virial, answer.extras)
     answers = 0
     try:
         for _ in client.irun(atoms, use_stress=True):
@@ -139,7 +144,13 @@ def _numbers(protocol: Any, rows: int, name: str, where: str) -> np.ndarray:
 
 
 class _Answers:
-    """Energy, forces and virial; a cell without a volume has none, whether the structure repeats or not."""
+    """Energy, forces and virial; a cell without a volume has none, whether the structure repeats or not.
+
+    Attributes:
+        extras: bytes that go with the answer: uncertainties in JSON, or one zero, since the protocol knows no none.
+    """
+
+    extras: Int8[np.ndarray, " bytes"] = np.zeros(1, np.int8)
 
     def __init__(self, calculator: PaiNNCalculator, where: str, in_doubt: bool) -> None:
         self._calculator, self._where, self._in_doubt = calculator, where, in_doubt
@@ -152,10 +163,21 @@ class _Answers:
         with self._calculator.evaluator.periodicity.known():
             self._calculator.calculate(atoms)
         results = self._calculator.results
+        self.extras = self._extras(results)
         virial = np.zeros((3, 3))
         if "stress" in results:
             virial = -atoms.get_volume() * voigt_6_to_full_3x3_stress(results["stress"])
         return results["energy"], results["forces"], virial
+
+    def _extras(self, results: Mapping[str, Any]) -> Int8[np.ndarray, " bytes"]:
+        """Numbers alone, and always the same ones: what is absent, as with an unknown element, is infinite."""
+        source = self._calculator.evaluator.uncertainty
+        if source is None:
+            return type(self).extras
+        each = np.full(len(results["forces"]), np.inf)
+        said = {name: results.get(name, np.inf) for name in NUMBERS if name in source.names}
+        said |= {name: results.get(name, each).tolist() for name in OF_ATOMS if name in source.names}
+        return np.frombuffer(json.dumps(said).encode(), np.int8)
 
     def _refuse_a_crystal(self, atoms: Atoms) -> None:
         cutoff = self._calculator.manifest.cutoff

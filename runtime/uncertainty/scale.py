@@ -11,6 +11,7 @@ __all__ = [
     "FLAG",
     "NAMES",
     "NONSENSE",
+    "NUMBERS",
     "OF_ATOMS",
     "OF_STRUCTURE",
     "QUANTILE",
@@ -34,6 +35,9 @@ OF_ATOMS = ("energies_uncertainty", "forces_uncertainty")
 """Names of all uncertainties that a structure, and that each of its atoms may have; kinds of the former."""
 
 NAMES = (*OF_STRUCTURE, *OF_ATOMS)
+
+NUMBERS = (RATIO, "energy_uncertainty")
+"""Those of a structure that are numbers, which programs other than Python take."""
 
 FAMILIAR, UNFAMILIAR, UNKNOWN_ELEMENT = "familiar", "unfamiliar", "unknown element"
 """The words: up to the threshold, above it, or with an element that no frame held."""
