@@ -113,9 +113,10 @@ class LammpsForces:
 
     Each step the fix gives LAMMPS the forces, the potential energy (`thermo pe`) and the virial (`thermo press`, `fix
     npt`), and, on the steps that ask for them, those of each atom (`compute pe/atom`, `compute stress/atom`, `compute
-    heat/flux`). Of a bundle that says how sure it is, `f_painn[1]` and so on are the numbers that `uncertainties` names,
-    for `thermo_style custom` and `fix halt`. LAMMPS must run on one MPI rank, in three dimensions, and in metal units (eV, Å, ps, bar) or real ones
-    (kcal/mol, Å, fs, atm), and needs no pair style; one that is there adds to these forces.
+    heat/flux`). Of a bundle that says how sure it is, `f_painn[1]` and so on are the numbers that `uncertainties`
+    names, for `thermo_style custom` and `fix halt`. LAMMPS must run on one MPI rank, in three dimensions, and in metal
+    units (eV, Å, ps, bar) or real ones (kcal/mol, Å, fs, atm), and needs no pair style; one that is there adds to these
+    forces.
 
     Run it through `command`: a callback cannot raise through LAMMPS's own code, so a step that fails gives LAMMPS NaN,
     ends its run, and is raised by `command` afterwards. `command` also refuses what LAMMPS would compute without the

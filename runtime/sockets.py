@@ -1,8 +1,8 @@
 """An engine as a driver of i-PI: it waits for positions on a socket, and answers with energy, forces and virial.
 
-i-PI moves the atoms (path integrals, replica exchange, thermostats); ASE speaks its protocol. Of a bundle that says how
-sure it is, i-PI's extras are its uncertainties, in JSON, by the names of `PaiNNCalculator`'s results. Other programs that speak
-it as servers are served as well, ASE's `SocketIOCalculator` among them.
+i-PI moves the atoms (path integrals, replica exchange, thermostats); ASE speaks its protocol. Other programs that speak
+it as servers are served as well, ASE's `SocketIOCalculator` among them. Of a bundle that says how sure it is, i-PI's
+extras are its uncertainties, in JSON, by the names of `PaiNNCalculator`'s results.
 """
 
 import json

@@ -155,8 +155,9 @@ def test_ase_s_server_gets_energies_and_forces_all_the_same(
     with PaiNNCalculator(bundles.get(kind, bundle)) as calculator, PaiNNCalculator(bundles.get(kind, bundle)) as other:
         (wanted,) = other.calculate_batch([atoms])
         run = lambda: drive(atoms.copy(), calculator, unixsocket=address, timeout=60.0)  # noqa: E731
-        with SocketIOCalculator(unixsocket=address, timeout=60.0) as server, driver(run):
+        with driver(run) as found, SocketIOCalculator(unixsocket=address, timeout=60.0) as server:
             moved = atoms.copy()
             moved.calc = server
             assert moved.get_potential_energy() == pytest.approx(wanted["energy"], abs=1e-5)
             assert moved.get_forces() == pytest.approx(wanted["forces"], abs=1e-5)
+    assert found == [1]
