@@ -10,9 +10,12 @@ from ase.build import molecule
 
 from painn_deploy.calibration.uncertainty.merit import coverage, rank_correlation, separation
 from painn_deploy.export.checkpoint import load_student
-from painn_deploy.export.errors import DatasetError
+from painn_deploy.export.errors import BundleError, DatasetError
 from painn_deploy.scripts.distillation.labels import write_arrays
+from painn_deploy.scripts.studies import uncertainty_costs
 from painn_deploy.scripts.studies.uncertainty import VARIANTS, study, uncertainty
+from painn_deploy.scripts.studies.yardstick import yardstick
+from tests import students
 
 
 def write_split(path: Path, names: tuple[str, ...], kind: str, count: int = 120) -> None:
@@ -68,3 +71,36 @@ def test_figures_of_merit() -> None:
     assert np.isnan(separation(values, np.zeros(4, bool)))
     assert np.isnan(rank_correlation(values, np.ones(4)))
     assert coverage(np.array([0.5, -0.9, 1.5, -2.5])) == (0.5, 0.75)
+
+
+def test_a_committee_is_held_beside_a_last_layer(
+    painn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("train", "validation"):
+        write_split(tmp_path / f"{name}.npz", ("CH4", "H2O", "CH3OH"), "md")
+    write_split(tmp_path / "test.npz", ("C2H6", "H2O2"), "conformer", 30)
+    other = students.write(tmp_path, "painn", seed=1)
+    yardstick([str(painn), str(other)], data=tmp_path, most=20)
+    printed = capsys.readouterr().out
+    assert "20 structures of the test split" in printed
+    rows = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith(("| last", "| spread", "| the"))]
+    assert len(rows) == 3
+    for row in rows:
+        assert -1 <= float(row[2]) <= 1
+        assert 0 <= float(row[4]) <= 1
+    # the committee's own errors are those of its mean, and not of its first member
+    assert float(rows[0][1]) != float(rows[1][1]) == float(rows[2][1])
+
+
+def test_costs_are_ratios_to_an_engine_without(
+    painn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uncertainty_costs, "BATCHES", (1,))
+    with pytest.raises(BundleError, match="its cost has nothing to go by"):
+        uncertainty_costs.uncertainty_costs([str(painn)])
+    other = students.write(tmp_path, "painn", seed=1)
+    uncertainty_costs.uncertainty_costs([str(painn), str(other)])
+    printed = capsys.readouterr().out
+    assert "onnxruntime" in printed
+    ratios = [float(cell) for cell in printed.splitlines()[-1].split("|")[2:4]]
+    assert all(0.3 < ratio < 10 for ratio in ratios)
