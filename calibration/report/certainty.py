@@ -21,7 +21,7 @@ def certainty_chart(calibrated: Calibrated) -> str:
     Args:
         calibrated: of an engine.
     """
-    return styled_svg(lambda axes: _draw(axes, calibrated), columns=3)
+    return styled_svg(lambda axes: _draw(axes, calibrated), columns=3, height=4.0)
 
 
 def draw_certainty(calibrated: Calibrated, path: Path) -> None:
@@ -31,7 +31,7 @@ def draw_certainty(calibrated: Calibrated, path: Path) -> None:
         calibrated: of an engine.
         path: of the picture.
     """
-    with drawn(path, (11.0, 3.6), columns=3) as axes:
+    with drawn(path, (11.0, 4.2), columns=3) as axes:
         _draw(axes, calibrated)
 
 
@@ -49,7 +49,7 @@ def _draw(axes: Any, calibrated: Calibrated) -> None:
     for factor, style in ((1.0, "-"), (1.96, "--")):
         left.plot(ends, factor * ends, style, color="black", linewidth=0.8, label=f"{factor:g} σ")
     left.set(title="Energy", xlabel="uncertainty (meV/atom)", ylabel="error (meV/atom)", xscale="log", yscale="log")
-    left.legend(markerscale=3, fontsize=7)
+    left.figure.legend(loc="outside lower center", ncols=4, markerscale=3, fontsize=8)
     middle.set(title="Forces", xlabel="uncertainty of the energy (meV/atom)", xscale="log")
     if np.isfinite(calibrated.forces).any():
         middle.set(ylabel="force MAE (meV/Å)", yscale="log")

@@ -134,14 +134,15 @@ def sensitivity_bars(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 @_styled
-def styled_svg(draw: Callable[[Any], None], columns: int = 1) -> str:
+def styled_svg(draw: Callable[[Any], None], columns: int, height: float) -> str:
     """Draw in our style.
 
     Args:
         draw: called with matplotlib's axes.
         columns: how many of them.
+        height: inches.
     """
-    figure, axes = _figure(columns)
+    figure, axes = _figure(columns, height)
     draw(axes)
     return _svg(figure)
 

@@ -93,8 +93,8 @@ class Doubts:
         self.count += 1
         if self.count == 1:
             warnings.warn(
-                f"{name} is {results[VERDICT]}: its atoms are {results[RATIO]:.3g} times as uncertain as those of the "
-                f"calibration's frames, and the limit is {self.limit:g}. Further ones are counted, and not named.",
+                f"{name} is {results[VERDICT]}: its atoms are {results[RATIO]:.4g} times as uncertain as those of the "
+                f"calibration's frames, and the limit is {self.limit:.4g}. Further ones are counted, and not named.",
                 UncertaintyWarning,
                 stacklevel=2,
             )

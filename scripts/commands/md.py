@@ -147,8 +147,8 @@ def run_md(
     if record.uncertain is not None:
         err.print(
             f"[yellow]stopped[/] after {record.steps} of {plan.steps} steps: the last frame of "
-            f"{escape(str(trajectory))} is {record.verdict}, {record.uncertain:.3g} times as uncertain as the frames "
-            f"of the calibration, and the limit is {plan.stop_above:g}",
+            f"{escape(str(trajectory))} is {record.verdict}, {record.uncertain:.4g} times as uncertain as the frames "
+            f"of the calibration, and the limit is {plan.stop_above:.4g}",
             soft_wrap=True,
             highlight=False,
         )

@@ -17,6 +17,8 @@ from ase import Atoms
 from jaxtyping import Float64
 
 from painn_deploy.calibration.accuracy.reference import one_thread, reference_results
+from painn_deploy.calibration.report.charts import COLOURS
+from painn_deploy.calibration.report.drawing import drawn
 from painn_deploy.calibration.uncertainty.brought import brought_with
 from painn_deploy.calibration.uncertainty.fitting import fit_last_layer
 from painn_deploy.calibration.uncertainty.merit import rank_correlation, separation
@@ -45,6 +47,7 @@ def yardstick(
     checkpoints: Annotated[list[str], typer.Argument(help="Students of one architecture, of other seeds.")],
     data: Annotated[Path, typer.Option(help="Folder that make_dataset.py wrote.")],
     most: Annotated[int, typer.Option(help="Structures of a split, evenly over its molecules.")] = 5000,
+    picture: Annotated[Path | None, typer.Option(help="PNG to draw.")] = None,
 ) -> None:
     """Compare the spread of a committee with the last layer of its first member."""
     committee, _, members = load_committee(checkpoints, dtype=torch.float64)
@@ -80,6 +83,12 @@ def yardstick(
     ]
     print(f"{len(structures)} structures of the test split")
     print(markdown(COLUMNS, rows))
+    if picture is not None:
+        panels = [("Last layer", rigid[0], last_layer.scale.typical, alone)]
+        spread = _spread(forces)
+        panels.append((f"Spread of {len(members)}", spread, float(np.median(spread)), mean))
+        _draw(panels, picture)
+        print(f"wrote {picture}")
 
 
 def _forces(members: Sequence[Student], structures: list[Atoms]) -> list[Float64[np.ndarray, "members atoms 3"]]:
@@ -95,6 +104,16 @@ def _errors(forces: list[np.ndarray], labels: list[np.ndarray]) -> Values:
 def _spread(forces: list[np.ndarray], of_atoms: Callable[[np.ndarray], float] = np.mean) -> Values:
     """The mean over atoms, or another number, of the root of the variance summed over components."""
     return np.array([float(of_atoms(np.sqrt(each.var(0, ddof=1).sum(-1)))) for each in forces])
+
+
+def _draw(panels: Sequence[tuple[str, Values, float, Values]], path: Path) -> None:
+    """Force errors by uncertainty, in units of what is typical."""
+    with drawn(path, (8.6, 3.6), columns=len(panels)) as axes:
+        for (title, score, typical, errors), one in zip(panels, axes, strict=True):
+            one.plot(score / typical, 1e3 * errors, ".", markersize=2.5, alpha=0.4, color=COLOURS[0], rasterized=True)
+            one.axhline(1e3 * WRONG, color="black", linewidth=0.6, linestyle=":")
+            one.set(title=title, xlabel="times the typical uncertainty", xscale="log", yscale="log")
+            one.set(ylabel="force MAE of a structure (meV/Å)")
 
 
 def _row(name: str, errors: Values, score: Values, moved: Values, clean: np.ndarray) -> tuple[str | float, ...]:
