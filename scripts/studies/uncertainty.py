@@ -239,7 +239,12 @@ def scores(
 
 
 def some(data: dict[str, np.ndarray], most: int) -> list[int]:
-    """Indices of up to `most` structures, evenly over the molecules."""
+    """Indices of structures, evenly over the molecules.
+
+    Args:
+        data: arrays of a split.
+        most: how many at most.
+    """
     count = len(data["energies"])
     return [int(index) for index in np.linspace(0, count - 1, min(most, count)).round()]
 
