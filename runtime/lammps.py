@@ -113,8 +113,8 @@ class LammpsForces:
 
     Each step the fix gives LAMMPS the forces, the potential energy (`thermo pe`) and the virial (`thermo press`, `fix
     npt`), and, on the steps that ask for them, those of each atom (`compute pe/atom`, `compute stress/atom`, `compute
-    heat/flux`). Of a bundle that says how sure it is, `f_painn[1]` and so on are the numbers that `uncertainties`
-    names, for `thermo_style custom` and `fix halt`. LAMMPS must run on one MPI rank, in three dimensions, and in metal
+    heat/flux`). Of a bundle that says how sure it is, `f_painn[1]` is the ratio and `f_painn[2]` the uncertainty of the
+    energy, for `thermo_style custom` and `fix halt`. LAMMPS must run on one MPI rank, in three dimensions, and in metal
     units (eV, Å, ps, bar) or real ones (kcal/mol, Å, fs, atm), and needs no pair style; one that is there adds to these
     forces.
 
@@ -130,8 +130,9 @@ class LammpsForces:
 
     Attributes:
         error: what went wrong in the last step, or None.
-        uncertainties: names of the results that the fix's vector holds; energies are in LAMMPS's unit, and what is
-            absent, as with an element that no frame of the calibration held, is infinite.
+        uncertainties: names of the results that the fix's vector holds; none of a bundle without. Energies are in
+            LAMMPS's unit, and what is absent is infinite: the ratio of a committee that no frames calibrated, an energy
+            where frames had none, and both with an element that no frame held.
 
     Raises:
         EngineError: LAMMPS is not as it must be.
@@ -144,7 +145,7 @@ class LammpsForces:
         self._energy = _checked_energy(lammps)
         self._numbers = _numbers_of(lammps, calculator, elements)
         source = calculator.evaluator.uncertainty
-        self.uncertainties = tuple(name for name in NUMBERS if source is not None and name in source.names)
+        self.uncertainties = () if source is None else NUMBERS
         lammps.command(f"fix {FIX} all external pf/callback 1 1")
         if self.uncertainties:
             lammps.fix_external_set_vector_length(FIX, len(self.uncertainties))

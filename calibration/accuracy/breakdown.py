@@ -73,7 +73,7 @@ class Worst:
     """One of the structures with the largest errors.
 
     Attributes:
-        index: of the structure in the set, from 0.
+        index: of the structure in the file that it is from, from 0.
         name: of the structure, or its formula.
         group: of the structure.
         energy: error, eV an atom, engine minus reference.
@@ -113,7 +113,10 @@ class Breakdown:
 
 
 def break_down(
-    structures: Sequence[Atoms], results: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]
+    structures: Sequence[Atoms],
+    results: Sequence[Mapping[str, Any]],
+    reference: Sequence[Mapping[str, Any]],
+    places: Sequence[int] | None = None,
 ) -> Breakdown:
     """Errors of `results` against `reference`, taken apart.
 
@@ -121,6 +124,7 @@ def break_down(
         structures: that both are of.
         results: what `PaiNNCalculator.calculate_batch` returns.
         reference: the same of what is right.
+        places: of the structures in the file that they are from; None where they are all of it.
     """
     got = np.concatenate([np.asarray(r["forces"]) for r in results])
     want = np.concatenate([np.asarray(r["forces"]) for r in reference])
@@ -139,7 +143,7 @@ def break_down(
         groups=_groups(structures, results, reference),
         elements=tuple(elements),
         magnitudes=tuple(magnitudes),
-        worst=_worst(structures, results, reference),
+        worst=_worst(structures, results, reference, range(len(structures)) if places is None else places),
     )
 
 
@@ -194,7 +198,9 @@ def _force_errors(name: str, got: np.ndarray, want: np.ndarray) -> ForceErrors:
     )
 
 
-def _worst(structures: Sequence[Atoms], results: Sequence[Any], reference: Sequence[Any]) -> tuple[Worst, ...]:
+def _worst(
+    structures: Sequence[Atoms], results: Sequence[Any], reference: Sequence[Any], places: Sequence[int]
+) -> tuple[Worst, ...]:
     rows = per_structure(structures, results, reference)
     found = []
     for index in sorted(range(len(rows)), key=lambda index: -rows[index].force_max)[:MOST_WORST]:
@@ -203,7 +209,7 @@ def _worst(structures: Sequence[Atoms], results: Sequence[Any], reference: Seque
         atom = int(errors.max(1).argmax())
         found.append(
             Worst(
-                index=index,
+                index=places[index],
                 name=row.structure,
                 group=group_of(atoms),
                 energy=row.energy_error_per_atom,

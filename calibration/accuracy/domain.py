@@ -43,6 +43,7 @@ class Domain:
         wanted: energy (eV), forces (eV/Å) and stress (eV/Å³) of each, from the student in float64.
         single: the same from the student in PyTorch and float32.
         left_out: the others of the set.
+        numbers: of the structures in the file that they are from, from 0.
     """
 
     structures: Sequence[Atoms]
@@ -51,6 +52,7 @@ class Domain:
     wanted: Results
     single: Results
     left_out: tuple[LeftOut, ...] = ()
+    numbers: Sequence[int] = ()
 
     def __len__(self) -> int:
         """How many structures are judged on."""
@@ -142,4 +144,5 @@ def find_domain(
         wanted=[wanted[index] for index in kept],
         single=[single[index] for index in kept],
         left_out=left_out,
+        numbers=[places[index] for index in kept],
     )

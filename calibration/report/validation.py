@@ -216,7 +216,7 @@ def _validations(
     periodic = any(atoms.pbc.any() for atoms in chosen)  # who brings molecules alone has no use for crystals
     references = References.of(student, periodic=periodic, domain=domain) if options.physics else None
     exact = allowed_error(student, chosen, wanted) if any(double) else float("inf")
-    validations = []
+    validations, groups = [], [group_of(atoms) for atoms in chosen]
     for path, bundle in zip(paths, opened, strict=True):
         label = f"{path.name}: " if len(opened) > 1 else ""
         tell(f"{label}evaluating {len(chosen)} structures with the engine")
@@ -246,23 +246,23 @@ def _validations(
                     accuracy=compare(chosen, results, wanted),
                     float32=compare(chosen, single, wanted),
                     added=compare(chosen, results, single),
-                    breakdown=break_down(chosen, results, wanted),
+                    breakdown=break_down(chosen, results, wanted, domain.numbers),
                     single=compare([chosen[i] for i in some], alone, [results[i] for i in some]),
                     audit=audited,
                     sensitivity=_sensitivity(bundle),
                     samples=Samples(chosen, results, wanted),
                     left_out=domain.left_out,
-                    far=_far(bundle, chosen),
-                    certainty=Calibrated.of(chosen, results, [group_of(atoms) for atoms in chosen], scale),
+                    far=_far(bundle, chosen, domain.numbers),
+                    certainty=Calibrated.of(chosen, results, groups, scale, domain.numbers),
                     exact=exact if bundle.manifest.precision == "fp64" else float("inf"),
                 )
             )
     return validations
 
 
-def _far(bundle: Bundle, structures: Sequence[Atoms]) -> list[LeftOut]:
+def _far(bundle: Bundle, structures: Sequence[Atoms], places: Sequence[int]) -> list[LeftOut]:
     found = far_structures(Judged.in_bundle(bundle), structures)
-    return [LeftOut(index, describe(structures[index]), words) for index, words in found]
+    return [LeftOut(places[index], describe(structures[index]), words) for index, words in found]
 
 
 def open_bundles(bundles: Sequence[Path], reference: str | Path) -> tuple[list[Bundle], Checkpoint]:

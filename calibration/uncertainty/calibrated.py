@@ -52,7 +52,7 @@ class Calibrated:
     Attributes:
         names: of the structures.
         groups: that they belong to.
-        indices: in the set that they come from.
+        indices: in the file that they are from, from 0.
         sizes: atoms.
         uncertainties: eV.
         errors: of energies, predicted less labelled, eV.
@@ -60,6 +60,7 @@ class Calibrated:
         ratios: to what is typical of the calibration; NaN where there is none.
         threshold: of the ratio; NaN likewise.
         shifts: of each element, by which labels were on another scale, in words; empty where they were not.
+        unknown: structures with an energy that have no uncertainty in eV, since no frame held one of their elements.
     """
 
     names: Sequence[str]
@@ -72,6 +73,7 @@ class Calibrated:
     ratios: Values
     threshold: float
     shifts: str = ""
+    unknown: int = 0
 
     @classmethod
     def of(
@@ -80,6 +82,7 @@ class Calibrated:
         results: Sequence[Mapping[str, Any]],
         groups: Sequence[str],
         scale: Scale | None,
+        places: Sequence[int] | None = None,
     ) -> "Calibrated | None":
         """Compare an engine's results with the labels that structures came with.
 
@@ -88,16 +91,14 @@ class Calibrated:
             results: of the engine.
             groups: name of the group of each structure.
             scale: of the bundle's uncertainty; None where no frames calibrated it.
+            places: of the structures in the file that they are from; None where they are all of it.
 
         Returns:
             None where fewer than `FEWEST` have both an energy and an uncertainty.
         """
         labels = [{} if atoms.calc is None else getattr(atoms.calc, "results", {}) for atoms in structures]
-        kept = [
-            index
-            for index, (label, result) in enumerate(zip(labels, results, strict=True))
-            if "energy_uncertainty" in result and _is_finite(label.get("energy"))
-        ]
+        known = [i for i, label in enumerate(labels) if _is_finite(label.get("energy"))]
+        kept = [i for i in known if "energy_uncertainty" in results[i]]
         if len(kept) < FEWEST:
             return None
         errors = np.array([results[i]["energy"] - float(labels[i]["energy"]) for i in kept])
@@ -105,7 +106,7 @@ class Calibrated:
         return cls(
             names=[structures[i].get_chemical_formula() for i in kept],
             groups=[groups[i] for i in kept],
-            indices=np.array(kept, np.int64),
+            indices=np.array([i if places is None else places[i] for i in kept], np.int64),
             sizes=np.array([len(structures[i]) for i in kept], np.int64),
             uncertainties=np.array([float(results[i]["energy_uncertainty"]) for i in kept]),
             errors=errors,
@@ -113,6 +114,7 @@ class Calibrated:
             ratios=np.array([float(results[i].get(RATIO, np.nan)) for i in kept]),
             threshold=np.nan if scale is None else scale.threshold,
             shifts=shifts,
+            unknown=len(known) - len(kept),
         )
 
     @property
@@ -169,31 +171,33 @@ class Calibrated:
         """What is found over all structures, in one sentence."""
         whole, (value, whose) = self.table[-1], self.correlation
         scale = f", after shifts of {self.shifts} eV an atom" if self.shifts else ""
+        others = f"; {self.unknown} more hold elements that no frame held" if self.unknown else ""
         return (
             f"{whole.structures} structures came with energies{scale}: {100 * whole.within_one:.0f} % of the errors "
             f"are within one standard deviation (of a Gaussian 68 %) and {100 * whole.within_two:.0f} % within 1.96 "
-            f"(95 %); the rank correlation of uncertainty with the {whose} is {value:.2f}"
+            f"(95 %); the rank correlation of uncertainty with the {whose} is {value:.2f}{others}"
         )
 
     def worst(self, most: int = 8) -> list[int]:
-        """Places of the structures whose errors are furthest beyond their uncertainties.
+        """Places of the structures whose errors are furthest beyond one standard deviation, the worst first.
 
         Args:
             most: structures that are named.
         """
         order = np.argsort(-np.abs(self.z), kind="stable")
-        return [int(i) for i in order[:most]]
+        return [int(i) for i in order[:most] if abs(self.z[i]) > 1]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types; eV, eV/Å."""
         value, whose = self.correlation
         return {
             "structures": len(self.names),
-            "rank_correlation": value,
+            "unknown": self.unknown,
+            "rank_correlation": _or_none(value),
             "rank_correlation_with": whose,
-            "threshold": self.threshold,
+            "threshold": _or_none(self.threshold),
             "shifts": self.shifts,
-            "groups": [vars(group) for group in self.table],
+            "groups": [{key: _or_none(value) for key, value in vars(group).items()} for group in self.table],
             "worst": [
                 {
                     "index": int(self.indices[i]),
@@ -204,6 +208,11 @@ class Calibrated:
                 for i in self.worst()
             ],
         }
+
+
+def _or_none(value: Any) -> Any:
+    """None for a number that is NaN, which JSON has no word for."""
+    return None if value != value else value
 
 
 def _is_finite(value: Any) -> bool:

@@ -23,6 +23,9 @@ REGULARISATION = 1e-6
 ENOUGH, ENOUGH_FOR_THRESHOLD = 5, 100
 """Frames with energies that can calibrate, and frames of which a hundredth is one."""
 
+FRAMES_A_SHIFT = 3
+"""Of each element, below which shifts would be fitted to noise."""
+
 SHIFTED, LEFT = 0.1, 0.1
 """Root of the mean square error an atom, eV, beyond which another scale of energies is looked for; and the share of an
 error that may be left when each element has a shift of its own, where that is what it was."""
@@ -114,8 +117,12 @@ def scale_of(values: Float64[np.ndarray, " frames"], name: str, made_of: int, re
         remarks: about what was found before.
 
     Raises:
-        DatasetError: all uncertainties are zero.
+        DatasetError: of half the frames or more it is zero, or of one it is not finite.
     """
+    if not np.isfinite(values).all():
+        raise DatasetError(
+            f"Of structure {int(np.isfinite(values).argmin())} of {name} the uncertainty is not finite. Take it out."
+        )
     typical, count = float(np.median(values)), len(values)
     if not typical > 0:
         raise DatasetError(
@@ -209,6 +216,7 @@ def on_one_scale(
     shift = np.linalg.lstsq(counts / atoms[:, None], errors / atoms, rcond=None)[0]
     left = errors - counts @ shift
     before, after = (float(np.sqrt(np.mean((error / atoms) ** 2))) for error in (errors, left))
-    if not (before > SHIFTED and after < LEFT * before):
+    enough = len(errors) >= FRAMES_A_SHIFT * len(elements)  # of fewer frames any errors are such shifts
+    if not (enough and before > SHIFTED and after < LEFT * before):
         return errors, ""
     return left, ", ".join(f"{chemical_symbols[z]} {-value:+.3f}" for z, value in zip(elements, shift, strict=True))

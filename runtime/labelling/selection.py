@@ -2,7 +2,7 @@
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,9 @@ from jaxtyping import Float64, Int64
 
 from painn_deploy.export.errors import DatasetError
 from painn_deploy.export.files import write_output
-from painn_deploy.export.progress import Tell, counting, silent
+from painn_deploy.export.progress import Tell, counting, prefixed, silent
 from painn_deploy.runtime.familiarity import surroundings
+from painn_deploy.runtime.screening.carrying import free
 from painn_deploy.runtime.screening.labels import OURS
 from painn_deploy.runtime.screening.sinks import SINKS
 from painn_deploy.runtime.screening.sources import open_source
@@ -65,8 +66,8 @@ def select(screened: Path, count: int, cutoff: float, output: Path, tell: Tell =
         OutputError: the file cannot be written.
     """
     weights, indices, structures = _candidates(screened, CANDIDATES * count, tell)
-    tell(f"choosing {min(count, len(structures))} of the {len(structures)} most uncertain")
-    chosen = _chosen(weights, structures, count, cutoff)
+    told = prefixed(tell, f"choosing of the {len(structures)} most uncertain: ")
+    chosen = _chosen(weights, structures, count, cutoff, counting(told, min(count, len(structures))))
     made = [_unlabelled(structures[place], indices[place]) for place in chosen]
     write_output(output, SINKS["extxyz"].encoded(made, 0))
     return Selection([indices[place] for place in chosen], len(structures))
@@ -116,7 +117,11 @@ def _uncertainty(atoms: Atoms) -> float | None:
 
 
 def _chosen(
-    weights: Float64[np.ndarray, " candidates"], structures: Sequence[Atoms], count: int, cutoff: float
+    weights: Float64[np.ndarray, " candidates"],
+    structures: Sequence[Atoms],
+    count: int,
+    cutoff: float,
+    more: Callable[[int], None],
 ) -> list[int]:
     """Places of the chosen, in the order of choice."""
     features = surroundings(structures, cutoff)
@@ -125,11 +130,14 @@ def _chosen(
     numbers: Int64[np.ndarray, " atoms"] = np.concatenate([atoms.numbers for atoms in structures]).astype(np.int64)
     squares: np.ndarray = (features**2).sum(1)  # the distance to nothing at all, before an element was chosen
     lengths, chosen, place = squares.copy(), [0], 0
+    of_element = {int(z): np.flatnonzero(numbers == z) for z in np.unique(numbers)}
+    known = {z: features[rows] for z, rows in of_element.items()}
+    more(1)
     while len(chosen) < min(count, len(structures)):
         rows = np.arange(starts[place], starts[place] + sizes[place])
-        for number in np.unique(numbers[rows]):
-            ours, theirs = np.flatnonzero(numbers == number), rows[numbers[rows] == number]
-            found = lengths[ours, None] + lengths[theirs] - 2 * features[ours] @ features[theirs].T
+        for number in np.unique(numbers[rows]).tolist():
+            ours, theirs = of_element[number], rows[numbers[rows] == number]
+            found = lengths[ours, None] + lengths[theirs] - 2 * known[number] @ features[theirs].T
             squares[ours] = np.minimum(squares[ours], found.min(1))
         distances = np.sqrt(np.maximum(squares, 0.0))
         gains = weights * np.add.reduceat(distances, starts) / sizes
@@ -138,6 +146,7 @@ def _chosen(
         if not np.maximum.reduceat(distances, starts)[place] > SAME:
             break
         chosen.append(place)
+        more(1)
     return chosen
 
 
@@ -145,5 +154,8 @@ def _unlabelled(atoms: Atoms, index: int) -> Atoms:
     """A structure without the engine's energies and forces, which nobody must train on, with its uncertainties."""
     row = atoms.copy()
     row.calc = None
-    row.info = {key: value for key, value in atoms.info.items() if key in NAMES or key not in OURS} | {INDEX: index}
+    row.info = {key: value for key, value in atoms.info.items() if key in NAMES or key not in OURS}
+    if INDEX in row.info:  # of an earlier choice
+        row.info[free(f"input_{INDEX}", row.info)] = row.info.pop(INDEX)
+    row.info[INDEX] = index
     return row

@@ -26,6 +26,9 @@ __all__ = ["FORMAT_VERSION", "Folder", "Part"]
 FORMAT_VERSION = 2
 """Of the plan and of the records beside parts; 2 since parts carry hashes."""
 
+OPTIONAL = ("flag_above",)
+"""Keys of a plan that one without such a wish has not."""
+
 MOST_LETTERS = 255
 """Of a file's name, in bytes, on every file system that we know of."""
 
@@ -176,9 +179,10 @@ class Folder:
         if earlier["format_version"] > FORMAT_VERSION:
             raise OutputError(f"{self.output} was begun by a newer version. Resume it with that, or give --overwrite.")
         # parts of an older version have no hashes, and are computed again
-        differing = [key for key, value in now.items() if key != "format_version" and earlier.get(key) != value]
+        ours = {**dict.fromkeys(OPTIONAL), **now}
+        differing = [key for key, value in ours.items() if key != "format_version" and earlier.get(key) != value]
         if differing:
-            changes = "; ".join(f"{key} was {earlier.get(key)} and is {now[key]}" for key in differing)
+            changes = "; ".join(f"{key} was {earlier.get(key)} and is {ours[key]}" for key in differing)
             raise OutputError(
                 f"{self.output} was begun differently: {changes}. Resume it with what it was begun with, or give "
                 "--overwrite to start again."

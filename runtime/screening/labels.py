@@ -100,7 +100,7 @@ def result_row(
     given += [(name, row.arrays.pop(name)) for name in OURS if name in row.arrays]
     replaced = []
     for name, value in [*(labels or {}).items(), *given]:
-        if name in (*GIVEN, *OF_ATOMS) and name in (results or {}) and _is_number(value):
+        if name in (*GIVEN, *OF_ATOMS) and name in (results or {}) and (name in OF_STRUCTURE or _is_number(value)):
             replaced.append(name)
         else:
             _keep(row, name, value, index, remarks)

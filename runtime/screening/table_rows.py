@@ -142,7 +142,6 @@ def database_values(row: Atoms, index: int, remarks: Remarks) -> dict[str, Any]:
         row: a structure, with its results as its calculator.
         index: of the row in the input.
         remarks: what is kept otherwise is counted there.
-        uncertainties: names of those that have columns of their own.
     """
     results = {} if row.calc is None else row.calc.results
     if _is_ordinary(row, _simple, DATABASE) and ARRAYS not in row.info:

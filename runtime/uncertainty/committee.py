@@ -1,6 +1,7 @@
 """The spread of a committee: how far apart its members are in energy and forces."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,10 @@ from jaxtyping import Float64, Integer
 from painn_deploy.export.fields import FORCES_UNCERTAINTY, MEMBER_ENERGIES
 from painn_deploy.runtime.uncertainty.scale import RATIO, VERDICT, Scale
 
-__all__ = ["KIND", "Spread"]
+__all__ = ["ELEMENTS", "KIND", "Spread"]
+
+ELEMENTS = "elements"
+"""Key of that file: symbols of the elements that the frames held."""
 
 KIND = "committee"
 """Of an uncertainty.json that a committee's `Scale` is read from."""
@@ -25,12 +29,17 @@ class Spread:
         references: atomic reference energies of each member, eV, for each of `species`.
         scale: what the mean of `forces_uncertainty` over the atoms of a structure is measured by; None where no frames
             calibrated it.
+        seen: atomic numbers that these frames held.
     """
 
     def __init__(
-        self, species: Sequence[int], references: Sequence[Sequence[float]], scale: Scale | None = None
+        self,
+        species: Sequence[int],
+        references: Sequence[Sequence[float]],
+        scale: Scale | None = None,
+        seen: Collection[int] = (),
     ) -> None:
-        self.scale = scale
+        self.scale, self._seen = scale, np.array(sorted(seen), np.int64)
         self.names = ("energy_uncertainty", _FORCES, *(() if scale is None else (RATIO, VERDICT)))
         self._references = np.zeros((max(species) + 1, len(references)))
         self._references[list(species)] = np.array(references, np.float64).T
@@ -49,7 +58,7 @@ class Spread:
 
     def results(
         self,
-        numbers: Integer[np.ndarray, " atoms"],  # noqa: ARG002  a last layer's are of the elements
+        numbers: Integer[np.ndarray, " atoms"],
         digested: Mapping[str, np.ndarray],
     ) -> dict[str, Any]:
         """The spread of one structure.
@@ -57,15 +66,19 @@ class Spread:
         How a member divides an energy among atoms is its own affair, so that there is no spread of their shares.
 
         Args:
-            numbers: atomic numbers; not used.
+            numbers: atomic numbers.
             digested: rows of its atoms of what `digest` made.
 
         Returns:
             `energy_uncertainty` (eV) and `forces_uncertainty` ([atoms], eV/Å, root of the variance summed over the
             three components); where frames calibrated it, `uncertainty_ratio`, how many times as far apart forces are,
-            in the mean over the atoms, as of a typical one of these, and `uncertainty_verdict`, the same in words.
+            in the mean over the atoms, as of a typical one of these, infinite with an element that none of these held,
+            and `uncertainty_verdict`, the same in words.
         """
         energies: Float64[np.ndarray, " members"] = digested[_MEMBERS].sum(0)
         forces = digested[_FORCES].copy()
-        certain = {} if self.scale is None else self.scale.results(float(forces.mean()))
+        certain: dict[str, Any] = {}
+        if self.scale is not None:
+            known = np.isin(numbers, self._seen).all()
+            certain = self.scale.results(float(forces.mean()) if known else math.inf)
         return {"energy_uncertainty": float(energies.std(ddof=1)), _FORCES: forces, **certain}

@@ -107,15 +107,17 @@ class Scale:
         try:
             typical, threshold = float(values["typical"]), float(values["threshold"])
             made, calibrated = values["frames"]
-            fitted_on, remarks = values["fitted_on"], tuple(values["remarks"])
+            fitted_on, remarks = values["fitted_on"], values["remarks"]
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(str(error)[:200]) from error
         sound = (
             values.get("kind") == kind
             and all(0 < number < math.inf for number in (typical, threshold))
             and all(type(count) is int and count > 0 for count in (made, calibrated))
+            and all(type(values[key]) in (int, float) for key in ("typical", "threshold"))
+            and isinstance(remarks, list)
             and all(isinstance(text, str) for text in (fitted_on, *remarks))
         )
         if not sound:
             raise ValueError(NONSENSE)
-        return cls(typical, threshold, fitted_on, (made, calibrated), remarks)
+        return cls(typical, threshold, fitted_on, (made, calibrated), tuple(remarks))

@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from ase.data import atomic_numbers
 from jaxtyping import Integer
 
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import BundleError
 from painn_deploy.export.manifest import UNCERTAINTY
-from painn_deploy.runtime.uncertainty.committee import KIND, Spread
+from painn_deploy.runtime.uncertainty.committee import ELEMENTS, KIND, Spread
 from painn_deploy.runtime.uncertainty.rigidity import LastLayer
-from painn_deploy.runtime.uncertainty.scale import Scale
+from painn_deploy.runtime.uncertainty.scale import NONSENSE, Scale
 
 __all__ = ["Uncertainty", "uncertainty_of"]
 
@@ -64,8 +65,13 @@ def uncertainty_of(bundle: Bundle) -> Uncertainty | None:
         if values is not None and "width" in manifest.axes:
             return LastLayer.from_dict(values, manifest.axes["width"])
         if members := manifest.members:
-            scale = None if values is None else Scale.from_dict(values, KIND)
-            return Spread(manifest.species, [member["atomic_references"] for member in members], scale)
-    except ValueError as error:
+            references = [member["atomic_references"] for member in members]
+            if values is None:
+                return Spread(manifest.species, references)
+            seen = [atomic_numbers.get(symbol, 0) for symbol in values.get(ELEMENTS) or ()]
+            if not seen or min(seen) < 1:
+                raise ValueError(NONSENSE)
+            return Spread(manifest.species, references, Scale.from_dict(values, KIND), seen)
+    except (TypeError, ValueError) as error:
         raise BundleError(f"{UNCERTAINTY} of {bundle} cannot be read ({error}). Export the bundle again.") from error
     return None

@@ -9,7 +9,7 @@ from painn_deploy.export.errors import BundleError
 from painn_deploy.runtime.uncertainty.scale import RATIO, VERDICT
 from painn_deploy.runtime.uncertainty.source import Uncertainty
 
-__all__ = ["THRESHOLD", "Doubts", "Limit", "UncertaintyWarning", "checked_limit", "without_uncertainty"]
+__all__ = ["THRESHOLD", "Doubts", "Limit", "UncertaintyWarning", "check_sense", "checked_limit", "without_uncertainty"]
 
 THRESHOLD = "threshold"
 """A limit that is the bundle's own: 99 % of the frames that calibrated it are up to there."""
@@ -20,6 +20,23 @@ Limit = float | int | str
 
 class UncertaintyWarning(UserWarning):
     """A structure is less certain than the limit that the user set."""
+
+
+def check_sense(limit: Limit, name: str) -> None:
+    """Refuse a limit that makes no sense of any bundle.
+
+    Args:
+        limit: see `Limit`.
+        name: of the option, for the message.
+
+    Raises:
+        ValueError: it is no positive number, and not `THRESHOLD`.
+    """
+    if limit != THRESHOLD and (isinstance(limit, bool | str) or not 0 < limit < math.inf):
+        raise ValueError(
+            f"{name} = {limit!r} is no limit: give a number above 0, as often the uncertainty of the frames that it "
+            f"was calibrated on, such as 2, or {THRESHOLD!r} for what 99 % of these frames are up to."
+        )
 
 
 def checked_limit(limit: Limit, name: str, uncertainty: Uncertainty | None, source: object) -> float:
@@ -35,11 +52,7 @@ def checked_limit(limit: Limit, name: str, uncertainty: Uncertainty | None, sour
         ValueError: it is no positive number, and not `THRESHOLD`.
         BundleError: results of the bundle have no such ratio.
     """
-    if limit != THRESHOLD and (isinstance(limit, bool | str) or not 0 < limit < math.inf):
-        raise ValueError(
-            f"{name} = {limit!r} is no limit: give a number above 0, as often the uncertainty of the frames that it "
-            f"was calibrated on, such as 2, or {THRESHOLD!r} for what 99 % of these frames are up to."
-        )
+    check_sense(limit, name)
     if uncertainty is None:
         raise without_uncertainty(source, name)
     if uncertainty.scale is None:

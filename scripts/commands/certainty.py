@@ -26,7 +26,7 @@ from painn_deploy.export.manifest import UNCERTAINTY, Manifest
 from painn_deploy.export.model.committee import Committee
 from painn_deploy.export.model.student import Student
 from painn_deploy.export.progress import Tell, prefixed
-from painn_deploy.runtime.uncertainty.committee import KIND
+from painn_deploy.runtime.uncertainty.committee import ELEMENTS, KIND
 from painn_deploy.runtime.uncertainty.rigidity import LastLayer
 from painn_deploy.runtime.uncertainty.scale import Scale
 from painn_deploy.scripts.commands.measuring import EXACT
@@ -67,12 +67,14 @@ class Certainty:
         self._student, self._tell = student, tell
         self._last_layer: LastLayer | None = None
         self._scale: Scale | None = None
+        self._seen: list[str] = []
         self._own: dict[int, Any] = {}
         told = prefixed(tell, "fitting the uncertainty: ")
         if isinstance(student, Committee):
             if training is not None:
                 tell(f"measuring the spread of the committee on {len(training)} structures")
                 self._scale = scale_of_spread(student, training, name, told)
+                self._seen = sorted({symbol for atoms in training for symbol in atoms.get_chemical_symbols()})
         elif wanted and training is None:
             self._last_layer = brought_with(source, student.feature_width)
         elif wanted and training is not None:
@@ -85,7 +87,9 @@ class Certainty:
         """What every bundle of the student holds of it."""
         if self._last_layer is not None:
             return {UNCERTAINTY: to_json(self._last_layer.as_dict())}
-        return {} if self._scale is None else {UNCERTAINTY: to_json(self._scale.as_dict(KIND))}
+        if self._scale is None:
+            return {}
+        return {UNCERTAINTY: to_json({ELEMENTS: self._seen, **self._scale.as_dict(KIND)})}
 
     def measured(self, manifest: Manifest, structures: Sequence[Atoms], results: Results | None) -> dict[str, Any]:
         """What validation.json says of an engine's uncertainties.

@@ -1,8 +1,8 @@
 """The command line: arguments of several commands, lists of names, limits, and what the shell completes them to."""
 
 import glob
-import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -54,18 +54,17 @@ def uncertainty_limit(text: str | None, option: str) -> float | str | None:
     Raises:
         BadParameter: it is neither, or the number is not above 0.
     """
-    if text is None or text == "threshold":
-        return text
-    try:
+    from painn_deploy.runtime.uncertainty.watch import check_sense
+
+    if text is None:
+        return None
+    limit: float | str = text
+    with suppress(ValueError):
         limit = float(text)
-    except ValueError:
-        limit = 0.0
-    if not 0 < limit < math.inf:
-        raise typer.BadParameter(
-            f"{text!r} is no limit. Give a number above 0, such as 2, as often the typical uncertainty of the "
-            "calibration's frames; or threshold, what 99 % of these are up to.",
-            param_hint=option,
-        )
+    try:
+        check_sense(limit, option)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
     return limit
 
 

@@ -84,7 +84,7 @@ def run_screen(
         raise typer.BadParameter("--threads is for a run without workers: a worker has one CPU. Leave one of them out.")
     chosen = None if select is None else _selected(output)
     if chosen is not None:
-        _check_selection(bundle, chosen, again=overwrite or resume)
+        _check_selection(bundle, source, chosen, again=overwrite or resume)
     with display(err) as shown:
         try:
             summary = screen(
@@ -128,15 +128,17 @@ def _selected(output: Path) -> Path:
     return output.with_name(f"{whole.stem}.selected.extxyz")
 
 
-def _check_selection(bundle: Path, chosen: Path, *, again: bool) -> None:
+def _check_selection(bundle: Path, source: Path, chosen: Path, *, again: bool) -> None:
     """Refuse, before any work, what could choose nothing at its end.
 
     Raises:
         BundleError: the bundle does not say how sure it is.
-        OutputError: there is such a file, and it is not to be replaced.
+        OutputError: there is such a file, and it is not to be replaced, or is the input.
     """
     if uncertainty_of(read_bundle(bundle)) is None:
         raise without_uncertainty(bundle, "--select")
+    if chosen.exists() and source.exists() and chosen.samefile(source):
+        raise OutputError(f"{chosen} is the input, and the choice would replace it. Give the output another name.")
     if chosen.exists() and not again:
         raise OutputError(f"{chosen} exists. Give --overwrite to replace it, or another name for the output.")
 

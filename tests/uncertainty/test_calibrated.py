@@ -1,5 +1,6 @@
 """Uncertainties beside the errors against labels: figures, sentences, the report and the picture."""
 
+import json
 from pathlib import Path
 
 import ase.io
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from painn_deploy.calibration.report.certainty import certainty_chart
 from painn_deploy.calibration.uncertainty.calibrated import Calibrated
+from painn_deploy.calibration.uncertainty.fitting import on_one_scale
 from painn_deploy.export.reading import read_json
 from painn_deploy.runtime.uncertainty.scale import Scale
 from painn_deploy.scripts import export_engines
@@ -71,6 +73,33 @@ def test_errors_larger_than_said_show(tmp_path: Path) -> None:
     assert np.isnan(whole.unfamiliar)
     assert found.correlation[1] == "energy error an atom"
     assert certainty_chart(found).lstrip().startswith("<?xml")
+
+
+def test_noise_of_few_frames_is_no_shift() -> None:
+    rng = np.random.default_rng(0)
+    numbers = [molecule(name).numbers for name in ("CH3OH", "H2O", "CH4", "NH3", "CH3Cl")]
+    errors = rng.normal(0, 3.0, len(numbers))
+    left, words = on_one_scale(errors, numbers)
+    assert words == ""
+    assert left is errors
+    many = numbers * 4
+    shifted = np.array([3.0 * len(each) for each in many]) + rng.normal(0, 0.01, len(many))
+    left, words = on_one_scale(shifted, many)
+    assert "O -3.0" in words
+    assert np.abs(left).max() < 0.1
+
+
+def test_what_has_no_uncertainty_is_counted_and_what_is_within_it_is_no_failure() -> None:
+    structures, results = labelled(20, factor=1e-3)
+    for result in results[:4]:
+        del result["energy_uncertainty"]
+    found = Calibrated.of(structures, results, [""] * 20, None, places=range(100, 120))
+    assert found is not None
+    assert found.unknown == found.as_dict()["unknown"] == 4
+    assert found.sentence.endswith("; 4 more hold elements that no frame held")
+    assert found.worst() == []
+    assert found.indices.tolist() == list(range(104, 120))
+    assert "NaN" not in json.dumps(found.as_dict())
 
 
 def test_nothing_is_said_of_too_few_or_of_none() -> None:

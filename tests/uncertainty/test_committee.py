@@ -301,6 +301,29 @@ def test_frames_calibrate_the_spread(calibrated: Path, frames: list[Atoms], comm
         o.calculate_batch([odd])
 
 
+def test_an_element_that_no_frame_held_is_beyond_any_limit(members: list[Path], tmp_path: Path) -> None:
+    water = [students.perturbed(molecule("H2O"), seed) for seed in range(10)]
+    (path,) = export_engines(members[:2], tmp_path, committee=True, training=water)
+    assert read_bundle(path).json("uncertainty.json")["elements"] == ["H", "O"]
+    with PaiNNCalculator(path) as opened:
+        known, unknown = opened.calculate_batch([molecule("H2O"), molecule("CH4")])
+    assert np.isfinite(known["uncertainty_ratio"])
+    assert unknown["uncertainty_ratio"] == np.inf
+    assert unknown["uncertainty_verdict"] == "unknown element"
+    assert unknown["energy_uncertainty"] > 0  # the members do differ
+
+
+@pytest.mark.parametrize(
+    "changes", [{"elements": []}, {"elements": 3}, {"elements": ["Xx"]}, {"typical": 0}, {"kind": "last_layer"}]
+)
+def test_a_calibration_without_sense_is_refused(calibrated: Path, changes: dict[str, object]) -> None:
+    bundle = read_bundle(calibrated)
+    files = {name: bundle.file(name) for name in bundle.manifest.files}
+    files["uncertainty.json"] = json.dumps({**bundle.json("uncertainty.json"), **changes}).encode()
+    with pytest.raises(BundleError, match=r"uncertainty\.json of .* cannot be read"):
+        PaiNNCalculator(type(bundle).in_memory(bundle.manifest, files))
+
+
 def test_a_committee_is_there_for_its_spread(members: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="there for its spread"):
         export_engines(members, tmp_path, committee=True, uncertainty=False)

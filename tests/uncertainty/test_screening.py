@@ -78,7 +78,19 @@ def test_the_threshold_is_a_limit_that_a_resumed_run_keeps(certain: Path, given:
         assert row.info["uncertainty_flag"] == (row.info["uncertainty_verdict"] != "familiar")
     with pytest.raises(OutputError, match="flag_above was"):
         screen(certain, given, out, flag_above=3.0, resume=True)
+    with pytest.raises(OutputError, match="flag_above was .* and is None"):
+        screen(certain, given, out, resume=True)
     assert screen(certain, given, out, flag_above="threshold", resume=True).computed == 0
+    screen(certain, given, tmp_path / "plain.extxyz")
+    with pytest.raises(OutputError, match="flag_above was None"):
+        screen(certain, given, tmp_path / "plain.extxyz", flag_above=3.0, resume=True)
+
+
+def test_a_screening_of_a_screening_keeps_no_old_verdicts(certain: Path, given: Path, tmp_path: Path) -> None:
+    for source, target in ((given, "one"), (tmp_path / "one.extxyz", "two")):
+        summary = screen(certain, source, tmp_path / f"{target}.extxyz", flag_above="threshold")
+    assert not any(key.startswith("input_unc") for row in ase.io.read(tmp_path / "two.extxyz", ":") for key in row.info)
+    assert summary.remarks["kept under another name"] == (1, "row 48: 'screen_error' is 'input_screen_error'")
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("nan"), float("inf"), "often"])
@@ -172,3 +184,23 @@ def test_only_the_most_uncertain_are_candidates(tmp_path: Path) -> None:
     assert found.candidates == 20
     assert found.rows[0] == 29
     assert 30 not in found.rows
+
+
+def test_a_choice_never_replaces_its_input(certain: Path, given: Path, tmp_path: Path) -> None:
+    source = tmp_path / "round.selected.extxyz"
+    source.write_bytes(given.read_bytes())
+    command = ["screen", str(certain), str(source), "-o", str(tmp_path / "round.db"), "--select", "2", "--overwrite"]
+    ran = CliRunner().invoke(app, command)
+    assert isinstance(ran.exception, OutputError)
+    assert "is the input" in str(ran.exception)
+    assert source.read_bytes() == given.read_bytes()
+
+
+def test_a_second_round_keeps_where_rows_were_in_the_first(certain: Path, given: Path, tmp_path: Path) -> None:
+    screen(certain, given, tmp_path / "one.extxyz")
+    first = select(tmp_path / "one.extxyz", 5, 5.0, tmp_path / "chosen.extxyz")
+    screen(certain, tmp_path / "chosen.extxyz", tmp_path / "two.extxyz")
+    second = select(tmp_path / "two.extxyz", 3, 5.0, tmp_path / "again.extxyz")
+    for place, atoms in zip(second.rows, ase.io.read(tmp_path / "again.extxyz", ":"), strict=True):
+        assert atoms.info["selected_row"] == place
+        assert atoms.info["input_selected_row"] == first.rows[place]
