@@ -9,16 +9,19 @@ Times are medians of `calculate_batch` as a whole, neighbours included, as ratio
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import onnx
 import typer
 from ase import Atoms
 
 from painn_deploy.calibration.structures import trusted_species
 from painn_deploy.calibration.timing import medians, mover
 from painn_deploy.export.checkpoint import load_student
+from painn_deploy.export.graph.translate import IR_VERSION, OPSET
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.machine import processor
 from painn_deploy.runtime.uncertainty.watch import without_uncertainty
@@ -27,6 +30,9 @@ from painn_deploy.scripts.commands.export import export_engines
 from painn_deploy.scripts.commands.outputs import markdown
 
 __all__ = ["uncertainty_costs"]
+
+DEPTH, ROWS = 20, (9, 72, 576, 4608)
+"""Products after one another, and rows of their features: of an atom and of its slots, alone and in a batch."""
 
 BATCHES = (1, 64)
 """Molecules of nine atoms that are evaluated together."""
@@ -74,6 +80,60 @@ def uncertainty_costs(
     several = (f"one graph of {len(checkpoints)}", "one after the other")
     print(f"{info}, one thread, {processor()}")
     print(markdown(("molecules", *(several if len(checkpoints) > 1 else ("with its uncertainty",))), rows))
+    if len(checkpoints) > 1 and engine == "onnxruntime":
+        width = load_student(checkpoints[0]).configuration.hidden_dim
+        print(f"{DEPTH} products of width {width} with an activation each, as ratios to those of one member")
+        headings = ("rows", f"{len(checkpoints)} side by side", f"{len(checkpoints)} stacked in one")
+        print(markdown(headings, stacked_products(len(checkpoints), width)))
+
+
+def stacked_products(members: int, width: int) -> list[tuple[str, ...]]:
+    """What it would gain to stack the members' weights, so that each product is one of three dimensions.
+
+    Args:
+        members: of the committee.
+        width: of their features.
+
+    Returns:
+        Rows of the features; times of as many products side by side, and of stacked ones, as ratios to one member's.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    kinds = {"one": (1, False), "apart": (members, False), "stacked": (members, True)}
+    sessions = {
+        name: onnxruntime.InferenceSession(_products(*kind, width), options, providers=["CPUExecutionProvider"])
+        for name, kind in kinds.items()
+    }
+    rng, rows = np.random.default_rng(0), []
+    calls = {name: partial(session.run, None) for name, session in sessions.items()}
+    for count in ROWS:
+        features = rng.normal(size=(count, width)).astype(np.float32)
+        times = medians(calls, lambda features=features: {"x": features}, calls=50)  # type: ignore[misc]
+        rows.append((str(count), *(f"{times[name] / times['one']:.2f}" for name in ("apart", "stacked"))))
+    return rows
+
+
+def _products(members: int, stacked: bool, width: int) -> bytes:
+    """A graph of `DEPTH` products and activations for each member, or of stacked ones."""
+    rng, nodes, weights = np.random.default_rng(0), [], []
+    ends = ["x"] * (1 if stacked else members)
+    for depth in range(DEPTH):
+        for place, end in enumerate(ends):
+            shape = (members, width, width) if stacked else (width, width)
+            name = f"{depth}.{place}"
+            weight = rng.normal(size=shape).astype(np.float32) / np.sqrt(width).astype(np.float32)
+            weights.append(onnx.numpy_helper.from_array(weight, f"w{name}"))
+            nodes.append(onnx.helper.make_node("MatMul", [end, f"w{name}"], [f"m{name}"]))
+            nodes.append(onnx.helper.make_node("Sigmoid", [f"m{name}"], [f"s{name}"]))
+            nodes.append(onnx.helper.make_node("Mul", [f"m{name}", f"s{name}"], [f"y{name}"]))
+            ends[place] = f"y{name}"
+    given, *made = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("x", *ends))
+    graph = onnx.helper.make_graph(nodes, "products", [given], made, weights)
+    opset = onnx.helper.make_opsetid("", OPSET)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
+    return bytes(model.SerializeToString())
 
 
 def _exported(checkpoints: Sequence[str], engine: str, folder: Path) -> list[Path]:

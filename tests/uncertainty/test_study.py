@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from ase.build import molecule
@@ -96,11 +97,24 @@ def test_costs_are_ratios_to_an_engine_without(
     painn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uncertainty_costs, "BATCHES", (1,))
+    monkeypatch.setattr(uncertainty_costs, "ROWS", (9,))
     with pytest.raises(BundleError, match="its cost has nothing to go by"):
         uncertainty_costs.uncertainty_costs([str(painn)])
     other = students.write(tmp_path, "painn", seed=1)
     uncertainty_costs.uncertainty_costs([str(painn), str(other)])
     printed = capsys.readouterr().out
     assert "onnxruntime" in printed
-    ratios = [float(cell) for cell in printed.splitlines()[-1].split("|")[2:4]]
-    assert all(0.3 < ratio < 10 for ratio in ratios)
+    tables = [line.split("|")[2:4] for line in printed.splitlines() if line.startswith(("| 1 |", "| 9 |"))]
+    assert len(tables) == 2
+    assert all(0.3 < float(cell) < 10 for row in tables for cell in row)
+
+
+def test_stacked_products_are_those_of_the_members() -> None:
+    rows = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
+    apart, stacked = (
+        onnxruntime.InferenceSession(uncertainty_costs._products(3, kind, 4), providers=["CPUExecutionProvider"])
+        for kind in (False, True)
+    )
+    assert len(apart.get_outputs()) == 3
+    (found,) = stacked.run(None, {"x": rows})
+    assert found.shape == (3, 5, 4)
