@@ -23,6 +23,9 @@ REGULARISATION = 1e-6
 ENOUGH, ENOUGH_FOR_THRESHOLD = 5, 100
 """Frames with energies that can calibrate, and frames of which a hundredth is one."""
 
+ITS_OWN = 1e-5
+"""eV an atom, within which energies are a student's own, rounded: no student errs so little."""
+
 FRAMES_A_SHIFT = 3
 """Of each element, below which shifts would be fitted to noise."""
 
@@ -191,11 +194,14 @@ def _factor(sums: Float64[np.ndarray, " frames"], frames: Frames, remarks: list[
             f"Energies of {name} are on another scale than the student's, by {words} eV an atom; what is left without "
             "this calibrates."
         )
-    factor = float(np.quantile(np.abs(errors) / sums, COVERED)) / DEVIATIONS
-    if factor == 0:
-        remarks.append(f"Energies of {name} are the student's own and say nothing of its errors: no uncertainty in eV.")
+    atoms = np.array([len(own) for own in numbers])
+    if float(np.quantile(np.abs(errors) / atoms, COVERED)) < ITS_OWN:
+        remarks.append(
+            f"Energies of {name} are the student's own, within {1e3 * ITS_OWN:g} meV an atom, and say nothing of its "
+            "errors: there is no uncertainty in eV."
+        )
         return None
-    return factor
+    return float(np.quantile(np.abs(errors) / sums, COVERED)) / DEVIATIONS
 
 
 def on_one_scale(

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import typer
 from ase import Atoms
+from ase.build import molecule
 
 from painn_deploy.calibration.structures import trusted_species
 from painn_deploy.calibration.timing import medians, mover
@@ -42,13 +43,16 @@ ATOMS, SPACING = 9, 1.4
 
 
 def molecules(species: tuple[int, ...], count: int) -> list[Atoms]:
-    """Zigzag chains of a student's elements, moved a little so that no two are the same.
+    """Ethanols, or zigzag chains of a student's elements; moved a little, so that no two are the same.
 
     Args:
         species: atomic numbers.
         count: how many.
     """
     rng, chain = np.random.default_rng(0), np.arange(ATOMS)
+    ethanol = molecule("CH3CH2OH")
+    if set(ethanol.numbers) <= set(species):
+        return [Atoms(ethanol.numbers, ethanol.positions + rng.normal(0, 0.05, (ATOMS, 3))) for _ in range(count)]
     places = np.stack([SPACING * chain * 0.8, SPACING * 0.6 * (chain % 2), 0 * chain], -1)
     numbers = [species[i % len(species)] for i in range(ATOMS)]
     return [Atoms(numbers, places + rng.normal(0, 0.05, places.shape)) for _ in range(count)]

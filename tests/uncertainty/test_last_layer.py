@@ -81,7 +81,7 @@ def test_the_factor_covers_errors_of_the_size_that_the_labels_have() -> None:
     features = [rng.normal(size=(3, width)) for _ in range(frames)]
     numbers = [np.array([8, 1, 1])] * frames
     found = fit_last_layer(Frames("none", numbers, features, np.zeros(frames), np.zeros(frames) + 1.0))
-    assert found.factor is not None
+    assert found.factor is None  # one shift of the elements explains all
     sums = np.array([found.rigidities(n, f).sum() for n, f in zip(numbers, features, strict=True)])
     errors = 0.3 * sums * rng.normal(size=frames)
     fitted = fit_last_layer(Frames("gaussian", numbers, features, errors, np.zeros(frames)))
@@ -123,6 +123,13 @@ def test_labels_on_another_scale_are_told_from_errors(painn: Path) -> None:
     assert any("another scale" in remark for remark in shifted.scale.remarks)
     assert plain.factor is not None
     assert shifted.factor == pytest.approx(plain.factor, rel=0.6)
+
+
+def test_energies_that_are_its_own_calibrate_nothing(painn: Path) -> None:
+    student = load_student(painn, dtype=torch.float64)
+    found = last_layer_of(student, frames_of(painn, 1e-7), "rounded")
+    assert found.factor is None
+    assert any("Energies of rounded are the student's own" in remark for remark in found.scale.remarks)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
