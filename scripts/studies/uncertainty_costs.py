@@ -86,9 +86,7 @@ def uncertainty_costs(
     print(markdown(("molecules", *(several if len(checkpoints) > 1 else ("with its uncertainty",))), rows))
     if len(checkpoints) > 1:
         width = load_student(checkpoints[0]).configuration.hidden_dim
-        print(
-            f"{DEPTH} products of width {width} in ONNX Runtime, with an activation each, as ratios to those of one member"
-        )
+        print(f"{DEPTH} products of width {width} with an activation each in ONNX Runtime, as ratios to one member's")
         headings = ("rows", f"{len(checkpoints)} side by side", f"{len(checkpoints)} stacked in one")
         print(markdown(headings, stacked_products(len(checkpoints), width)))
 
