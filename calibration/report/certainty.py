@@ -1,5 +1,6 @@
 """Pictures of how good uncertainties are: beside errors of energies and forces, and how many errors they cover."""
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from painn_deploy.calibration.report.charts import COLOURS, styled_svg
 from painn_deploy.calibration.report.drawing import drawn
 from painn_deploy.calibration.uncertainty.calibrated import Calibrated
+from painn_deploy.calibration.uncertainty.merit import COVERED, DEVIATIONS, ONE_SIGMA
 
 __all__ = ["certainty_chart", "draw_certainty"]
 
@@ -40,13 +42,13 @@ def _draw(axes: Any, calibrated: Calibrated) -> None:
     scores = 1e3 * calibrated.scores
     groups = np.array(calibrated.groups)
     errors = 1e3 * np.abs(calibrated.errors) / calibrated.sizes
-    for colour, name in zip(_colours(calibrated), dict.fromkeys(calibrated.groups), strict=True):
+    for colour, name in zip(cycle(COLOURS), dict.fromkeys(calibrated.groups), strict=False):
         some = groups == name
         options = {"markersize": 2.5, "alpha": 0.4, "rasterized": True, "color": colour}
         left.plot(scores[some], np.maximum(errors[some], SMALLEST), ".", label=name, **options)
         middle.plot(scores[some], np.maximum(1e3 * calibrated.forces[some], SMALLEST), ".", **options)
     ends = np.array([scores.min(), scores.max()])
-    for factor, style in ((1.0, "-"), (1.96, "--")):
+    for factor, style in ((1.0, "-"), (DEVIATIONS, "--")):
         left.plot(ends, factor * ends, style, color="black", linewidth=0.8, label=f"{factor:g} σ")
     left.set(title="Energy", xlabel="uncertainty (meV/atom)", ylabel="error (meV/atom)", xscale="log", yscale="log")
     left.figure.legend(loc="outside lower center", ncols=4, markerscale=3, fontsize=8)
@@ -60,7 +62,7 @@ def _draw(axes: Any, calibrated: Calibrated) -> None:
     found = np.searchsorted(z, _two_sided(expected)) / len(z)
     right.plot([0, 100], [0, 100], color="black", linewidth=0.8, label="of a Gaussian")
     right.plot(100 * expected, 100 * found, color=COLOURS[0], linewidth=1.6, label="found")
-    for share in (0.6827, 0.95):
+    for share in (ONE_SIGMA, COVERED):
         right.axvline(100 * share, color="black", linewidth=0.5, linestyle=":")
     right.set(title="Errors covered", xlabel="% that should be within", ylabel="% that are", aspect="equal")
     right.legend(loc="upper left")
@@ -71,8 +73,3 @@ def _two_sided(shares: np.ndarray) -> np.ndarray:
     from statistics import NormalDist
 
     return np.array([NormalDist().inv_cdf((1 + share) / 2) for share in shares.tolist()])
-
-
-def _colours(calibrated: Calibrated) -> list[str]:
-    names = dict.fromkeys(calibrated.groups)
-    return [COLOURS[index % len(COLOURS)] for index in range(len(names))]

@@ -23,7 +23,7 @@ from painn_deploy.calibration.uncertainty.brought import brought_with
 from painn_deploy.calibration.uncertainty.fitting import fit_last_layer
 from painn_deploy.calibration.uncertainty.merit import rank_correlation, separation
 from painn_deploy.calibration.uncertainty.training import evaluated
-from painn_deploy.export.checkpoint import load_checkpoint, load_committee
+from painn_deploy.export.checkpoint import load_committee
 from painn_deploy.export.model.student import Student
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.commands.outputs import markdown
@@ -51,8 +51,8 @@ def yardstick(
 ) -> None:
     """Compare the spread of a committee with the last layer of its first member."""
     committee, _, members = load_committee(checkpoints, dtype=torch.float64)
-    first, (_, made) = committee.members[0], load_checkpoint(checkpoints[0])
-    last_layer = brought_with(made, first.feature_width)
+    first = committee.members[0]
+    last_layer = brought_with(members[0], first.feature_width)
     if last_layer is None:
         splits = (
             evaluated(first, structures_of(split, some(split, most)), name)
@@ -76,16 +76,16 @@ def yardstick(
     ]
     alone = _errors([one[0] for one in forces], labels)
     mean = _errors([one.mean(0) for one in forces], labels)
+    spread = _spread(forces)
     rows = [
         _row(f"last layer of {members[0].name}", alone, rigid[0], rigid[1], clean),
-        _row(f"spread of forces of {len(members)}", mean, _spread(forces), _spread(far), clean),
+        _row(f"spread of forces of {len(members)}", mean, spread, _spread(far), clean),
         _row("the same, the atom that is furthest apart", mean, _spread(forces, np.max), _spread(far, np.max), clean),
     ]
     print(f"{len(structures)} structures of the test split")
     print(markdown(COLUMNS, rows))
     if picture is not None:
         panels = [("Last layer", rigid[0], last_layer.scale.typical, alone)]
-        spread = _spread(forces)
         panels.append((f"Spread of {len(members)}", spread, float(np.median(spread)), mean))
         _draw(panels, picture)
         print(f"wrote {picture}")
