@@ -17,7 +17,7 @@ from painn_deploy.export.files import write_folder_whole, write_whole
 from painn_deploy.export.parsing import UnreadableError
 from painn_deploy.export.reading import check_owned, read_regular
 
-__all__ = ["cache_folder", "keep", "keep_folder", "kept", "trusted"]
+__all__ = ["cache_folder", "keep", "keep_folder", "kept", "made", "trusted"]
 
 PRIVATE = 0o700
 
@@ -64,7 +64,7 @@ def keep(path: Path, data: bytes) -> None:
         data: all of its content.
     """
     with suppress(OSError):
-        if _made(path.parent):
+        if made(path.parent):
             write_whole(path, data, private=True)
 
 
@@ -76,7 +76,7 @@ def keep_folder(path: Path, files: Mapping[str, bytes]) -> None:
         files: contents by name.
     """
     with suppress(OSError):
-        if _made(path.parent):
+        if made(path.parent):
             write_folder_whole(path, files, private=True)
 
 
@@ -110,8 +110,15 @@ def _root(folder: Path) -> Path:
     return root if folder.is_relative_to(root) else folder
 
 
-def _made(folder: Path) -> bool:
-    """Whether a folder of the cache is there now, and trusted."""
+def made(folder: Path) -> bool:
+    """Make a folder of the cache where there is none; whether it is there now, and trusted.
+
+    Args:
+        folder: see `trusted`.
+
+    Raises:
+        OSError: it cannot be made.
+    """
     root = _root(folder)
     root.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
     if not trusted(root):

@@ -20,10 +20,11 @@ from painn_deploy.export.described import described
 from painn_deploy.export.errors import OwnershipError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest
+from painn_deploy.runtime.batches.answers import Answers
 from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.limits import too_many_neighbours
 from painn_deploy.runtime.streaming import Outcome, stream
-from painn_deploy.runtime.structures import check_structure
+from painn_deploy.runtime.structures import check_structure, differ
 from painn_deploy.runtime.uncertainty.watch import Limit
 from painn_deploy.runtime.verlet import WIDER, VerletList
 
@@ -101,16 +102,22 @@ class PaiNNCalculator(Closing, Calculator):
         if self.evaluator.uncertainty is not None:
             self.implemented_properties = [*type(self).implemented_properties, *self.evaluator.uncertainty.names]
         self.neighbour_list = VerletList(self.manifest.cutoff, skin, admit=self.evaluator.limits.check)
-        self._attach(self.evaluator.session)
+        self.with_session(self.evaluator.session)
         self._own_names = {"_own_names", *vars(self)} - before  # a subclass's are copied with it
 
-    def _attach(self, session: Session) -> None:
-        """Run on a session; whether it can follow a structure is asked once, since asking takes as long as packing."""
+    def with_session(self, session: Session) -> "PaiNNCalculator":
+        """Run on another session, such as `painn_deploy.engines.null_session.NullSession`; the calculator itself.
+
+        Args:
+            session: of the graph contract; whoever made the one of before closes it.
+        """
+        # whether it can follow a structure is asked once, since asking takes as long as packing
         self.evaluator.session = session
         self.neighbour_list.dtype = self.evaluator.dtype
         self.neighbour_list.slot_step = self.evaluator.slot_step  # on a CPU each column is worth saving
         self._follower = session if isinstance(session, FollowingSession) else None
         self.neighbour_list.most_widening = WIDER if self._follower is None else math.inf
+        return self
 
     @property
     def session(self) -> Session:
@@ -265,16 +272,16 @@ class PaiNNCalculator(Closing, Calculator):
         try:
             if last is None or len(last) != len(atoms):
                 return list(all_changes)
-            changes = [name for name in ("positions", "numbers") if _differ(last.arrays[name], atoms.arrays[name])]
-            changes += ["cell"] if _differ(last.cell.array, atoms.cell.array) else []
-            return [*changes, "pbc"] if _differ(last.pbc, atoms.pbc) else changes
+            changes = [name for name in ("positions", "numbers") if differ(last.arrays[name], atoms.arrays[name])]
+            changes += ["cell"] if differ(last.cell.array, atoms.cell.array) else []
+            return [*changes, "pbc"] if differ(last.pbc, atoms.pbc) else changes
         except (AttributeError, KeyError, TypeError):  # no structure: `calculate` says what is wrong with it
             return list(all_changes)
 
     def _remember(self, atoms: Atoms) -> None:
         """Keep what is calculated, as ASE's own `calculate` does; where atoms only moved, in the copy of before."""
         spare = self._spare
-        if spare is None or _differ(spare.numbers, atoms.numbers) or _differ(spare.pbc, atoms.pbc):
+        if spare is None or differ(spare.numbers, atoms.numbers) or differ(spare.pbc, atoms.pbc):
             spare = self._spare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
             self.evaluator.periodicity.look(atoms)
         else:
@@ -302,11 +309,12 @@ class PaiNNCalculator(Closing, Calculator):
                 raise too_many_neighbours(len(atoms), error) from error
         with self.timings.phase("engine"):
             if follower is None or resident is None:
-                outputs = self.evaluator.session.run(inputs)
+                outputs = self.evaluator.run(inputs)
             else:
-                if follower.following is not resident:
-                    follower.follow(resident)
-                outputs = follower.step(np.ascontiguousarray(atoms.positions))
+                with self.evaluator.turn:
+                    if follower.following is not resident:
+                        follower.follow(resident)
+                    outputs = follower.step(np.ascontiguousarray(atoms.positions))
         with self.timings.phase("results"):
             outputs = self.evaluator.digested(atoms.numbers, outputs)
             results = self.evaluator.results_of(atoms.numbers, atoms.cell.array, outputs, references)
@@ -335,9 +343,18 @@ class PaiNNCalculator(Closing, Calculator):
         """
         return stream(self.evaluator, structures, look=self.evaluator.periodicity.look)
 
+    def evaluate(self, *arrays: Any, **options: Any) -> Answers:
+        """Structures side by side in arrays, and arrays of results; see `Evaluator.evaluate`.
+
+        Args:
+            arrays: numbers, positions, offsets, cells and pbc.
+            options: strict, batch_slots.
+        """
+        return self.evaluator.evaluate(*arrays, **options)
+
     def run_graph(self, inputs: GraphInputs) -> GraphOutputs:
         """The bare engine: the graph contract's inputs to its outputs, without atomic references."""
-        return self.evaluator.session.run(inputs)
+        return self.evaluator.run(inputs)
 
     @property
     def batch_slots(self) -> int:
@@ -370,14 +387,6 @@ class PaiNNCalculator(Closing, Calculator):
     def close(self) -> None:
         """Give back the engine's memory; the calculator cannot be used afterwards."""
         self.evaluator.close()
-
-
-def _differ(one: np.ndarray, other: Any) -> bool:
-    """Whether an array of ours and another differ: in a bit, which is quicker to see, or in a number."""
-    if type(other) is np.ndarray and one.dtype == other.dtype and one.shape == other.shape:
-        return one.tobytes() != other.tobytes()
-    plain = isinstance(other, np.ndarray) and not isinstance(other, np.ma.MaskedArray)
-    return not (plain and one.shape == other.shape and np.array_equal(one, other))
 
 
 def _reopen(

@@ -1,8 +1,8 @@
 """`Evaluator`: an open engine that answers for structures, one batch after another."""
 
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +16,22 @@ from painn_deploy.engines.session import Closing
 from painn_deploy.engines.timings import Timings
 from painn_deploy.export.bundle import Bundle, read_bundle, the_same
 from painn_deploy.export.described import NOT_OPEN, described
-from painn_deploy.export.errors import EngineError, OwnershipError, ShapeError, StructureError
+from painn_deploy.export.errors import ShapeError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs, real_type
 from painn_deploy.export.manifest import Manifest
 from painn_deploy.export.progress import Tell, silent
-from painn_deploy.runtime.grouping import group
-from painn_deploy.runtime.limits import SizeLimits, too_many_neighbours
-from painn_deploy.runtime.matrix import LocalGraph, join
+from painn_deploy.runtime.batches.answers import Answers
+from painn_deploy.runtime.batches.evaluation import evaluated, windows_of, windows_of_atoms
+from painn_deploy.runtime.batches.frames import Frames
+from painn_deploy.runtime.limits import SizeLimits
 from painn_deploy.runtime.periodicity import Watch
 from painn_deploy.runtime.results import checked_results
 from painn_deploy.runtime.sizing import BatchSizes
 from painn_deploy.runtime.species import AtomicReferences
-from painn_deploy.runtime.structures import check_structure
 from painn_deploy.runtime.uncertainty.source import uncertainty_of
 from painn_deploy.runtime.uncertainty.watch import Doubts, Limit, checked_limit
 
-__all__ = ["Evaluator", "Prepared"]
-
-Answer = dict[str, Any] | EngineError
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A structure that the engine can answer for.
-
-    Attributes:
-        cell: of then, Å; whoever gave the structure may move it on before the engine has answered.
-        graph: its neighbours.
-        references: atomic reference energies, eV.
-    """
-
-    cell: Float64[np.ndarray, "3 3"]
-    graph: LocalGraph
-    references: Float64[np.ndarray, " atoms"]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Atoms and slots."""
-        return self.graph.size
+__all__ = ["Evaluator"]
 
 
 class Evaluator(Closing):
@@ -80,6 +58,7 @@ class Evaluator(Closing):
         timings: milliseconds that a calculation spends in each phase.
         periodicity: warns of crystals that came without their periodic directions.
         threads: as given.
+        turn: held while the session runs: a stream's thread and the caller's take turns.
 
     Raises:
         BundleError: the bundle is damaged, foreign or of a newer format; or there is a limit, and it does not say how
@@ -109,6 +88,7 @@ class Evaluator(Closing):
             warn_above = checked_limit(warn_above, "warn_above", self.uncertainty, opened)
         self.doubts = Doubts(warn_above)
         self.threads, self._device = threads, device
+        self.turn = threading.Lock()
         backend = get_backend(self.manifest.engine)
         self.session: Session = backend.open(opened, device, threads)
         self.references = AtomicReferences(
@@ -183,53 +163,8 @@ class Evaluator(Closing):
             ShapeError: arrays that do not keep the contract, or lie outside every profile.
             EngineError: the engine failed, or is closed.
         """
-        return self.session.run(inputs)
-
-    def prepare(self, atoms: Atoms, look: Callable[[Atoms], None] | None = None) -> Prepared:
-        """Check a structure and find its neighbours.
-
-        Args:
-            atoms: the structure.
-            look: called with it, as `check_structure` gives it back, once it is found to be sound.
-
-        Raises:
-            StructureError: it is nothing that a force field can answer for.
-            ShapeError: it is larger than the engine was built for, or than there is memory.
-        """
-        with self.timings.phase("neighbours"):
-            atoms = check_structure(atoms)
-            references = self.references(atoms.numbers)
-            try:
-                graph = LocalGraph.of(atoms, self.manifest.cutoff)
-            except MemoryError as error:
-                raise too_many_neighbours(len(atoms), error) from error
-        self.limits.check(*graph.size)
-        if look is not None:
-            look(atoms)
-        return Prepared(atoms.cell.array.copy(), graph, references)
-
-    def run_prepared(self, batch: Sequence[Prepared]) -> list[Answer]:
-        """Structures through the engine in one matrix; for each its results, or the error that concerns it alone.
-
-        Raises:
-            EngineError: the engine failed on the whole matrix.
-        """
-        with self.timings.phase("packing"):
-            inputs = join([one.graph for one in batch], self.dtype, self.slot_step)
-        with self.timings.phase("engine"):
-            outputs, start = self.digested(inputs.atomic_numbers, self.session.run(inputs)), 0
-        answers: list[Answer] = []
-        with self.timings.phase("results"):
-            for one in batch:
-                rows = slice(start, start + len(one.graph.numbers))
-                start = rows.stop
-                own = outputs.rows(rows)
-                try:
-                    answers.append(self.results_of(one.graph.numbers, one.cell, own, one.references))
-                except EngineError as error:
-                    answers.append(error)
-        self.timings.calculations += len(batch)
-        return answers
+        with self.turn:
+            return self.session.run(inputs)
 
     def digested(self, numbers: Integer[np.ndarray, " atoms"], outputs: GraphOutputs) -> GraphOutputs:
         """Outputs with what uncertainties are made of in place of what the graph gives for it.
@@ -268,48 +203,68 @@ class Evaluator(Closing):
             self.doubts.look(results, str(Symbols(numbers)))
         return results
 
-    def evaluate(self, prepared: Sequence[Prepared], batch_slots: int | None = None) -> list[Answer]:
-        """Results of each structure, or the error for which it has none; in the order given.
-
-        A batch that the engine refuses is run again one by one, so that only the culprit is without results.
+    def evaluate(
+        self,
+        numbers: Any,
+        positions: Any,
+        offsets: Any,
+        cells: Any = None,
+        pbc: Any = None,
+        *,
+        strict: bool = True,
+        batch_slots: int | None = None,
+    ) -> Answers:
+        """Evaluate structures that lie side by side in arrays, with no object for each.
 
         Args:
-            prepared: structures; they are grouped into batches of like sizes.
+            numbers: atomic numbers of all atoms, structure after structure, [atoms].
+            positions: Å, [atoms, 3].
+            offsets: first atom of each structure, and the number of atoms at the end, [structures + 1].
+            cells: rows are cell vectors, Å, [structures, 3, 3], or [3, 3] of all; None for none.
+            pbc: in which directions they repeat: [structures, 3], three flags or one of all; None for no direction.
+            strict: raise for the first structure that has no answer; else its results are NaN, and `faults` says why.
             batch_slots: atoms x slots of a batch; None for `batch_slots` of this evaluator.
 
+        Returns:
+            Energies (eV), forces (eV/Å) and stresses (eV/Å³) in float64, in the order given.
+
         Raises:
-            EngineError: the engine refuses each one of several, so that they are not to blame.
+            StructureError: the arrays do not fit together; or as `calculate_batch`.
+            ShapeError: as `calculate_batch`.
+            EngineError: as `calculate_batch`; or the engine refuses each one of several.
+
+        Warns:
+            PeriodicityWarning: as `calculate_batch`.
         """
-        answers: dict[int, Answer] = {}
-        sizes = [one.size for one in prepared]
-        for batch in group(sizes, self.batch_slots if batch_slots is None else batch_slots, self.most_atoms):
-            answers |= zip(batch, self._batch([prepared[index] for index in batch]), strict=True)
-        return [answers[index] for index in range(len(prepared))]
+        frames, slots = Frames.given(numbers, positions, offsets, cells, pbc), batch_slots or self.batch_slots
+        parts, first = [], 0
+        for answers in evaluated(self, windows_of(frames, slots, self.periodicity.look), slots):
+            if strict and answers.faults:
+                index, fault = min(answers.faults.items())
+                raise _named(first + index, fault, len(frames))
+            parts.append(answers)
+            first += len(answers)
+        return Answers.joined(parts)
 
-    def _batch(self, batch: Sequence[Prepared]) -> list[Answer]:
-        try:
-            return self.run_prepared(batch)
-        except OwnershipError:  # no structure's fault
-            raise
-        except (EngineError, MemoryError) as error:
-            if len(batch) == 1:
-                return [_as_engine_error(error)]
-            return self._one_by_one(batch)
+    def answer_each(
+        self,
+        structures: Iterable[Any],
+        batch_slots: int | None = None,
+        look: Callable[[Atoms], None] | None = None,
+    ) -> Iterator[dict[str, Any] | Exception]:
+        """Results of each structure, or why it has none, in order; a window of structures is in memory.
 
-    def _one_by_one(self, batch: Sequence[Prepared]) -> list[Answer]:
-        answers: list[Answer] = []
-        refusals = []
-        for one in batch:
-            try:
-                answers += self.run_prepared([one])
-            except OwnershipError:
-                raise
-            except (EngineError, MemoryError) as error:
-                answers.append(_as_engine_error(error))
-                refusals.append(error)
-        if len(refusals) == len(batch):
-            raise refusals[-1]
-        return answers
+        Args:
+            structures: `Atoms`; an error in place of one, as a reader may give, is its answer.
+            batch_slots: atoms x slots of a batch; None for `batch_slots` of this evaluator.
+            look: called with each that is sound and looks like a crystal that repeats in no direction.
+
+        Raises:
+            EngineError: the engine refuses each one of several structures, so that they are not to blame.
+        """
+        slots = self.batch_slots if batch_slots is None else batch_slots
+        for answers in evaluated(self, windows_of_atoms(structures, slots, look), slots):
+            yield from answers.dicts()
 
     def calculate_batch(self, structures: Iterable[Atoms]) -> list[dict[str, Any]]:
         """Evaluate structures together, molecules and crystals mixed; calculators attached to them are not touched.
@@ -333,18 +288,10 @@ class Evaluator(Closing):
         structures = structures if isinstance(structures, Atoms | str) else list(structures)
         if isinstance(structures, Atoms | str) or not all(isinstance(atoms, Atoms) for atoms in structures):
             raise StructureError("calculate_batch takes a list of Atoms; put a single structure into a list of one.")
-        prepared = []
-        for index, atoms in enumerate(structures):
-            try:
-                prepared.append(self.prepare(atoms, self.periodicity.look))
-            except (StructureError, ShapeError) as error:
-                if len(structures) == 1:
-                    raise
-                raise type(error)(f"Structure {index}: {error}") from error
         results = []
-        for index, answer in enumerate(self.evaluate(prepared)):
-            if isinstance(answer, EngineError):
-                raise type(answer)(f"Structure {index}: {answer}") from answer
+        for index, answer in enumerate(self.answer_each(structures, look=self.periodicity.look)):
+            if isinstance(answer, Exception):
+                raise _named(index, answer, len(structures))
             results.append(answer)
         return results
 
@@ -373,7 +320,8 @@ class Evaluator(Closing):
     def close(self) -> None:
         """Give back the engine's memory; the evaluator cannot be used afterwards."""
         self._closed = True
-        self.session.close()
+        with self.turn:
+            self.session.close()
 
 
 def _reopen(
@@ -382,8 +330,10 @@ def _reopen(
     return Evaluator(the_same(source, sha256), device=device, threads=threads, warn_above=warn_above)
 
 
-def _as_engine_error(error: EngineError | MemoryError) -> EngineError:
-    text = str(error)
-    if isinstance(error, EngineError) and "bad_alloc" not in text and "allocate memory" not in text:
-        return error
-    return EngineError(f"It needs more memory than there is: {text or 'out of memory'}.")
+def _named(index: int, fault: Exception, structures: int) -> Exception:
+    """The error of a structure, with its index where there are several."""
+    if structures == 1 and isinstance(fault, StructureError | ShapeError):
+        return fault
+    named = type(fault)(f"Structure {index}: {fault}")
+    named.__cause__ = fault
+    return named

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+from jaxtyping import Int64
+
 from painn_deploy.engines.backend import CPU_BATCH_SLOTS
 
-__all__ = ["group", "padding_waste"]
+__all__ = ["divided", "group", "padding_waste"]
 
 
 def group(
@@ -22,16 +25,33 @@ def group(
     Returns:
         Indices of each batch; every index once.
     """
-    order = sorted(range(len(sizes)), key=lambda index: (-sizes[index][1], -sizes[index][0], index))
-    batches: list[list[int]] = []
-    atoms = slots = 0
-    for index in order:
-        total = atoms + sizes[index][0]
-        if not batches or total * slots > budget or (most_atoms is not None and total > most_atoms):
-            batches.append([])
-            atoms, slots = 0, sizes[index][1]  # in descending order the first needs most
-        batches[-1].append(index)
-        atoms += sizes[index][0]
+    table = np.array(sizes, np.int64).reshape(-1, 2)
+    return [batch.tolist() for batch in divided(table[:, 0], table[:, 1], budget, most_atoms)]
+
+
+def divided(
+    atoms: Int64[np.ndarray, " structures"],
+    slots: Int64[np.ndarray, " structures"],
+    budget: int,
+    most_atoms: int | None = None,
+) -> list[Int64[np.ndarray, " batch"]]:
+    """The same of sizes in arrays.
+
+    Args:
+        atoms: of each structure.
+        slots: of each structure.
+        budget: see `group`.
+        most_atoms: see `group`.
+    """
+    order = np.lexsort((np.arange(len(atoms)), -atoms, -slots))
+    before = np.concatenate([[0], np.cumsum(atoms[order])])
+    batches, start = [], 0
+    while start < len(order):
+        most = budget // int(slots[order[start]])  # in descending order the first needs most
+        most = most if most_atoms is None else min(most, most_atoms)
+        stop = max(start + 1, int(np.searchsorted(before, before[start] + most, side="right")) - 1)
+        batches.append(order[start:stop])
+        start = stop
     return batches
 
 

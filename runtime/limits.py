@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Bool, Int64
+
 from painn_deploy.engines.profiles import Profile
 from painn_deploy.export.errors import ShapeError
 
@@ -39,6 +42,20 @@ class SizeLimits:
         self._bytes = BYTES * features if on_cpu else 0
         self._served = UNCHECKED
         self.most_atoms = max((profile.atoms[2] for profile in self._profiles), default=None)
+
+    def surely(
+        self, atoms: Int64[np.ndarray, " structures"], slots: Int64[np.ndarray, " structures"]
+    ) -> Bool[np.ndarray, " structures"]:
+        """Which structures `check` would let pass without a question to the system.
+
+        Args:
+            atoms: of each structure.
+            slots: neighbours of each one's busiest atom.
+        """
+        fits = np.full(len(atoms), not self._profiles)
+        for profile in self._profiles:
+            fits |= (atoms <= profile.atoms[2]) & (slots <= profile.slots[2])
+        return fits & (atoms * slots <= self._served) if self._bytes else fits
 
     def check(self, atoms: int, slots: int) -> None:
         """Refuse a structure that no batch can hold.

@@ -5,6 +5,7 @@ searched again. Displacements and masks of all are renewed at every step, in one
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -31,13 +32,11 @@ class Batch:
     Attributes:
         systems: their indices.
         rows: of their atoms, in the order of the matrix.
-        owners: structure that each pair belongs to.
         standing: their pairs, and the matrix.
     """
 
     systems: list[int]
     rows: Int[np.ndarray, " atoms"]
-    owners: Int[np.ndarray, " pairs"]
     standing: StandingPairs
 
     @property
@@ -176,20 +175,18 @@ class ReplicaList:
     def _laid_out(self, systems: list[int], now: _Frame) -> Batch:
         rows = [np.arange(now.starts[system], now.starts[system + 1]) for system in systems]
         parts, together = [self._pairs[system] for system in systems], np.concatenate(rows)
-        owners = np.repeat(systems, [len(part.first) for part in parts])
+        owners = np.repeat(np.arange(len(systems)), [len(part.first) for part in parts])
         found = Displacements(Pairs.joined(parts, [len(own) for own in rows]), owners)
-        standing = StandingPairs(as_elements(now.numbers[together]), found, dtype=self.dtype)
-        return Batch(systems, together, owners, standing)
+        several: dict[str, Any] = {"owners": owners, "structures": len(systems)}
+        standing = StandingPairs(as_elements(now.numbers[together]), found, dtype=self.dtype, **several)
+        return Batch(systems, together, standing)
 
     def _renew(self, batch: Batch, now: _Frame) -> None:
         """Displacements and mask of now."""
-        found = batch.standing.found
-        found.form(now.positions[batch.rows], now.cells)
-        distances = found.distances
-        if len(distances) and distances.min() < ONE_SPOT:
-            system = int(batch.owners[int(distances.argmin())])
+        nearest = batch.standing.renew(now.positions[batch.rows], now.cells[batch.systems], self.cutoff)
+        if nearest.distance < ONE_SPOT:
+            system = int(np.searchsorted(now.starts, batch.rows[nearest.one], side="right")) - 1
             raise StructureError(
-                f"Structure {system}: two atoms are on one spot, {distances.min():.2e} Å apart. A simulation that "
+                f"Structure {system}: two atoms are on one spot, {nearest.distance:.2e} Å apart. A simulation that "
                 "got here has diverged; use a shorter time step."
             )
-        batch.standing.write(self.cutoff)

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import numpy as np
-from ase.stress import full_3x3_to_voigt_6_stress
 from ase.symbols import Symbols
 from jaxtyping import Float64, Integer
 
@@ -13,15 +12,42 @@ from painn_deploy.export.fields import GraphOutputs
 from painn_deploy.runtime.structures import FLAT
 from painn_deploy.runtime.uncertainty.source import Uncertainty
 
-__all__ = ["as_results", "cell_volume", "checked_results", "not_finite"]
+__all__ = ["as_results", "cell_volume", "cell_volumes", "checked_results", "not_finite", "voigt_stresses"]
 
 
 def cell_volume(cell: Float64[np.ndarray, "3 3"]) -> float:
     """Å³; 0 where the cell vectors are dependent or not finite, so that there is no stress."""
-    if not cell.any():  # a molecule: most calls end here
-        return 0.0
-    volume = abs(float(np.linalg.det(cell))) if np.isfinite(cell).all() else 0.0
-    return volume if volume > FLAT * float(np.prod(np.linalg.norm(cell, axis=1))) else 0.0
+    return 0.0 if not cell.any() else float(cell_volumes(cell[None])[0])  # of a molecule: most calls end here
+
+
+def cell_volumes(cells: Float64[np.ndarray, "structures 3 3"]) -> Float64[np.ndarray, " structures"]:
+    """The same of many.
+
+    Args:
+        cells: rows are cell vectors, Å.
+    """
+    if not cells.any():
+        return np.zeros(len(cells))
+    finite = np.isfinite(cells).all((1, 2))
+    sane = cells if finite.all() else np.where(finite[:, None, None], cells, 0.0)
+    with np.errstate(over="ignore"):  # of cells past all lengths, which nothing is computed for
+        volumes: np.ndarray = np.abs(np.linalg.det(sane))
+        return np.where(volumes > FLAT * np.linalg.norm(sane, axis=2).prod(1), volumes, 0.0)
+
+
+def voigt_stresses(
+    virials: Float64[np.ndarray, "atoms 3 3"], volumes: Float64[np.ndarray, " atoms"] | float
+) -> Float64[np.ndarray, "atoms 6"]:
+    """Stress of each atom: its symmetrised virial over the volume, xx, yy, zz, yz, xz, xy, eV/Å³.
+
+    Args:
+        virials: eV.
+        volumes: of the cell that each atom is in, Å³; one for all of one structure.
+    """
+    halves = 2 * (volumes[:, None] if isinstance(volumes, np.ndarray) else volumes)
+    ones, others = virials.reshape(-1, 9)[:, [0, 4, 8, 5, 2, 1]], virials.reshape(-1, 9)[:, [0, 4, 8, 7, 6, 3]]
+    stresses: np.ndarray = (ones + others) / halves
+    return stresses
 
 
 def as_results(
@@ -42,9 +68,8 @@ def as_results(
     results: dict[str, Any] = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
     volume = cell_volume(cell)
     if volume > 0:
-        symmetric = (virials + virials.transpose(0, 2, 1)) / (2 * volume)
-        results["stresses"] = full_3x3_to_voigt_6_stress(symmetric)
-        results["stress"] = full_3x3_to_voigt_6_stress(symmetric.sum(0))
+        results["stresses"] = voigt_stresses(virials, volume)
+        results["stress"] = results["stresses"].sum(0)
     return results
 
 

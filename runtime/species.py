@@ -43,14 +43,23 @@ class AtomicReferences:
         key, last = (numbers.dtype.str, numbers.tobytes()), self._last  # read once: another thread may replace it
         if last[0] == key:
             return last[1]
-        inside = (numbers >= 0) & (numbers < len(self._table))
-        references = self._table[np.where(inside, numbers, 0)]
+        references = self.table(numbers)
         unknown = np.isnan(references)
         if unknown.any():
             raise self._unknown(int(unknown.argmax()), int(numbers[unknown.argmax()]))
         references.flags.writeable = False  # it is handed out again and again
         self._last = key, references
         return references
+
+    def table(self, numbers: Int[np.ndarray, " atoms"]) -> Float64[np.ndarray, " atoms"]:
+        """The same of atoms of any structures; NaN of one that is no element that the student has learnt.
+
+        Args:
+            numbers: atomic numbers.
+        """
+        inside = (numbers >= 0) & (numbers < len(self._table))
+        found: np.ndarray = self._table[numbers if inside.all() else np.where(inside, numbers, 0)]
+        return found
 
     def _unknown(self, atom: int, number: int) -> SpeciesError:
         known = species_text(self._species, verified=self._verified, most=NAMED)

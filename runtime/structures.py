@@ -20,7 +20,9 @@ __all__ = [
     "as_numbers",
     "as_reals",
     "check_structure",
+    "differ",
     "periodic_cell",
+    "plain_arrays",
     "refuse_one_spot",
 ]
 
@@ -91,6 +93,31 @@ def check_structure(atoms: Atoms) -> Atoms:
     return converted
 
 
+def plain_arrays(atoms: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+    """Numbers, positions, cell and periodic directions of a structure whose arrays are computed with as they are.
+
+    What they hold is not looked at. None for one that `check_structure` must convert or refuse.
+    """
+    try:
+        arrays = atoms.arrays
+        numbers, positions, cell, pbc = arrays["numbers"], arrays["positions"], atoms.cell.array, atoms.pbc
+    except Exception:  # as in `check_structure`, which says what it is
+        return None
+    plain = (
+        _is_plain(numbers, WHOLES)
+        and _is_plain(positions, FLOATS)
+        and _is_plain(cell, FLOATS)
+        and type(pbc) is np.ndarray
+        and pbc.dtype == bool
+        and pbc.shape == (3,)
+        and numbers.ndim == 1
+        and positions.shape == (len(numbers), 3)
+        and cell.shape == (3, 3)
+        and isinstance(atoms, Atoms)
+    )
+    return (numbers, positions, cell, pbc) if plain else None
+
+
 def as_numbers(values: Any) -> Int64[np.ndarray, "..."]:
     """Atomic numbers as int64, of any array of whole numbers, floats that are whole among them.
 
@@ -149,30 +176,36 @@ def periodic_cell(atoms: Atoms) -> Float64[np.ndarray, "3 3"]:
     return np.ascontiguousarray(complete_cell(cell), dtype=float)
 
 
-def refuse_one_spot(
-    numbers: Integer[np.ndarray, " atoms"],
-    first: Int64[np.ndarray, " pairs"],
-    second: Int64[np.ndarray, " pairs"],
-    distances: Float64[np.ndarray, " pairs"],
-) -> None:
+def differ(one: np.ndarray, other: Any) -> bool:
+    """Whether two arrays differ: in a bit, which is quicker to see, or in a number.
+
+    Args:
+        one: of ours.
+        other: anyone's.
+    """
+    if type(other) is np.ndarray and one.dtype == other.dtype and one.shape == other.shape:
+        return one.tobytes() != other.tobytes()
+    plain = isinstance(other, np.ndarray) and not isinstance(other, np.ma.MaskedArray)
+    return not (plain and one.shape == other.shape and np.array_equal(one, other))
+
+
+def refuse_one_spot(numbers: Integer[np.ndarray, " atoms"], distance: float, one: int, other: int) -> None:
     """Refuse a structure that has two atoms on one spot.
 
     Args:
         numbers: atomic numbers.
-        first: index of one atom of each pair.
-        second: index of the other.
-        distances: between them, Å.
+        distance: the shortest between two atoms, Å.
+        one: index of the one.
+        other: index of the other.
 
     Raises:
         StructureError: naming both atoms.
     """
-    if len(distances) == 0 or distances.min() >= ONE_SPOT:
+    if distance >= ONE_SPOT:
         return
-    worst = int(distances.argmin())
-    one, other = int(first[worst]), int(second[worst])
     raise StructureError(
         f"Atoms {one} ({_symbol(numbers[one])}) and {other} ({_symbol(numbers[other])}) are on one "
-        f"spot, {distances[worst]:.2e} Å apart; remove the one that was written twice."
+        f"spot, {distance:.2e} Å apart; remove the one that was written twice."
     )
 
 
@@ -213,14 +246,20 @@ def _unmasked(values: Any, name: str) -> np.ndarray:
         raise StructureError(f"{name.capitalize()} of this structure are no array of numbers: {error}.") from error
 
 
-def as_flags(values: Any) -> Bool[np.ndarray, "3"]:
+def as_flags(values: Any, shape: tuple[int, ...] = (3,)) -> Bool[np.ndarray, "..."]:
     """Periodic directions, of any array of three truths, or of zeros and ones.
+
+    Args:
+        values: the array.
+        shape: another one that it must have, of several structures.
 
     Raises:
         StructureError: they are something else.
     """
-    found = _unmasked(values, "pbc") if _shape(values) == (3,) else np.empty(0)
-    if found.shape != (3,) or not (found.dtype == bool or (found.dtype.kind in "iuf" and np.isin(found, (0, 1)).all())):
+    found = _unmasked(values, "pbc") if _shape(values) == shape else np.empty(0)
+    if found.shape != shape or not (
+        found.dtype == bool or (found.dtype.kind in "iuf" and np.isin(found, (0, 1)).all())
+    ):
         raise StructureError(f"pbc is {str(values)[:80]}, and not three times true or false.")
     return found.astype(bool)
 

@@ -5,7 +5,6 @@
 
 from collections.abc import Mapping, Sequence
 from functools import wraps
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from painn_deploy.export.errors import StructureError
 from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.periodicity import unrepeated
 from painn_deploy.runtime.replicas import ReplicaList
-from painn_deploy.runtime.results import cell_volume, not_finite
+from painn_deploy.runtime.results import cell_volumes, not_finite
 from painn_deploy.runtime.structures import as_directions, as_numbers, as_reals
 from painn_deploy.runtime.verlet import DEFAULT_SKIN
 
@@ -192,16 +191,8 @@ class PaiNNModel(ModelInterface):
         source = self.evaluator.uncertainty
         if source is None:
             return {}
-        found: dict[str, np.ndarray] = {}
-        for system, (start, stop) in enumerate(pairwise(starts.tolist())):
-            own = source.results(numbers[start:stop], {name: array[start:stop] for name, array in extras.items()})
-            for name, value in own.items():
-                if isinstance(value, str):  # a tensor holds no words
-                    continue
-                of_atoms = isinstance(value, np.ndarray)
-                held = found.setdefault(name, np.full(len(numbers) if of_atoms else len(starts) - 1, np.nan))
-                held[slice(start, stop) if of_atoms else system] = value
-        return found
+        found = source.of_many(numbers, extras, starts).items()
+        return {name: values for name, values in found if not isinstance(values, list)}  # a tensor holds no words
 
     def _refuse_crystals(
         self, numbers: np.ndarray, positions: np.ndarray, cells: np.ndarray, starts: np.ndarray
@@ -233,7 +224,7 @@ class PaiNNModel(ModelInterface):
         finite &= np.logical_and.reduceat(np.isfinite(forces).all(1), starts[:-1])
         if not finite.all():
             raise not_finite(f"system {int(finite.argmin())}")
-        volumes = np.array([cell_volume(cell) for cell in cells])[:, None, None]
+        volumes = cell_volumes(cells)[:, None, None]
         symmetric = (virial + virial.transpose(0, 2, 1)) / 2
         stress = np.divide(symmetric, volumes, out=np.full_like(symmetric, np.nan), where=volumes > 0)
         return {"energy": energy, "forces": forces, "stress": stress}

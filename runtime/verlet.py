@@ -24,14 +24,17 @@ from typing import TypeVar
 
 import numpy as np
 from ase import Atoms
-from jaxtyping import Float64, Int32
+from jaxtyping import Float64, Int32, Int64
 from numpy.typing import DTypeLike
 
 from painn_deploy.engines.backend import ResidentGraph
 from painn_deploy.export.errors import ShapeError
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.runtime.matrix import NeighbourMatrix
-from painn_deploy.runtime.neighbours import Displacements, Pairs, find_pairs, slots_for
+from painn_deploy.runtime.neighbours import Displacements, Nearest, Pairs, find_pairs, slots_for
+from painn_deploy.runtime.pairs import compiled
+from painn_deploy.runtime.pairs.images import image_vectors
+from painn_deploy.runtime.pairs.standing_images import ImageTable
 from painn_deploy.runtime.structures import as_elements, periodic_cell, refuse_one_spot
 
 __all__ = ["DEFAULT_SKIN", "WIDER", "StandingPairs", "VerletList", "slack", "still_covered"]
@@ -51,6 +54,8 @@ ASKED_AGAIN = 0.05
 """Change of the volume, as a share of it, past which it is asked again whether the default skin is worth it. So far a
 neighbour moves by 1.7 % of its distance, which at a cutoff of 5 Å is a sixth of the default skin: what lies in the skin
 changes no faster. Dynamics at constant pressure stay within it; a compression to half the volume asks 13 times."""
+
+_NO_TABLE = np.empty((0, 3))
 
 F = TypeVar("F", float, np.ndarray)
 
@@ -106,9 +111,11 @@ class StandingPairs:
         found: the pairs.
         slot_step: that the number of columns is a multiple of.
         dtype: of displacements and mask.
+        owners: which structure each pair is of, from 0, where there are several with cells of their own.
+        structures: how many there are.
 
     Attributes:
-        found: the same, with displacements as they were formed last.
+        found: the same, with displacements as they were found.
         matrix: of the graph contract.
     """
 
@@ -118,9 +125,38 @@ class StandingPairs:
         found: Displacements,
         slot_step: int = 1,
         dtype: DTypeLike = np.float32,
+        owners: Int64[np.ndarray, " pairs"] | None = None,
+        structures: int = 1,
     ) -> None:
         self.found, self.matrix = found, NeighbourMatrix(numbers, found.pairs, slot_step, dtype)
         self.matrix.inputs.reverse.flags.writeable = False
+        self._table: ImageTable | None = None
+        self._images = np.empty((len(numbers), 0), np.int32)
+        if compiled.loops() is not None and found.pairs.shifts is not None:
+            shifts, matrix = found.pairs.shifts, self.matrix
+            self._table = ImageTable(shifts, np.zeros(len(shifts), np.int64) if owners is None else owners, structures)
+            self._images = self._table.in_slots(matrix.forward, matrix.backward, matrix.inputs.mask.shape)
+
+    def renew(
+        self, positions: Float64[np.ndarray, "atoms 3"], cell: Float64[np.ndarray, "*structures 3 3"], cutoff: float
+    ) -> Nearest:
+        """Write displacements and mask of now; the nearest pair.
+
+        Args:
+            positions: Å.
+            cell: completed, Å; one, or one for each structure where there are several.
+            cutoff: Å.
+        """
+        inputs, loops = self.matrix.inputs, compiled.loops()
+        if loops is None:
+            self.found.form(positions, cell)
+            self.write(cutoff)
+            return self.found.nearest()
+        table = _NO_TABLE if self._table is None else self._table.vectors(cell.reshape(-1, 3, 3))
+        written = inputs.displacements, inputs.mask
+        return Nearest(
+            *loops.renew(positions, inputs.neighbours, inputs.reverse, self._images, table, cutoff, *written)
+        )
 
     def write(self, cutoff: float) -> GraphInputs:
         """Inputs of the graph contract, with displacements as they were formed last."""
@@ -137,7 +173,7 @@ class StandingPairs:
         inputs, (atoms, slots) = matrix.inputs, matrix.inputs.mask.shape
         images, held = np.zeros((atoms * slots, 3)), np.zeros(atoms * slots, np.uint8)
         if shifts is not None:
-            vectors = shifts.astype(np.float64) @ cell
+            vectors = image_vectors(shifts.astype(np.float64), cell)
             images[matrix.forward], images[matrix.backward] = vectors, -vectors
         held[matrix.forward] = held[matrix.backward] = 1
         return ResidentGraph(
@@ -242,11 +278,9 @@ class VerletList:
         """
         stored = self._reused(atoms)
         if stored is not None:
-            found = stored.standing.found
-            found.form(atoms.positions, stored.now)
-            refuse_one_spot(atoms.numbers, found.pairs.first, found.pairs.second, found.distances)
-        else:
-            stored = self._searched(atoms)
+            refuse_one_spot(atoms.numbers, *stored.standing.renew(atoms.positions, stored.now, self.cutoff))
+            return stored.standing.matrix.inputs
+        stored = self._searched(atoms)
         if stored is not None:
             return stored.standing.write(self.cutoff)
         found = self._find(atoms, self.cutoff)

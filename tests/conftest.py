@@ -1,6 +1,7 @@
 """Fixtures. Array shapes in signatures are checked while the tests run."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # A GPU is for the tests that are marked so, each in a process of its own; all others run as they do without one.
@@ -18,6 +19,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from ase import Atoms  # noqa: E402
+
+from painn_deploy.runtime.pairs import compiled  # noqa: E402
 
 from . import students  # noqa: E402
 from .export.originals import installed  # noqa: E402
@@ -80,3 +83,15 @@ def reference_systems(path: Path) -> list[tuple[str, Atoms, dict[str, np.ndarray
         atoms = Atoms(want["numbers"], want["positions"], cell=want["cell"], pbc=want["pbc"])
         systems.append((name, atoms, want))
     return systems
+
+
+@pytest.fixture(scope="module", params=["compiled loops", "array code"])
+def both_ways(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the tests of a module twice: with compiled loops, and as where numba is not installed."""
+    if request.param == "compiled loops":
+        assert compiled.loops() is not None, compiled.status()
+        yield request.param
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "loops", lambda: None)
+        yield request.param

@@ -9,8 +9,8 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.optimize import LBFGS
 
-from painn_deploy.export.errors import EngineError, ShapeError, StructureError
-from painn_deploy.runtime.evaluator import Evaluator, Prepared
+from painn_deploy.export.errors import StructureError
+from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.streaming import Outcome
 from painn_deploy.runtime.structures import check_structure
 
@@ -88,16 +88,10 @@ def _advance(
     done: list[tuple[Atoms | None, Outcome]],
 ) -> list[_Path]:
     """One step of all; those that are at their end are noted in `done`, the others come back."""
-    ready: list[tuple[_Path, Prepared]] = []
-    for path in paths:
-        try:
-            ready.append((path, evaluator.prepare(path.atoms)))
-        except (StructureError, ShapeError) as error:
-            done[path.index] = (None, Outcome(path.index, None, _reason(path, str(error))))
     left = []
-    answers = evaluator.evaluate([prepared for _, prepared in ready], batch_slots)
-    for (path, _), answer in zip(ready, answers, strict=True):
-        if isinstance(answer, EngineError):
+    answers = evaluator.answer_each((path.atoms for path in paths), batch_slots)
+    for path, answer in zip(paths, answers, strict=True):
+        if isinstance(answer, Exception):
             done[path.index] = (None, Outcome(path.index, None, _reason(path, str(answer))))
             continue
         path.atoms.calc = SinglePointCalculator(path.atoms, energy=answer["energy"], forces=answer["forces"])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from painn_deploy.export.errors import EngineError, PaiNNDeployError
+from painn_deploy.runtime.pairs import compiled
 from painn_deploy.runtime.screening.remarks import remarks_from
 from painn_deploy.runtime.screening.run import Job, Part, Screener
 from painn_deploy.runtime.screening.sources import Chunk
@@ -33,6 +34,8 @@ class Worker:
     def __init__(self, job: Job, folder: str, memory: float | None) -> None:
         self._screener, self._folder, self._memory = Screener(job, threads=1), Path(folder), memory
         if memory is not None:
+            if (loops := compiled.loops()) is not None:
+                loops.load()
             # beyond what Ray and the engine have by now: Ray's threads hang where they themselves get none
             pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
             limit = pages * resource.getpagesize() + int(memory * 2**30)

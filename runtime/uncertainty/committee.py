@@ -1,6 +1,5 @@
 """The spread of a committee: how far apart its members are in energy and forces."""
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 from jaxtyping import Float64, Integer
 
 from painn_deploy.export.fields import FORCES_UNCERTAINTY, MEMBER_ENERGIES
-from painn_deploy.runtime.uncertainty.scale import RATIO, VERDICT, Scale
+from painn_deploy.runtime.uncertainty.scale import RATIO, VERDICT, Scale, one_of
 
 __all__ = ["ELEMENTS", "KIND", "Spread"]
 
@@ -56,18 +55,20 @@ class Spread:
         energies = extras[_MEMBERS].astype(np.float64) + self._references[numbers]
         return {_MEMBERS: energies, _FORCES: extras[_FORCES].astype(np.float64)}
 
-    def results(
+    def of_many(
         self,
         numbers: Integer[np.ndarray, " atoms"],
         digested: Mapping[str, np.ndarray],
+        bounds: Integer[np.ndarray, " bounds"],
     ) -> dict[str, Any]:
-        """The spread of one structure.
+        """The spread of structures side by side.
 
         How a member divides an energy among atoms is its own affair, so that there is no spread of their shares.
 
         Args:
             numbers: atomic numbers.
-            digested: rows of its atoms of what `digest` made.
+            digested: what `digest` made, of all atoms.
+            bounds: first atom of each structure, and the number of atoms at the end.
 
         Returns:
             `energy_uncertainty` (eV) and `forces_uncertainty` ([atoms], eV/Å, root of the variance summed over the
@@ -75,10 +76,20 @@ class Spread:
             in the mean over the atoms, as of a typical one of these, infinite with an element that none of these held,
             and `uncertainty_verdict`, the same in words.
         """
-        energies: Float64[np.ndarray, " members"] = digested[_MEMBERS].sum(0)
-        forces = digested[_FORCES].copy()
-        certain: dict[str, Any] = {}
+        starts, forces = bounds[:-1], digested[_FORCES]
+        energies: Float64[np.ndarray, "structures members"] = np.add.reduceat(digested[_MEMBERS], starts)
+        found = {"energy_uncertainty": energies.std(1, ddof=1), _FORCES: forces}
         if self.scale is not None:
-            known = np.isin(numbers, self._seen).all()
-            certain = self.scale.results(float(forces.mean()) if known else math.inf)
-        return {"energy_uncertainty": float(energies.std(ddof=1)), _FORCES: forces, **certain}
+            known = np.logical_and.reduceat(np.isin(numbers, self._seen), starts)
+            means = np.add.reduceat(forces, starts) / np.diff(bounds)
+            found |= self.scale.of_many(np.where(known, means, np.inf))
+        return found
+
+    def results(self, numbers: Integer[np.ndarray, " atoms"], digested: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The same of one structure.
+
+        Args:
+            numbers: atomic numbers.
+            digested: rows of its atoms of what `digest` made.
+        """
+        return one_of(self.of_many(numbers, digested, np.array([0, len(numbers)])), 0, slice(0, len(numbers)))

@@ -24,7 +24,7 @@ from ase.data import atomic_numbers, chemical_symbols
 from jaxtyping import Float, Float64, Integer
 
 from painn_deploy.export.fields import FEATURES
-from painn_deploy.runtime.uncertainty.scale import NONSENSE, RATIO, VERDICT, Scale
+from painn_deploy.runtime.uncertainty.scale import NONSENSE, RATIO, VERDICT, Scale, one_of
 
 __all__ = ["KIND", "LastLayer"]
 
@@ -83,30 +83,43 @@ class LastLayer:
         """
         return {_OF_ATOMS: self.rigidities(numbers, extras[FEATURES.name])}
 
-    def results(
+    def of_many(
         self,
         numbers: Integer[np.ndarray, " atoms"],  # noqa: ARG002  a committee's are of the elements
         digested: Mapping[str, np.ndarray],
+        bounds: Integer[np.ndarray, " bounds"],
     ) -> dict[str, Any]:
-        """Uncertainties of one structure.
+        """Uncertainties of structures side by side.
 
         Args:
             numbers: atomic numbers; not used.
-            digested: rows of its atoms of what `digest` made.
+            digested: what `digest` made, of all atoms.
+            bounds: first atom of each structure, and the number of atoms at the end.
 
         Returns:
             `uncertainty_ratio`, how many times as uncertain its atoms are, in the mean, as those of a typical frame of
             the calibration, infinite with an element that no frame held; `uncertainty_verdict`, the same in words; and
             where frames had energies, `energies_uncertainty` ([atoms], eV, one standard deviation of each atom's share)
-            and `energy_uncertainty` (eV, their sum), absent with such an element.
+            and `energy_uncertainty` (eV, their sum), NaN with such an element.
         """
-        each = digested[_OF_ATOMS]
-        whole = float(np.add.reduce(each))
-        found = self.scale.results(whole / len(each))
-        if self.factor is not None and math.isfinite(whole):
-            found["energy_uncertainty"] = self.factor * whole
-            found["energies_uncertainty"] = self.factor * each
+        each, counts = digested[_OF_ATOMS], np.diff(bounds)
+        whole = np.add.reduceat(each, bounds[:-1])
+        found = self.scale.of_many(whole / counts)
+        if self.factor is not None:
+            known = np.isfinite(whole)
+            found["energy_uncertainty"] = np.where(known, self.factor * whole, np.nan)
+            found["energies_uncertainty"] = np.where(np.repeat(known, counts), self.factor * each, np.nan)
         return found
+
+    def results(self, numbers: Integer[np.ndarray, " atoms"], digested: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The same of one structure, without what is not known.
+
+        Args:
+            numbers: atomic numbers.
+            digested: rows of its atoms of what `digest` made.
+        """
+        atoms = len(digested[_OF_ATOMS])
+        return one_of(self.of_many(numbers, digested, np.array([0, atoms])), 0, slice(0, atoms))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types; a root is float64 in base 64, row after row."""

@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float64
+
 __all__ = [
     "FAMILIAR",
     "FLAG",
@@ -20,6 +23,7 @@ __all__ = [
     "UNKNOWN_ELEMENT",
     "VERDICT",
     "Scale",
+    "one_of",
 ]
 
 RATIO, VERDICT = "uncertainty_ratio", "uncertainty_verdict"
@@ -48,6 +52,27 @@ QUANTILE = 0.99
 NONSENSE = "it holds values that make no sense"
 
 
+def one_of(found: Mapping[str, Any], index: int, rows: slice) -> dict[str, Any]:
+    """The uncertainties of one structure of several: those that are known.
+
+    Args:
+        found: by name, arrays of structures or of atoms, NaN where one is not known; words are a list.
+        index: of the structure.
+        rows: of its atoms.
+    """
+    made: dict[str, Any] = {}
+    for name, values in found.items():
+        if name in OF_ATOMS:
+            own = values[rows]
+            if own[0] == own[0]:  # NaN alone is not itself
+                made[name] = own.copy()
+        elif isinstance(values, list):
+            made[name] = values[index]
+        elif name == RATIO or values[index] == values[index]:  # the one that is NaN only where the engine's answer is
+            made[name] = float(values[index])
+    return made
+
+
 @dataclass(frozen=True)
 class Scale:
     """What is typical of the frames of a calibration.
@@ -66,18 +91,18 @@ class Scale:
     frames: tuple[int, int]
     remarks: tuple[str, ...] = ()
 
-    def results(self, value: float) -> dict[str, Any]:
-        """How uncertain one structure is.
+    def of_many(self, values: Float64[np.ndarray, " structures"]) -> dict[str, Any]:
+        """How uncertain structures are.
 
         Args:
-            value: in the unit of `typical`; infinite with an element that no frame held.
+            values: of each, in the unit of `typical`; infinite with an element that no frame held.
 
         Returns:
-            `uncertainty_ratio` and `uncertainty_verdict`.
+            `uncertainty_ratio` (an array) and `uncertainty_verdict` (a list of words).
         """
-        ratio = value / self.typical
-        words = FAMILIAR if ratio <= self.threshold else UNKNOWN_ELEMENT if ratio == math.inf else UNFAMILIAR
-        return {RATIO: ratio, VERDICT: words}
+        ratios = values / self.typical
+        words = np.where(ratios <= self.threshold, FAMILIAR, np.where(ratios == np.inf, UNKNOWN_ELEMENT, UNFAMILIAR))
+        return {RATIO: ratios, VERDICT: words.tolist()}
 
     def as_dict(self, kind: str) -> dict[str, Any]:
         """Plain JSON types.

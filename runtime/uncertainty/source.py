@@ -44,6 +44,20 @@ class Uncertainty(Protocol):
             extras: further outputs of the graph, see `painn_deploy.export.fields.EXTRA_OUTPUTS`.
         """
 
+    def of_many(
+        self,
+        numbers: Integer[np.ndarray, " atoms"],
+        digested: Mapping[str, np.ndarray],
+        bounds: Integer[np.ndarray, " bounds"],
+    ) -> dict[str, Any]:
+        """Uncertainties of structures side by side, by name; NaN where one is not known.
+
+        Args:
+            numbers: atomic numbers.
+            digested: what `digest` made, of all atoms.
+            bounds: first atom of each structure, and the number of atoms at the end.
+        """
+
     def results(self, numbers: Integer[np.ndarray, " atoms"], digested: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """What is added to the results of one structure.
 

@@ -37,6 +37,7 @@ from painn_deploy.export.errors import CheckpointError
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.grouping import group, padding_waste
 from painn_deploy.runtime.machine import machine
+from painn_deploy.runtime.matrix import join, local_graphs
 from painn_deploy.runtime.torchsim import PaiNNModel
 from painn_deploy.scripts.benchmarks.cases import ETHANOL, box_of_methane
 from painn_deploy.scripts.benchmarks.conditions import STUDENT, Study
@@ -117,8 +118,9 @@ def _packing(calculator: PaiNNCalculator, plan: Plan) -> tuple[float, float, flo
     """Padding of a mixed set: as it comes, sorted and packed; and how much longer the first takes."""
     structures = default_structures(calculator.manifest.species) * min(4, plan.rounds)
     np.random.default_rng(0).shuffle(structures)
-    prepared = [calculator.evaluator.prepare(atoms) for atoms in structures]
-    sizes = [one.size for one in prepared]
+    evaluator = calculator.evaluator
+    graphs = local_graphs(structures, evaluator.manifest.cutoff)
+    sizes = [graph.size for graph in graphs]
     orders = {
         "as they come": [list(range(start, min(start + 16, len(sizes)))) for start in range(0, len(sizes), 16)],
         "packed": group(sizes, calculator.batch_slots),
@@ -127,7 +129,7 @@ def _packing(calculator: PaiNNCalculator, plan: Plan) -> tuple[float, float, flo
     def run(batches: list[list[int]]) -> Callable[[None], None]:
         def evaluate(_: None) -> None:
             for batch in batches:
-                calculator.evaluator.run_prepared([prepared[index] for index in batch])
+                evaluator.run(join([graphs[index] for index in batch], evaluator.dtype, evaluator.slot_step))
 
         return evaluate
 

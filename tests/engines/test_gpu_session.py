@@ -533,7 +533,7 @@ def test_a_calculator_uploads_positions_alone_while_neighbours_stand(
 ) -> None:
     rng, atoms = np.random.default_rng(3), students.zoo()[name]
     with PaiNNCalculator(bundle, skin=0.0) as plain, PaiNNCalculator(bundle, skin=0.6) as resident:
-        resident._attach(session := opened(engine))
+        resident.with_session(session := opened(engine))
         follows: list[int] = []
         follow = session.follow
         session.follow = lambda graph: follows.append(1) or follow(graph)

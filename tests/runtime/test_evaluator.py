@@ -70,7 +70,7 @@ def test_a_structure_that_the_engine_refuses_is_named(evaluator: Evaluator, erro
     evaluator.session = Refusing(evaluator, error)
     with pytest.raises(EngineError, match="Structure 2: It needs more memory than there is: bad_alloc"):
         evaluator.calculate_batch(structures)
-    answers = evaluator.evaluate([evaluator.prepare(atoms) for atoms in structures])
+    answers = list(evaluator.answer_each(structures))
     assert [isinstance(answer, EngineError) for answer in answers] == [False, False, True, False, False]
     assert all(answer["energy"] == wanted for answer in answers if isinstance(answer, dict))
 

@@ -13,6 +13,8 @@ from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.runtime.neighbours import Pairs, find_pairs, slots_for
 from tests import students
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 CUTOFF = 4.0
 
 

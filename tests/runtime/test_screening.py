@@ -348,7 +348,7 @@ def test_an_engine_that_fails_for_all_stops_the_run(
     def refuse(*_: object) -> None:
         raise EngineError("The GPU is gone.")
 
-    monkeypatch.setattr(Evaluator, "run_prepared", refuse)
+    monkeypatch.setattr(Evaluator, "run", refuse)
     with pytest.raises(EngineError, match="GPU is gone"):
         screen(bundle, write(tmp_path / "in.extxyz", structures(8)), tmp_path / "out.extxyz")
 

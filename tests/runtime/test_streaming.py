@@ -80,7 +80,7 @@ def test_a_stream_starts_answering_before_its_input_ends(calculator: PaiNNCalcul
 def test_memory_does_not_grow_with_the_input(calculator: PaiNNCalculator) -> None:
     water = students.water()
     peaks = []
-    for count in (1030, 3100):
+    for count in (2060, 6200):
         tracemalloc.start()
         for _ in calculator.stream(water for _ in range(count)):
             pass

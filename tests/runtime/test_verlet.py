@@ -22,15 +22,16 @@ from painn_deploy.export.errors import ShapeError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.matrix import graph_inputs
-from painn_deploy.runtime.neighbours import Displacements
 from painn_deploy.runtime.replicas import ReplicaList
 from painn_deploy.runtime.structures import check_structure
-from painn_deploy.runtime.verlet import DEFAULT_SKIN, WIDER, VerletList
+from painn_deploy.runtime.verlet import DEFAULT_SKIN, WIDER, StandingPairs, VerletList
 from painn_deploy.scripts.studies.card_studies import box_of_water
 from painn_deploy.scripts.studies.neighbours import compare
 from tests import students
 
 from .test_neighbours import brute_force, check_layout, edges_of
+
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 CUTOFF = 4.0
 
@@ -153,7 +154,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         for module in runtime:
             if hasattr(module, name):
                 count(module, name)
-    count(Displacements, "form")
+    count(StandingPairs, "renew")
     return counted
 
 
@@ -179,7 +180,7 @@ def test_where_the_default_skin_widens_too_much_every_step_searches_once(name: s
         calls.clear()
         inputs = verlet.inputs(atoms)
         wide = step == 0  # which decides
-        assert calls == {"find_pairs": 1 + wide, "form": 1 + wide, "periodic_cell": 1 + wide}
+        assert calls == {"find_pairs": 1 + wide, "periodic_cell": 1 + wide}
         for array, other in zip(inputs, plain.inputs(atoms), strict=True):
             np.testing.assert_array_equal(array, other)
     assert (verlet.searches, verlet.updates) == (11, 0)
@@ -191,7 +192,7 @@ def test_where_the_default_skin_is_worth_it_the_first_step_searches_for_all(call
     for step, atoms in enumerate(moving(molecule("CH3CH2OH"))):
         calls.clear()
         inputs = verlet.inputs(atoms)
-        assert calls == ({"form": 1} if step else {"find_pairs": 1, "form": 1, "periodic_cell": 1})
+        assert calls == ({"renew": 1} if step else {"find_pairs": 1, "periodic_cell": 1})
         assert exact_edges(inputs) == exact_edges(graph_inputs([atoms], CUTOFF))
     assert (verlet.searches, verlet.updates) == (1, 9)
 
@@ -219,7 +220,7 @@ def test_a_session_that_follows_searches_no_more_often(
             verlet.inputs(atoms)
         else:
             assert last is None or resident is last
-    assert calls["find_pairs"] == calls["form"] == verlet.searches == searches
+    assert calls["find_pairs"] == verlet.searches == searches
     assert verlet.updates == (9 if resident is not None else 0)
 
 
@@ -248,7 +249,7 @@ class Follower:
 
 def test_a_calculator_on_a_session_that_follows_searches_once(bundle: Path, calls: Counter[str]) -> None:
     with PaiNNCalculator(bundle) as calculator, PaiNNCalculator(bundle, skin=0.0) as plain:
-        calculator._attach(follower := Follower(calculator.session))
+        calculator.with_session(follower := Follower(calculator.session))
         for atoms in moving(WIDENED["crystal"]):
             np.testing.assert_allclose(calculator.get_forces(atoms), plain.get_forces(atoms), rtol=0, atol=1e-5)
     assert calls["find_pairs"] == 1 + 10, "of the one, and of the other"

@@ -1,0 +1,190 @@
+"""What an engine answered for structures side by side, in arrays; and as a dict for each."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from ase.symbols import Symbols
+from jaxtyping import Float64, Int64
+
+from painn_deploy.export.fields import GraphOutputs
+from painn_deploy.runtime.batches.frames import Faults, Frames
+from painn_deploy.runtime.batches.pairs import ranges
+from painn_deploy.runtime.results import cell_volumes, not_finite, voigt_stresses
+from painn_deploy.runtime.uncertainty.scale import OF_ATOMS, RATIO, one_of
+from painn_deploy.runtime.uncertainty.source import Uncertainty
+
+__all__ = ["Answers"]
+
+
+@dataclass
+class Answers:
+    """Results of structures side by side, in the units that ASE has; NaN where a structure has no answer.
+
+    Attributes:
+        offsets: first atom of each structure, and the number of atoms at the end.
+        energy: of each structure, eV.
+        energies: of each atom, atomic references included, eV.
+        forces: eV/Å.
+        stress: xx, yy, zz, yz, xz, xy in eV/Å³, ASE's sign; NaN too where the cell has no volume.
+        stresses: of each atom; likewise.
+        uncertainties: by name, see `painn_deploy.runtime.uncertainty`: of structures or of atoms, NaN where one is not
+            known; words are a list.
+        faults: why structures have no answer, by their places.
+    """
+
+    offsets: Int64[np.ndarray, " bounds"]
+    energy: Float64[np.ndarray, " frames"]
+    energies: Float64[np.ndarray, " atoms"]
+    forces: Float64[np.ndarray, "atoms 3"]
+    stress: Float64[np.ndarray, "frames 6"]
+    stresses: Float64[np.ndarray, "atoms 6"]
+    uncertainties: dict[str, Any] = field(default_factory=dict)
+    faults: Faults = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.energy)
+
+    def dicts(self) -> Iterator[dict[str, Any] | Exception]:
+        """ASE's results of each structure, in arrays of its own, or why there are none."""
+        energies, forces, stress, stresses = self.energies, self.forces, self.stress, self.stresses
+        bounds, energy, faults = self.offsets.tolist(), self.energy.tolist(), self.faults
+        solid = (~np.isnan(stress[:, 0])).tolist() if len(stress) else []
+        start = 0
+        for index, stop in enumerate(bounds[1:]):
+            if faults and index in faults:
+                yield faults[index]
+            else:
+                value = energy[index]
+                results = {
+                    "energy": value,
+                    "free_energy": value,
+                    "energies": energies[start:stop].copy(),
+                    "forces": forces[start:stop].copy(),
+                }
+                if solid[index]:
+                    results |= {"stresses": stresses[start:stop].copy(), "stress": stress[index].copy()}
+                if self.uncertainties:
+                    results |= one_of(self.uncertainties, index, slice(start, stop))
+                yield results
+            start = stop
+
+    @staticmethod
+    def joined(parts: "list[Answers]") -> "Answers":
+        """Answers for structures after one another.
+
+        Args:
+            parts: at least one.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        offsets, faults, frames = [np.zeros(1, np.int64)], Faults(), 0
+        for part in parts:
+            offsets.append(part.offsets[1:] + offsets[-1][-1])
+            faults |= {frames + index: fault for index, fault in part.faults.items()}
+            frames += len(part)
+        found: dict[str, Any] = {}
+        for name, values in parts[0].uncertainties.items():
+            each = [part.uncertainties[name] for part in parts]
+            found[name] = list(chain.from_iterable(each)) if isinstance(values, list) else np.concatenate(each)
+        return Answers(
+            np.concatenate(offsets),
+            np.concatenate([part.energy for part in parts]),
+            np.concatenate([part.energies for part in parts]),
+            np.concatenate([part.forces for part in parts]),
+            np.concatenate([part.stress for part in parts]),
+            np.concatenate([part.stresses for part in parts]),
+            found,
+            faults,
+        )
+
+
+class Gathering:
+    """Answers of one window of structures as they come from the engine, batch after batch.
+
+    Args:
+        frames: the structures.
+        references: reference energy of each atom, eV.
+        uncertainty: what makes uncertainties of what the graph gives beside; None for none.
+        faults: why structures have no answer so far; written.
+    """
+
+    def __init__(
+        self,
+        frames: Frames,
+        references: Float64[np.ndarray, " atoms"],
+        uncertainty: Uncertainty | None,
+        faults: Faults,
+    ) -> None:
+        self._frames, self._references, self._uncertainty, self._faults = frames, references, uncertainty, faults
+        self._volumes = cell_volumes(frames.cells)
+        atoms = len(frames.numbers)
+        self._energies, self._forces = np.full(atoms, np.nan), np.full((atoms, 3), np.nan)
+        self._virials = np.full((atoms, 3, 3), np.nan) if self._volumes.any() else None
+        self._found: dict[str, Any] = {}
+
+    def add(self, chosen: Int64[np.ndarray, " chosen"], outputs: GraphOutputs) -> None:
+        """Take the outputs of one batch, digested.
+
+        Args:
+            chosen: indices of its structures, in the order of its rows.
+            outputs: of their atoms.
+        """
+        frames = self._frames
+        counts = frames.counts[chosen]
+        rows, starts = ranges(frames.offsets[:-1][chosen], counts), np.cumsum(counts) - counts
+        self._energies[rows] = outputs.atomic_energies
+        self._energies[rows] += self._references[rows]
+        self._forces[rows] = outputs.forces
+        if self._virials is not None:
+            self._virials[rows] = outputs.virials
+        # a sum in float64 is finite if and only if its terms are: float32 is far from its range
+        if not np.isfinite(sum(float(array.sum(dtype=np.float64)) for array in outputs)):
+            finite = [np.isfinite(array).reshape(len(array), -1).all(1) for array in outputs]
+            sound = np.logical_and.reduceat(np.logical_and.reduce(finite), starts)
+            self._refuse(chosen[~sound])
+        if self._uncertainty is not None:
+            numbers = frames.numbers[rows]
+            self._keep(
+                self._uncertainty.of_many(numbers, outputs.extras, np.append(starts, len(numbers))), chosen, rows
+            )
+
+    def _keep(self, found: dict[str, Any], chosen: np.ndarray, rows: Any) -> None:
+        """Put uncertainties of a batch where their structures and atoms are."""
+        for name, values in found.items():
+            if isinstance(values, list):
+                held = self._found.setdefault(name, [""] * len(self._frames))
+                for index, value in zip(chosen.tolist(), values, strict=True):
+                    held[index] = value
+            else:
+                length = len(self._frames.numbers if name in OF_ATOMS else self._frames)
+                self._found.setdefault(name, np.full(length, np.nan))[rows if name in OF_ATOMS else chosen] = values
+        if RATIO in found:
+            self._refuse(chosen[np.isnan(found[RATIO])])
+
+    def _refuse(self, wrong: Int64[np.ndarray, " wrong"]) -> None:
+        for index in wrong.tolist():
+            self._faults[index] = not_finite(str(Symbols(self._frames.numbers[self._frames.rows(index)])))
+
+    def answers(self) -> Answers:
+        """What was answered, once every batch was taken."""
+        frames, faults = self._frames, self._faults
+        for index in faults:
+            rows = frames.rows(index)
+            self._energies[rows] = self._forces[rows] = np.nan
+            for name, values in self._found.items():
+                values[rows if name in OF_ATOMS else index] = "" if isinstance(values, list) else np.nan
+        filled = frames.counts > 0
+        starts = frames.offsets[:-1][filled]
+        energy = np.full(len(frames), np.nan)
+        energy[filled] = np.add.reduceat(self._energies, starts) if len(starts) else 0.0
+        stress, stresses = np.full((len(frames), 6), np.nan), np.full((len(frames.numbers), 6), np.nan)
+        if self._virials is not None:
+            solid = self._volumes > 0
+            inside = np.repeat(solid, frames.counts)
+            volumes = np.repeat(self._volumes[solid], frames.counts[solid])
+            stresses[inside] = voigt_stresses(self._virials[inside], volumes)
+            stress[filled] = np.add.reduceat(stresses, starts)
+        return Answers(frames.offsets, energy, self._energies, self._forces, stress, stresses, self._found, faults)

@@ -1,0 +1,326 @@
+"""Windows of structures through an engine, which works on one while the next is made ready.
+
+A window is checked, searched, grouped into batches of like sizes and packed in the caller's thread; another thread
+hands its batches to the engine, one after another, and the caller makes results of those that came back. How
+structures are divided depends on their order and the size of a batch alone, so that the same input gives the same bits.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from ase import Atoms
+from ase.symbols import Symbols
+from jaxtyping import Float64, Int32, Int64
+
+from painn_deploy.engines.timings import Timings
+from painn_deploy.export.errors import EngineError, OwnershipError, ShapeError
+from painn_deploy.export.fields import GraphInputs, GraphOutputs
+from painn_deploy.export.manifest import Manifest
+from painn_deploy.runtime.batches.answers import Answers, Gathering
+from painn_deploy.runtime.batches.frames import Arrays, Faults, Frames, arrays_of, copied
+from painn_deploy.runtime.batches.pairs import PairLists
+from painn_deploy.runtime.grouping import divided
+from painn_deploy.runtime.limits import SizeLimits
+from painn_deploy.runtime.periodicity import IPI_MARK
+from painn_deploy.runtime.species import AtomicReferences
+from painn_deploy.runtime.uncertainty.scale import RATIO, VERDICT
+from painn_deploy.runtime.uncertainty.source import Uncertainty
+from painn_deploy.runtime.uncertainty.watch import Doubts
+
+__all__ = ["Engine", "Window", "evaluated", "window_is_full", "windows_of", "windows_of_atoms"]
+
+WINDOW_STRUCTURES = 512
+"""Structures that are sorted and packed together, unless they are smaller than a quarter of a batch."""
+
+WINDOW_ATOMS = 16_384
+"""Atoms of a window, so that large structures take no more memory than small ones; four batches where these are
+larger, as on a GPU."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What an `Evaluator` is here."""
+
+    manifest: Manifest
+    limits: SizeLimits
+    references: AtomicReferences
+    uncertainty: Uncertainty | None
+    doubts: Doubts
+    timings: Timings
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of displacements and mask."""
+
+    @property
+    def slot_step(self) -> int:
+        """The number of columns of a matrix is a multiple of it."""
+
+    @property
+    def most_atoms(self) -> int | None:
+        """Atoms that one batch may hold."""
+
+    def run(self, inputs: GraphInputs) -> GraphOutputs:
+        """The engine; whoever else asks meanwhile waits.
+
+        Args:
+            inputs: of the graph contract.
+        """
+
+    def digested(self, numbers: np.ndarray, outputs: GraphOutputs) -> GraphOutputs:
+        """Outputs with what uncertainties are made of.
+
+        Args:
+            numbers: atomic numbers.
+            outputs: of the engine.
+        """
+
+
+def window_is_full(structures: int, atoms: int, batch_slots: int) -> bool:
+    """Whether no more structures are taken together.
+
+    Args:
+        structures: how many there are.
+        atoms: of all of them.
+        batch_slots: atoms x slots of a batch.
+    """
+    quarter = batch_slots // 4
+    return atoms >= max(WINDOW_ATOMS, quarter) or (structures >= WINDOW_STRUCTURES and atoms >= quarter)
+
+
+@dataclass
+class Window:
+    """Structures that are made ready together.
+
+    Attributes:
+        frames: the structures.
+        faults: why some have no answer, by their places.
+        last: whether nothing comes after it.
+        look: called for each that is sound, has a cell and repeats in no direction; None for nothing.
+        watched: others that it is called for.
+    """
+
+    frames: Frames
+    faults: Faults = field(default_factory=dict)
+    last: bool = False
+    look: Callable[[int], None] | None = None
+    watched: Sequence[int] = ()
+
+
+def windows_of(frames: Frames, batch_slots: int, look: Callable[[Atoms], None] | None = None) -> Iterator[Window]:
+    """Structures by windows.
+
+    Args:
+        frames: any number of structures.
+        batch_slots: atoms x slots of a batch.
+        look: see `Window`.
+    """
+    first, bounds = 0, frames.offsets
+    quarter = batch_slots // 4
+    while first < len(frames):
+        begun = bounds[first]
+        many = int(np.searchsorted(bounds, begun + max(WINDOW_ATOMS, quarter)))
+        enough = max(first + WINDOW_STRUCTURES, int(np.searchsorted(bounds, begun + quarter)))
+        last = max(first + 1, min(many, enough, len(frames)))
+        part = frames.part(first, last)
+        yield Window(part, {}, last == len(frames), None if look is None else _looking(part, look))
+        first = last
+
+
+def windows_of_atoms(
+    structures: Iterable[Any], batch_slots: int, look: Callable[[Atoms], None] | None = None
+) -> Iterator[Window]:
+    """The same of `Atoms`, which are taken from their iterator as they are needed.
+
+    Args:
+        structures: any number; an error in place of one, as a reader may give, is why it has no answer.
+        batch_slots: atoms x slots of a batch.
+        look: see `Window`.
+    """
+    items: list[Any] = []
+    arrays: list[Arrays] = []
+    atoms, faults = 0, Faults()
+    standing = isinstance(structures, list | tuple)  # what makes structures may go on with those that it gave
+    for item in structures:
+        given = arrays_of(item, len(items), faults)
+        arrays.append(given if standing else copied(given))
+        items.append(item)
+        atoms += len(arrays[-1][0])
+        if window_is_full(len(items), atoms, batch_slots):
+            yield _window(items, arrays, faults, False, look)
+            items, arrays, atoms, faults = [], [], 0, Faults()
+    if items:
+        yield _window(items, arrays, faults, True, look)
+
+
+def _window(
+    items: list[Any], arrays: list[Arrays], faults: Faults, last: bool, look: Callable[[Atoms], None] | None
+) -> Window:
+    frames = Frames.side_by_side(arrays)
+    if look is None:
+        return Window(frames, faults, last)
+    told = [i for i, one in enumerate(items) if isinstance(one, Atoms) and IPI_MARK in one.info]
+
+    def looked(index: int) -> None:
+        atoms = frames.atoms(index)
+        atoms.info = items[index].info
+        look(atoms)
+
+    return Window(frames, faults, last, looked, told)
+
+
+def _looking(frames: Frames, look: Callable[[Atoms], None]) -> Callable[[int], None]:
+    return lambda index: look(frames.atoms(index))
+
+
+@dataclass
+class _Batch:
+    """One batch under way."""
+
+    chosen: Int64[np.ndarray, " chosen"]
+    numbers: Int32[np.ndarray, " atoms"]
+    outputs: "Future[GraphOutputs]"
+
+
+class _Work:
+    """A window that was made ready."""
+
+    def __init__(self, engine: Engine, window: Window, batch_slots: int) -> None:
+        self._engine, self._frames, self.faults = engine, window.frames, window.faults
+        with engine.timings.phase("neighbours"):
+            self._references: Float64[np.ndarray, " atoms"] = window.frames.examine(engine.references, self.faults)
+            self._pairs = PairLists.of(window.frames, engine.manifest.cutoff, self.faults)
+            counts, slots = window.frames.counts, self._pairs.slots
+            for index in np.flatnonzero(~engine.limits.surely(counts, slots)).tolist():
+                try:
+                    if index not in self.faults:
+                        engine.limits.check(int(counts[index]), int(slots[index]))
+                except ShapeError as error:
+                    self.faults[index] = error
+            sound = np.ones(len(counts), bool)
+            sound[list(self.faults)] = False
+            if window.look is not None:
+                boxed = np.asarray(window.frames.cells.any((1, 2)) & ~window.frames.pbc.any(1))
+                boxed[list(window.watched)] = True
+                for index in np.flatnonzero(boxed & sound).tolist():
+                    window.look(index)
+            chosen = np.flatnonzero(sound)
+            divisions = divided(counts[chosen], slots[chosen], batch_slots, engine.most_atoms)
+            self.batches = [chosen[one] for one in divisions]
+        self.under_way: list[_Batch] = []
+
+    def packed(self, chosen: Int64[np.ndarray, " chosen"]) -> GraphInputs:
+        """Structures in one matrix."""
+        engine = self._engine
+        with engine.timings.phase("packing"):
+            return self._pairs.packed(self._frames, chosen, engine.dtype, engine.slot_step).inputs
+
+    def answers(self) -> Answers:
+        """Of all its structures, once the engine has answered."""
+        engine, frames = self._engine, self._frames
+        gathering = Gathering(frames, self._references, engine.uncertainty, self.faults)
+        for batch in self.under_way:
+            try:
+                self._take(gathering, batch.chosen, batch.numbers, batch.outputs.result())
+            except OwnershipError:  # no structure's fault
+                raise
+            except (EngineError, MemoryError) as error:
+                self._one_by_one(gathering, batch.chosen, error)
+        with engine.timings.phase("results"):
+            answers = gathering.answers()
+        if engine.doubts.limit is not None:
+            ratios = answers.uncertainties[RATIO]
+            for index in np.flatnonzero(ratios > engine.doubts.limit).tolist():
+                told = {RATIO: float(ratios[index]), VERDICT: answers.uncertainties[VERDICT][index]}
+                engine.doubts.look(told, str(Symbols(frames.numbers[frames.rows(index)])))
+        engine.timings.calculations += sum(len(batch.chosen) for batch in self.under_way)
+        return answers
+
+    def _take(
+        self,
+        gathering: Gathering,
+        chosen: Int64[np.ndarray, " chosen"],
+        numbers: Int32[np.ndarray, " atoms"],
+        outputs: GraphOutputs,
+    ) -> None:
+        with self._engine.timings.phase("results"):
+            gathering.add(chosen, self._engine.digested(numbers, outputs))
+
+    def _one_by_one(
+        self, gathering: Gathering, chosen: Int64[np.ndarray, " chosen"], error: EngineError | MemoryError
+    ) -> None:
+        """Run a batch again that the engine refused, so that only the culprit is without results."""
+        if len(chosen) == 1:
+            self.faults[int(chosen[0])] = _as_engine_error(error)
+            return
+        refusals = []
+        for index in chosen.tolist():
+            alone = np.array([index])
+            try:
+                inputs = self.packed(alone)
+                self._take(gathering, alone, inputs.atomic_numbers, _run(self._engine, inputs))
+            except OwnershipError:
+                raise
+            except (EngineError, MemoryError) as refusal:
+                self.faults[index] = _as_engine_error(refusal)
+                refusals.append(refusal)
+        if len(refusals) == len(chosen):
+            raise refusals[-1]
+
+
+def _run(engine: Engine, inputs: GraphInputs) -> GraphOutputs:
+    with engine.timings.phase("engine"):
+        return engine.run(inputs)
+
+
+def _at_once(engine: Engine, inputs: GraphInputs) -> "Future[GraphOutputs]":
+    """Outputs, or the error, of a run in this thread."""
+    done: Future[GraphOutputs] = Future()
+    try:
+        done.set_result(_run(engine, inputs))
+    except Exception as error:  # it is raised where the result is asked for
+        done.set_exception(error)
+    return done
+
+
+def evaluated(engine: Engine, windows: Iterable[Window], batch_slots: int) -> Iterator[Answers]:
+    """Answers for one window after another; while the engine works on one, the next is made ready.
+
+    Args:
+        engine: that answers.
+        windows: of structures.
+        batch_slots: atoms x slots of a batch.
+
+    Raises:
+        EngineError: the engine refuses each one of several structures of a batch, so that they are not to blame.
+    """
+    worker: ThreadPoolExecutor | None = None
+    waiting: deque[_Work] = deque()
+    try:
+        for window in windows:
+            work = _Work(engine, window, batch_slots)
+            if worker is None and not (window.last and len(work.batches) < 2):  # one batch has nothing beside it
+                worker = ThreadPoolExecutor(1, "painn-deploy-engine")
+            for chosen in work.batches:
+                inputs = work.packed(chosen)
+                outputs = _at_once(engine, inputs) if worker is None else worker.submit(_run, engine, inputs)
+                work.under_way.append(_Batch(chosen, inputs.atomic_numbers, outputs))
+            waiting.append(work)
+            if len(waiting) > 1:
+                yield waiting.popleft().answers()
+        while waiting:
+            yield waiting.popleft().answers()
+    finally:
+        if worker is not None:
+            worker.shutdown(cancel_futures=True)
+
+
+def _as_engine_error(error: EngineError | MemoryError) -> EngineError:
+    text = str(error)
+    if isinstance(error, EngineError) and "bad_alloc" not in text and "allocate memory" not in text:
+        return error
+    return EngineError(f"It needs more memory than there is: {text or 'out of memory'}.")

@@ -1,0 +1,229 @@
+"""Pairs of neighbours of many structures, which are those of each alone, to the bit and in the same order.
+
+Pairs of small molecules come from one pass over all of them, and so do those of small cells where loops are compiled;
+a large structure is searched by itself, as `find_pairs` does.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from painn_deploy.export.errors import StructureError
+from painn_deploy.runtime.batches.frames import Faults, Frames
+from painn_deploy.runtime.limits import too_many_neighbours
+from painn_deploy.runtime.matrix import NeighbourMatrix
+from painn_deploy.runtime.neighbours import FEW, Pairs, all_pairs, find_pairs
+from painn_deploy.runtime.pairs import compiled
+from painn_deploy.runtime.pairs.images import MOST_TRIED, FoundPairs, image_pairs, image_reach
+from painn_deploy.runtime.structures import ONE_SPOT, periodic_cell
+
+__all__ = ["PairLists"]
+
+
+@dataclass(frozen=True)
+class PairLists:
+    """Pairs of structures side by side.
+
+    Attributes:
+        first: the one atom of each pair, counted from its structure's first.
+        second: the other.
+        vectors: from the one to the other, Å, float64.
+        offsets: first pair of each structure, and the number of pairs at the end.
+        slots: that each structure's busiest atom needs, at least 1.
+    """
+
+    first: Int64[np.ndarray, " pairs"]
+    second: Int64[np.ndarray, " pairs"]
+    vectors: Float64[np.ndarray, "pairs 3"]
+    offsets: Int64[np.ndarray, " bounds"]
+    slots: Int64[np.ndarray, " frames"]
+
+    @classmethod
+    def of(cls, frames: Frames, cutoff: float, faults: Faults) -> "PairLists":
+        """Find the pairs of structures.
+
+        Args:
+            frames: structures.
+            cutoff: Å.
+            faults: those that have one are left out; written: why others have no answer.
+        """
+        sound = np.ones(len(frames), bool)
+        sound[list(faults)] = False
+        repeats = frames.pbc.any(1)
+        molecules = sound & ~repeats & (frames.counts <= FEW)
+        parts = [(np.flatnonzero(molecules), _of_molecules(frames, np.flatnonzero(molecules), cutoff, faults))]
+        one_by_one = sound & ~molecules
+        if compiled.loops() is not None and (sound & repeats).any():
+            chosen, found = _of_small_cells(frames, np.flatnonzero(sound & repeats), cutoff, faults)
+            parts.append((chosen, found))
+            one_by_one[chosen] = False
+        parts += [_of_one(frames, index, cutoff, faults) for index in np.flatnonzero(one_by_one).tolist()]
+        return cls._joined(frames, [part for part in parts if len(part[0])])
+
+    @classmethod
+    def _joined(cls, frames: Frames, parts: list[tuple[np.ndarray, FoundPairs]]) -> "PairLists":
+        """Pairs of parts, each of structures of rising index, in the order of structures."""
+        sizes, slots = np.zeros(len(frames), np.int64), np.ones(len(frames), np.int64)
+        for chosen, found in parts:
+            sizes[chosen] = np.diff(found.ends, prepend=0)
+            stops = np.cumsum(frames.counts[chosen])
+            busiest = np.maximum.reduceat(found.counts, stops - frames.counts[chosen])
+            slots[chosen] = np.maximum(busiest, 1)
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        if len(parts) == 1:
+            found = parts[0][1]
+            return cls(found.first, found.second, found.vectors, offsets, slots)
+        total = int(offsets[-1])
+        first, second, vectors = np.empty(total, np.int64), np.empty(total, np.int64), np.empty((total, 3))
+        for chosen, found in parts:
+            places = ranges(offsets[:-1][chosen], sizes[chosen])
+            first[places], second[places], vectors[places] = found.first, found.second, found.vectors
+        return cls(first, second, vectors, offsets, slots)
+
+    def packed(
+        self, frames: Frames, chosen: Int64[np.ndarray, " chosen"], dtype: np.dtype, slot_step: int
+    ) -> NeighbourMatrix:
+        """Some of the structures in one padded neighbour matrix, in their order.
+
+        Args:
+            frames: all of them.
+            chosen: indices of those.
+            dtype: of displacements and mask.
+            slot_step: that the number of columns is a multiple of.
+        """
+        counts, sizes = frames.counts[chosen], np.diff(self.offsets)[chosen]
+        pairs = ranges(self.offsets[:-1][chosen], sizes)
+        rows = np.repeat(np.cumsum(counts) - counts, sizes)
+        numbers = frames.numbers[ranges(frames.offsets[:-1][chosen], counts)].astype(np.int32)
+        joined = Pairs(self.first[pairs] + rows, self.second[pairs] + rows, None)
+        slots = slot_step * -(-int(self.slots[chosen].max()) // slot_step)
+        matrix = NeighbourMatrix(numbers, joined, slot_step, dtype, slots=slots)
+        matrix.write(self.vectors[pairs])
+        return matrix
+
+
+def ranges(
+    starts: Int64[np.ndarray, " parts"], counts: Int64[np.ndarray, " parts"]
+) -> slice | Int64[np.ndarray, " all"]:
+    """Places of parts of an array, one after another; a slice where they are one stretch.
+
+    Args:
+        starts: first place of each part.
+        counts: how many each has.
+    """
+    stops = np.cumsum(counts)
+    if len(starts) and (starts[1:] == starts[:-1] + counts[:-1]).all():
+        return slice(int(starts[0]), int(starts[0] + stops[-1]))
+    return np.repeat(starts - stops + counts, counts) + np.arange(stops[-1] if len(stops) else 0)
+
+
+def _of_molecules(frames: Frames, chosen: Int64[np.ndarray, " chosen"], cutoff: float, faults: Faults) -> FoundPairs:
+    starts, counts = frames.offsets[:-1][chosen], frames.counts[chosen]
+    loops = compiled.loops()
+    if loops is None:
+        found = _of_molecules_in_arrays(frames.positions, starts, counts, cutoff)
+    else:
+        room, own = int((counts * (counts - 1) // 2).sum()), np.zeros(len(frames.positions), np.int64)
+        first, second, vectors = np.empty(room, np.int64), np.empty(room, np.int64), np.empty((room, 3))
+        ends, nearest = np.empty(len(chosen), np.int64), np.empty(len(chosen))
+        written = first, second, vectors, ends, own, nearest
+        loops.molecule_pairs(frames.positions, starts, starts + counts, cutoff, *written)
+        last = int(ends[-1]) if len(ends) else 0
+        own = own[ranges(starts, counts)]
+        found = FoundPairs(first[:last], second[:last], None, vectors[:last], ends, own, nearest)
+    _refuse_one_spot(frames, chosen, found, cutoff, faults)
+    return found
+
+
+def _of_molecules_in_arrays(
+    positions: Float64[np.ndarray, "atoms 3"],
+    starts: Int64[np.ndarray, " molecules"],
+    counts: Int64[np.ndarray, " molecules"],
+    cutoff: float,
+) -> FoundPairs:
+    """Pairs of molecules in one pass for each number of atoms."""
+    nearest, sizes = np.full(len(starts), np.inf), np.zeros(len(starts), np.int64)
+    parts: list[tuple[np.ndarray, ...]] = []
+    for atoms in np.unique(counts).tolist():
+        alike, pairs = np.flatnonzero(counts == atoms), all_pairs(atoms)
+        if atoms < 2:
+            continue
+        places = positions[starts[alike][:, None] + np.arange(atoms)]
+        vectors = places[:, pairs.second] - places[:, pairs.first]
+        squares = vectors * vectors
+        distances = np.sqrt((squares[..., 0] + squares[..., 1]) + squares[..., 2])
+        nearest[alike] = distances.min(1)
+        within = distances < cutoff
+        sizes[alike] = within.sum(1)
+        molecule, pair = np.nonzero(within)
+        parts.append((alike[molecule], pairs.first[pair], pairs.second[pair], vectors[within]))
+    if not parts:
+        nothing = np.empty(0, np.int64)
+        parts.append((nothing, nothing, nothing, np.empty((0, 3))))
+    owners, first, second, vectors = (np.concatenate(one) for one in zip(*parts, strict=True))
+    if len(parts) > 1:
+        order = np.argsort(owners, kind="stable")
+        owners, first, second, vectors = owners[order], first[order], second[order], vectors[order]
+    rows = (np.cumsum(counts) - counts)[owners]
+    own = np.bincount(np.concatenate([first + rows, second + rows]), minlength=int(counts.sum()))
+    return FoundPairs(first, second, None, vectors, np.cumsum(sizes), own, nearest)
+
+
+def _of_small_cells(
+    frames: Frames, repeating: Int64[np.ndarray, " repeating"], cutoff: float, faults: Faults
+) -> tuple[Int64[np.ndarray, " chosen"], FoundPairs]:
+    """Pairs of those cells whose images are few enough to look at all of them."""
+    cells = frames.cells[repeating]
+    for place in np.flatnonzero(~frames.pbc[repeating].all(1)).tolist():
+        cells[place] = periodic_cell(frames.atoms(int(repeating[place])))
+    counts = frames.counts[repeating]
+    starts = np.cumsum(counts) - counts
+    positions = frames.positions[ranges(frames.offsets[:-1][repeating], counts)]
+    reach, tried = image_reach(positions, starts, cells, frames.pbc[repeating], cutoff)
+    small = np.flatnonzero(tried <= MOST_TRIED)
+    found = image_pairs(positions, starts[small], (starts + counts)[small], cells[small], reach[small], cutoff)
+    found = found._replace(counts=found.counts[ranges(starts[small], counts[small])])
+    chosen = repeating[small]
+    _refuse_one_spot(frames, chosen, found, cutoff, faults)
+    return chosen, found
+
+
+def _of_one(frames: Frames, index: int, cutoff: float, faults: Faults) -> tuple[np.ndarray, FoundPairs]:
+    atoms = frames.atoms(index)
+    try:
+        found = find_pairs(atoms, cutoff)
+    except StructureError as error:
+        faults[index] = error
+        return np.empty(0, np.int64), _NONE
+    except MemoryError as error:
+        faults[index] = too_many_neighbours(len(atoms), error)
+        return np.empty(0, np.int64), _NONE
+    pairs, nearest = found.pairs, found.distances.min(initial=np.inf)
+    ends = np.array([len(pairs.first)])
+    counts = pairs.counts(len(atoms))
+    made = FoundPairs(pairs.first, pairs.second, pairs.shifts, found.vectors, ends, counts, np.array([nearest]))
+    return np.array([index]), made
+
+
+_NONE = FoundPairs(
+    np.empty(0, np.int64),
+    np.empty(0, np.int64),
+    None,
+    np.empty((0, 3)),
+    np.empty(0, np.int64),
+    np.empty(0, np.int64),
+    np.empty(0),
+)
+
+
+def _refuse_one_spot(
+    frames: Frames, chosen: Int64[np.ndarray, " chosen"], found: FoundPairs, cutoff: float, faults: Faults
+) -> None:
+    """Note structures that have two atoms on one spot, in the words of a search of each."""
+    for place in np.flatnonzero(found.nearest < ONE_SPOT).tolist():
+        index = int(chosen[place])
+        try:
+            find_pairs(frames.atoms(index), cutoff)
+        except StructureError as error:
+            faults[index] = error

@@ -1,0 +1,1 @@
+"""Loops over pairs: in array code, and compiled where numba is installed."""
