@@ -238,7 +238,7 @@ class Evaluator(Closing):
         """
         frames, slots = Frames.given(numbers, positions, offsets, cells, pbc), batch_slots or self.batch_slots
         parts, first = [], 0
-        for answers in evaluated(self, windows_of(frames, slots, self.periodicity.look), slots):
+        for answers in evaluated(self, windows_of(frames, slots, self.periodicity.look), slots, lambda made: made):
             if strict and answers.faults:
                 index, fault = min(answers.faults.items())
                 raise _named(first + index, fault, len(frames))
@@ -263,8 +263,8 @@ class Evaluator(Closing):
             EngineError: the engine refuses each one of several structures, so that they are not to blame.
         """
         slots = self.batch_slots if batch_slots is None else batch_slots
-        for answers in evaluated(self, windows_of_atoms(structures, slots, look), slots):
-            yield from answers.dicts()
+        for answers in evaluated(self, windows_of_atoms(structures, slots, look), slots, Answers.dicts):
+            yield from answers
 
     def calculate_batch(self, structures: Iterable[Atoms]) -> list[dict[str, Any]]:
         """Evaluate structures together, molecules and crystals mixed; calculators attached to them are not touched.

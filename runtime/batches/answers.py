@@ -1,6 +1,5 @@
 """What an engine answered for structures side by side, in arrays; and as a dict for each."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -47,29 +46,30 @@ class Answers:
     def __len__(self) -> int:
         return len(self.energy)
 
-    def dicts(self) -> Iterator[dict[str, Any] | Exception]:
+    def dicts(self) -> list[dict[str, Any] | Exception]:
         """ASE's results of each structure, in arrays of its own, or why there are none."""
         energies, forces, stress, stresses = self.energies, self.forces, self.stress, self.stresses
-        bounds, energy, faults = self.offsets.tolist(), self.energy.tolist(), self.faults
-        solid = (~np.isnan(stress[:, 0])).tolist() if len(stress) else []
+        bounds, faults = self.offsets.tolist(), self.faults
+        more = bool(self.uncertainties) or bool((stress[:, 0] == stress[:, 0]).any())
+        made: list[dict[str, Any] | Exception] = []
         start = 0
-        for index, stop in enumerate(bounds[1:]):
+        for index, (stop, energy) in enumerate(zip(bounds[1:], self.energy.tolist(), strict=True)):
             if faults and index in faults:
-                yield faults[index]
+                made.append(faults[index])
             else:
-                value = energy[index]
                 results = {
-                    "energy": value,
-                    "free_energy": value,
+                    "energy": energy,
+                    "free_energy": energy,
                     "energies": energies[start:stop].copy(),
                     "forces": forces[start:stop].copy(),
                 }
-                if solid[index]:
-                    results |= {"stresses": stresses[start:stop].copy(), "stress": stress[index].copy()}
-                if self.uncertainties:
+                if more:
+                    if stress[index, 0] == stress[index, 0]:  # NaN alone is not itself
+                        results |= {"stresses": stresses[start:stop].copy(), "stress": stress[index].copy()}
                     results |= one_of(self.uncertainties, index, slice(start, stop))
-                yield results
+                made.append(results)
             start = stop
+        return made
 
     @staticmethod
     def joined(parts: "list[Answers]") -> "Answers":

@@ -5,11 +5,13 @@ hands its batches to the engine, one after another, and the caller makes results
 structures are divided depends on their order and the size of a batch alone, so that the same input gives the same bits.
 """
 
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from ase import Atoms
@@ -39,6 +41,12 @@ WINDOW_STRUCTURES = 512
 WINDOW_ATOMS = 16_384
 """Atoms of a window, so that large structures take no more memory than small ones; four batches where these are
 larger, as on a GPU."""
+
+
+TURN = 2e-4
+"""Seconds."""
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -119,15 +127,16 @@ def windows_of(frames: Frames, batch_slots: int, look: Callable[[Atoms], None] |
         batch_slots: atoms x slots of a batch.
         look: see `Window`.
     """
-    first, bounds = 0, frames.offsets
-    quarter = batch_slots // 4
-    while first < len(frames):
+    bounds, quarter, first, last = frames.offsets, batch_slots // 4, 0, 0
+    while True:
         begun = bounds[first]
         many = int(np.searchsorted(bounds, begun + max(WINDOW_ATOMS, quarter)))
         enough = max(first + WINDOW_STRUCTURES, int(np.searchsorted(bounds, begun + quarter)))
-        last = max(first + 1, min(many, enough, len(frames)))
+        last = min(max(first + 1, min(many, enough)), len(frames))
         part = frames.part(first, last)
         yield Window(part, {}, last == len(frames), None if look is None else _looking(part, look))
+        if last == len(frames):
+            return
         first = last
 
 
@@ -177,15 +186,6 @@ def _looking(frames: Frames, look: Callable[[Atoms], None]) -> Callable[[int], N
     return lambda index: look(frames.atoms(index))
 
 
-@dataclass
-class _Batch:
-    """One batch under way."""
-
-    chosen: Int64[np.ndarray, " chosen"]
-    numbers: Int32[np.ndarray, " atoms"]
-    outputs: "Future[GraphOutputs]"
-
-
 class _Work:
     """A window that was made ready."""
 
@@ -210,26 +210,47 @@ class _Work:
                     window.look(index)
             chosen = np.flatnonzero(sound)
             divisions = divided(counts[chosen], slots[chosen], batch_slots, engine.most_atoms)
-            self.batches = [chosen[one] for one in divisions]
-        self.under_way: list[_Batch] = []
+            batches = [chosen[one] for one in divisions]
+        self._inputs = [(batch, self._packed(batch)) for batch in batches]
+        self._outputs: Future[list[GraphOutputs | Exception]] = Future()
 
-    def packed(self, chosen: Int64[np.ndarray, " chosen"]) -> GraphInputs:
+    def _packed(self, chosen: Int64[np.ndarray, " chosen"]) -> GraphInputs:
         """Structures in one matrix."""
         engine = self._engine
         with engine.timings.phase("packing"):
             return self._pairs.packed(self._frames, chosen, engine.dtype, engine.slot_step).inputs
 
+    def run(self, worker: ThreadPoolExecutor | None) -> None:
+        """Hand its batches to the engine: at once, or where a worker comes to it.
+
+        Args:
+            worker: None for this thread.
+        """
+        if worker is None:
+            self._outputs.set_result(self._run())
+        else:
+            self._outputs = worker.submit(self._run)
+
+    def _run(self) -> list[GraphOutputs | Exception]:
+        outputs: list[GraphOutputs | Exception] = []
+        for _, inputs in self._inputs:
+            try:
+                outputs.append(_run(self._engine, inputs))
+            except Exception as error:  # it is raised where results are made of it
+                outputs.append(error)
+        return outputs
+
     def answers(self) -> Answers:
         """Of all its structures, once the engine has answered."""
         engine, frames = self._engine, self._frames
         gathering = Gathering(frames, self._references, engine.uncertainty, self.faults)
-        for batch in self.under_way:
-            try:
-                self._take(gathering, batch.chosen, batch.numbers, batch.outputs.result())
-            except OwnershipError:  # no structure's fault
-                raise
-            except (EngineError, MemoryError) as error:
-                self._one_by_one(gathering, batch.chosen, error)
+        for (chosen, inputs), outputs in zip(self._inputs, self._outputs.result(), strict=True):
+            if isinstance(outputs, EngineError | MemoryError) and not isinstance(outputs, OwnershipError):
+                self._one_by_one(gathering, chosen, outputs)
+            elif isinstance(outputs, Exception):  # no structure's fault
+                raise outputs
+            else:
+                self._take(gathering, chosen, inputs.atomic_numbers, outputs)
         with engine.timings.phase("results"):
             answers = gathering.answers()
         if engine.doubts.limit is not None:
@@ -237,7 +258,7 @@ class _Work:
             for index in np.flatnonzero(ratios > engine.doubts.limit).tolist():
                 told = {RATIO: float(ratios[index]), VERDICT: answers.uncertainties[VERDICT][index]}
                 engine.doubts.look(told, str(Symbols(frames.numbers[frames.rows(index)])))
-        engine.timings.calculations += sum(len(batch.chosen) for batch in self.under_way)
+        engine.timings.calculations += sum(len(chosen) for chosen, _ in self._inputs)
         return answers
 
     def _take(
@@ -261,7 +282,7 @@ class _Work:
         for index in chosen.tolist():
             alone = np.array([index])
             try:
-                inputs = self.packed(alone)
+                inputs = self._packed(alone)
                 self._take(gathering, alone, inputs.atomic_numbers, _run(self._engine, inputs))
             except OwnershipError:
                 raise
@@ -277,23 +298,41 @@ def _run(engine: Engine, inputs: GraphInputs) -> GraphOutputs:
         return engine.run(inputs)
 
 
-def _at_once(engine: Engine, inputs: GraphInputs) -> "Future[GraphOutputs]":
-    """Outputs, or the error, of a run in this thread."""
-    done: Future[GraphOutputs] = Future()
-    try:
-        done.set_result(_run(engine, inputs))
-    except Exception as error:  # it is raised where the result is asked for
-        done.set_exception(error)
-    return done
+class _ShortTurns:
+    """While anybody is inside, threads take turns at the interpreter every `TURN` and not every 5 ms.
+
+    The thread that runs the engine needs the interpreter between two batches, for microseconds. Structures are made
+    ready and results made in Python, and it would wait as long for its turn as the engine works on a batch.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = sys.getswitchinterval()
+                sys.setswitchinterval(min(TURN, self._before))
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                sys.setswitchinterval(self._before)
 
 
-def evaluated(engine: Engine, windows: Iterable[Window], batch_slots: int) -> Iterator[Answers]:
+_short_turns = _ShortTurns()
+
+
+def evaluated(engine: Engine, windows: Iterable[Window], batch_slots: int, make: Callable[[Answers], T]) -> Iterator[T]:
     """Answers for one window after another; while the engine works on one, the next is made ready.
 
     Args:
         engine: that answers.
         windows: of structures.
         batch_slots: atoms x slots of a batch.
+        make: what is made of the answers, in their place.
 
     Raises:
         EngineError: the engine refuses each one of several structures of a batch, so that they are not to blame.
@@ -302,21 +341,24 @@ def evaluated(engine: Engine, windows: Iterable[Window], batch_slots: int) -> It
     waiting: deque[_Work] = deque()
     try:
         for window in windows:
-            work = _Work(engine, window, batch_slots)
-            if worker is None and not (window.last and len(work.batches) < 2):  # one batch has nothing beside it
-                worker = ThreadPoolExecutor(1, "painn-deploy-engine")
-            for chosen in work.batches:
-                inputs = work.packed(chosen)
-                outputs = _at_once(engine, inputs) if worker is None else worker.submit(_run, engine, inputs)
-                work.under_way.append(_Batch(chosen, inputs.atomic_numbers, outputs))
+            with _short_turns:
+                work = _Work(engine, window, batch_slots)
+                if worker is None and not window.last:  # the last one has nothing beside it
+                    worker = ThreadPoolExecutor(1, "painn-deploy-engine")
+                work.run(worker)
             waiting.append(work)
             if len(waiting) > 1:
-                yield waiting.popleft().answers()
+                yield _made(waiting.popleft(), make)
         while waiting:
-            yield waiting.popleft().answers()
+            yield _made(waiting.popleft(), make)
     finally:
         if worker is not None:
             worker.shutdown(cancel_futures=True)
+
+
+def _made(work: _Work, make: Callable[[Answers], T]) -> T:
+    with _short_turns:
+        return make(work.answers())
 
 
 def _as_engine_error(error: EngineError | MemoryError) -> EngineError:

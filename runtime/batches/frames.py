@@ -6,6 +6,7 @@ What is sound is seen in passes over the arrays of all. Only what is not plainly
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class Frames:
     def __len__(self) -> int:
         return len(self.cells)
 
-    @property
+    @cached_property
     def counts(self) -> Int64[np.ndarray, " frames"]:
         """Atoms of each."""
         return np.diff(self.offsets)

@@ -92,7 +92,7 @@ class PairLists:
             dtype: of displacements and mask.
             slot_step: that the number of columns is a multiple of.
         """
-        counts, sizes = frames.counts[chosen], np.diff(self.offsets)[chosen]
+        counts, sizes = frames.counts[chosen], (self.offsets[1:] - self.offsets[:-1])[chosen]
         pairs = ranges(self.offsets[:-1][chosen], sizes)
         rows = np.repeat(np.cumsum(counts) - counts, sizes)
         numbers = frames.numbers[ranges(frames.offsets[:-1][chosen], counts)].astype(np.int32)
