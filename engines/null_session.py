@@ -11,17 +11,21 @@ __all__ = ["NullSession"]
 
 
 class NullSession(Closing):
-    """In place of an engine: `PaiNNCalculator(...).with_session(NullSession())`.
+    """In place of an engine: `calculator.with_session(NullSession(calculator.manifest.outputs))`.
 
     Its results are zeros, and its `info` says that nothing computed them.
 
     Args:
-        outputs: that it gives, see `painn_deploy.export.fields.outputs_of`.
+        outputs: that it gives: `manifest.outputs` of the bundle in whose place it is.
+
+    Attributes:
+        seen: batches that came are kept there, where it is a list.
     """
+
+    seen: list[GraphInputs] | None = None
 
     def __init__(self, outputs: Sequence[Field] = OUTPUTS) -> None:
         self.outputs = tuple(outputs)
-        self.calls = 0
 
     @property
     def info(self) -> EngineInfo:
@@ -30,7 +34,8 @@ class NullSession(Closing):
 
     def run(self, inputs: GraphInputs) -> GraphOutputs:
         """See `Session.run`: zeros."""
-        self.calls += 1
+        if self.seen is not None:
+            self.seen.append(inputs)
         atoms = len(inputs.atomic_numbers)
         return GraphOutputs.of(self.outputs, (np.zeros(f.sized(atoms=atoms), f.dtype) for f in self.outputs))
 

@@ -72,16 +72,20 @@ class Bundle(Contender):
 
 
 @contextmanager
-def exported(checkpoint: str, structures: Sequence[Atoms], engines: Sequence[str]) -> Iterator[dict[str, Path]]:
+def exported(
+    checkpoint: str, structures: Sequence[Atoms], engines: Sequence[str], *, uncertainty: bool = True
+) -> Iterator[dict[str, Path]]:
     """Bundles of a checkpoint in FP32 for this CPU, by engine, in a folder that is gone afterwards.
 
     Args:
         checkpoint: a file, or a student that ships.
         structures: to measure their errors on.
         engines: backends by name.
+        uncertainty: whether results have what the checkpoint says of it.
     """
     with TemporaryDirectory() as folder:
-        paths = export_engines(checkpoint, folder, engines=engines, structures=structures, device="cpu")
+        options: dict[str, Any] = {"structures": structures, "device": "cpu", "uncertainty": uncertainty}
+        paths = export_engines(checkpoint, folder, engines=engines, **options)
         yield dict(zip(engines, paths, strict=True))
 
 
