@@ -34,6 +34,7 @@ class NeighbourMatrix:
     Attributes:
         forward: flat slot of each pair seen from its first atom.
         backward: flat slot of each pair seen from its second atom.
+        filled: slots of each atom that hold a pair.
         inputs: of the graph contract. Displacements and mask are zero until they are written; every write is into the
             same arrays. The others, which say where a pair sits, are never written again.
     """
@@ -52,7 +53,7 @@ class NeighbourMatrix:
         shape = (atoms, slots)
         neighbours = np.empty(shape, np.int32)
         reverse = np.empty(shape, np.int32)  # of its own, and no view, so that it can be closed for writing
-        self.forward, self.backward = _laid_out(pairs, neighbours, reverse)
+        self.forward, self.backward, self.filled = _laid_out(pairs, neighbours, reverse)
         self.inputs = GraphInputs(
             atomic_numbers=numbers,
             displacements=np.zeros((*shape, 3), dtype),
@@ -89,7 +90,7 @@ class NeighbourMatrix:
 
 def _laid_out(
     pairs: Pairs, neighbours: Int32[np.ndarray, "atoms slots"], reverse: Int32[np.ndarray, "atoms slots"]
-) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]]:
+) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"], Int64[np.ndarray, " atoms"]]:
     """Write who sits in which slot, an atom's slots in the order of pairs, first those that it is the first atom of.
 
     Args:
@@ -98,14 +99,14 @@ def _laid_out(
         reverse: written.
 
     Returns:
-        Flat slots of each pair seen from its first atom, and from its second.
+        Flat slots of each pair seen from its first atom, and from its second; and how many each atom has.
     """
     (atoms, slots), count = neighbours.shape, len(pairs.first)
     neighbour_of, reverse_of = neighbours.reshape(-1), reverse.reshape(-1)  # views
     if (loops := compiled.loops()) is not None:
         forward, backward, taken = np.empty(count, np.int64), np.empty(count, np.int64), np.empty((2, atoms), np.int64)
         loops.lay_out(pairs.first, pairs.second, slots, forward, backward, neighbour_of, reverse_of, taken)
-        return forward, backward
+        return forward, backward, taken[1]
     ends = np.concatenate([pairs.first, pairs.second])
     # numbers of 16 bits are sorted by their digits, in a tenth of the time
     order = np.argsort(ends.astype(np.uint16) if atoms <= 2**16 else ends, kind="stable")
@@ -118,7 +119,7 @@ def _laid_out(
     reverse_of[:] = np.arange(atoms * slots)
     neighbour_of[forward], neighbour_of[backward] = pairs.second, pairs.first
     reverse_of[forward], reverse_of[backward] = backward, forward
-    return forward, backward
+    return forward, backward, np.diff(np.append(starts, len(ends)))
 
 
 @dataclass(frozen=True)

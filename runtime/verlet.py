@@ -153,10 +153,9 @@ class StandingPairs:
             self.write(cutoff)
             return self.found.nearest()
         table = _NO_TABLE if self._table is None else self._table.vectors(cell.reshape(-1, 3, 3))
+        standing = inputs.neighbours, self.matrix.filled, self._images
         written = inputs.displacements, inputs.mask
-        return Nearest(
-            *loops.renew(positions, inputs.neighbours, inputs.reverse, self._images, table, cutoff, *written)
-        )
+        return Nearest(*loops.renew(positions, *standing, table, loops.square_of(cutoff), *written))
 
     def write(self, cutoff: float) -> GraphInputs:
         """Inputs of the graph contract, with displacements as they were formed last."""

@@ -218,7 +218,7 @@ class _Work:
         """Structures in one matrix."""
         engine = self._engine
         with engine.timings.phase("packing"):
-            return self._pairs.packed(self._frames, chosen, engine.dtype, engine.slot_step).inputs
+            return self._pairs.packed(self._frames, chosen, engine.dtype, engine.slot_step)
 
     def run(self, worker: ThreadPoolExecutor | None) -> None:
         """Hand its batches to the engine: at once, or where a worker comes to it.

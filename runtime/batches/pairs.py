@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from painn_deploy.export.errors import StructureError
+from painn_deploy.export.fields import GraphInputs
 from painn_deploy.runtime.batches.frames import Faults, Frames
 from painn_deploy.runtime.limits import too_many_neighbours
 from painn_deploy.runtime.matrix import NeighbourMatrix
@@ -83,7 +84,7 @@ class PairLists:
 
     def packed(
         self, frames: Frames, chosen: Int64[np.ndarray, " chosen"], dtype: np.dtype, slot_step: int
-    ) -> NeighbourMatrix:
+    ) -> GraphInputs:
         """Some of the structures in one padded neighbour matrix, in their order.
 
         Args:
@@ -92,15 +93,22 @@ class PairLists:
             dtype: of displacements and mask.
             slot_step: that the number of columns is a multiple of.
         """
-        counts, sizes = frames.counts[chosen], (self.offsets[1:] - self.offsets[:-1])[chosen]
-        pairs = ranges(self.offsets[:-1][chosen], sizes)
-        rows = np.repeat(np.cumsum(counts) - counts, sizes)
+        counts = frames.counts[chosen]
         numbers = frames.numbers[ranges(frames.offsets[:-1][chosen], counts)].astype(np.int32)
-        joined = Pairs(self.first[pairs] + rows, self.second[pairs] + rows, None)
         slots = slot_step * -(-int(self.slots[chosen].max()) // slot_step)
-        matrix = NeighbourMatrix(numbers, joined, slot_step, dtype, slots=slots)
-        matrix.write(self.vectors[pairs])
-        return matrix
+        if (loops := compiled.loops()) is not None:
+            rows = len(numbers)
+            neighbours, reverse = np.empty((rows, slots), np.int32), np.empty((rows, slots), np.int32)
+            displacements, mask = np.empty((rows, slots, 3), dtype), np.empty((rows, slots), dtype)
+            flat = neighbours.reshape(-1), reverse.reshape(-1), displacements.reshape(-1, 3), mask.reshape(-1)
+            taken = np.empty((2, int(counts.max())), np.int64)
+            pairs = self.offsets, self.first, self.second, self.vectors
+            loops.pack(chosen, frames.offsets, *pairs, slots, *flat, taken)
+            return GraphInputs(numbers, displacements, neighbours, reverse, mask)
+        sizes = (self.offsets[1:] - self.offsets[:-1])[chosen]
+        places, before = ranges(self.offsets[:-1][chosen], sizes), np.repeat(np.cumsum(counts) - counts, sizes)
+        joined = Pairs(self.first[places] + before, self.second[places] + before, None)
+        return NeighbourMatrix(numbers, joined, slot_step, dtype, slots=slots).write(self.vectors[places])
 
 
 def ranges(

@@ -16,7 +16,22 @@ from numba.core import config as settings
 from painn_deploy.engines.kept import cache_folder, made
 from painn_deploy.export.errors import OutputError
 
-__all__ = ["image_pairs", "lay_out", "load", "molecule_pairs", "renew", "settle", "write_slots"]
+__all__ = ["image_pairs", "lay_out", "load", "molecule_pairs", "pack", "renew", "settle", "square_of", "write_slots"]
+
+
+def square_of(cutoff: float) -> float:
+    """The least number whose root, rounded, is no less than a cutoff: so a distance is compared without its root.
+
+    Args:
+        cutoff: Å.
+    """
+    square = cutoff * cutoff
+    while math.sqrt(square) >= cutoff:
+        square = math.nextafter(square, 0.0)
+    while math.sqrt(square) < cutoff:
+        square = math.nextafter(square, math.inf)
+    return square
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -58,13 +73,14 @@ def load() -> None:
     neighbours, reverse = np.zeros((2, 1), np.int32), np.zeros((2, 1), np.int32)
     flat = neighbours.reshape(-1), reverse.reshape(-1)
     lay_out(first, second, 1, first.copy(), second.copy(), *flat, np.zeros((2, 2), np.int64))
-    closed = reverse.copy()
-    closed.flags.writeable = False
     for kind in (np.float32, np.float64):
         displacements, mask = np.zeros((2, 1, 3), kind), np.zeros((2, 1), kind)
-        write_slots(vectors[:1], first, second, displacements.reshape(-1, 3), mask.reshape(-1))
+        written = displacements.reshape(-1, 3), mask.reshape(-1)
+        write_slots(vectors[:1], first, second, *written)
+        taken = np.zeros((2, 2), np.int64)
+        pack(starts, np.array([0, 2]), np.array([0, 1]), first, second, vectors, 1, *flat, *written, taken)
         for images in (np.zeros((2, 0), np.int32), np.zeros((2, 1), np.int32)):
-            renew(two, neighbours, closed, images, vectors, 2.0, displacements, mask)
+            renew(two, neighbours, starts.repeat(2), images, vectors, 2.0, displacements, mask)
 
 
 @_compiled
@@ -214,7 +230,53 @@ def write_slots(vectors, forward, backward, displacements, mask):
 
 @_compiled
 @no_type_check
-def renew(positions, neighbours, reverse, images, table, cutoff, displacements, mask):
+def pack(chosen, offsets, pair_offsets, first, second, vectors, slots, neighbours, reverse, displacements, mask, taken):
+    """The same two for some of several structures, side by side in one matrix, all of whose pairs are edges.
+
+    Args:
+        chosen: [chosen]: indices of structures.
+        offsets: [structures + 1]: first atom of each.
+        pair_offsets: [structures + 1]: first pair of each.
+        first: [pairs]: the one atom, counted from its structure's first.
+        second: the other.
+        vectors: [pairs, 3], Å; rounded here.
+        slots: columns.
+        neighbours: written, [rows * slots].
+        reverse: written, [rows * slots].
+        displacements: written, [rows * slots, 3].
+        mask: written, [rows * slots].
+        taken: written, [2, atoms of the largest].
+    """
+    row = 0
+    for structure in chosen:
+        atoms = offsets[structure + 1] - offsets[structure]
+        begin, end = pair_offsets[structure], pair_offsets[structure + 1]
+        taken[:, :atoms] = 0
+        for pair in range(begin, end):
+            taken[1, first[pair]] += 1
+        for pair in range(begin, end):
+            one, other = first[pair], second[pair]
+            ahead = (row + one) * slots + taken[0, one]
+            taken[0, one] += 1
+            behind = (row + other) * slots + taken[1, other]
+            taken[1, other] += 1
+            neighbours[ahead], neighbours[behind] = row + other, row + one
+            reverse[ahead], reverse[behind] = behind, ahead
+            for axis in range(3):
+                displacements[ahead, axis] = vectors[pair, axis]
+                displacements[behind, axis] = -vectors[pair, axis]
+            mask[ahead] = mask[behind] = 1
+        for atom in range(atoms):
+            for slot in range((row + atom) * slots + taken[1, atom], (row + atom + 1) * slots):
+                neighbours[slot], reverse[slot], mask[slot] = row + atom, slot, 0
+                for axis in range(3):
+                    displacements[slot, axis] = 0
+        row += atoms
+
+
+@_compiled
+@no_type_check
+def renew(positions, neighbours, filled, images, table, farthest, displacements, mask):
     """Displacements and mask of pairs that stand, at positions of now.
 
     Both ends are formed on their own, from one subtraction each whose roundings are each other's negative.
@@ -222,10 +284,10 @@ def renew(positions, neighbours, reverse, images, table, cutoff, displacements, 
     Args:
         positions: [atoms, 3], Å.
         neighbours: [atoms, slots].
-        reverse: [atoms, slots]; a slot that is its own reverse is padding.
+        filled: [atoms]: slots of each atom that hold a pair; the rest is padding, and stays as it is.
         images: [atoms, slots]: row of `table` of each slot; without columns where nothing repeats.
         table: [images, 3]: displacements of images, Å.
-        cutoff: Å.
+        farthest: see `square_of`, Å².
         displacements: written, [atoms, slots, 3].
         mask: written, [atoms, slots].
 
@@ -233,25 +295,23 @@ def renew(positions, neighbours, reverse, images, table, cutoff, displacements, 
         The shortest distance, Å, and the two atoms.
     """
     least, closest, nearby = np.inf, -1, -1
-    repeats, slots = images.shape[1] > 0, neighbours.shape[1]
+    repeats = images.shape[1] > 0
     for atom in range(len(neighbours)):
         here_x, here_y, here_z = positions[atom, 0], positions[atom, 1], positions[atom, 2]
-        for slot in range(slots):
-            if reverse[atom, slot] == atom * slots + slot:
-                continue
+        for slot in range(filled[atom]):
             other = neighbours[atom, slot]
             x, y, z = positions[other, 0] - here_x, positions[other, 1] - here_y, positions[other, 2] - here_z
             if repeats:
                 image = images[atom, slot]
                 x, y, z = x + table[image, 0], y + table[image, 1], z + table[image, 2]
-            distance = math.sqrt((x * x + y * y) + z * z)
-            if distance < least:
-                least, closest, nearby = distance, atom, other
+            square = (x * x + y * y) + z * z
+            if square < least:
+                least, closest, nearby = square, atom, other
             displacements[atom, slot, 0] = x
             displacements[atom, slot, 1] = y
             displacements[atom, slot, 2] = z
-            mask[atom, slot] = 1 if distance < cutoff else 0
-    return least, closest, nearby
+            mask[atom, slot] = 1 if square < farthest else 0
+    return math.sqrt(least), closest, nearby
 
 
 @_compiled

@@ -71,7 +71,7 @@ def test_two_thousand_random_molecules_and_cells_are_as_one_by_one() -> None:
         assert lists.slots[index] == graph.slots
     for dtype, step in ((np.float32, 1), (np.float64, 8)):
         for chosen in (np.arange(40), rng.permutation(2000)[:60]):
-            packed = lists.packed(frames, chosen, np.dtype(dtype), step).inputs
+            packed = lists.packed(frames, chosen, np.dtype(dtype), step)
             wanted = join([graphs[index] for index in chosen], dtype, step)
             for one, other in zip(packed, wanted, strict=True):
                 assert one.dtype == other.dtype
@@ -112,6 +112,6 @@ def test_faults_are_named_and_leave_the_rest_alone() -> None:
     assert "Atoms 1 (O) and 2 (O) are on one spot" in str(faults[2])
     assert "are on one spot" in str(faults[1])
     chosen = np.array([0, *range(3, len(structures))])
-    packed = lists.packed(frames, chosen, np.dtype(np.float32), 1).inputs
+    packed = lists.packed(frames, chosen, np.dtype(np.float32), 1)
     for one, other in zip(packed, graph_inputs([structures[i] for i in chosen], CUTOFF), strict=True):
         assert np.array_equal(one, other)
