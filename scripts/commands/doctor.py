@@ -11,6 +11,7 @@ from painn_deploy.engines.gpu.driver import driver, gpu_name
 from painn_deploy.engines.onnxruntime.library import conflict
 from painn_deploy.export.errors import EngineUnavailableError
 from painn_deploy.export.versions import installed
+from painn_deploy.runtime.pairs import compiled
 
 __all__ = ["engines_table", "packages_table"]
 
@@ -26,6 +27,7 @@ TOOLS = {
     "safetensors": ("export", "checkpoints"),
     "jinja2": ("export", "the report of validate"),
     "matplotlib": ("plot", "pictures"),
+    "numba": ("fast", "compiled loops over pairs"),
     "rdkit": ("train", "molecules to train on"),
     "tblite": ("train", "labels of GFN2-xTB"),
     "pyarrow": ("screen", "screen: .parquet"),
@@ -44,7 +46,7 @@ IMPORTED_AS = {"torch-sim-atomistic": "torch_sim"}
 def engines_table() -> tuple[Table, int]:
     """Every backend with its version and devices, or the reason why it cannot run; and how many can."""
     here = driver()
-    made = Table(title="Engines", caption=_gpus())
+    made = Table(title="Engines", caption=f"{_gpus()}\n{escape(f'loops over pairs: {compiled.status()}')}")
     for heading in ("engine", "version", "devices", "state"):
         made.add_column(heading)
     usable = 0
