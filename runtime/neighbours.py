@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float64, Int64, Integer
 
 from painn_deploy.export.errors import StructureError
 from painn_deploy.export.moved import moved_names
-from painn_deploy.runtime.structures import periodic_cell, refuse_one_spot
+from painn_deploy.runtime.structures import ONE_SPOT, periodic_cell, refuse_one_spot
 
-__all__ = ["Displacements", "Pairs", "find_pairs", "slots_for"]
+__all__ = ["Displacements", "Pairs", "find_pairs", "one_spot_errors", "slots_for"]
 
 NARROW = 20
 """Cutoffs; a molecule that is no longer needs no narrowing."""
@@ -100,8 +100,8 @@ class Displacements:
     """From the first atom of each pair to the second, in arrays that are written again at every step.
 
     The runtime forms displacements, and compares distances with the cutoff, here alone: in float64, for a search, a
-    Verlet list and many of them. A GPU that follows a structure does the same in a kernel
-    (`painn_deploy.engines.gpu.device_positions`), which a test compares with this.
+    Verlet list and many of them. A GPU that follows a structure, or forms the pairs of molecules, does the same in a
+    kernel (`painn_deploy.engines.gpu.device_positions`, `device_molecules`), which a test compares with this.
 
     Args:
         pairs: of neighbours.
@@ -179,6 +179,39 @@ def find_pairs(atoms: Atoms, cutoff: float) -> Displacements:
     refuse_one_spot(atoms.numbers, found.pairs.first, found.pairs.second, found.distances)
     within = found.within(cutoff)
     return found if within.all() else found.only(within)
+
+
+def one_spot_errors(
+    numbers: Integer[np.ndarray, " atoms"],
+    positions: Float64[np.ndarray, "atoms 3"],
+    starts: Int64[np.ndarray, " molecules"],
+    nearest: Float64[np.ndarray, " atoms"],
+) -> dict[int, StructureError]:
+    """Of molecules side by side, those that have two atoms on one spot, and the error that `find_pairs` has for each.
+
+    A device that forms pairs gives `nearest`; only what it shows to be wrong is looked at again here.
+
+    Args:
+        numbers: atomic numbers.
+        positions: Å.
+        starts: first row of each molecule.
+        nearest: distance of each atom to the nearest other one of its molecule, Å.
+
+    Returns:
+        Errors by the index of the molecule, in their order.
+    """
+    wrong = np.unique(np.searchsorted(starts, np.flatnonzero(nearest < ONE_SPOT), side="right") - 1)
+    errors = {}
+    bounds = [*starts.tolist(), len(numbers)]
+    for index in wrong.tolist():
+        rows = slice(*bounds[index : index + 2])
+        found = Displacements(_all_pairs(rows.stop - rows.start))
+        found.form(positions[rows], np.zeros((3, 3)))
+        try:
+            refuse_one_spot(numbers[rows], found.pairs.first, found.pairs.second, found.distances)
+        except StructureError as error:
+            errors[index] = error
+    return errors
 
 
 @functools.cache
