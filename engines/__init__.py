@@ -8,10 +8,11 @@ from types import MappingProxyType
 
 import painn_deploy.engines.inductor.openmp  # noqa: F401 - it must know of a fork that comes before any engine is opened
 from painn_deploy.engines.backend import Backend
+from painn_deploy.engines.null_session import NullSession
 from painn_deploy.engines.session import EngineInfo, Session
 from painn_deploy.export.errors import EngineUnavailableError
 
-__all__ = ["BACKENDS", "Backend", "EngineInfo", "Session", "get_backend"]
+__all__ = ["BACKENDS", "Backend", "EngineInfo", "NullSession", "Session", "get_backend"]
 
 BACKENDS = MappingProxyType(
     {

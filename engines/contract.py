@@ -7,7 +7,7 @@ from painn_deploy.export.errors import ShapeError
 from painn_deploy.export.fields import INPUTS, GraphInputs
 from painn_deploy.export.manifest_values import PRECISIONS
 
-__all__ = ["check_indices", "check_inputs", "padded"]
+__all__ = ["check_indices", "check_inputs", "check_molecules", "padded"]
 
 _DTYPES = {precision: tuple(np.dtype(field.dtype_in(precision)) for field in INPUTS) for precision in PRECISIONS}
 
@@ -62,6 +62,40 @@ def check_indices(
         if array.view(np.uint32).max() >= bound:  # what is negative is large without its sign
             wrong = array[(array < 0) | (array >= bound)].flat[0]
             raise ShapeError(f"The input {name} holds {wrong}, and its values lie between 0 and {bound - 1}.")
+
+
+def check_molecules(
+    numbers: np.ndarray, positions: np.ndarray, starts: np.ndarray, most_number: int | None = None
+) -> None:
+    """Refuse molecules side by side whose arrays do not fit together, or that a GPU would follow to other memory.
+
+    Args:
+        numbers: Z, int32 [atoms].
+        positions: Å, float64 [atoms, 3].
+        starts: first row of each molecule, int64 [molecules].
+        most_number: the largest atomic number that the engine has a row for; None where that is not known.
+
+    Raises:
+        ShapeError: naming the array, what it is and what it must be.
+    """
+    atoms = len(numbers) if numbers.ndim == 1 else -1
+    wanted = {"numbers": (numbers, np.int32, (atoms,)), "positions": (positions, np.float64, (atoms, 3))}
+    wanted["starts"] = starts, np.int64, (len(starts),) if starts.ndim == 1 else (-1,)
+    for name, (array, dtype, shape) in wanted.items():
+        if array.dtype != dtype or array.shape != shape:
+            raise ShapeError(
+                f"The array {name} of molecules is {array.dtype} {array.shape}; they are int32 (atoms,), float64 "
+                "(atoms, 3) and int64 (molecules,)."
+            )
+    if atoms < 1 or not len(starts) or starts[0] != 0 or starts[-1] >= atoms or (np.diff(starts) < 1).any():
+        raise ShapeError(
+            f"The {len(starts)} molecules of {atoms} atoms must start at row 0, each at a later row than the one "
+            "before, so that none is without atoms."
+        )
+    bound = np.inf if most_number is None else most_number
+    if numbers.min() < 0 or numbers.max() > bound:
+        wrong = numbers[(numbers < 0) | (numbers > bound)][0]
+        raise ShapeError(f"The array numbers holds {wrong}, and its values lie between 0 and {bound}.")
 
 
 def padded(inputs: GraphInputs, atoms: int, slots: int) -> GraphInputs:

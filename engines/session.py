@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float64, Int32, UInt8
+from jaxtyping import Float64, Int32, Int64, UInt8
 
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 
@@ -16,6 +16,8 @@ __all__ = [
     "DeviceTime",
     "EngineInfo",
     "FollowingSession",
+    "MoleculesOutputs",
+    "MoleculesSession",
     "OverlappingSession",
     "ResidentGraph",
     "Session",
@@ -121,6 +123,49 @@ class FollowingSession(Session, Protocol):
         Raises:
             EngineError: nothing is followed, or the engine failed.
             ShapeError: positions of another number of atoms.
+        """
+
+
+class MoleculesOutputs(NamedTuple):
+    """What a session gives for molecules whose pairs its device formed.
+
+    Attributes:
+        outputs: of the graph, rows in the order given.
+        nearest: distance of each atom to the nearest other one of its molecule, Å; infinite for an atom alone. The
+            device sees every pair and the host none, so that who refuses two atoms on one spot looks here.
+    """
+
+    outputs: GraphOutputs
+    nearest: Float64[np.ndarray, " atoms"]
+
+
+@runtime_checkable
+class MoleculesSession(Session, Protocol):
+    """A session whose device forms every pair of small molecules, so that a batch of them uploads atoms alone."""
+
+    def run_molecules(
+        self,
+        numbers: Int32[np.ndarray, " atoms"],
+        positions: Float64[np.ndarray, "atoms 3"],
+        starts: Int64[np.ndarray, " molecules"],
+        cutoff: float,
+    ) -> MoleculesOutputs:
+        """Energies, forces and virials of molecules side by side, none of which repeats in any direction.
+
+        Every atom has a slot for each other one of its molecule, whatever the cutoff: the matrix is as wide as the
+        largest molecule is long, less one. What lies beyond the cutoff is masked. So a molecule that is much longer
+        than the cutoff is better searched for neighbours and given to `run`.
+
+        Args:
+            numbers: Z.
+            positions: Å.
+            starts: first row of each molecule, rising from 0; each ends where the next one starts.
+            cutoff: Å.
+
+        Raises:
+            ShapeError: the arrays do not fit together, or the matrix lies outside every profile.
+            EngineUnavailableError: what compiles the kernel that forms the pairs is not here.
+            EngineError: the engine failed, or the session is closed.
         """
 
 

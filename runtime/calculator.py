@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,7 +106,7 @@ class PaiNNCalculator(Closing, Calculator):
         self._own_names = {"_own_names", *vars(self)} - before  # a subclass's are copied with it
 
     def with_session(self, session: Session) -> "PaiNNCalculator":
-        """Run on another session, such as `painn_deploy.engines.null_session.NullSession`; the calculator itself.
+        """Run on another session, such as `painn_deploy.engines.NullSession`; the calculator itself.
 
         Args:
             session: of the graph contract; whoever made the one of before closes it.
@@ -343,14 +343,10 @@ class PaiNNCalculator(Closing, Calculator):
         """
         return stream(self.evaluator, structures, look=self.evaluator.periodicity.look)
 
-    def evaluate(self, *arrays: Any, **options: Any) -> Answers:
-        """Structures side by side in arrays, and arrays of results; see `Evaluator.evaluate`.
-
-        Args:
-            arrays: numbers, positions, offsets, cells and pbc.
-            options: strict, batch_slots.
-        """
-        return self.evaluator.evaluate(*arrays, **options)
+    @property
+    def evaluate(self) -> Callable[..., Answers]:
+        """Structures side by side in arrays, and arrays of results: `Evaluator.evaluate`."""
+        return self.evaluator.evaluate
 
     def run_graph(self, inputs: GraphInputs) -> GraphOutputs:
         """The bare engine: the graph contract's inputs to its outputs, without atomic references."""

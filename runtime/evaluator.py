@@ -9,20 +9,21 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.symbols import Symbols
-from jaxtyping import Float64, Integer
+from jaxtyping import Float64, Int32, Int64, Integer
 
 from painn_deploy.engines import EngineInfo, Session, get_backend
-from painn_deploy.engines.session import Closing
+from painn_deploy.engines.session import Closing, MoleculesOutputs, MoleculesSession
 from painn_deploy.engines.timings import Timings
 from painn_deploy.export.bundle import Bundle, read_bundle, the_same
 from painn_deploy.export.described import NOT_OPEN, described
-from painn_deploy.export.errors import ShapeError, StructureError
+from painn_deploy.export.errors import EngineError, ShapeError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs, real_type
 from painn_deploy.export.manifest import Manifest
 from painn_deploy.export.progress import Tell, silent
 from painn_deploy.runtime.batches.answers import Answers
-from painn_deploy.runtime.batches.evaluation import evaluated, windows_of, windows_of_atoms
+from painn_deploy.runtime.batches.evaluation import evaluated
 from painn_deploy.runtime.batches.frames import Frames
+from painn_deploy.runtime.batches.windows import windows_of, windows_of_atoms
 from painn_deploy.runtime.limits import SizeLimits
 from painn_deploy.runtime.periodicity import Watch
 from painn_deploy.runtime.results import checked_results
@@ -165,6 +166,33 @@ class Evaluator(Closing):
         """
         with self.turn:
             return self.session.run(inputs)
+
+    @property
+    def forms_molecules(self) -> bool:
+        """Whether the engine's device forms pairs of small molecules itself."""
+        return isinstance(self.session, MoleculesSession)
+
+    def run_molecules(
+        self,
+        numbers: Int32[np.ndarray, " atoms"],
+        positions: Float64[np.ndarray, "atoms 3"],
+        starts: Int64[np.ndarray, " molecules"],
+    ) -> MoleculesOutputs:
+        """The bare engine on molecules whose pairs its device forms.
+
+        Args:
+            numbers: Z.
+            positions: Å.
+            starts: first row of each molecule.
+
+        Raises:
+            ShapeError: as `run`.
+            EngineError: as `run`; or its device forms no pairs.
+        """
+        with self.turn:
+            if not isinstance(self.session, MoleculesSession):
+                raise EngineError("This engine's device forms no pairs of molecules; give it a matrix.")
+            return self.session.run_molecules(numbers, positions, starts, self.manifest.cutoff)
 
     def digested(self, numbers: Integer[np.ndarray, " atoms"], outputs: GraphOutputs) -> GraphOutputs:
         """Outputs with what uncertainties are made of in place of what the graph gives for it.

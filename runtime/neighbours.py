@@ -96,8 +96,8 @@ class Displacements:
     """From the first atom of each pair to the second, in arrays that are written again at every step.
 
     The runtime forms displacements, and compares distances with the cutoff, here alone: in float64, for a search, a
-    Verlet list and many of them. A GPU that follows a structure does the same in a kernel
-    (`painn_deploy.engines.gpu.device_positions`), which a test compares with this.
+    Verlet list and many of them. A GPU that follows a structure, or forms the pairs of molecules, does the same in a
+    kernel (`painn_deploy.engines.gpu.device_positions`, `device_molecules`), which a test compares with this.
 
     Args:
         pairs: of neighbours.

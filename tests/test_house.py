@@ -286,7 +286,7 @@ def test_nothing_here_uses_an_old_import_path() -> None:
 def test_public_names() -> None:
     assert {room: sorted(import_module(f"painn_deploy.{room}").__all__) for room in ROOMS} == {
         "export": ["load_student"],
-        "engines": ["BACKENDS", "Backend", "EngineInfo", "Session", "get_backend"],
+        "engines": ["BACKENDS", "Backend", "EngineInfo", "NullSession", "Session", "get_backend"],
         "runtime": ["PaiNNCalculator"],
         "calibration": ["Accuracy", "Limits", "Tolerances", "compare"],
         "scripts": ["export_engines"],

@@ -9,7 +9,7 @@ from painn_deploy.engines.gpu.cuda import call
 from painn_deploy.engines.session import Closing
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
 
-__all__ = ["KERNEL", "KERNEL_NAME", "DisplacementKernel", "compile_kernel"]
+__all__ = ["KERNEL", "KERNEL_NAME", "DeviceKernel", "DisplacementKernel", "compile_kernel"]
 
 KERNEL_NAME = "displacements_and_mask"
 KERNEL = r"""
@@ -49,15 +49,19 @@ def _nvrtc() -> Any:
 
 
 @cache
-def compile_kernel(capability: str) -> bytes:
-    """Machine code of the kernel for a compute capability, such as `86`; needs no GPU.
+def compile_kernel(capability: str, source: str = KERNEL) -> bytes:
+    """Machine code of a kernel, without fused multiply-add; needs no GPU.
+
+    Args:
+        capability: compute capability, such as `86`.
+        source: in CUDA C++.
 
     Raises:
         EngineUnavailableError: NVRTC is not installed.
         EngineError: it does not compile; with the compiler's log.
     """
     nvrtc = _nvrtc()
-    program = call(nvrtc.nvrtcCreateProgram, KERNEL.encode(), b"displacements.cu", 0, [], [])
+    program = call(nvrtc.nvrtcCreateProgram, source.encode(), b"kernel.cu", 0, [], [])
     options = [f"--gpu-architecture=sm_{capability}".encode(), b"--fmad=false"]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     if int(status) != 0:
@@ -73,20 +77,56 @@ def compile_kernel(capability: str) -> bytes:
     return code
 
 
-class DisplacementKernel(Closing):
-    """The kernel on one GPU.
+class DeviceKernel(Closing):
+    """A kernel on one GPU, a thread for each slot of a matrix or entry of a table.
+
+    Args:
+        capability: of the GPU, whose context is the current one.
+        source: in CUDA C++.
+        name: of the kernel in it.
+
+    Raises:
+        EngineUnavailableError: NVRTC is not installed.
+        EngineError: it does not compile, or the GPU refuses it.
+    """
+
+    def __init__(self, capability: str, source: str, name: str) -> None:
+        from cuda.bindings import driver
+
+        self._driver = driver
+        self._library = call(driver.cuLibraryLoadData, compile_kernel(capability, source), [], [], 0, [], [], 0)
+        kernel = call(driver.cuLibraryGetKernel, self._library, name.encode())
+        self._function = call(driver.cuKernelGetFunction, kernel)
+
+    def send(self, stream: int, threads: int, values: Sequence[Any], types: Sequence[Any]) -> None:
+        """Send the kernel to a stream.
+
+        Args:
+            stream: its handle.
+            threads: how many there are at least; those of the last block may be more.
+            values: of the kernel's arguments.
+            types: of the same, of ctypes.
+        """
+        grid = (-(-threads // THREADS), 1, 1)
+        block = (THREADS, 1, 1)
+        call(self._driver.cuLaunchKernel, self._function, *grid, *block, 0, stream, (tuple(values), tuple(types)), 0)
+
+    def close(self) -> None:
+        """Unload it; may be called twice."""
+        if self._library is not None:
+            library, self._library, self._function = self._library, None, None
+            call(self._driver.cuLibraryUnload, library)
+
+
+class DisplacementKernel(DeviceKernel):
+    """The kernel that forms displacements and mask of a structure whose neighbours stand, on one GPU.
 
     Args:
         capability: of the GPU, whose context is the current one.
     """
 
     def __init__(self, capability: str) -> None:
-        from cuda.bindings import driver
-
-        self._driver = driver
-        self._library = call(driver.cuLibraryLoadData, compile_kernel(capability), [], [], 0, [], [], 0)
-        kernel = call(driver.cuLibraryGetKernel, self._library, KERNEL_NAME.encode())
-        self._function = call(driver.cuKernelGetFunction, kernel)
+        super().__init__(capability, KERNEL, KERNEL_NAME)
 
     def launch(self, stream: int, atoms: int, slots: int, cutoff: float, addresses: Sequence[int]) -> None:
         """Send the kernel to a stream.
@@ -101,12 +141,4 @@ class DisplacementKernel(Closing):
         *inputs, displacements, mask = addresses
         values = (*inputs, cutoff, atoms, slots, displacements, mask)
         types = (*[ctypes.c_void_p] * 4, ctypes.c_double, ctypes.c_int, ctypes.c_int, *[ctypes.c_void_p] * 2)
-        grid = (-(-atoms * slots // THREADS), 1, 1)
-        block = (THREADS, 1, 1)
-        call(self._driver.cuLaunchKernel, self._function, *grid, *block, 0, stream, (values, types), 0)
-
-    def close(self) -> None:
-        """Unload it; may be called twice."""
-        if self._library is not None:
-            library, self._library, self._function = self._library, None, None
-            call(self._driver.cuLibraryUnload, library)
+        self.send(stream, atoms * slots, values, types)

@@ -27,7 +27,8 @@ class Executor(Protocol):
     """An engine on one lane: it is bound to memory, launched on the lane's stream, and recorded.
 
     Attributes:
-        fields: inputs that the engine reads beside those of the contract.
+        fields: inputs that the engine reads beside those of the contract: none, or `PAIR_INPUTS`, which a lane's kernel
+            can write in place of `fill`.
         outputs: of the graph, see `painn_deploy.export.fields.outputs_of`.
         least: atoms that a matrix has at least.
         most_slots: slots that it has at most; None for any number.

@@ -10,16 +10,17 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int32, Int64
 
 from painn_deploy.engines.contract import padded
 from painn_deploy.engines.gpu.arena import Arena, Block, columns
 from painn_deploy.engines.gpu.cuda import call, compute_capability, nvtx_range
+from painn_deploy.engines.gpu.device_molecules import NEAREST, PairsKernel, fill_molecules, molecule_columns, widest
 from painn_deploy.engines.gpu.device_positions import DisplacementKernel
 from painn_deploy.engines.gpu.executor import Executor, Recorded
-from painn_deploy.engines.session import DeviceTime, ResidentGraph
+from painn_deploy.engines.session import DeviceTime, MoleculesOutputs, ResidentGraph
 from painn_deploy.export.errors import EngineError, ShapeError
-from painn_deploy.export.fields import INPUTS, GraphInputs, GraphOutputs
+from painn_deploy.export.fields import INPUTS, Field, GraphInputs, GraphOutputs
 
 __all__ = ["MOST_GRAPHS", "MOST_REFUSED", "SLOT_STEP", "Lane"]
 
@@ -63,6 +64,7 @@ class Lane:
         self._recorded: OrderedDict[tuple[Any, ...], tuple[int, Recorded]] = OrderedDict()
         self._seen: set[tuple[Any, ...]] = set()
         self._kernel: DisplacementKernel | None = None
+        self._pairs_kernel: PairsKernel | None = None
         self._pending: tuple[int, Block] | None = None
         try:
             self._executor: Executor | None = make(int(self._stream), self._arena)
@@ -173,6 +175,60 @@ class Lane:
             key = ("positions", rows, slots, resident.cutoff)
             self._launch(key, (rows, slots), {**block.addresses, **outputs.addresses}, send)
         self._pending = atoms, outputs
+
+    def submit_molecules(
+        self,
+        numbers: Int32[np.ndarray, " atoms"],
+        positions: Float64[np.ndarray, "atoms 3"],
+        starts: Int64[np.ndarray, " molecules"],
+        cutoff: float,
+    ) -> None:
+        """Send one evaluation of molecules side by side, whose pairs the device forms, to the stream.
+
+        Args:
+            numbers: Z.
+            positions: Å.
+            starts: first row of each molecule.
+            cutoff: Å.
+
+        Raises:
+            ShapeError: the engine does not serve this size.
+            EngineUnavailableError: what compiles the kernel that forms the pairs is not here.
+            EngineError: it could not be launched.
+        """
+        self._settle()
+        executor, atoms = self.executor, len(numbers)
+        size = rows, slots = max(atoms, executor.least), self._rounded(widest(starts, atoms))
+        executor.check(*size)
+        self.resident = None
+        if self._pairs_kernel is None:
+            self._pairs_kernel = PairsKernel(compute_capability(self._index))
+        kernel, block, outputs = self._pairs_kernel, self._inputs(*size), self._outputs(rows, NEAREST)
+        molecules = self._arena.block("molecules", molecule_columns(rows))
+        with nvtx_range("pack"):
+            fill_molecules(molecules.arrays, numbers, positions, starts, slots)
+        entries = block.arrays["pairs"].size if "pairs" in block.arrays else 0
+        addresses = {**block.addresses, **molecules.addresses, **outputs.addresses}  # numbers stay where they come up
+
+        def send() -> None:
+            self._upload(molecules.host, molecules.device, molecules.size)
+            kernel.launch(int(self._stream), size, cutoff, addresses, entries)
+            executor.execute()
+            self._download(outputs)
+
+        with nvtx_range("launch"):
+            self._launch(("molecules", rows, slots, cutoff), size, addresses, send)
+        self._pending = atoms, outputs
+
+    def collect_molecules(self) -> MoleculesOutputs:
+        """As `collect`, of what `submit_molecules` sent.
+
+        Raises:
+            EngineError: nothing was submitted, or the device failed.
+        """
+        pending, outputs = self._pending, self.collect()
+        nearest = pending[1].arrays[NEAREST.name] if pending is not None else np.empty(0)
+        return MoleculesOutputs(outputs, nearest[: len(outputs.forces)].copy())
 
     def collect(self) -> GraphOutputs:
         """Wait for what was submitted, and copy it out of memory that the next one overwrites.
@@ -305,8 +361,8 @@ class Lane:
         fixed = (("shifts", (atoms, slots, 3), "float64"), ("stored", (atoms, slots), "uint8"))
         return self._arena.block("resident", (*fixed, ("positions", (atoms, 3), "float64")))
 
-    def _outputs(self, atoms: int) -> Block:
-        return self._arena.block("outputs", columns(self.executor.outputs, atoms=atoms))
+    def _outputs(self, atoms: int, *more: Field) -> Block:
+        return self._arena.block("outputs", columns((*self.executor.outputs, *more), atoms=atoms))
 
     def _write(self, inputs: GraphInputs, block: Block) -> None:
         """Copy inputs into pinned memory, and what the engine reads beside them."""
@@ -329,11 +385,10 @@ class Lane:
         (status,) = self._cuda.cudaStreamSynchronize(self._stream)
         for key in list(self._recorded):
             self._forget(key)
-        if self._kernel is not None:
-            self._kernel.close()
-        if self._executor is not None:
-            self._executor.close()
-        self._executor = self._kernel = None
+        for part in (self._kernel, self._pairs_kernel, self._executor):
+            if part is not None:
+                part.close()
+        self._executor = self._kernel = self._pairs_kernel = None
         self._arena.close()
         stream, self._stream = self._stream, None
         if int(status) == 0:

@@ -6,15 +6,15 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int32, Int64
 
-from painn_deploy.engines.contract import check_indices, check_inputs
+from painn_deploy.engines.contract import check_indices, check_inputs, check_molecules
 from painn_deploy.engines.gpu.arena import Arena
 from painn_deploy.engines.gpu.cuda import on_device, runtime
 from painn_deploy.engines.gpu.executor import Executor
 from painn_deploy.engines.gpu.lane import Lane
 from painn_deploy.engines.owner import SoleUse
-from painn_deploy.engines.session import Closing, DeviceTime, EngineInfo, ResidentGraph
+from painn_deploy.engines.session import Closing, DeviceTime, EngineInfo, MoleculesOutputs, ResidentGraph
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 
@@ -150,6 +150,19 @@ class GpuSession(Closing):
         with self._on_lane(0) as lane:
             lane.submit_positions(positions)
             return lane.collect()
+
+    def run_molecules(
+        self,
+        numbers: Int32[np.ndarray, " atoms"],
+        positions: Float64[np.ndarray, "atoms 3"],
+        starts: Int64[np.ndarray, " molecules"],
+        cutoff: float,
+    ) -> MoleculesOutputs:
+        """See `MoleculesSession.run_molecules`."""
+        check_molecules(numbers, positions, starts, self._most_number)
+        with self._on_lane(0) as lane:
+            lane.submit_molecules(numbers, positions, starts, cutoff)
+            return lane.collect_molecules()
 
     def device_time(self, inputs: GraphInputs, calls: int = 100) -> DeviceTime:
         """Milliseconds of one evaluation on the device, by CUDA events around many of them sent at once.

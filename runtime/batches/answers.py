@@ -166,7 +166,8 @@ class Gathering:
 
     def _refuse(self, wrong: Int64[np.ndarray, " wrong"]) -> None:
         for index in wrong.tolist():
-            self._faults[index] = not_finite(str(Symbols(self._frames.numbers[self._frames.rows(index)])))
+            name = str(Symbols(self._frames.numbers[self._frames.rows(index)]))
+            self._faults.setdefault(index, not_finite(name))  # one that is known by now is why
 
     def answers(self) -> Answers:
         """What was answered, once every batch was taken."""

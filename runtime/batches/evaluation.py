@@ -1,50 +1,43 @@
 """Windows of structures through an engine, which works on one while the next is made ready.
 
 A window is checked, searched, grouped into batches of like sizes and packed in the caller's thread; another thread
-hands its batches to the engine, one after another, and the caller makes results of those that came back. How
-structures are divided depends on their order and the size of a batch alone, so that the same input gives the same bits.
+hands its batches to the engine, one after another, and the caller makes results of those that came back.
 """
 
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from ase import Atoms
 from ase.symbols import Symbols
 from jaxtyping import Float64, Int32, Int64
 
+from painn_deploy.engines.session import MoleculesOutputs
 from painn_deploy.engines.timings import Timings
 from painn_deploy.export.errors import EngineError, OwnershipError, ShapeError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest
 from painn_deploy.runtime.batches.answers import Answers, Gathering
-from painn_deploy.runtime.batches.frames import Arrays, Faults, Frames, arrays_of, copied
-from painn_deploy.runtime.batches.pairs import PairLists
+from painn_deploy.runtime.batches.pairs import PairLists, ranges, refuse_one_spot
+from painn_deploy.runtime.batches.windows import Window
 from painn_deploy.runtime.grouping import divided
 from painn_deploy.runtime.limits import SizeLimits
-from painn_deploy.runtime.periodicity import IPI_MARK
 from painn_deploy.runtime.species import AtomicReferences
 from painn_deploy.runtime.uncertainty.scale import RATIO, VERDICT
 from painn_deploy.runtime.uncertainty.source import Uncertainty
 from painn_deploy.runtime.uncertainty.watch import Doubts
 
-__all__ = ["Engine", "Window", "evaluated", "window_is_full", "windows_of", "windows_of_atoms"]
+__all__ = ["Engine", "evaluated"]
 
-WINDOW_STRUCTURES = 512
-"""Structures that are sorted and packed together, unless they are smaller than a quarter of a batch."""
-
-WINDOW_ATOMS = 16_384
-"""Atoms of a window, so that large structures take no more memory than small ones; four batches where these are
-larger, as on a GPU."""
-
+ON_DEVICE = 24
+"""Atoms of a molecule whose pairs a device forms. There an atom has a slot for each other one, and of a larger molecule
+many are beyond the cutoff. Not measured on a GPU yet."""
 
 TURN = 2e-4
-"""Seconds."""
+"""Seconds between two threads' turns, see `_ShortTurns`."""
 
 T = TypeVar("T")
 
@@ -72,11 +65,29 @@ class Engine(Protocol):
     def most_atoms(self) -> int | None:
         """Atoms that one batch may hold."""
 
+    @property
+    def forms_molecules(self) -> bool:
+        """Whether the engine's device forms pairs of small molecules itself."""
+
     def run(self, inputs: GraphInputs) -> GraphOutputs:
         """The engine; whoever else asks meanwhile waits.
 
         Args:
             inputs: of the graph contract.
+        """
+
+    def run_molecules(
+        self,
+        numbers: Int32[np.ndarray, " atoms"],
+        positions: Float64[np.ndarray, "atoms 3"],
+        starts: Int64[np.ndarray, " molecules"],
+    ) -> MoleculesOutputs:
+        """The same of molecules whose pairs the device forms.
+
+        Args:
+            numbers: Z.
+            positions: Å.
+            starts: first row of each molecule.
         """
 
     def digested(self, numbers: np.ndarray, outputs: GraphOutputs) -> GraphOutputs:
@@ -88,102 +99,12 @@ class Engine(Protocol):
         """
 
 
-def window_is_full(structures: int, atoms: int, batch_slots: int) -> bool:
-    """Whether no more structures are taken together.
+class _Molecules(NamedTuple):
+    """A batch whose pairs the engine's device forms."""
 
-    Args:
-        structures: how many there are.
-        atoms: of all of them.
-        batch_slots: atoms x slots of a batch.
-    """
-    quarter = batch_slots // 4
-    return atoms >= max(WINDOW_ATOMS, quarter) or (structures >= WINDOW_STRUCTURES and atoms >= quarter)
-
-
-@dataclass
-class Window:
-    """Structures that are made ready together.
-
-    Attributes:
-        frames: the structures.
-        faults: why some have no answer, by their places.
-        last: whether nothing comes after it.
-        look: called for each that is sound, has a cell and repeats in no direction; None for nothing.
-        watched: others that it is called for.
-    """
-
-    frames: Frames
-    faults: Faults = field(default_factory=dict)
-    last: bool = False
-    look: Callable[[int], None] | None = None
-    watched: Sequence[int] = ()
-
-
-def windows_of(frames: Frames, batch_slots: int, look: Callable[[Atoms], None] | None = None) -> Iterator[Window]:
-    """Structures by windows.
-
-    Args:
-        frames: any number of structures.
-        batch_slots: atoms x slots of a batch.
-        look: see `Window`.
-    """
-    bounds, quarter, first, last = frames.offsets, batch_slots // 4, 0, 0
-    while True:
-        begun = bounds[first]
-        many = int(np.searchsorted(bounds, begun + max(WINDOW_ATOMS, quarter)))
-        enough = max(first + WINDOW_STRUCTURES, int(np.searchsorted(bounds, begun + quarter)))
-        last = min(max(first + 1, min(many, enough)), len(frames))
-        part = frames.part(first, last)
-        yield Window(part, {}, last == len(frames), None if look is None else _looking(part, look))
-        if last == len(frames):
-            return
-        first = last
-
-
-def windows_of_atoms(
-    structures: Iterable[Any], batch_slots: int, look: Callable[[Atoms], None] | None = None
-) -> Iterator[Window]:
-    """The same of `Atoms`, which are taken from their iterator as they are needed.
-
-    Args:
-        structures: any number; an error in place of one, as a reader may give, is why it has no answer.
-        batch_slots: atoms x slots of a batch.
-        look: see `Window`.
-    """
-    items: list[Any] = []
-    arrays: list[Arrays] = []
-    atoms, faults = 0, Faults()
-    standing = isinstance(structures, list | tuple)  # what makes structures may go on with those that it gave
-    for item in structures:
-        given = arrays_of(item, len(items), faults)
-        arrays.append(given if standing else copied(given))
-        items.append(item)
-        atoms += len(arrays[-1][0])
-        if window_is_full(len(items), atoms, batch_slots):
-            yield _window(items, arrays, faults, False, look)
-            items, arrays, atoms, faults = [], [], 0, Faults()
-    if items:
-        yield _window(items, arrays, faults, True, look)
-
-
-def _window(
-    items: list[Any], arrays: list[Arrays], faults: Faults, last: bool, look: Callable[[Atoms], None] | None
-) -> Window:
-    frames = Frames.side_by_side(arrays)
-    if look is None:
-        return Window(frames, faults, last)
-    told = [i for i, one in enumerate(items) if isinstance(one, Atoms) and IPI_MARK in one.info]
-
-    def looked(index: int) -> None:
-        atoms = frames.atoms(index)
-        atoms.info = items[index].info
-        look(atoms)
-
-    return Window(frames, faults, last, looked, told)
-
-
-def _looking(frames: Frames, look: Callable[[Atoms], None]) -> Callable[[int], None]:
-    return lambda index: look(frames.atoms(index))
+    atomic_numbers: Int32[np.ndarray, " atoms"]
+    positions: Float64[np.ndarray, "atoms 3"]
+    starts: Int64[np.ndarray, " molecules"]
 
 
 class _Work:
@@ -193,8 +114,11 @@ class _Work:
         self._engine, self._frames, self.faults = engine, window.frames, window.faults
         with engine.timings.phase("neighbours"):
             self._references: Float64[np.ndarray, " atoms"] = window.frames.examine(engine.references, self.faults)
-            self._pairs = PairLists.of(window.frames, engine.manifest.cutoff, self.faults)
-            counts, slots = window.frames.counts, self._pairs.slots
+            counts, left = window.frames.counts, np.zeros(len(window.frames), bool)
+            if engine.forms_molecules:
+                left = ~window.frames.pbc.any(1) & (counts <= ON_DEVICE) & (counts > 0)
+            self._pairs = PairLists.of(window.frames, engine.manifest.cutoff, self.faults, left)
+            slots = self._pairs.slots_of_all(window.frames, left)
             for index in np.flatnonzero(~engine.limits.surely(counts, slots)).tolist():
                 try:
                     if index not in self.faults:
@@ -208,17 +132,24 @@ class _Work:
                 boxed[list(window.watched)] = True
                 for index in np.flatnonzero(boxed & sound).tolist():
                     window.look(index)
-            chosen = np.flatnonzero(sound)
-            divisions = divided(counts[chosen], slots[chosen], batch_slots, engine.most_atoms)
-            batches = [chosen[one] for one in divisions]
+            batches = []
+            for chosen in (np.flatnonzero(sound & ~left), np.flatnonzero(sound & left)):
+                divisions = divided(counts[chosen], slots[chosen], batch_slots, engine.most_atoms)
+                batches += [chosen[one] for one in divisions]
+        self._left = left
         self._inputs = [(batch, self._packed(batch)) for batch in batches]
-        self._outputs: Future[list[GraphOutputs | Exception]] = Future()
+        self._outputs: Future[list[GraphOutputs | MoleculesOutputs | Exception]] = Future()
 
-    def _packed(self, chosen: Int64[np.ndarray, " chosen"]) -> GraphInputs:
-        """Structures in one matrix."""
-        engine = self._engine
+    def _packed(self, chosen: Int64[np.ndarray, " chosen"]) -> GraphInputs | _Molecules:
+        """Structures in one matrix, or side by side for a device that makes one."""
+        engine, frames = self._engine, self._frames
         with engine.timings.phase("packing"):
-            return self._pairs.packed(self._frames, chosen, engine.dtype, engine.slot_step)
+            if not self._left[chosen[0]]:
+                return self._pairs.packed(frames, chosen, engine.dtype, engine.slot_step)
+            counts = frames.counts[chosen]
+            rows = ranges(frames.offsets[:-1][chosen], counts)
+            positions = np.ascontiguousarray(frames.positions[rows])
+            return _Molecules(frames.numbers[rows].astype(np.int32), positions, np.cumsum(counts) - counts)
 
     def run(self, worker: ThreadPoolExecutor | None) -> None:
         """Hand its batches to the engine: at once, or where a worker comes to it.
@@ -231,8 +162,8 @@ class _Work:
         else:
             self._outputs = worker.submit(self._run)
 
-    def _run(self) -> list[GraphOutputs | Exception]:
-        outputs: list[GraphOutputs | Exception] = []
+    def _run(self) -> list[GraphOutputs | MoleculesOutputs | Exception]:
+        outputs: list[GraphOutputs | MoleculesOutputs | Exception] = []
         for _, inputs in self._inputs:
             try:
                 outputs.append(_run(self._engine, inputs))
@@ -266,9 +197,14 @@ class _Work:
         gathering: Gathering,
         chosen: Int64[np.ndarray, " chosen"],
         numbers: Int32[np.ndarray, " atoms"],
-        outputs: GraphOutputs,
+        outputs: GraphOutputs | MoleculesOutputs,
     ) -> None:
         with self._engine.timings.phase("results"):
+            if isinstance(outputs, MoleculesOutputs):
+                counts = self._frames.counts[chosen]
+                nearest = np.minimum.reduceat(outputs.nearest, np.cumsum(counts) - counts)
+                refuse_one_spot(self._frames, chosen, nearest, self._engine.manifest.cutoff, self.faults)
+                outputs = outputs.outputs
             gathering.add(chosen, self._engine.digested(numbers, outputs))
 
     def _one_by_one(
@@ -293,9 +229,9 @@ class _Work:
             raise refusals[-1]
 
 
-def _run(engine: Engine, inputs: GraphInputs) -> GraphOutputs:
+def _run(engine: Engine, inputs: "GraphInputs | _Molecules") -> GraphOutputs | MoleculesOutputs:
     with engine.timings.phase("engine"):
-        return engine.run(inputs)
+        return engine.run_molecules(*inputs) if isinstance(inputs, _Molecules) else engine.run(inputs)
 
 
 class _ShortTurns:

@@ -7,7 +7,7 @@ a large structure is searched by itself, as `find_pairs` does.
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from painn_deploy.export.errors import StructureError
 from painn_deploy.export.fields import GraphInputs
@@ -19,7 +19,7 @@ from painn_deploy.runtime.pairs import compiled
 from painn_deploy.runtime.pairs.images import MOST_TRIED, FoundPairs, image_pairs, image_reach
 from painn_deploy.runtime.structures import ONE_SPOT, periodic_cell
 
-__all__ = ["PairLists"]
+__all__ = ["PairLists", "ranges", "refuse_one_spot"]
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,18 @@ class PairLists:
     slots: Int64[np.ndarray, " frames"]
 
     @classmethod
-    def of(cls, frames: Frames, cutoff: float, faults: Faults) -> "PairLists":
+    def of(
+        cls, frames: Frames, cutoff: float, faults: Faults, left: Bool[np.ndarray, " frames"] | None = None
+    ) -> "PairLists":
         """Find the pairs of structures.
 
         Args:
             frames: structures.
             cutoff: Å.
             faults: those that have one are left out; written: why others have no answer.
+            left: those that are left to a device.
         """
-        sound = np.ones(len(frames), bool)
+        sound = np.ones(len(frames), bool) if left is None else ~left
         sound[list(faults)] = False
         repeats = frames.pbc.any(1)
         molecules = sound & ~repeats & (frames.counts <= FEW)
@@ -81,6 +84,15 @@ class PairLists:
             places = ranges(offsets[:-1][chosen], sizes[chosen])
             first[places], second[places], vectors[places] = found.first, found.second, found.vectors
         return cls(first, second, vectors, offsets, slots)
+
+    def slots_of_all(self, frames: Frames, left: Bool[np.ndarray, " frames"]) -> Int64[np.ndarray, " frames"]:
+        """Slots of each structure, where some have one for every other atom.
+
+        Args:
+            frames: structures.
+            left: which.
+        """
+        return np.where(left, np.maximum(frames.counts - 1, 1), self.slots)
 
     def packed(
         self, frames: Frames, chosen: Int64[np.ndarray, " chosen"], dtype: np.dtype, slot_step: int
@@ -140,7 +152,7 @@ def _of_molecules(frames: Frames, chosen: Int64[np.ndarray, " chosen"], cutoff: 
         last = int(ends[-1]) if len(ends) else 0
         own = own[ranges(starts, counts)]
         found = FoundPairs(first[:last], second[:last], None, vectors[:last], ends, own, nearest)
-    _refuse_one_spot(frames, chosen, found, cutoff, faults)
+    refuse_one_spot(frames, chosen, found.nearest, cutoff, faults)
     return found
 
 
@@ -193,7 +205,7 @@ def _of_small_cells(
     found = image_pairs(positions, starts[small], (starts + counts)[small], cells[small], reach[small], cutoff)
     found = found._replace(counts=found.counts[ranges(starts[small], counts[small])])
     chosen = repeating[small]
-    _refuse_one_spot(frames, chosen, found, cutoff, faults)
+    refuse_one_spot(frames, chosen, found.nearest, cutoff, faults)
     return chosen, found
 
 
@@ -225,11 +237,23 @@ _NONE = FoundPairs(
 )
 
 
-def _refuse_one_spot(
-    frames: Frames, chosen: Int64[np.ndarray, " chosen"], found: FoundPairs, cutoff: float, faults: Faults
+def refuse_one_spot(
+    frames: Frames,
+    chosen: Int64[np.ndarray, " chosen"],
+    nearest: Float64[np.ndarray, " chosen"],
+    cutoff: float,
+    faults: Faults,
 ) -> None:
-    """Note structures that have two atoms on one spot, in the words of a search of each."""
-    for place in np.flatnonzero(found.nearest < ONE_SPOT).tolist():
+    """Note structures that have two atoms on one spot, in the words of a search of each.
+
+    Args:
+        frames: structures.
+        chosen: indices of some.
+        nearest: the shortest distance in each of these, Å.
+        cutoff: Å.
+        faults: written.
+    """
+    for place in np.flatnonzero(nearest < ONE_SPOT).tolist():
         index = int(chosen[place])
         try:
             find_pairs(frames.atoms(index), cutoff)

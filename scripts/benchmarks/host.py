@@ -27,7 +27,7 @@ from ase import Atoms
 from ase.build import molecule
 
 from painn_deploy.calibration.timing import mover
-from painn_deploy.engines.null_session import NullSession
+from painn_deploy.engines import NullSession
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.machine import processor

@@ -13,7 +13,7 @@ from ase.build import molecule
 
 from painn_deploy.engines import Session
 from painn_deploy.engines.gpu.cuda import call, on_device, runtime
-from painn_deploy.engines.session import CudaGraphs, FollowingSession, OverlappingSession
+from painn_deploy.engines.session import CudaGraphs, FollowingSession, MoleculesSession, OverlappingSession
 from painn_deploy.export.errors import DeviceMemoryError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.runtime import PaiNNCalculator
@@ -166,6 +166,30 @@ def positions_alone(subject: Subject) -> tuple[bool, Any]:
     return worst <= CLOSE, {"largest difference": worst}
 
 
+def molecules_alone(subject: Subject) -> tuple[bool, Any]:
+    """Molecules whose pairs the device forms give what whole evaluations give, launched and replayed."""
+    differences, nearest_are_the_same = [], True
+    for graphs in (False, True):
+        with subject.open(graphs=graphs) as calculator, subject.open() as other:
+            session = able(calculator, MoleculesSession)
+            for size in (1, 2, 5) * 4:
+                copies = [subject.atoms.copy() for _ in range(size)]
+                for copy in copies:
+                    copy.positions += subject.rng.normal(0, 0.05, copy.positions.shape)
+                want = other.run_graph(graph_inputs(copies, subject.cutoff))
+                got, nearest = session.run_molecules(
+                    np.concatenate([copy.numbers for copy in copies]).astype(np.int32),
+                    np.concatenate([copy.positions for copy in copies]),
+                    np.arange(0, size * len(subject.atoms), len(subject.atoms)),
+                    subject.cutoff,
+                )
+                differences.append(largest_difference(got, want))
+                apart = [np.where(d := copy.get_all_distances(), d, np.inf).min(axis=1) for copy in copies]
+                nearest_are_the_same &= bool(np.allclose(nearest, np.concatenate(apart), rtol=1e-12, atol=0))
+    worst = float(np.max(differences))
+    return worst <= CLOSE and nearest_are_the_same, {"largest difference": worst, "nearest": nearest_are_the_same}
+
+
 def endurance(subject: Subject) -> tuple[bool, Any]:
     """Many calls add no memory, and give what the first gave."""
     batches = subject.batches(48)
@@ -267,6 +291,7 @@ PROOFS: dict[str, Callable[[Subject], tuple[bool, Any]]] = {
     "CUDA graphs against plain launches": replays,
     "batches that overlap": lanes,
     "positions alone against whole evaluations": positions_alone,
+    "molecules' atoms alone against whole evaluations": molecules_alone,
     "many calls": endurance,
     "closed, dropped and opened again": closing,
     "threads with a session each": threads,

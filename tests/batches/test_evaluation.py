@@ -12,11 +12,11 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 
-from painn_deploy.engines.null_session import NullSession
+from painn_deploy.engines import NullSession
 from painn_deploy.export.errors import EngineError, ShapeError, SpeciesError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.batches import evaluation
+from painn_deploy.runtime.batches import evaluation, windows
 from painn_deploy.runtime.limits import SizeLimits
 from painn_deploy.runtime.periodicity import PeriodicityWarning
 from tests import students
@@ -212,7 +212,7 @@ def test_structures_are_made_ready_while_the_engine_works(
     calculator: PaiNNCalculator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is made ready takes a fixed time here, so that the test holds on a machine that does other work."""
-    ready, windows = 0.05, 8
+    ready, count = 0.05, 8
     work = evaluation._Work.__init__
 
     def unhurried(self: object, *arguments: object) -> None:
@@ -221,18 +221,17 @@ def test_structures_are_made_ready_while_the_engine_works(
 
     monkeypatch.setattr(evaluation._Work, "__init__", unhurried)
     calculator.batch_slots = 10**6
-    monkeypatch.setattr(evaluation, "WINDOW_ATOMS", 9 * 64)
-    monkeypatch.setattr(evaluation, "window_is_full", lambda structures, atoms, slots: structures == 64)
+    monkeypatch.setattr(windows, "window_is_full", lambda structures, atoms, slots: structures == 64)
     slow = Slow(0.05)
     calculator.with_session(slow)
-    structures = [molecule("CH3CH2OH")] * (64 * windows)
+    structures = [molecule("CH3CH2OH")] * (64 * count)
     calculator.calculate_batch(structures[:10])
     assert slow.threads == {threading.get_ident()}, "one window has nothing beside it"
     started = time.perf_counter()
     calculator.calculate_batch(structures)
     spent = time.perf_counter() - started
     assert len(slow.threads) == 2
-    assert spent < 0.8 * (ready + slow.seconds) * windows
+    assert spent < 0.8 * (ready + slow.seconds) * count
 
 
 def test_turns_are_short_only_while_structures_are_made_ready(calculator: PaiNNCalculator) -> None:

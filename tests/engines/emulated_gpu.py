@@ -1,16 +1,19 @@
 """A GPU of host memory, for what a session does with one: addresses, copies, captures, contexts.
 
 Nothing is faked about the data: copies copy, captured graphs replay what was captured, and the engine is the real graph
-in ONNX Runtime, run on what lies at the bound addresses. The kernel is the very source that NVRTC compiles, compiled by
-g++ instead.
+in ONNX Runtime, run on what lies at the bound addresses. Kernels are the very sources that NVRTC compiles, compiled
+by g++ instead.
 """
 
 import ctypes
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +21,7 @@ import numpy as np
 import onnx
 import torch
 
-from painn_deploy.engines.gpu.device_positions import KERNEL
+from painn_deploy.engines.gpu.device_positions import KERNEL, KERNEL_NAME, DeviceKernel
 from painn_deploy.engines.onnxruntime.backend import open_graph
 from painn_deploy.export.fields import INPUTS, Field, GraphInputs, outputs_of
 from painn_deploy.export.graph.onnx_graph import axes_of
@@ -381,42 +384,48 @@ def array_at(address: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     return np.frombuffer(memoryview(raw), dtype).reshape(shape)
 
 
-def host_kernel(folder: Path) -> Any:
-    """The kernel's source as a function of the host: a thread after the other."""
-    source = folder / "kernel.cpp"
-    source.write_text(
-        "#include <cmath>\nusing std::sqrt;\n#define __global__\n"
-        "struct Index { long long x; };\nstatic Index blockIdx, blockDim, threadIdx;\n" + KERNEL + "\n"
-        'extern "C" void run(long long threads, const double* p, const int* n, const double* s, const unsigned char* m,'
-        " double c, int a, int k, float* d, float* o) { blockDim.x = 1; threadIdx.x = 0;\n"
-        "for (blockIdx.x = 0; blockIdx.x < threads; ++blockIdx.x)\n"
-        "displacements_and_mask(p, n, s, m, c, a, k, d, o); }\n"
+@cache
+def host_kernel(source: str = KERNEL, name: str = KERNEL_NAME) -> Any:
+    """A kernel's source as a function of the host: a thread after the other, the last one first if there are minus as
+    many. `types` are those of the arguments that its source has."""
+    found = re.search(rf"__global__ void {name}\(([^)]*)\)", source)
+    assert found is not None
+    parameters = " ".join(found[1].split())
+    declared = [parameter.rsplit(maxsplit=1) for parameter in parameters.split(", ")]
+    kinds = {"double": ctypes.c_double, "int": ctypes.c_int}
+    types = tuple(ctypes.c_void_p if kind.endswith("*") else kinds[kind] for kind, _ in declared)
+    folder = Path(_folder.name)
+    (folder / f"{name}.cpp").write_text(
+        "#include <cmath>\nusing std::sqrt;\n#define __global__\n#define __device__ static\n"
+        "struct Index { long long x; };\nstatic Index blockIdx, blockDim, threadIdx;\n" + source + "\n"
+        f'extern "C" void run(long long threads, {parameters}) {{ blockDim.x = 1; threadIdx.x = 0;\n'
+        "for (long long t = 0; t < std::abs(threads); ++t) { blockIdx.x = threads < 0 ? -threads - 1 - t : t;\n"
+        f"{name}({', '.join(argument for _, argument in declared)}); }} }}\n"
     )
-    target = folder / "kernel.so"
-    compiler = shutil.which("g++") or "c++"
-    subprocess.run(
-        [compiler, "-O2", "-ffp-contract=off", "-shared", "-fPIC", str(source), "-o", str(target)], check=True
-    )
-    function = ctypes.CDLL(str(target)).run
-    function.argtypes = [
-        ctypes.c_longlong, *[ctypes.c_void_p] * 4, ctypes.c_double, ctypes.c_int, ctypes.c_int, *[ctypes.c_void_p] * 2
-    ]  # fmt: skip
+    command = [shutil.which("g++") or "c++", "-O2", "-ffp-contract=off", "-shared", "-fPIC", f"{name}.cpp", "-o"]
+    subprocess.run([*command, f"{name}.so"], check=True, cwd=folder)
+    function = ctypes.CDLL(str(folder / f"{name}.so")).run
+    function.argtypes = [ctypes.c_longlong, *types]
+    function.types = types
     return function
 
 
-def displacement_kernel(cuda: EmulatedCuda, folder: Path) -> Any:
-    """In place of `DisplacementKernel`, on the emulated GPU."""
-    run = host_kernel(folder)
+_folder = TemporaryDirectory(prefix="kernels")
 
-    class Kernel:
+
+def device_kernel(cuda: EmulatedCuda, kind: type[DeviceKernel], source: str, name: str) -> Any:
+    """In place of a `DeviceKernel`, on the emulated GPU: what it launches, and the types that it says it does."""
+    run = host_kernel(source, name)
+
+    class Kernel(kind):
         closed = 0
 
         def __init__(self, capability: str) -> None:
             assert capability == "86"
 
-        def launch(self, stream: int, atoms: int, slots: int, cutoff: float, addresses: list[int]) -> None:
-            p, n, s, m, d, o = addresses
-            cuda.do(lambda: run(atoms * slots + 7, p, n, s, m, cutoff, atoms, slots, d, o))
+        def send(self, stream: int, threads: int, values: Sequence[Any], types: Sequence[Any]) -> None:
+            assert tuple(types) == run.types
+            cuda.do(lambda: run(threads + 7, *values))
 
         def close(self) -> None:
             Kernel.closed += 1

@@ -3,7 +3,7 @@
 
 import gc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,16 @@ import onnx
 import onnxruntime
 import pytest
 from ase import Atoms
+from ase.build import molecule
 
-from painn_deploy.engines.contract import check_indices, padded
+from painn_deploy.engines.contract import check_indices, check_molecules, padded
 from painn_deploy.engines.forms import Form, Plan
+from painn_deploy.engines.gpu import device_molecules, device_positions
 from painn_deploy.engines.gpu import lane as gpu_lane
 from painn_deploy.engines.gpu import session as gpu_session
 from painn_deploy.engines.gpu.arena import Arena
-from painn_deploy.engines.gpu.device_positions import compile_kernel
+from painn_deploy.engines.gpu.device_molecules import PairsKernel
+from painn_deploy.engines.gpu.device_positions import DisplacementKernel, compile_kernel
 from painn_deploy.engines.gpu.lane import MOST_GRAPHS, MOST_REFUSED
 from painn_deploy.engines.gpu.session import GpuSession
 from painn_deploy.engines.inductor.gpu import LoadedPackage, TorchExecutor
@@ -26,11 +29,11 @@ from painn_deploy.engines.inductor.onnx_torch import OnnxModule
 from painn_deploy.engines.onnxruntime.backend import open_graph
 from painn_deploy.engines.onnxruntime.gpu import OrtExecutor, ort_in_words
 from painn_deploy.engines.profiles import Profile
-from painn_deploy.engines.session import CudaGraphs, EngineInfo
+from painn_deploy.engines.session import CudaGraphs, EngineInfo, MoleculesSession
 from painn_deploy.engines.tensorrt import session as tensorrt_session
 from painn_deploy.engines.tensorrt.session import TensorRTSession
 from painn_deploy.export import load_student
-from painn_deploy.export.errors import DeviceMemoryError, EngineError, ShapeError
+from painn_deploy.export.errors import DeviceMemoryError, EngineError, ShapeError, StructureError
 from painn_deploy.export.fields import GraphOutputs, outputs_of
 from painn_deploy.export.graph.onnx_graph import axes_of, export_onnx
 from painn_deploy.export.model.committee import Committee
@@ -54,12 +57,14 @@ def model(painn: Path) -> bytes:
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> emulated_gpu.EmulatedCuda:
+def cuda(monkeypatch: pytest.MonkeyPatch) -> emulated_gpu.EmulatedCuda:
     made = emulated_gpu.EmulatedCuda()
     for module in (gpu_session, tensorrt_session):
         monkeypatch.setattr(module, "runtime", lambda: made)
     monkeypatch.setattr(gpu_lane, "compute_capability", lambda index: "86")
-    monkeypatch.setattr(gpu_lane, "DisplacementKernel", emulated_gpu.displacement_kernel(made, tmp_path))
+    for kind, module in ((DisplacementKernel, device_positions), (PairsKernel, device_molecules)):
+        kernel = emulated_gpu.device_kernel(made, kind, module.KERNEL, module.KERNEL_NAME)
+        monkeypatch.setattr(gpu_lane, kind.__name__, kernel)
     return made
 
 
@@ -462,8 +467,8 @@ def test_positions_alone_give_what_the_whole_graph_gives(opened: Opened, model: 
             session.step(atoms.positions)
 
 
-def test_the_kernel_masks_what_is_beyond_the_cutoff(tmp_path: Path) -> None:
-    run = emulated_gpu.host_kernel(tmp_path)
+def test_the_kernel_masks_what_is_beyond_the_cutoff() -> None:
+    run = emulated_gpu.host_kernel()
     positions = np.array([[0.0, 0, 0], [4.0, 0, 0]])
     neighbours, shifts = np.array([[1, 0], [0, 1]], np.int32), np.zeros((2, 2, 3))
     stored = np.array([[1, 0], [1, 0]], np.uint8)
@@ -478,9 +483,9 @@ def test_the_kernel_masks_what_is_beyond_the_cutoff(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", students.zoo())
-def test_the_kernel_forms_what_the_host_forms_to_the_bit(tmp_path: Path, name: str) -> None:
+def test_the_kernel_forms_what_the_host_forms_to_the_bit(name: str) -> None:
     """Displacements, mask, and the last bit of every distance: with the cutoff there, host and kernel agree."""
-    run, atoms = emulated_gpu.host_kernel(tmp_path), students.zoo()[name]
+    run, atoms = emulated_gpu.host_kernel(), students.zoo()[name]
     verlet = VerletList(CUTOFF, 1.0)
     graph = verlet.resident(atoms, None)
     assert graph is not None
@@ -500,6 +505,7 @@ def test_the_kernel_forms_what_the_host_forms_to_the_bit(tmp_path: Path, name: s
         np.testing.assert_array_equal(mask, inputs.mask)
     standing = verlet._stored.standing
     found, matrix = standing.found, standing.matrix
+    found.form(atoms.positions, verlet._stored.now)
     for pair, distance in enumerate(found.distances):
         for cutoff in (distance, np.nextafter(distance, 9.0)):
             kernel(cutoff)
@@ -508,13 +514,136 @@ def test_the_kernel_forms_what_the_host_forms_to_the_bit(tmp_path: Path, name: s
 
 
 @pytest.mark.parametrize("capability", ["75", "86", "89", "90", "120"])
-def test_the_kernel_compiles_for_every_gpu(capability: str) -> None:
-    assert compile_kernel(capability).startswith(b"\x7fELF")
+def test_the_kernels_compile_for_every_gpu(capability: str) -> None:
+    for source in (device_positions.KERNEL, device_molecules.KERNEL):
+        assert compile_kernel(capability, source).startswith(b"\x7fELF")
 
 
 def test_an_unknown_gpu_is_an_error_in_words() -> None:
     with pytest.raises(EngineError, match="cannot compile for compute capability 12.*--upgrade nvidia-cuda-nvrtc"):
         compile_kernel("12")
+
+
+def of_sizes(sizes: Sequence[int], seed: int) -> list[Atoms]:
+    """Molecules whose atoms lie some 1.2 Å apart along a chain, so that those of many are longer than the cutoff."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for size in sizes:
+        steps = rng.normal([1.5, 0.0, 0.0], size=(size, 3))
+        steps *= 1.2 / np.linalg.norm(steps, axis=1, keepdims=True)
+        made.append(Atoms(rng.choice([1, 6, 7, 8], size), np.cumsum(steps, axis=0) + rng.uniform(-50, 50, 3)))
+    return made
+
+
+def side_by_side(molecules: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers, positions and starts."""
+    numbers = np.concatenate([atoms.numbers for atoms in molecules]).astype(np.int32)
+    sizes = [len(atoms) for atoms in molecules]
+    return numbers, np.concatenate([atoms.positions for atoms in molecules]), np.cumsum([0, *sizes[:-1]])
+
+
+@every_engine
+def test_molecules_whose_pairs_the_device_forms_give_what_the_whole_graph_gives(
+    opened: Opened, model: bytes, engine: str
+) -> None:
+    run, rng = open_graph(model), np.random.default_rng(0)
+    with opened(engine) as session:
+        assert isinstance(session, MoleculesSession)
+        for seed in range(20):
+            most = 6 if seed % 2 else 31  # of the small ones `inductor` computes filters once a pair
+            sizes = [1] if seed == 0 else rng.integers(1, most, 1 + seed % 4).tolist()
+            molecules = of_sizes(sizes if sum(sizes) <= 64 else sizes[:2], seed)
+            arrays = side_by_side(molecules)
+            for _ in range(1 + 3 * (seed % 5 == 0)):  # launched, recorded, replayed
+                outputs, nearest = session.run_molecules(*arrays, CUTOFF)
+                for one, other in zip(outputs, run(graph_inputs(molecules, CUTOFF)), strict=True):
+                    np.testing.assert_allclose(one, other, rtol=0, atol=3e-6 * max(1.0, np.abs(other).max()))
+            for atoms, start in zip(molecules, arrays[2], strict=True):
+                apart = atoms.get_all_distances() + np.diag(np.full(len(atoms), np.inf))
+                np.testing.assert_allclose(nearest[start : start + len(atoms)], apart.min(axis=1), rtol=1e-12)
+        assert not session.refused_graphs
+
+
+@every_engine
+def test_molecules_upload_atoms_alone_in_one_copy_and_wait_once(opened: Opened, engine: str) -> None:
+    cuda, arrays = opened.cuda, side_by_side(of_sizes([9] * 7, 0))
+    moved: list[int] = []
+    copy = cuda._copy
+    cuda._copy = lambda *given: moved.append(given[2]) or copy(*given)
+    with opened(engine, cuda_graphs=False) as session:
+        session.run_molecules(*arrays, CUTOFF)
+        moved.clear()
+        before = cuda.waits
+        session.run_molecules(*arrays, CUTOFF)
+        assert len(moved) == 2
+        assert cuda.waits == before + 1
+        assert moved[0] <= 36 * 63 + 5 * 256  # what its five arrays are rounded up by
+    if engine != "onnxruntime":
+        with opened(engine) as session:
+            before, kept = cuda.launches, session.run_molecules(*arrays, CUTOFF)
+            forces, nearest = kept.outputs.forces.copy(), kept.nearest.copy()
+            moved_by_one = arrays[0], arrays[1] + np.random.default_rng(0).normal(0, 0.01, arrays[1].shape), arrays[2]
+            for _ in range(3):
+                last = session.run_molecules(*moved_by_one, CUTOFF)
+            assert cuda.launches == before + 2
+            assert (kept.outputs.forces == forces).all()
+            assert (kept.nearest == nearest).all()
+            assert not (last.nearest == nearest).all()
+
+
+@every_engine
+def test_molecules_take_the_place_of_what_was_followed(opened: Opened, engine: str) -> None:
+    atoms = students.water()
+    with opened(engine) as session:
+        session.follow(VerletList(CUTOFF, 1.0).resident(atoms, None))
+        session.run_molecules(*side_by_side([atoms]), CUTOFF)
+        assert session.following is None
+        with pytest.raises(EngineError, match="No structure is followed"):
+            session.step(atoms.positions)
+    assert opened.cuda.held == 0
+
+
+@every_engine
+def test_two_atoms_on_one_spot_are_seen_by_the_device(opened: Opened, engine: str) -> None:
+    molecules = of_sizes([9, 1, 5, 20], 3)
+    molecules[2].positions[4] = molecules[2].positions[1] + [0.0, 9e-4, 0.0]
+    arrays = side_by_side(molecules)
+    with opened(engine) as session:
+        _, nearest = session.run_molecules(*arrays, CUTOFF)
+    assert (nearest < 1e-3).nonzero()[0].tolist() == [11, 14]
+    molecules[2].positions[4] = molecules[2].positions[1] + [0.0, 1.1e-3, 0.0]
+    with opened(engine) as session:
+        assert (session.run_molecules(*side_by_side(molecules), CUTOFF).nearest >= 1e-3).all()
+
+
+@every_engine
+def test_molecules_that_do_not_fit_together_or_the_engine_are_refused(opened: Opened, engine: str) -> None:
+    numbers, positions, starts = side_by_side([students.water(), students.water()])
+    for wrong, message in (
+        ((numbers.astype(np.int64), positions, starts), "numbers of molecules is int64"),
+        ((numbers, positions[:4], starts), r"positions of molecules is float64 \(4, 3\)"),
+        ((numbers, positions.astype(np.float32), starts), "positions of molecules is float32"),
+        ((numbers, positions, starts.astype(np.int32)), "starts of molecules is int32"),
+    ):
+        with pytest.raises(ShapeError, match=message):
+            check_molecules(*wrong)
+    with opened(engine, species=(1, 8)) as session:
+        for wrong, message in (
+            ((numbers, positions, starts[:0]), "0 molecules of 6 atoms"),
+            ((numbers[:0], positions[:0], starts[:1]), "1 molecules of 0 atoms"),
+            ((numbers, positions, np.array([1, 3])), "must start at row 0"),
+            ((numbers, positions, np.array([0, 3, 3])), "none is without atoms"),
+            ((numbers, positions, np.array([0, 6])), "none is without atoms"),
+            ((numbers + np.int32(1), positions, starts), "numbers holds 9, and its values lie between 0 and 8"),
+            ((-numbers, positions, starts), "numbers holds -8"),
+        ):
+            with pytest.raises(ShapeError, match=message):
+                session.run_molecules(*wrong, CUTOFF)
+        session.run_molecules(numbers, positions, starts, CUTOFF)
+    with opened("tensorrt") as session:
+        for sizes in ([30, 30, 5], [64, 1]):
+            with pytest.raises(ShapeError, match="outside this engine's profile"):
+                session.run_molecules(*side_by_side(of_sizes(sizes, 0)), CUTOFF)
 
 
 def test_padding_changes_nothing(model: bytes) -> None:
@@ -548,3 +677,30 @@ def test_a_calculator_uploads_positions_alone_while_neighbours_stand(
         assert 1 < len(follows) < 20
         if atoms.pbc.all():
             np.testing.assert_allclose(resident.get_stress(atoms), plain.get_stress(atoms), rtol=0, atol=1e-5)
+
+
+@every_engine
+def test_a_calculator_leaves_pairs_of_small_molecules_to_the_device(opened: Opened, bundle: Path, engine: str) -> None:
+    zoo = [*students.zoo().values(), molecule("C60")]
+    structures = [students.perturbed(zoo[index % len(zoo)], index, 0.02) for index in range(60)]
+    with PaiNNCalculator(bundle) as plain, PaiNNCalculator(bundle) as calculator:
+        calculator.with_session(session := opened(engine))
+        calculator.batch_slots = 240
+        asked: dict[str, list[int]] = {"run": [], "run_molecules": []}
+        for name, sizes in asked.items():
+            method = getattr(session, name)
+            setattr(session, name, lambda *a, m=method, s=sizes: (s.append(len(getattr(a[0], "mask", a[0]))), m(*a))[1])
+        for got, want in zip(calculator.calculate_batch(structures), plain.calculate_batch(structures), strict=True):
+            assert got.keys() == want.keys()
+            np.testing.assert_allclose(got["forces"], want["forces"], rtol=0, atol=2e-5)
+            assert abs(got["energy"] - want["energy"]) < 3e-6 * len(got["forces"])
+        left = [atoms for atoms in structures if len(atoms) <= 24 and not atoms.pbc.any()]
+        assert sum(asked["run_molecules"]) == sum(map(len, left)) > 0
+        assert sum(asked["run"]) == sum(map(len, structures)) - sum(map(len, left))
+        twice = structures[3].copy()
+        twice.positions[1] = twice.positions[0]
+        outcomes = list(calculator.stream([*structures[:9], twice, structures[9]]))
+        assert [outcome.index for outcome in outcomes if outcome.results is None] == [9]
+        with pytest.raises(StructureError, match="on one spot"):
+            plain.calculate_batch([twice])
+        assert "on one spot" in outcomes[9].reason
