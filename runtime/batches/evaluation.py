@@ -107,6 +107,10 @@ class _Molecules(NamedTuple):
     starts: Int64[np.ndarray, " molecules"]
 
 
+Outputs = GraphOutputs | MoleculesOutputs | Exception
+"""Of a batch; or why there are none."""
+
+
 class _Work:
     """A window that was made ready."""
 
@@ -137,8 +141,14 @@ class _Work:
                 divisions = divided(counts[chosen], slots[chosen], batch_slots, engine.most_atoms)
                 batches += [chosen[one] for one in divisions]
         self._left = left
-        self._inputs = [(batch, self._packed(batch)) for batch in batches]
-        self._outputs: Future[list[GraphOutputs | MoleculesOutputs | Exception]] = Future()
+        self._inputs = [(batch, self._packed_or_not(batch)) for batch in batches]
+        self._outputs: Future[list[Outputs]] = Future()
+
+    def _packed_or_not(self, chosen: Int64[np.ndarray, " chosen"]) -> GraphInputs | _Molecules | MemoryError:
+        try:
+            return self._packed(chosen)
+        except MemoryError as error:
+            return error
 
     def _packed(self, chosen: Int64[np.ndarray, " chosen"]) -> GraphInputs | _Molecules:
         """Structures in one matrix, or side by side for a device that makes one."""
@@ -151,22 +161,25 @@ class _Work:
             positions = np.ascontiguousarray(frames.positions[rows])
             return _Molecules(frames.numbers[rows].astype(np.int32), positions, np.cumsum(counts) - counts)
 
-    def run(self, worker: ThreadPoolExecutor | None) -> None:
+    def run(self, worker: ThreadPoolExecutor | None, stopped: threading.Event) -> None:
         """Hand its batches to the engine: at once, or where a worker comes to it.
 
         Args:
             worker: None for this thread.
+            stopped: set where nobody waits for the answers any more.
         """
         if worker is None:
-            self._outputs.set_result(self._run())
+            self._outputs.set_result(self._run(stopped))
         else:
-            self._outputs = worker.submit(self._run)
+            self._outputs = worker.submit(self._run, stopped)
 
-    def _run(self) -> list[GraphOutputs | MoleculesOutputs | Exception]:
-        outputs: list[GraphOutputs | MoleculesOutputs | Exception] = []
+    def _run(self, stopped: threading.Event) -> list[Outputs]:
+        outputs: list[Outputs] = []
         for _, inputs in self._inputs:
+            if stopped.is_set():
+                break
             try:
-                outputs.append(_run(self._engine, inputs))
+                outputs.append(inputs if isinstance(inputs, MemoryError) else _run(self._engine, inputs))
             except Exception as error:  # it is raised where results are made of it
                 outputs.append(error)
         return outputs
@@ -176,15 +189,15 @@ class _Work:
         engine, frames = self._engine, self._frames
         gathering = Gathering(frames, self._references, engine.uncertainty, self.faults)
         for (chosen, inputs), outputs in zip(self._inputs, self._outputs.result(), strict=True):
-            if isinstance(outputs, EngineError | MemoryError) and not isinstance(outputs, OwnershipError):
+            if not isinstance(outputs, Exception) and not isinstance(inputs, MemoryError):
+                self._take(gathering, chosen, inputs.atomic_numbers, outputs)
+            elif isinstance(outputs, EngineError | MemoryError) and not isinstance(outputs, OwnershipError):
                 self._one_by_one(gathering, chosen, outputs)
             elif isinstance(outputs, Exception):  # no structure's fault
                 raise outputs
-            else:
-                self._take(gathering, chosen, inputs.atomic_numbers, outputs)
         with engine.timings.phase("results"):
             answers = gathering.answers()
-        if engine.doubts.limit is not None:
+        if engine.doubts.limit is not None and RATIO in answers.uncertainties:
             ratios = answers.uncertainties[RATIO]
             for index in np.flatnonzero(ratios > engine.doubts.limit).tolist():
                 told = {RATIO: float(ratios[index]), VERDICT: answers.uncertainties[VERDICT][index]}
@@ -274,6 +287,7 @@ def evaluated(engine: Engine, windows: Iterable[Window], batch_slots: int, make:
         EngineError: the engine refuses each one of several structures of a batch, so that they are not to blame.
     """
     worker: ThreadPoolExecutor | None = None
+    stopped = threading.Event()
     waiting: deque[_Work] = deque()
     try:
         for window in windows:
@@ -281,13 +295,14 @@ def evaluated(engine: Engine, windows: Iterable[Window], batch_slots: int, make:
                 work = _Work(engine, window, batch_slots)
                 if worker is None and not window.last:  # the last one has nothing beside it
                     worker = ThreadPoolExecutor(1, "painn-deploy-engine")
-                work.run(worker)
+                work.run(worker, stopped)
             waiting.append(work)
             if len(waiting) > 1:
                 yield _made(waiting.popleft(), make)
         while waiting:
             yield _made(waiting.popleft(), make)
     finally:
+        stopped.set()
         if worker is not None:
             worker.shutdown(cancel_futures=True)
 

@@ -17,6 +17,8 @@ from painn_deploy.export.errors import EngineError, ShapeError, SpeciesError, St
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.batches import evaluation, windows
+from painn_deploy.runtime.batches.frames import Frames
+from painn_deploy.runtime.batches.pairs import PairLists
 from painn_deploy.runtime.limits import SizeLimits
 from painn_deploy.runtime.periodicity import PeriodicityWarning
 from tests import students
@@ -270,3 +272,33 @@ def test_an_error_of_the_input_comes_through(calculator: PaiNNCalculator) -> Non
     with pytest.raises(OSError, match="disk is gone"):
         list(calculator.stream(broken()))
     assert calculator.calculate_batch([students.water()])
+
+
+def test_a_stream_that_is_dropped_stops_the_engine_after_the_batch_that_runs(calculator: PaiNNCalculator) -> None:
+    calculator.batch_slots = 200
+    slow = Slow(0.05)
+    outcomes = calculator.with_session(slow).stream([molecule("CH3CH2OH")] * 1600)  # hundreds of batches
+    next(outcomes)
+    started = time.perf_counter()
+    outcomes.close()
+    assert time.perf_counter() - started < 5.0
+
+
+def test_a_structure_for_which_there_is_no_memory_is_named(
+    calculator: PaiNNCalculator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = PairLists.packed
+
+    def short_of_memory(self: PairLists, frames: Frames, chosen: np.ndarray, *more: object) -> GraphInputs:
+        if 60 in frames.counts[chosen]:
+            raise MemoryError("as large as it is")
+        return pack(self, frames, chosen, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PairLists, "packed", short_of_memory)
+    calculator.batch_slots = 10**6
+    structures = [molecule("H2O"), molecule("C60"), molecule("CH4")]
+    outcomes = list(calculator.stream(structures))
+    assert [outcome.results is None for outcome in outcomes] == [False, True, False]
+    assert outcomes[1].reason == "It needs more memory than there is: as large as it is."
+    with pytest.raises(EngineError, match="Structure 1: It needs more memory"):
+        calculator.calculate_batch(structures)

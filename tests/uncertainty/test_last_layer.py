@@ -228,6 +228,8 @@ def test_a_limit_warns_once_and_counts(certain: Path, training: list[Atoms]) -> 
         assert opened.evaluator.doubts.count == 7
         again = pickle.loads(pickle.dumps(opened))
         assert again.evaluator.doubts.limit == copy.deepcopy(opened).evaluator.doubts.limit == 1e-6
+    with PaiNNCalculator(certain, warn_above=1e-6) as opened:  # nothing was answered: there is nothing to doubt
+        assert [outcome.results for outcome in opened.stream([Atoms()])] == [None]
     with PaiNNCalculator(certain, warn_above=1e6) as opened, warnings.catch_warnings():
         warnings.simplefilter("error")
         opened.calculate_batch(training[:7])
