@@ -264,15 +264,31 @@ class Evaluator(Closing):
         Warns:
             PeriodicityWarning: as `calculate_batch`.
         """
-        frames, slots = Frames.given(numbers, positions, offsets, cells, pbc), batch_slots or self.batch_slots
-        parts, first = [], 0
-        for answers in evaluated(self, windows_of(frames, slots, self.periodicity.look), slots, lambda made: made):
+        frames, first = Frames.given(numbers, positions, offsets, cells, pbc), 0
+        parts = []
+        for answers in self.answers(frames, batch_slots, self.periodicity.look):
             if strict and answers.faults:
-                index, fault = min(answers.faults.items())
+                index, fault = min(answers.faults.items(), key=lambda one: one[0])
                 raise _named(first + index, fault, len(frames))
             parts.append(answers)
             first += len(answers)
         return Answers.joined(parts)
+
+    def answers(
+        self, frames: Frames, batch_slots: int | None = None, look: Callable[[Atoms], None] | None = None
+    ) -> Iterator[Answers]:
+        """Answers for structures side by side, window after window.
+
+        Args:
+            frames: structures.
+            batch_slots: atoms x slots of a batch; None for `batch_slots` of this evaluator.
+            look: see `answer_each`.
+
+        Raises:
+            EngineError: see `answer_each`.
+        """
+        slots = self.batch_slots if batch_slots is None else batch_slots
+        return evaluated(self, windows_of(frames, slots, look), slots, lambda made: made)
 
     def answer_each(
         self,

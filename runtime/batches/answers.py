@@ -1,7 +1,6 @@
 """What an engine answered for structures side by side, in arrays; and as a dict for each."""
 
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from painn_deploy.export.fields import GraphOutputs
 from painn_deploy.runtime.batches.frames import Faults, Frames
 from painn_deploy.runtime.batches.pairs import ranges
 from painn_deploy.runtime.results import cell_volumes, not_finite, voigt_stresses
-from painn_deploy.runtime.uncertainty.scale import OF_ATOMS, RATIO, one_of
+from painn_deploy.runtime.uncertainty.scale import OF_ATOMS, OF_STRUCTURE, RATIO, one_of
 from painn_deploy.runtime.uncertainty.source import Uncertainty
 
 __all__ = ["Answers"]
@@ -30,7 +29,7 @@ class Answers:
         stress: xx, yy, zz, yz, xz, xy in eV/Å³, ASE's sign; NaN too where the cell has no volume.
         stresses: of each atom; likewise.
         uncertainties: by name, see `painn_deploy.runtime.uncertainty`: of structures or of atoms, NaN where one is not
-            known; words are a list.
+            known; None in place of words.
         faults: why structures have no answer, by their places.
     """
 
@@ -40,11 +39,27 @@ class Answers:
     forces: Float64[np.ndarray, "atoms 3"]
     stress: Float64[np.ndarray, "frames 6"]
     stresses: Float64[np.ndarray, "atoms 6"]
-    uncertainties: dict[str, Any] = field(default_factory=dict)
+    uncertainties: dict[str, np.ndarray] = field(default_factory=dict)
     faults: Faults = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.energy)
+
+    @property
+    def reasons(self) -> dict[int, str]:
+        """The faults in words."""
+        return {index: str(fault) for index, fault in self.faults.items()}
+
+    def uncertain(self, name: str) -> np.ndarray:
+        """Uncertainties of one name; of structures none of which was answered, none is known.
+
+        Args:
+            name: of the result.
+        """
+        if name in self.uncertainties:
+            return self.uncertainties[name]
+        length = len(self.energies if name in OF_ATOMS else self.energy)
+        return np.full(length, None, object) if OF_STRUCTURE.get(name) == "text" else np.full(length, np.nan)
 
     def dicts(self) -> list[dict[str, Any] | Exception]:
         """ASE's results of each structure, in arrays of its own, or why there are none."""
@@ -85,10 +100,8 @@ class Answers:
             offsets.append(part.offsets[1:] + offsets[-1][-1])
             faults |= {frames + index: fault for index, fault in part.faults.items()}
             frames += len(part)
-        found: dict[str, Any] = {}
-        for name, values in parts[0].uncertainties.items():
-            each = [part.uncertainties[name] for part in parts]
-            found[name] = list(chain.from_iterable(each)) if isinstance(values, list) else np.concatenate(each)
+        names = {name for part in parts for name in part.uncertainties}
+        found = {name: np.concatenate([part.uncertain(name) for part in parts]) for name in sorted(names)}
         return Answers(
             np.concatenate(offsets),
             np.concatenate([part.energy for part in parts]),
@@ -123,7 +136,7 @@ class Gathering:
         atoms = len(frames.numbers)
         self._energies, self._forces = np.full(atoms, np.nan), np.full((atoms, 3), np.nan)
         self._virials = np.full((atoms, 3, 3), np.nan) if self._volumes.any() else None
-        self._found: dict[str, Any] = {}
+        self._found: dict[str, np.ndarray] = {}
 
     def add(self, chosen: Int64[np.ndarray, " chosen"], outputs: GraphOutputs) -> None:
         """Take the outputs of one batch, digested.
@@ -154,13 +167,11 @@ class Gathering:
     def _keep(self, found: dict[str, Any], chosen: np.ndarray, rows: Any) -> None:
         """Put uncertainties of a batch where their structures and atoms are."""
         for name, values in found.items():
-            if isinstance(values, list):
-                held = self._found.setdefault(name, [""] * len(self._frames))
-                for index, value in zip(chosen.tolist(), values, strict=True):
-                    held[index] = value
-            else:
-                length = len(self._frames.numbers if name in OF_ATOMS else self._frames)
-                self._found.setdefault(name, np.full(length, np.nan))[rows if name in OF_ATOMS else chosen] = values
+            length = len(self._frames.numbers if name in OF_ATOMS else self._frames)
+            if name not in self._found:
+                words = isinstance(values, list)
+                self._found[name] = np.full(length, None, object) if words else np.full(length, np.nan)
+            self._found[name][rows if name in OF_ATOMS else chosen] = values
         if RATIO in found:
             self._refuse(chosen[np.isnan(found[RATIO])])
 
@@ -176,7 +187,7 @@ class Gathering:
             rows = frames.rows(index)
             self._energies[rows] = self._forces[rows] = np.nan
             for name, values in self._found.items():
-                values[rows if name in OF_ATOMS else index] = "" if isinstance(values, list) else np.nan
+                values[rows if name in OF_ATOMS else index] = None if values.dtype == object else np.nan
         filled = frames.counts > 0
         starts = frames.offsets[:-1][filled]
         energy = np.full(len(frames), np.nan)

@@ -56,7 +56,7 @@ def one_of(found: Mapping[str, Any], index: int, rows: slice) -> dict[str, Any]:
     """The uncertainties of one structure of several: those that are known.
 
     Args:
-        found: by name, arrays of structures or of atoms, NaN where one is not known; words are a list.
+        found: by name, arrays of structures or of atoms, NaN where one is not known; words in a list or an array.
         index: of the structure.
         rows: of its atoms.
     """
@@ -66,7 +66,7 @@ def one_of(found: Mapping[str, Any], index: int, rows: slice) -> dict[str, Any]:
             own = values[rows]
             if own[0] == own[0]:  # NaN alone is not itself
                 made[name] = own.copy()
-        elif isinstance(values, list):
+        elif isinstance(values, list) or values.dtype == object:
             made[name] = values[index]
         elif name == RATIO or values[index] == values[index]:  # the one that is NaN only where the engine's answer is
             made[name] = float(values[index])
