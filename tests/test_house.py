@@ -30,7 +30,10 @@ MOST_MODULES, MOST_LINES = 20, 400  # of a folder, of a module
 SHELVES = {
     "export": ("", "model", "readers", "schnetpack", "originals", "checkpoint", "graph"),
     "engines": ("", "gpu", "inductor", "onnxruntime", "tensorrt"),
-    "runtime": ("uncertainty", "", "screening", "labelling"),
+    "runtime": (
+        *("uncertainty", "", "screening", "screening/bulk"),
+        *("screening/workers", "screening/run", "screening/__init__", "labelling"),
+    ),
     "calibration": ("", "accuracy", "uncertainty", "int8", "physics", "report"),
     "scripts": (
         *("commands", "distillation", "benchmarks/contenders", "profiling", "benchmarks", "studies", "examples"),
