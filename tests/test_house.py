@@ -32,7 +32,8 @@ SHELVES = {
     "engines": ("", "gpu", "inductor", "onnxruntime", "tensorrt"),
     "runtime": (
         *("uncertainty", "structures", "pairs", "neighbours", "matrix", "grouping", "limits", "periodicity", "species"),
-        *("results", "batches", "", "screening", "labelling"),
+        *("results", "batches", "", "screening", "screening/bulk"),
+        *("screening/workers", "screening/run", "screening/__init__", "labelling"),
     ),
     "calibration": ("", "accuracy", "uncertainty", "int8", "physics", "report"),
     "scripts": (

@@ -16,7 +16,7 @@ from painn_deploy.runtime.screening.chunks import row_error, with_sound_constrai
 from painn_deploy.runtime.screening.labels import with_labels
 from painn_deploy.runtime.screening.remarks import CELL_UNREAD, LATIN, NOT_NAMED, UNREAD, Remarks
 
-__all__ = ["parsed"]
+__all__ = ["PLAIN", "names_cell", "parsed"]
 
 PLAIN = "species:S:1:pos:R:3"
 """Columns where a comment names none."""
@@ -74,6 +74,11 @@ def parsed(lines: Sequence[bytes], problem: str, index: int, remarks: Remarks) -
     if atoms.constraints:
         with_sound_constraints(atoms, atoms.constraints, index, remarks)
     return atoms
+
+
+def names_cell(comment: str) -> bool:
+    """Whether a comment seems to name a cell, which would not be read; see `CELL_UNREAD`."""
+    return _CELL.search(comment) is not None
 
 
 def _decoded(lines: Sequence[bytes], index: int, remarks: Remarks) -> list[str]:

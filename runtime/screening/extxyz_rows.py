@@ -22,7 +22,7 @@ from painn_deploy.runtime.screening.carrying import ERROR, RESULTS, Format, is_o
 from painn_deploy.runtime.screening.plain import HOOKS, WORDS
 from painn_deploy.runtime.screening.remarks import AS_TEXT, LEFT_OUT, RENAMED, Remarks
 
-__all__ = ["count_frames", "write_frame"]
+__all__ = ["count_frames", "is_plain_note", "write_frame"]
 
 TRUTHS = frozenset({"T", "F", "true", "false", "True", "False", "TRUE", "FALSE"})
 RESERVED = frozenset({"Lattice", "Properties", "pbc", *per_config_properties}) | HOOKS
@@ -121,12 +121,21 @@ def _checked(row: Atoms) -> str:
 
 def _is_ordinary(row: Atoms) -> bool:
     """Whether ASE's writer and reader give back everything in a row; quick, since nearly every row is."""
-    for name, value in row.info.items():
-        if type(name) is not str or not _is_ordinary_name(name) or not _is_ordinary_value(value):
-            return False
+    if not all(map(is_plain_note, row.info, row.info.values())):
+        return False
     if not is_ordinary(row, FORMAT) or (len(row.arrays) > 2 and _clashes(row)):
         return False
     return not row.constraints or all(map(_takes_constraint, row.constraints))
+
+
+def is_plain_note(name: Any, value: Any) -> bool:
+    """Whether ASE's writer and reader give back a note as it is.
+
+    Args:
+        name: its key in `info`.
+        value: anything.
+    """
+    return type(name) is str and _is_ordinary_name(name) and _is_ordinary_value(value)
 
 
 @lru_cache(4096)

@@ -7,8 +7,9 @@ missing, and one more row says so.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from painn_deploy.runtime.screening.chunks import MOST_ATOMS, Chunk, Ids, Scan, 
 from painn_deploy.runtime.screening.extxyz_frame import parsed
 from painn_deploy.runtime.screening.remarks import ENDLESS, Remarks
 
-__all__ = ["ExtxyzSource"]
+__all__ = ["ExtxyzSource", "Frame"]
 
 MOST_COMMENT = 4 << 20
 """Bytes of a comment line: ASE's parser takes a second or two for it, and it is more than any note has."""
@@ -29,7 +30,13 @@ MOST_LINE = 64 << 10
 """Bytes of the line of an atom, or of one that is no frame's."""
 
 BUFFER = 1 << 18
-"""Bytes that are unpacked at a time."""
+"""Bytes that are read, or unpacked, at a time."""
+
+MOST_GLANCE = 100_000
+"""Atoms of a frame whose lines are had in memory before they are looked at."""
+
+MOST_HEAD = 20
+"""Bytes of the line that says how many atoms there are, where it is no longer than it needs to be."""
 
 CUT = "the compressed file was cut short here, and whatever followed is missing; fetch or make it again"
 
@@ -55,10 +62,10 @@ class ExtxyzSource:
         """See `Source.scan`."""
         digest = sha256_of(self._path)
         ids, chunks, rows = Ids(self._path), list[Chunk](), 0
-        for offset, lines, _ in self._frames(0):
+        for offset, frame in self._frames(0):
             if rows % chunk_rows == 0:
                 chunks.append(Chunk(len(chunks), rows, chunk_rows, offset))
-            if len(lines) > 1 and (found := _id(lines[1])) is not None:
+            if len(frame.lines) > 1 and (found := _id(frame.lines[1])) is not None:
                 ids.add(rows, found)
             rows += 1
         divided(rows, chunk_rows, self._path)
@@ -69,57 +76,93 @@ class ExtxyzSource:
     def read(self, chunk: Chunk, remarks: Remarks | None = None) -> list[Atoms | StructureError]:
         """See `Source.read`."""
         remarks = Remarks() if remarks is None else remarks
-        frames = self._frames(chunk.offset)
-        made: list[Atoms | StructureError] = []
-        for place in range(chunk.count):
-            _, frame, problem = next(frames, (0, [], ""))
-            if not frame:
-                raise cut_short(self._path)
-            made.append(parsed(frame, problem, chunk.first + place, remarks))
-            if not frame[-1].endswith(b"\n") and isinstance(made[-1], Atoms):
-                remarks.add(ENDLESS, chunk.first + place, repr(frame[-1].decode("utf-8", "replace").strip()))
-        return made
+        return [frame.parsed(chunk.first + place, remarks) for place, frame in enumerate(self.frames(chunk))]
 
-    def _frames(self, offset: int) -> Iterator[tuple[int, list[bytes], str]]:
-        """Offset, lines and, where they are no frame, the reason; a line that is a lone number begins a frame."""
+    def frames(self, chunk: Chunk) -> Iterator["Frame"]:
+        """The frames of a chunk as they stand there.
+
+        Raises:
+            DatasetError: as `read` does.
+        """
+        frames = self._frames(chunk.offset)
+        for _ in range(chunk.count):
+            _, frame = next(frames, (0, None))
+            if frame is None:
+                raise cut_short(self._path)
+            yield frame
+
+    def _frames(self, offset: int) -> Iterator[tuple[int, "Frame"]]:
+        """Offset and frame; a line that is a lone number begins a frame."""
         try:
-            with self._opened(offset) as lines:
-                line, frame, problem = lines.next(), list[bytes](), ""
-                while line:
-                    if line.strip():
-                        begin = lines.begin
-                        frame, line, problem = _frame(lines, line)
-                        if problem and lines.cut and not line:
-                            problem = CUT
-                        yield begin, frame, problem
-                    else:
-                        line = lines.next()
-                if lines.cut and not (frame or offset):
-                    raise DatasetError(f"{self._path} holds no whole structure: {CUT}.")
-                if lines.cut and problem != CUT:
-                    yield lines.begin, [b"\n"], CUT
+            lines = self._at(offset)
+            line, frame, problem = lines.next(), list[bytes](), ""
+            while line:
+                if not line.strip():
+                    line = lines.next()
+                    continue
+                begin = lines.begin
+                if (whole := lines.whole(line)) is not None:
+                    frame, problem = whole, ""
+                    yield begin, Frame(whole, "", ended=False)
+                    line = lines.next()
+                    continue
+                frame, line, problem = _frame(lines, line)
+                if problem and lines.cut and not line:
+                    problem = CUT
+                yield begin, Frame(frame, problem)
+            if lines.cut and not (frame or offset):
+                raise DatasetError(f"{self._path} holds no whole structure: {CUT}.")
+            if lines.cut and problem != CUT:
+                yield lines.begin, Frame([b"\n"], CUT)
         except OSError as error:
             raise DatasetError(f"Cannot read {self._path}: {error.strerror or error}.") from error
 
-    @contextmanager
-    def _opened(self, offset: int) -> Iterator["_Lines"]:
-        """The lines from an offset on; of a compressed file the same ones go on, where they have not passed it."""
-        if not self._packing:
-            with self._path.open("rb") as file:
-                file.seek(offset)
-                yield _Lines(file, offset)
-            return
-        if self._ahead is None or not self._ahead.reaches(offset):
+    def _at(self, offset: int) -> "_Lines":
+        """The lines from an offset on: the same ones go on, where they can."""
+        if self._ahead is None or not self._ahead.reaches(offset, passing=bool(self._packing)):
             self.close()
-            self._ahead = _Lines(BufferedReader(Unpacked(self._path, self._packing), BUFFER), 0)
+            if self._packing:
+                self._ahead = _Lines(BufferedReader(Unpacked(self._path, self._packing), BUFFER), 0)
+            else:
+                file = self._path.open("rb")
+                self._ahead = _Lines(file, offset)
+                file.seek(offset)
         self._ahead.go_to(offset)
-        yield self._ahead
+        return self._ahead
 
     def close(self) -> None:
-        """Close a compressed file, which else stays open between chunks."""
+        """Close the file, which else stays open between chunks."""
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame as it stands in a file.
+
+    Attributes:
+        lines: of the frame.
+        problem: why they are no frame, if they are none.
+        ended: whether lines have their ends; those of a frame that was found whole, among others, have none.
+    """
+
+    lines: list[bytes]
+    problem: str = ""
+    ended: bool = True
+
+    def parsed(self, index: int, remarks: Remarks) -> Atoms | StructureError:
+        """The structure, or why it is none.
+
+        Args:
+            index: of the row.
+            remarks: as for `Source.read`.
+        """
+        lines = self.lines if self.ended else [line + b"\n" for line in self.lines]
+        made = parsed(lines, self.problem, index, remarks)
+        if not lines[-1].endswith(b"\n") and isinstance(made, Atoms):
+            remarks.add(ENDLESS, index, repr(lines[-1].decode("utf-8", "replace").strip()))
+        return made
 
 
 class _Lines:
@@ -132,6 +175,13 @@ class _Lines:
     def __init__(self, file: BufferedReader, offset: int) -> None:
         self._file, self.begin, self._after = file, offset, offset
         self._last, self._again = b"", False
+        self._lines, self._next = list[bytes](), 0  # without their ends; the next to be given
+        self._numbers = list[int]()  # which of them are lone numbers
+        self._tail, self._over, self._overs = b"", 0, dict[int, int]()  # the line that goes on, and bytes left out
+        self._endless = False
+
+    def __del__(self) -> None:
+        self.close()
 
     @property
     def cut(self) -> bool:
@@ -143,28 +193,84 @@ class _Lines:
         if self._again:
             self._again = False
             return self._last
-        line = self._file.readline(most + 1)
-        self.begin, self._after = self._after, self._after + len(line)
-        rest = line
-        while len(rest) > most or (rest is not line and rest):
-            if rest.endswith(b"\n"):
-                break
-            rest = self._file.readline(most + 1)
-            self._after += len(rest)
-        self._last = b"" if self.cut and not rest.endswith(b"\n") else line
+        while self._next == len(self._lines):
+            if not self._more():
+                self.begin, self._last = self._after, b""
+                return b""
+        line, ended = self._lines[self._next], not self._endless or self._next + 1 < len(self._lines)
+        self.begin, self._after = self._after, self._after + len(line) + ended + self._overs.get(self._next, 0)
+        self._next += 1
+        self._last = (line + b"\n" * ended)[: most + 1] if ended or not self.cut else b""
         return self._last
 
-    def reaches(self, offset: int) -> bool:
-        """Whether an offset can be gone to by reading on."""
-        return offset == self.begin or offset >= self._after
+    def whole(self, head: bytes) -> list[bytes] | None:
+        """The lines of a frame, without their ends, where it is one at a glance; None where each is to be looked at.
+
+        Args:
+            head: the line that was given last, with which it begins.
+        """
+        if len(head) > MOST_HEAD or not _COUNT.match(head) or (atoms := int(head)) > MOST_GLANCE:
+            return None
+        while (end := self._next + 1 + atoms) >= len(self._lines) and self._more():
+            pass
+        if end > len(self._lines) - self._endless or self._overs:
+            return None
+        after = bisect_right(self._numbers, self._next)  # the comment may be a number
+        if after < len(self._numbers) and self._numbers[after] < end:
+            return None
+        if end < len(self._lines) and self._lines[end].startswith(b"VEC"):
+            return None
+        found = self._lines[self._next : end]
+        size = sum(map(len, found)) + len(found)
+        if size > MOST_LINE and (len(found[0]) >= MOST_COMMENT or max(map(len, found[1:]), default=0) >= MOST_LINE):
+            return None
+        self._next, self._after = end, self._after + size
+        self.begin = self._after
+        return [head[:-1], *found]
+
+    def _more(self) -> bool:
+        """Have more lines; whether there are any."""
+        data = self._file.read(BUFFER)
+        if not data and not self._tail:
+            return False
+        passed = self._next
+        del self._lines[:passed]
+        self._numbers = [place - passed for place in self._numbers if place >= passed]
+        self._overs = {place - passed: size for place, size in self._overs.items() if place >= passed}
+        self._next, known = 0, len(self._lines)
+        first, *others = data.split(b"\n")
+        if len(self._tail) > MOST_COMMENT:  # too long for anything: what follows of it is counted alone
+            self._over += len(first)
+        else:
+            self._tail += first
+        if others or not data:
+            self._endless = not others
+            if self._over:
+                self._overs[known] = self._over
+            *whole, tail = [self._tail, *others] if others else [self._tail, b""]
+            self._lines += whole
+            self._numbers += [
+                place
+                for place, line in enumerate(whole, known)
+                if not line[:1].isalpha() and _COUNT.match(line, 0, MOST_LINE)
+            ]
+            self._tail, self._over = tail, 0
+        return True
+
+    def reaches(self, offset: int, passing: bool) -> bool:
+        """Whether an offset can be gone to by reading on.
+
+        Args:
+            offset: byte of the file.
+            passing: whether lines may be passed over for it.
+        """
+        return offset in (self.begin, self._after) or (passing and offset >= self._after)
 
     def go_to(self, offset: int) -> None:
         """Go on at an offset that is reached: at the line that was read last, or somewhere after it."""
         self._again = offset == self.begin and self._after > offset
-        while (
-            not self._again and self._after < offset and (passed := self._file.read(min(BUFFER, offset - self._after)))
-        ):
-            self.begin = self._after = self._after + len(passed)
+        while not self._again and self._after < offset and self.next():
+            pass
 
     def close(self) -> None:
         """Close the file."""

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from painn_deploy.runtime.screening.plain import json_object
 from painn_deploy.runtime.screening.remarks import IN_INFO, RENAMED, UNREAD, Remarks
 from painn_deploy.runtime.uncertainty.scale import OF_ATOMS
 
-__all__ = ["ParquetSource", "parquet"]
+__all__ = ["ParquetSource", "from_columns", "parquet", "rows_of", "values_of"]
 
 MOST_BYTES = 64 << 20
 """That rows take as Python's values at a time, by what the file says of itself; one row may take more."""
@@ -78,7 +79,8 @@ class ParquetSource:
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise DatasetError(f"{path} has more than one column {twice[0]!r}. Give each its own name.")
         self._batch_rows = _batch_rows(self._file.metadata, path)
-        self._ahead: Iterator[dict[str, Any]] = iter(())
+        self._ahead: Iterator[Any] = iter(())
+        self._rest: Any = None  # of a batch, after the rows that were asked for
         self._next = -1
 
     def scan(self, chunk_rows: int) -> Scan:
@@ -90,7 +92,7 @@ class ParquetSource:
             ids, row = Ids(self._path), 0
             try:
                 for batch in self._batches(columns=["id"]):
-                    for name in _values(batch.column(0)):
+                    for name in values_of(batch.column(0)):
                         ids.add(row, name)
                         row += 1
             except MemoryError as error:
@@ -100,17 +102,46 @@ class ParquetSource:
 
     def read(self, chunk: Chunk, remarks: Remarks | None = None) -> list[Atoms | StructureError]:
         """See `Source.read`."""
-        # quickest for chunks in rising order
         remarks = Remarks() if remarks is None else remarks
+        made: list[Atoms | StructureError] = []
+        with self.memory(chunk):
+            for piece in self.pieces(chunk):
+                made += [from_columns(row, chunk.first + len(made), remarks) for row in rows_of(piece)]
+        return made
+
+    def pieces(self, chunk: Chunk) -> Iterator[Any]:
+        """The rows of a chunk in Arrow's batches, no more at a time than may become Python's values.
+
+        Args:
+            chunk: of this file; quickest in rising order.
+
+        Raises:
+            DatasetError: as `read` does.
+        """
         if self._next < 0 or chunk.first < self._next:
-            self._ahead, self._next = self._rows(), 0
+            self._ahead, self._next, self._rest = self._batches(), 0, None
+        for wanted, count in ((False, chunk.first - self._next), (True, chunk.count)):
+            left = count
+            while left:
+                batch = self._rest if self._rest is not None else next(self._ahead, None)
+                if batch is None:
+                    raise cut_short(self._path)
+                piece = batch.slice(0, left)
+                left -= piece.num_rows
+                self._rest = batch.slice(piece.num_rows) if piece.num_rows < batch.num_rows else None
+                self._next += piece.num_rows
+                if wanted and piece.num_rows:
+                    yield piece
+
+    @contextmanager
+    def memory(self, chunk: Chunk) -> Iterator[None]:
+        """Say which rows there was no memory for, where there is none in the block.
+
+        Args:
+            chunk: whose rows are read.
+        """
         try:
-            for _ in range(chunk.first - self._next):
-                next(self._ahead)
-            self._next = chunk.first + chunk.count
-            return [_from_columns(next(self._ahead), chunk.first + place, remarks) for place in range(chunk.count)]
-        except StopIteration:
-            raise cut_short(self._path) from None
+            yield
         except MemoryError as error:
             self._next = -1
             raise self._no_memory(chunk.first, chunk.first + chunk.count - 1) from error
@@ -121,20 +152,6 @@ class ParquetSource:
             "it with a smaller --batch-size, or keep long notes elsewhere."
         )
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        for batch in self._batches():
-            names = batch.schema.names
-            long = _too_long(batch.column(names.index("numbers")))
-            first = 0
-            for end in [*sorted(long), batch.num_rows]:  # a row that is too long is not made into Python's values
-                rows = batch.slice(first, end - first)
-                columns = {name: _values(rows.column(place)) for place, name in enumerate(names)}
-                for row in range(rows.num_rows):
-                    yield {name: values[row] for name, values in columns.items()}
-                if end in long:
-                    yield {TOO_LONG: long[end]}
-                first = end + 1
-
     def _batches(self, **how: Any) -> Iterator[Any]:
         try:
             yield from self._file.iter_batches(batch_size=self._batch_rows, **how)
@@ -144,6 +161,21 @@ class ParquetSource:
             raise DatasetError(
                 f"Cannot read {self._path}: {error}. The file is damaged, or was changed while it was screened."
             ) from error
+
+
+def rows_of(batch: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a batch as Python's values by column."""
+    names = batch.schema.names
+    long = _too_long(batch.column(names.index("numbers")))
+    first = 0
+    for end in [*sorted(long), batch.num_rows]:  # a row that is too long is not made into Python's values
+        rows = batch.slice(first, end - first)
+        columns = {name: values_of(rows.column(place)) for place, name in enumerate(names)}
+        for row in range(rows.num_rows):
+            yield {name: values[row] for name, values in columns.items()}
+        if end in long:
+            yield {TOO_LONG: long[end]}
+        first = end + 1
 
 
 def _batch_rows(metadata: Any, path: Path) -> int:
@@ -184,7 +216,7 @@ def _too_long(column: Any) -> dict[int, int]:
     return {row: length for row, length in enumerate(lengths.to_pylist()) if (length or 0) > MOST_ATOMS}
 
 
-def _values(column: Any) -> list[Any]:
+def values_of(column: Any) -> list[Any]:
     """A column as Python's values; where Python has none for one of them, as text."""
     try:
         return list(column.to_pylist())
@@ -210,7 +242,14 @@ def _value(scalar: Any) -> Any:
     return f"<{scalar.type}>"
 
 
-def _from_columns(row: dict[str, Any], index: int, remarks: Remarks) -> Atoms | StructureError:
+def from_columns(row: dict[str, Any], index: int, remarks: Remarks) -> Atoms | StructureError:
+    """The structure of a row, or why it is none.
+
+    Args:
+        row: values by column; see `rows_of`.
+        index: of the row.
+        remarks: as for `Source.read`.
+    """
     if TOO_LONG in row:
         return row_error(f"This row is no structure: it has {row[TOO_LONG]} atoms, and {MOST_ATOMS} are the most.")
     values = {name: value for name, value in row.items() if value is not None}

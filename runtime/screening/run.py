@@ -10,21 +10,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from ase import Atoms
-
 from painn_deploy.export.errors import DatasetError, OutputError
 from painn_deploy.export.progress import Tell, prefixed, silent
 from painn_deploy.runtime.evaluator import Evaluator
-from painn_deploy.runtime.periodicity import lacking
-from painn_deploy.runtime.screening.chunks import Stamp, atoms_of, sha256_of, stamp_of
+from painn_deploy.runtime.screening.bulk.screener import Job, Screener, Settings
+from painn_deploy.runtime.screening.chunks import Stamp, sha256_of, stamp_of
 from painn_deploy.runtime.screening.folder import FORMAT_VERSION, Folder, Part
-from painn_deploy.runtime.screening.labels import labels_of, result_row
-from painn_deploy.runtime.screening.relaxation import Relaxation, relax
-from painn_deploy.runtime.screening.remarks import UNCERTAIN, UNREPEATED, Remarks, one_line
-from painn_deploy.runtime.screening.sinks import SINKS
+from painn_deploy.runtime.screening.relaxation import Relaxation
 from painn_deploy.runtime.screening.sources import Chunk, Scan, open_source, output_format_of
-from painn_deploy.runtime.streaming import stream
-from painn_deploy.runtime.uncertainty.scale import FLAG, RATIO, VERDICT
 from painn_deploy.runtime.uncertainty.watch import Limit, checked_limit
 
 __all__ = ["CHUNK_ROWS", "Folder", "Job", "Part", "Progress", "Screener", "Settings", "Summary", "screen"]
@@ -38,24 +31,6 @@ class Progress(Protocol):
     """Told how many rows are done, of how many; `computed` are those of this run."""
 
     def __call__(self, done: int, total: int, computed: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings that decide the rows, beside the input and the engine.
-
-    Attributes:
-        chunk_rows: rows of a chunk.
-        batch_slots: atoms x slots of a batch.
-        relaxation: how to relax, or None to keep the geometry.
-        flag_above: how many times as uncertain as the frames of its calibration a structure may be before its row is
-            flagged; None flags none.
-    """
-
-    chunk_rows: int
-    batch_slots: int
-    relaxation: Relaxation | None = None
-    flag_above: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,72 +49,6 @@ class Summary:
     computed: int
     failures: list[tuple[int, str]] = field(default_factory=list)
     remarks: dict[str, tuple[int, str]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything that a process needs to compute chunks.
-
-    Attributes:
-        bundle: a folder NAME.engine.
-        source: the input file.
-        kind: format of the output.
-        settings: see `Settings`.
-        device: as for `PaiNNCalculator`.
-    """
-
-    bundle: str
-    source: str
-    kind: str
-    settings: Settings
-    device: str = "auto"
-
-
-class Screener:
-    """Computes chunks: what a run has one of, and every worker its own.
-
-    Args:
-        job: see `Job`.
-        threads: of the CPU.
-    """
-
-    def __init__(self, job: Job, threads: int | None = None) -> None:
-        self.evaluator = Evaluator(job.bundle, device=job.device, threads=threads)
-        self._source, self._sink, self._settings = open_source(job.source), SINKS[job.kind], job.settings
-
-    def compute(self, chunk: Chunk) -> Part:
-        """The part of a chunk.
-
-        Raises:
-            DatasetError: the input cannot be read any more.
-            EngineError: the engine failed for every structure of a batch.
-        """
-        remarks, settings = Remarks(), self._settings
-        items = self._source.read(chunk, remarks)
-        answers: Iterable[tuple[Atoms | None, Any]]
-        if settings.relaxation is None:
-            answers = zip(items, stream(self.evaluator, items, settings.batch_slots), strict=True)
-        else:
-            answers = relax(self.evaluator, items, settings.relaxation, settings.batch_slots)
-        rows, failures = [], []
-        for place, (item, (moved, outcome)) in enumerate(zip(items, answers, strict=True)):
-            given, index = atoms_of(item), chunk.first + place
-            kept, labels = moved if isinstance(moved, Atoms) else given, labels_of(given)
-            results = outcome.results
-            if results is not None and settings.flag_above is not None:
-                results = results | {FLAG: results[RATIO] > settings.flag_above}
-                if results[FLAG]:
-                    remarks.add(UNCERTAIN, index, f"it is {results[VERDICT]}, with a ratio of {results[RATIO]:.3g}")
-            rows.append(result_row(kept, results, outcome.reason, labels=labels, index=index, remarks=remarks))
-            if given is None or outcome.results is None:
-                failures.append((index, one_line(outcome.reason)))
-                continue
-            for _, image in lacking([given], self.evaluator.manifest.cutoff):
-                remarks.add(UNREPEATED, index, f"{image}; if it is a crystal, give it pbc")
-        names = () if self.evaluator.uncertainty is None else self.evaluator.uncertainty.names
-        flag = () if settings.flag_above is None else (FLAG,)
-        content = self._sink.encoded(rows, chunk.first, remarks, (*names, *flag))
-        return Part(chunk.number, content, failures, remarks.as_dict())
 
 
 def screen(
@@ -275,18 +184,19 @@ def _parts(
     memory: float | None,
 ) -> Iterator[Part]:
     if workers is None:
-        here = Screener(job, threads)
+        here, done = Screener(job, threads), 0
         with here.evaluator:
-            for chunk in pending:
-                try:
-                    part = here.compute(chunk)
-                except MemoryError as error:
-                    last = chunk.first + chunk.count - 1
-                    raise DatasetError(
-                        f"There is no memory for rows {chunk.first} to {last} of {job.source}. What is done is kept: "
-                        "go on with --resume on a larger machine, or start again with a smaller --batch-size."
-                    ) from error
-                yield part
+            try:
+                for part in here.parts(pending):
+                    yield part
+                    done += 1
+            except MemoryError as error:
+                chunk = pending[done]
+                last = chunk.first + chunk.count - 1
+                raise DatasetError(
+                    f"There is no memory for rows {chunk.first} to {last} of {job.source}. What is done is kept: "
+                    "go on with --resume on a larger machine, or start again with a smaller --batch-size."
+                ) from error
         return
     from painn_deploy.runtime.screening.workers import parts_from_workers
 

@@ -24,7 +24,7 @@ from painn_deploy.runtime.screening.sources import parquet
 from painn_deploy.runtime.screening.table_rows import columns, database_values
 from painn_deploy.runtime.uncertainty.scale import OF_STRUCTURE
 
-__all__ = ["ERROR", "SINKS", "Sink", "result_row"]
+__all__ = ["ERROR", "SINKS", "Sink", "result_row", "table_bytes", "table_schema"]
 
 
 @runtime_checkable
@@ -107,6 +107,43 @@ class PackedSink(ExtxyzSink):
             return count_frames(file)
 
 
+def table_schema(uncertainties: Sequence[str]) -> Any:
+    """The columns of a table of rows.
+
+    Args:
+        uncertainties: see `Sink.encoded`.
+    """
+    import pyarrow
+
+    triples = pyarrow.list_(pyarrow.list_(pyarrow.float64(), 3))
+    kinds = {"float": pyarrow.float64(), "text": pyarrow.string(), "truth": pyarrow.bool_()}
+    kinds["each"] = pyarrow.list_(pyarrow.float64())
+    return pyarrow.schema(
+        [
+            ("index", pyarrow.int64()),
+            ("id", pyarrow.string()),
+            ("numbers", pyarrow.list_(pyarrow.int32())),
+            ("positions", triples),
+            ("cell", triples),
+            ("pbc", pyarrow.list_(pyarrow.bool_())),
+            ("energy", pyarrow.float64()),
+            ("forces", triples),
+            ("stress", pyarrow.list_(pyarrow.float64())),
+            *((name, kinds[OF_STRUCTURE.get(name, "each")]) for name in uncertainties),
+            (ERROR, pyarrow.string()),
+            ("info", pyarrow.string()),
+            ("arrays", pyarrow.string()),
+        ]
+    )
+
+
+def table_bytes(table: Any) -> bytes:
+    """A table as the bytes of a part."""
+    file = BytesIO()
+    parquet().write_table(table, file)
+    return file.getvalue()
+
+
 class ParquetSink:
     """Parquet: index, id, numbers, positions, cell, pbc, energy, forces, stress, screen_error, info, arrays.
 
@@ -120,31 +157,9 @@ class ParquetSink:
         """See `Sink.encoded`."""
         import pyarrow
 
-        library, triples = parquet(), pyarrow.list_(pyarrow.list_(pyarrow.float64(), 3))
-        kinds = {"float": pyarrow.float64(), "text": pyarrow.string(), "truth": pyarrow.bool_()}
-        kinds["each"] = pyarrow.list_(pyarrow.float64())
-        schema = pyarrow.schema(
-            [
-                ("index", pyarrow.int64()),
-                ("id", pyarrow.string()),
-                ("numbers", pyarrow.list_(pyarrow.int32())),
-                ("positions", triples),
-                ("cell", triples),
-                ("pbc", pyarrow.list_(pyarrow.bool_())),
-                ("energy", pyarrow.float64()),
-                ("forces", triples),
-                ("stress", pyarrow.list_(pyarrow.float64())),
-                *((name, kinds[OF_STRUCTURE.get(name, "each")]) for name in uncertainties),
-                (ERROR, pyarrow.string()),
-                ("info", pyarrow.string()),
-                ("arrays", pyarrow.string()),
-            ]
-        )
         remarks = Remarks() if remarks is None else remarks
         made = [columns(row, first + place, remarks, uncertainties) for place, row in enumerate(rows)]
-        file = BytesIO()
-        library.write_table(pyarrow.Table.from_pylist(made, schema=schema), file)
-        return file.getvalue()
+        return table_bytes(pyarrow.Table.from_pylist(made, schema=table_schema(uncertainties)))
 
     def assemble(self, parts: Sequence[Path], output: Path) -> None:
         """See `Sink.assemble`."""

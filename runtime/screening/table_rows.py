@@ -17,7 +17,7 @@ from painn_deploy.runtime.screening.carrying import ERROR, Format, is_ordinary, 
 from painn_deploy.runtime.screening.plain import HOOKS, WORDS
 from painn_deploy.runtime.screening.remarks import AS_TEXT, LEFT_OUT, Remarks, one_line
 
-__all__ = ["ARRAYS", "COLUMNS", "columns", "database_values"]
+__all__ = ["ARRAYS", "COLUMNS", "columns", "database_values", "is_storable", "notes_json", "storable"]
 
 ARRAYS = "arrays"
 """Key in the data of a database's row: columns of atoms that a database has no place for, by name."""
@@ -97,7 +97,7 @@ def columns(row: Atoms, index: int, remarks: Remarks, uncertainties: Sequence[st
     said = {key: info.pop(key) if key in info else arrays.get(key) for key in uncertainties}
     return {
         "index": index,
-        "id": None if name is None else _storable(name, index, remarks),
+        "id": None if name is None else storable(name, index, remarks),
         "numbers": arrays["numbers"].tolist(),
         "positions": arrays["positions"].tolist(),
         "cell": atoms.cell.array.tolist(),
@@ -121,7 +121,30 @@ def _json(values: dict[str, Any], index: int, remarks: Remarks) -> str | None:
         return None
 
 
-def _storable(name: Any, index: int, remarks: Remarks) -> str:
+def is_storable(notes: dict[str, Any]) -> bool:
+    """Whether the column `info` gives back notes as they are."""
+    return _are_ordinary(notes, _json_value)
+
+
+def notes_json(notes: dict[str, Any], index: int, remarks: Remarks) -> str | None:
+    """Notes that `is_storable` let pass as the text of the column `info`, without the id, which has a column.
+
+    Args:
+        notes: by name.
+        index: of the row in the input.
+        remarks: notes that are left out are counted there.
+    """
+    return _json({name: value for name, value in notes.items() if name != "id"}, index, remarks)
+
+
+def storable(name: Any, index: int, remarks: Remarks) -> str:
+    """An id as the text of its column.
+
+    Args:
+        name: anything.
+        index: of the row in the input.
+        remarks: one that is no text is counted there.
+    """
     text = name if type(name) is str else str(name)
     if not isinstance(name, str | int):
         remarks.add(AS_TEXT, index, f"'id' ({type(name).__name__}), whose column is text")
@@ -184,10 +207,14 @@ def _is_key(name: str) -> bool:
 
 def _is_ordinary(row: Atoms, takes: Callable[[Any], bool], form: Format) -> bool:
     """Whether a format carries a row as it is; quick, since nearly every row is such."""
-    for name, value in row.info.items():
+    return _are_ordinary(row.info, takes) and not row.constraints and is_ordinary(row, form)
+
+
+def _are_ordinary(notes: dict[str, Any], takes: Callable[[Any], bool]) -> bool:
+    for name, value in notes.items():
         if type(name) is not str or name in HOOKS or (type(value) not in _SAFE and not takes(value)):
             return False
-    return not row.constraints and is_ordinary(row, form)
+    return True
 
 
 def _simple(value: Any) -> bool:

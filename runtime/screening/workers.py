@@ -15,8 +15,9 @@ from typing import Any
 
 from painn_deploy.export.errors import EngineError, PaiNNDeployError
 from painn_deploy.runtime.pairs import compiled
+from painn_deploy.runtime.screening.bulk.screener import Job, Screener
+from painn_deploy.runtime.screening.folder import Part
 from painn_deploy.runtime.screening.remarks import remarks_from
-from painn_deploy.runtime.screening.run import Job, Part, Screener
 from painn_deploy.runtime.screening.sources import Chunk
 
 __all__ = ["parts_from_workers"]

@@ -17,6 +17,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from painn_deploy.export.errors import DatasetError
 from painn_deploy.runtime.screening import parquet_source
 from painn_deploy.runtime.screening import run as screening
+from painn_deploy.runtime.screening.bulk import screener
 from painn_deploy.runtime.screening.chunks import Chunk
 from painn_deploy.runtime.screening.remarks import NOT_NAMED, RENAMED, REPLACED, Remarks
 from painn_deploy.runtime.screening.sources import open_source
@@ -156,7 +157,7 @@ def test_no_memory_for_rows_says_which(tmp_path: Path, monkeypatch: pytest.Monke
         raise pyarrow.lib.ArrowMemoryError("malloc of size 1 failed")
 
     with monkeypatch.context() as patched:
-        patched.setattr(parquet_source, "_values", full)
+        patched.setattr(parquet_source, "values_of", full)
         with pytest.raises(DatasetError, match="no memory for rows 2 to 5 of .*smaller row groups"):
             source.read(Chunk(0, 2, 4))
     assert len(source.read(Chunk(0, 2, 4))) == 4
@@ -166,7 +167,7 @@ def test_no_memory_for_a_chunk_says_which(bundle: Path, tmp_path: Path, monkeypa
     def full(*given: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(screening, "stream", full)
+    monkeypatch.setattr(screener, "answers_of", full)
     with pytest.raises(DatasetError, match="no memory for rows 0 to 1 of .*smaller --batch-size"):
         screening.screen(bundle, frames(tmp_path, "", "", ""), tmp_path / "out.extxyz", chunk_rows=2)
 

@@ -17,9 +17,10 @@ from ase import Atoms
 
 from painn_deploy.export.errors import DatasetError, OutputError, PaiNNDeployError
 from painn_deploy.runtime.screening import run as screening
+from painn_deploy.runtime.screening.bulk import screener
 from painn_deploy.runtime.screening.extxyz_rows import count_frames
 from painn_deploy.runtime.screening.run import screen
-from painn_deploy.runtime.screening.sinks import SINKS, ExtxyzSink
+from painn_deploy.runtime.screening.sinks import SINKS
 
 from .test_screening import stop_after, structures, write
 
@@ -385,15 +386,10 @@ def test_frames_are_counted_as_a_reader_would() -> None:
 
 
 def test_rows_out_are_held_against_rows_in(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sink that wrote more frames than rows would not become the output."""
+    """A part that holds more frames than rows would not become the output."""
     given = write(tmp_path / "in.extxyz", structures(4))
-    encoded = ExtxyzSink.encoded
-
-    def doubled(sink: ExtxyzSink, *rest: object) -> bytes:
-        content = encoded(sink, *rest)  # type: ignore[arg-type]
-        return content + content
-
-    monkeypatch.setattr(ExtxyzSink, "encoded", doubled)
+    encoded = screener.encoded
+    monkeypatch.setattr(screener, "encoded", lambda *rest: 2 * encoded(*rest))
     with pytest.raises(OutputError, match="4 rows would become 8"):
         screen(bundle, given, tmp_path / "out.extxyz")
     assert not (tmp_path / "out.extxyz").exists()
