@@ -117,7 +117,7 @@ class Screener:
             content = encoded(self._kind, done, rows, self._names)
             yield Part(chunk.number, content, rows.failures, rows.remarks.as_dict())
         if unread:
-            raise unread[0]
+            raise unread.pop()  # kept in the list, it would keep itself, and the file that it came from
 
     def _rows(self) -> Rows:
         return Rows(self.evaluator.manifest.cutoff, self._settings.flag_above, Remarks())
