@@ -26,6 +26,7 @@ __all__ = [
     "sha256_of",
     "stamp_of",
     "structure_of",
+    "together",
     "with_sound_constraints",
 ]
 
@@ -120,6 +121,20 @@ def structure_of(numbers: Any, positions: Any, cell: Any, pbc: Any) -> Atoms:
     )
 
 
+def together(scan: Scan, chunks: int) -> Scan:
+    """The same rows in larger chunks.
+
+    Args:
+        scan: of a file, in smaller ones.
+        chunks: of these that become one.
+    """
+    every, made = scan.chunks, list[Chunk]()
+    for start in range(0, len(every), chunks):
+        first, last = every[start], every[min(start + chunks, len(every)) - 1]
+        made.append(Chunk(len(made), first.first, last.first + last.count - first.first, first.offset))
+    return Scan(scan.rows, scan.sha256, tuple(made))
+
+
 @runtime_checkable
 class Source(Protocol):
     """A file of structures."""
@@ -211,10 +226,12 @@ class Ids:
             row: index of the row that has it.
             name: the id; None or NaN is none.
         """
-        if name is None or str(name).lower() == "nan":  # what tables have where there is none
+        if name is None:
             return
-        text = str(name).encode("utf-8", "surrogatepass")
-        self._digests.append(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()))
+        text = name if type(name) is str else str(name)
+        if len(text) == 3 and text.lower() == "nan":  # what tables have where there is none
+            return
+        self._digests.append(hash(text) & 2**64 - 1)  # of no use to another process, and asked for by none
         self._rows.append(row)
 
     def check(self) -> None:

@@ -75,23 +75,24 @@ def _odd(row: Atoms, index: int, remarks: Remarks) -> str:
     return text or _written(Atoms(info={ERROR: "This row cannot be written as extended XYZ."}))
 
 
-def count_frames(lines: Iterable[bytes]) -> int:
-    """The number of frames that a reader finds in lines; -1 where it would find something else.
+def count_frames(pieces: Iterable[bytes]) -> int:
+    """The number of frames that a reader finds in a text; -1 where it would find something else.
 
     Args:
-        lines: with their ends.
+        pieces: of the text, one after another, divided anywhere.
     """
-    frames, left = 0, 0
-    for line in lines:
-        if b"\r" in line or not line.endswith(b"\n"):
+    frames, left, tail = 0, 0, b""
+    for piece in pieces:
+        if b"\r" in piece:
             return -1
-        if left:
-            left -= 1
-        elif line.strip().isdigit() and len(line) < 20:
-            frames, left = frames + 1, int(line) + 1
-        else:
-            return -1
-    return -1 if left else frames
+        *lines, tail = (tail + piece).split(b"\n")
+        while left < len(lines):
+            head = lines[left].strip()
+            if not head.isdigit() or len(lines[left]) > 18:
+                return -1
+            frames, left = frames + 1, left + int(head) + 2
+        left -= len(lines)
+    return -1 if left or tail else frames
 
 
 def _written(row: Atoms) -> str:

@@ -38,6 +38,9 @@ MOST_GLANCE = 100_000
 MOST_HEAD = 20
 """Bytes of the line that says how many atoms there are, where it is no longer than it needs to be."""
 
+LETTER = ord("A")
+"""No digit and no blank is as large."""
+
 CUT = "the compressed file was cut short here, and whatever followed is missing; fetch or make it again"
 
 _COUNT = re.compile(rb"\s*[0-9]+\s*$")
@@ -252,7 +255,7 @@ class _Lines:
             self._numbers += [
                 place
                 for place, line in enumerate(whole, known)
-                if not line[:1].isalpha() and _COUNT.match(line, 0, MOST_LINE)
+                if line and line[0] < LETTER and _COUNT.match(line, 0, MOST_LINE)
             ]
             self._tail, self._over = tail, 0
         return True

@@ -78,7 +78,8 @@ class ParquetSource:
             raise DatasetError(f"{path} has no column {' and no column '.join(missing)}; it has {', '.join(names)}.")
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise DatasetError(f"{path} has more than one column {twice[0]!r}. Give each its own name.")
-        self._batch_rows = _batch_rows(self._file.metadata, path)
+        _refuse_huge(self._file.metadata, path)
+        self._texts = dict[str, Any]()  # the file once more, by a column of texts that is read as what repeats in it
         self._ahead: Iterator[Any] = iter(())
         self._rest: Any = None  # of a batch, after the rows that were asked for
         self._next = -1
@@ -154,13 +155,64 @@ class ParquetSource:
 
     def _batches(self, **how: Any) -> Iterator[Any]:
         try:
-            yield from self._file.iter_batches(batch_size=self._batch_rows, **how)
+            for groups in _together(self._file.metadata):
+                rows = min(self._rows_at_a_time(group) for group in groups)
+                yield from self._file.iter_batches(batch_size=rows, row_groups=groups, **how)
         except MemoryError:
             raise
         except Exception as error:  # as above: a damaged page, a file that went away
             raise DatasetError(
                 f"Cannot read {self._path}: {error}. The file is damaged, or was changed while it was screened."
             ) from error
+
+    def _rows_at_a_time(self, number: int) -> int:
+        """How many rows of a row group are made into Python's values at a time.
+
+        A file of a thousand bytes may hold a row of 300 million numbers, or a text of megabytes a thousand times: equal
+        values are stored once. So it is their number that counts, and of texts the longest.
+        """
+        group = self._file.metadata.row_group(number)
+        rows, size, texts = max(1, group.num_rows), 0.0, list[Any]()
+        for column in (group.column(place) for place in range(group.num_columns)):
+            size += VALUE_BYTES * column.num_values / rows
+            if column.physical_type != "BYTE_ARRAY":
+                continue
+            if any("DICTIONARY" in one or "DELTA" in one for one in column.encodings):
+                texts.append(column)
+            else:
+                size += column.total_uncompressed_size / rows
+        longest: float = sum(column.total_uncompressed_size for column in texts)
+        if (size + longest) * MOST_ROWS > MOST_BYTES:  # none is as long as all that differ together
+            longest = sum(self._longest(number, column) for column in texts)
+        return max(1, min(MOST_ROWS, int(MOST_BYTES / max(size + longest, 1.0))))
+
+    def _longest(self, number: int, column: Any) -> int:
+        """Bytes of the longest text of a column in a row group, or more where that cannot be told."""
+        import pyarrow.compute
+
+        name, most = column.path_in_schema, int(column.total_uncompressed_size)
+        if name not in self._file.schema_arrow.names:  # texts in lists
+            return most
+        if name not in self._texts:
+            self._texts[name] = parquet().ParquetFile(self._path, read_dictionary=[name])
+        found = self._texts[name].read_row_group(number, columns=[name]).column(0)
+        if not pyarrow.types.is_dictionary(found.type):
+            return most
+        lengths = (pyarrow.compute.max(pyarrow.compute.binary_length(chunk.dictionary)) for chunk in found.chunks)
+        return max((length.as_py() or 0 for length in lengths), default=0)
+
+
+def _together(metadata: Any) -> Iterator[list[int]]:
+    """Row groups that are read one after another, so that small ones take no more time than large ones."""
+    groups, rows = list[int](), 0
+    for number in range(metadata.num_row_groups):
+        groups.append(number)
+        rows += metadata.row_group(number).num_rows
+        if rows >= MOST_ROWS:
+            yield groups
+            groups, rows = [], 0
+    if groups:
+        yield groups
 
 
 def rows_of(batch: Any) -> Iterator[dict[str, Any]]:
@@ -178,33 +230,22 @@ def rows_of(batch: Any) -> Iterator[dict[str, Any]]:
         first = end + 1
 
 
-def _batch_rows(metadata: Any, path: Path) -> int:
-    """How many rows are made into Python's values at a time.
-
-    A file of a thousand bytes may hold a row of 300 million numbers, or a text of megabytes a thousand times: equal
-    values are stored once. So it is their number that counts, and of texts the largest that there may be.
+def _refuse_huge(metadata: Any, path: Path) -> None:
+    """Refuse a file that has a row group of more atoms than rows of the largest size, before any of it is read.
 
     Raises:
-        DatasetError: a row group has more atoms than rows of the largest size.
+        DatasetError: it has.
     """
-    most = 0.0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        size, rows = 0.0, max(1, group.num_rows)
         for column in (group.column(place) for place in range(group.num_columns)):
             name = column.path_in_schema.split(".")[0]
             limit = {"numbers": MOST_ATOMS, "positions": 3 * MOST_ATOMS}.get(name)
-            if limit is not None and column.num_values > rows * limit:
+            if limit is not None and column.num_values > max(1, group.num_rows) * limit:
                 raise DatasetError(
                     f"Row group {number} of {path} has {column.num_values} values of {name!r} in "
                     f"{group.num_rows} rows; {MOST_ATOMS} atoms are the most of a row."
                 )
-            size += VALUE_BYTES * column.num_values / rows
-            if column.physical_type == "BYTE_ARRAY":
-                repeats = any("DICTIONARY" in one or "DELTA" in one for one in column.encodings)
-                size += column.total_uncompressed_size / (1 if repeats else rows)
-        most = max(most, size)
-    return max(1, min(MOST_ROWS, int(MOST_BYTES / max(most, 1.0))))
 
 
 def _too_long(column: Any) -> dict[int, int]:

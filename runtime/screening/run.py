@@ -5,7 +5,9 @@ disk in full or not at all, as a part in the folder OUT.parts. A resumed run com
 so ends with the rows of one that was never stopped; parts become OUT at the end, in one step.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +16,7 @@ from painn_deploy.export.errors import DatasetError, OutputError
 from painn_deploy.export.progress import Tell, prefixed, silent
 from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.screening.bulk.screener import Job, Screener, Settings
-from painn_deploy.runtime.screening.chunks import Stamp, sha256_of, stamp_of
+from painn_deploy.runtime.screening.chunks import Stamp, sha256_of, stamp_of, together
 from painn_deploy.runtime.screening.folder import FORMAT_VERSION, Folder, Part
 from painn_deploy.runtime.screening.relaxation import Relaxation
 from painn_deploy.runtime.screening.sources import Chunk, Scan, open_source, output_format_of
@@ -23,7 +25,14 @@ from painn_deploy.runtime.uncertainty.watch import Limit, checked_limit
 __all__ = ["CHUNK_ROWS", "Folder", "Job", "Part", "Progress", "Screener", "Settings", "Summary", "screen"]
 
 CHUNK_ROWS = 512
-"""Rows of a chunk unless told otherwise: a second or two of work, which is what a kill may cost."""
+"""Rows of a chunk at least, unless told otherwise: a second or two of work, which is what a kill may cost."""
+
+CHUNKS, LARGEST, MOST_BYTES = 64, 8, 8 << 20
+"""So many times as large are the chunks of a large file at most, by the time that each takes beside its rows: where
+there are still so many chunks, among which workers divide it, and where they hold no more than so many bytes of it."""
+
+LONG = 0.1
+"""Seconds that a chunk takes, from which its part is on the disk before the next is begun; that costs less then."""
 
 
 @runtime_checkable
@@ -114,7 +123,10 @@ def screen(
         tell(f"looking through {source.name}")
         earlier = folder.plan() if resume else None
         rows, opened = _chunk_rows(earlier, chunk_rows), open_source(source)
-        stamp, scan = stamp_of(source), opened.scan(rows)
+        stamp, scan = stamp_of(source), opened.scan(rows or CHUNK_ROWS)
+        if rows is None:
+            times = _times(scan, stamp)
+            rows, scan = times * CHUNK_ROWS, together(scan, times)
         plan = _plan(evaluator, scan, kind, relaxation, limit) | {"chunk_rows": rows}
         if earlier is not None:
             folder.check(earlier, plan)
@@ -212,19 +224,43 @@ def _run(
     plan: dict[str, Any],
     held: _Held,
 ) -> None:
-    computed = 0
-    before = scan.rows - sum(chunk.count for chunk in pending)
+    computed, before = 0, scan.rows - sum(chunk.count for chunk in pending)
     progress(before, scan.rows, 0)
-    for part in parts:
-        held.check()
-        folder.keep(part, scan.chunks[part.number].count, plan)
+
+    def kept(part: Part, written: Future[None]) -> None:
+        nonlocal computed
+        written.result()
         computed += scan.chunks[part.number].count
         progress(before + computed, scan.rows, computed)
 
+    # a part is written while the next is computed, and told of before that is written
+    with ThreadPoolExecutor(1) as writer:
+        last: tuple[Part, Future[None]] | None = None
+        begun = time.monotonic()
+        for part in parts:
+            took = time.monotonic() - begun
+            if last is not None:
+                kept(*last)
+            held.check()
+            last = part, writer.submit(folder.keep, part, scan.chunks[part.number].count, plan)
+            if took > LONG:
+                kept(*last)
+                last = None
+            begun = time.monotonic()
+        if last is not None:
+            kept(*last)
 
-def _chunk_rows(earlier: dict[str, Any] | None, asked: int | None) -> int:
+
+def _times(scan: Scan, stamp: Stamp) -> int:
+    """How many times as large as the smallest the chunks of a file are."""
+    bytes_of_row = max(1.0, stamp[0] / scan.rows)
+    return int(max(1, min(LARGEST, scan.rows // (CHUNKS * CHUNK_ROWS), MOST_BYTES // (bytes_of_row * CHUNK_ROWS))))
+
+
+def _chunk_rows(earlier: dict[str, Any] | None, asked: int | None) -> int | None:
+    """Rows of a chunk, where they are known before the file is."""
     if earlier is None:
-        return asked or CHUNK_ROWS
+        return asked
     if asked not in (None, earlier["chunk_rows"]):
         raise OutputError(
             f"The earlier run wrote chunks of {earlier['chunk_rows']} rows, and {asked} were asked for. Leave the "

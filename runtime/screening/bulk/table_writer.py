@@ -39,7 +39,7 @@ def encoded_table(done: Done, rows: Rows, uncertainties: Sequence[str]) -> bytes
         frames.append(frame)
         name = notes.get("id")
         ids.append(None if name is None else storable(name, index, rows.remarks))
-        infos.append(notes_json(notes, index, rows.remarks))
+        infos.append(notes_json(notes, index, rows.remarks) if len(notes) > ("id" in notes) else None)
     schema = table_schema(uncertainties)
     table = _table(done, np.array(frames, np.int64), ids, infos, schema)
     if alone:
