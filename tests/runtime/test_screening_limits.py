@@ -167,7 +167,7 @@ def test_no_memory_for_a_chunk_says_which(bundle: Path, tmp_path: Path, monkeypa
     def full(*given: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(screener, "answers_of", full)
+    monkeypatch.setattr(screener, "evaluated", full)
     with pytest.raises(DatasetError, match="no memory for rows 0 to 1 of .*smaller --batch-size"):
         screening.screen(bundle, frames(tmp_path, "", "", ""), tmp_path / "out.extxyz", chunk_rows=2)
 
