@@ -6,12 +6,14 @@ a file that is cut short what is whole is computed, as of one that is not compre
 missing, and one more row says so.
 """
 
+import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BufferedReader
+from io import BufferedReader, RawIOBase
 from pathlib import Path
+from typing import Any
 
 from ase import Atoms
 
@@ -127,9 +129,7 @@ class ExtxyzSource:
             if self._packing:
                 self._ahead = _Lines(BufferedReader(Unpacked(self._path, self._packing), BUFFER), 0)
             else:
-                file = self._path.open("rb")
-                self._ahead = _Lines(file, offset)
-                file.seek(offset)
+                self._ahead = _Lines(BufferedReader(_Plain(self._path, offset), BUFFER), offset)
         self._ahead.go_to(offset)
         return self._ahead
 
@@ -168,6 +168,32 @@ class Frame:
         return made
 
 
+class _Plain(RawIOBase):
+    """A file from an offset on, which is closed without a word when nobody needs it any more, as `Unpacked` is."""
+
+    def __init__(self, path: Path, offset: int) -> None:
+        self._handle: int | None = None
+        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        os.lseek(self._handle, offset, os.SEEK_SET)
+
+    def readable(self) -> bool:
+        """Whether it can be read: it can."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, or part of it; 0 at the end."""
+        made = os.read(self._handle, len(buffer)) if self._handle is not None else b""
+        buffer[: len(made)] = made
+        return len(made)
+
+    def close(self) -> None:
+        """Close the file."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            os.close(handle)
+        super().close()
+
+
 class _Lines:
     """The lines of a file, none of them longer than told, and where the last one began.
 
@@ -182,9 +208,6 @@ class _Lines:
         self._numbers = list[int]()  # which of them are lone numbers
         self._tail, self._over, self._overs = b"", 0, dict[int, int]()  # the line that goes on, and bytes left out
         self._endless = False
-
-    def __del__(self) -> None:
-        self.close()
 
     @property
     def cut(self) -> bool:

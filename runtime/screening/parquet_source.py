@@ -104,11 +104,9 @@ class ParquetSource:
     def read(self, chunk: Chunk, remarks: Remarks | None = None) -> list[Atoms | StructureError]:
         """See `Source.read`."""
         remarks = Remarks() if remarks is None else remarks
-        made: list[Atoms | StructureError] = []
         with self.memory(chunk):
-            for piece in self.pieces(chunk):
-                made += [from_columns(row, chunk.first + len(made), remarks) for row in rows_of(piece)]
-        return made
+            rows = (row for piece in self.pieces(chunk) for row in rows_of(piece))
+            return [from_columns(row, index, remarks) for index, row in enumerate(rows, chunk.first)]
 
     def pieces(self, chunk: Chunk) -> Iterator[Any]:
         """The rows of a chunk in Arrow's batches, no more at a time than may become Python's values.
