@@ -7,8 +7,7 @@ cutoff alone; without one, `student:small` is exported for ONNX Runtime.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -18,63 +17,29 @@ import numpy as np
 import typer
 from ase.build import molecule
 
-from painn_deploy.export.fields import GraphInputs, GraphOutputs
+from painn_deploy.engines import NullSession
 from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.machine import machine
 from painn_deploy.runtime.screening import run
 from painn_deploy.runtime.screening.bulk import screener
-from painn_deploy.runtime.screening.bulk.answers import Answers, Frames
 from painn_deploy.runtime.screening.sources import parquet
 from painn_deploy.scripts.benchmarks.cases import ETHANOL
 from painn_deploy.scripts.benchmarks.contenders.bundles import exported
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.commands.outputs import markdown
 
-__all__ = ["NullEvaluator", "NullSession", "at_once", "rates", "write_ethanols"]
+__all__ = ["NullEvaluator", "rates", "write_ethanols"]
 
 WAYS = (("parquet", "parquet"), ("extxyz", "parquet"), ("extxyz", "extxyz"))
 
 
-class NullSession:
-    """An engine that answers zeros at once, and is in all else the session that it stands for.
-
-    Args:
-        session: an open one.
-    """
-
-    def __init__(self, session: Any) -> None:
-        self._session = session
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
-
-    def run(self, inputs: GraphInputs) -> GraphOutputs:
-        """Zeros of the right shapes."""
-        atoms = len(inputs.atomic_numbers)
-        return GraphOutputs(
-            np.zeros(atoms, np.float32), np.zeros((atoms, 3), np.float32), np.zeros((atoms, 3, 3), np.float32)
-        )
-
-
 class NullEvaluator(Evaluator):
-    """An evaluator whose engine answers at once, and of nothing uncertain; see `Evaluator`."""
+    """An evaluator whose engine answers zeros at once; see `Evaluator`."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.session, self.uncertainty = NullSession(self.session), None
+        self.session = NullSession(self.manifest.outputs)
         self.batch_slots = 65_536  # nothing is measured of such an engine
-
-
-def at_once(evaluator: Evaluator, frames: Frames, batch_slots: int) -> Answers:  # noqa: ARG001  a stand-in
-    """Zeros for structures, without an evaluator: what is left is files.
-
-    Args:
-        evaluator: not asked.
-        frames: the structures.
-        batch_slots: not needed.
-    """
-    atoms, count = len(frames.numbers), len(frames)
-    return Answers(np.zeros(count), np.zeros(atoms), np.zeros((atoms, 3)), np.full((count, 6), np.nan), {})
 
 
 def write_ethanols(folder: Path, rows: int) -> dict[str, Path]:
@@ -107,19 +72,7 @@ def write_ethanols(folder: Path, rows: int) -> dict[str, Path]:
     return files
 
 
-@contextmanager
-def _null(alone: bool) -> Iterator[None]:
-    with ExitStack() as stack:
-        for module in (run, screener):
-            stack.enter_context(mock.patch.object(module, "Evaluator", NullEvaluator))
-        if alone:
-            stack.enter_context(mock.patch.object(screener, "answers_of", at_once))
-        yield
-
-
-def rates(
-    bundle: Path, source: Path, output: Path, rows: int, *, rounds: int = 3, alone: bool = False
-) -> tuple[float, float]:
+def rates(bundle: Path, source: Path, output: Path, rows: int, *, rounds: int = 3) -> tuple[float, float]:
     """Rows a second, and µs of processor time a row; the best of some rounds, opening the bundle included.
 
     Args:
@@ -128,10 +81,9 @@ def rates(
         output: is replaced.
         rows: in the input.
         rounds: how many.
-        alone: leave the evaluator out, too.
     """
     walls, processors = [], []
-    with _null(alone):
+    with mock.patch.object(run, "Evaluator", NullEvaluator), mock.patch.object(screener, "Evaluator", NullEvaluator):
         for _ in range(rounds):
             wall, processor = time.perf_counter(), time.process_time()
             run.screen(bundle, source, output, overwrite=True, threads=1, device="cpu")
@@ -148,15 +100,15 @@ def main(
     """Measure, and print as Markdown."""
     with ExitStack() as stack:
         if bundle is None:
-            bundle = stack.enter_context(exported("student:small", [molecule(ETHANOL)], ["onnxruntime"]))["onnxruntime"]
+            plain = exported("student:small", [molecule(ETHANOL)], ["onnxruntime"], uncertainty=False)
+            bundle = stack.enter_context(plain)["onnxruntime"]
         folder = Path(stack.enter_context(TemporaryDirectory(dir=Path.cwd(), prefix="files-")))
         files, table = write_ethanols(folder, rows), []
         for source, kind in WAYS:
-            for alone, what in ((False, "null engine"), (True, "files alone")):
-                a_second, each = rates(bundle, files[source], folder / f"out.{kind}", rows, rounds=rounds, alone=alone)
-                table.append((f"{source} to {kind}", what, f"{a_second:.0f}", f"{each:.1f}"))
-        print(f"{machine()}; {rows} ethanols, the best of {rounds}\n")
-        print(markdown(["from and to", "with", "rows a second", "µs of processor time a row"], table))
+            a_second, each = rates(bundle, files[source], folder / f"out.{kind}", rows, rounds=rounds)
+            table.append((f"{source} to {kind}", f"{a_second:,.0f}", f"{each:.1f}"))
+        print(f"{machine()}; {rows:,} ethanols, the best of {rounds}, an engine that answers at once\n")
+        print(markdown(["from and to", "rows a second", "µs of processor time a row"], table))
 
 
 if __name__ == "__main__":

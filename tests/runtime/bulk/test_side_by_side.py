@@ -16,7 +16,6 @@ from ase.io.extxyz import key_val_str_to_dict
 from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.screening import run as screening
 from painn_deploy.runtime.screening.bulk import formats, screener
-from painn_deploy.runtime.screening.bulk.answers import answers_of
 from painn_deploy.runtime.screening.bulk.block import block_of
 from painn_deploy.runtime.screening.bulk.comments import read_comment
 from painn_deploy.runtime.screening.bulk.results import Rows
@@ -113,7 +112,8 @@ def test_no_structure_at_all(bundle: Path, tmp_path: Path) -> None:
         assert [index for index, _ in parts(bundle, given, kind)[0].failures] == [0, 1]
     with Evaluator(bundle) as evaluator:
         nothing = block_of(0, 0, [], {}, {}.__getitem__)
-        assert len(answers_of(evaluator, nothing.frames, SLOTS).energy) == 0
+        (answers,) = evaluator.answers(nothing.frames, SLOTS)
+        assert len(answers) == 0
 
 
 @pytest.mark.parametrize("seed", range(8))
