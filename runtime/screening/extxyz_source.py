@@ -140,7 +140,7 @@ class ExtxyzSource:
             self._ahead = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Frame:
     """One frame as it stands in a file.
 

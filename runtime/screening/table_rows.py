@@ -210,7 +210,7 @@ def _is_ordinary(row: Atoms, takes: Callable[[Any], bool], form: Format) -> bool
     return _are_ordinary(row.info, takes) and not row.constraints and is_ordinary(row, form)
 
 
-def _are_ordinary(notes: dict[str, Any], takes: Callable[[Any], bool]) -> bool:
+def _are_ordinary(notes: dict[Any, Any], takes: Callable[[Any], bool]) -> bool:
     for name, value in notes.items():
         if type(name) is not str or name in HOOKS or (type(value) not in _SAFE and not takes(value)):
             return False
