@@ -11,7 +11,6 @@ from painn_deploy.runtime.screening.bulk.results import Rows
 from painn_deploy.runtime.screening.remarks import Remarks
 from painn_deploy.runtime.screening.sources import open_source
 from painn_deploy.scripts.benchmarks.files import NullEvaluator, at_once, main, write_ethanols
-
 from tests.runtime.hostile_rows import read_back
 
 
