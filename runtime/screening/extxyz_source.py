@@ -8,7 +8,7 @@ missing, and one more row says so.
 
 import os
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader, RawIOBase
@@ -99,20 +99,22 @@ class ExtxyzSource:
     def _frames(self, offset: int) -> Iterator[tuple[int, "Frame"]]:
         """Offset and frame; a line that is a lone number begins a frame."""
         try:
-            lines = self._at(offset)
-            line, frame, problem = lines.next(), list[bytes](), ""
-            while line:
-                if not line.strip():
-                    line = lines.next()
-                    continue
-                begin = lines.begin
-                if (whole := lines.whole(line)) is not None:
+            lines, frame, problem = self._at(offset), list[bytes](), ""
+            while True:
+                begin = lines.after
+                if (whole := lines.whole()) is not None:
                     frame, problem = whole, ""
                     yield begin, Frame(whole, "", ended=False)
-                    line = lines.next()
                     continue
+                if not (line := lines.next()):
+                    break
+                if not line.strip():
+                    continue
+                begin = lines.begin
                 frame, line, problem = _frame(lines, line)
-                if problem and lines.cut and not line:
+                if line:
+                    lines.back()
+                elif problem and lines.cut:
                     problem = CUT
                 yield begin, Frame(frame, problem)
             if lines.cut and not (frame or offset):
@@ -140,7 +142,7 @@ class ExtxyzSource:
             self._ahead = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Frame:
     """One frame as it stands in a file.
 
@@ -195,15 +197,14 @@ class _Plain(RawIOBase):
 
 
 class _Lines:
-    """The lines of a file, none of them longer than told, and where the last one began.
+    """The lines of a file, none of them longer than told, and where the last one began and ended.
 
     Of a compressed file that was cut short the last line is left out where it has no end: half of a number is another
     number.
     """
 
     def __init__(self, file: BufferedReader, offset: int) -> None:
-        self._file, self.begin, self._after = file, offset, offset
-        self._last, self._again = b"", False
+        self._file, self.begin, self.after = file, offset, offset
         self._lines, self._next = list[bytes](), 0  # without their ends; the next to be given
         self._numbers = list[int]()  # which of them are lone numbers
         self._tail, self._over, self._overs = b"", 0, dict[int, int]()  # the line that goes on, and bytes left out
@@ -216,43 +217,50 @@ class _Lines:
 
     def next(self, most: int = MOST_LINE) -> bytes:
         """The next line, or so much of it that it shows to be too long; the rest is passed over."""
-        if self._again:
-            self._again = False
-            return self._last
         while self._next == len(self._lines):
             if not self._more():
-                self.begin, self._last = self._after, b""
+                self.begin = self.after
                 return b""
         line, ended = self._lines[self._next], not self._endless or self._next + 1 < len(self._lines)
-        self.begin, self._after = self._after, self._after + len(line) + ended + self._overs.get(self._next, 0)
+        self.begin, self.after = self.after, self.after + len(line) + ended + self._overs.get(self._next, 0)
         self._next += 1
-        self._last = (line + b"\n" * ended)[: most + 1] if ended or not self.cut else b""
-        return self._last
+        return (line + b"\n" * ended)[: most + 1] if ended or not self.cut else b""
 
-    def whole(self, head: bytes) -> list[bytes] | None:
-        """The lines of a frame, without their ends, where it is one at a glance; None where each is to be looked at.
+    def back(self) -> None:
+        """Give the line again that was given last, where there was one."""
+        if self.after > self.begin:
+            self._next, self.after = self._next - 1, self.begin
 
-        Args:
-            head: the line that was given last, with which it begins.
+    def whole(self) -> list[bytes] | None:
+        """The lines of the next frame, without their ends, where it is one at a glance.
+
+        None where each line is to be looked at; then none was given.
         """
-        if len(head) > MOST_HEAD or not _COUNT.match(head) or (atoms := int(head)) > MOST_GLANCE:
+        while self._next == len(self._lines):
+            if not self._more():
+                return None
+        place = bisect_left(self._numbers, self._next)
+        if place == len(self._numbers) or self._numbers[place] != self._next:
             return None
-        while (end := self._next + 1 + atoms) >= len(self._lines) and self._more():
+        head = self._lines[self._next]
+        if len(head) > MOST_HEAD or (atoms := int(head)) > MOST_GLANCE:
+            return None
+        while (end := self._next + 2 + atoms) >= len(self._lines) and self._more():
             pass
         if end > len(self._lines) - self._endless or self._overs:
             return None
-        after = bisect_right(self._numbers, self._next)  # the comment may be a number
+        after = bisect_right(self._numbers, self._next + 1)  # the comment may be a number
         if after < len(self._numbers) and self._numbers[after] < end:
             return None
         if end < len(self._lines) and self._lines[end].startswith(b"VEC"):
             return None
         found = self._lines[self._next : end]
         size = sum(map(len, found)) + len(found)
-        if size > MOST_LINE and (len(found[0]) >= MOST_COMMENT or max(map(len, found[1:]), default=0) >= MOST_LINE):
+        if size > MOST_LINE and (len(found[1]) >= MOST_COMMENT or max(map(len, found[2:]), default=0) >= MOST_LINE):
             return None
-        self._next, self._after = end, self._after + size
-        self.begin = self._after
-        return [head[:-1], *found]
+        self._next, self.after = end, self.after + size
+        self.begin = self.after
+        return found
 
     def _more(self) -> bool:
         """Have more lines; whether there are any."""
@@ -290,12 +298,13 @@ class _Lines:
             offset: byte of the file.
             passing: whether lines may be passed over for it.
         """
-        return offset in (self.begin, self._after) or (passing and offset >= self._after)
+        return offset in (self.begin, self.after) or (passing and offset >= self.after)
 
     def go_to(self, offset: int) -> None:
-        """Go on at an offset that is reached: at the line that was read last, or somewhere after it."""
-        self._again = offset == self.begin and self._after > offset
-        while not self._again and self._after < offset and self.next():
+        """Go on at an offset that is reached: at the line that was given last, or somewhere after it."""
+        if offset == self.begin:
+            self.back()
+        while self.after < offset and self.next():
             pass
 
     def close(self) -> None:

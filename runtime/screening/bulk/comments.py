@@ -24,8 +24,8 @@ MOST_LETTERS = 4096
 _ITEM = re.compile(r"""([A-Za-z_][\w.\-]*)(?:=(?:"([^"\\]+)"|([^\s"'{}\[\]\\,=]+)))?(?:\s+(?!=)|\Z)""", re.ASCII)
 """The name of an item, its value in quotes, its bare value."""
 
-_CELL = re.compile("cell|lattice|box", re.IGNORECASE)
-"""In every comment that may name a cell otherwise than extended XYZ does, and in others."""
+_CELL = ("cell", "lattice", "box")
+"""One of them is in every comment that may name a cell otherwise than extended XYZ does, and in others."""
 
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
 _REAL = re.compile(r"-?[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?")
@@ -38,7 +38,7 @@ _ODD = frozenset({"virial", *OURS, *per_config_properties})
 _TRUTHS = {"T": True, "F": False}
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Comment:
     """What a comment says.
 
@@ -92,7 +92,10 @@ def read_comment(line: bytes) -> Comment | None:
             notes[name] = True
     if isinstance(notes.get("id"), float):  # NaN is none
         return None
-    if _CELL.search(comment) and (foreign_cell(comment) or (names_cell(comment) and not any(cell or ()))):
+    small = comment.lower()
+    if any(word in small for word in _CELL) and (
+        foreign_cell(comment) or (names_cell(comment) and not any(cell or ()))
+    ):
         return None
     repeats = pbc or ((True, True, True) if cell else (False, False, False))
     return Comment(properties, cell, repeats, energy, notes)

@@ -31,11 +31,13 @@ class _Alike:
     """Frames whose lines have the same columns.
 
     Attributes:
+        layout: where the columns are.
         places: of the frames in their chunk.
         comments: of the frames.
         words: of the lines of each.
     """
 
+    layout: Layout
     places: list[int] = field(default_factory=list)
     comments: list[Comment] = field(default_factory=list)
     words: list[list[str]] = field(default_factory=list)
@@ -53,17 +55,17 @@ def extxyz_block(source: ExtxyzSource, chunk: Chunk, remarks: Remarks) -> Block:
         DatasetError: as `Source.read` does.
     """
     frames = list(source.frames(chunk))
-    alike, odd = dict[Layout, _Alike](), set(range(len(frames)))
+    alike, odd = dict[str, _Alike](), set(range(len(frames)))
     for place, frame in enumerate(frames):
         if frame.ended or (comment := read_comment(frame.lines[1])) is None:
             continue
         if (layout := layout_of(comment.properties)) is None or (words := _words(frame, layout.width)) is None:
             continue
-        some = alike.setdefault(layout, _Alike())
+        some = alike.get(comment.properties) or alike.setdefault(comment.properties, _Alike(layout))
         some.places.append(place)
         some.comments.append(comment)
         some.words.append(words)
-    ordinary = [rows for layout, some in alike.items() for rows in _converted(some, layout)]
+    ordinary = [rows for some in alike.values() for rows in _converted(some)]
     for rows in ordinary:
         odd.difference_update(rows.places.tolist())
 
@@ -83,25 +85,26 @@ def _words(frame: Frame, width: int) -> list[str] | None:
     return list(chain.from_iterable(lines)) if set(map(len, lines)) == {width} else None
 
 
-def _converted(some: _Alike, layout: Layout) -> list[Ordinary]:
+def _converted(some: _Alike) -> list[Ordinary]:
     """Frames side by side; those whose words are no elements and numbers are left out."""
     try:
-        return [_ordinary(some, layout)]
+        return [_ordinary(some)]
     except (KeyError, ValueError):
         if len(some.places) == 1:
             return []
         alone = zip(some.places, some.comments, some.words, strict=True)
-        each = (_Alike([place], [comment], [words]) for place, comment, words in alone)
-        return [rows for one in each for rows in _converted(one, layout)]
+        each = (_Alike(some.layout, [place], [comment], [words]) for place, comment, words in alone)
+        return [rows for one in each for rows in _converted(one)]
 
 
-def _ordinary(some: _Alike, layout: Layout) -> Ordinary:
+def _ordinary(some: _Alike) -> Ordinary:
     """All of some frames.
 
     Raises:
         KeyError, ValueError: a word is no element, or no number.
     """
-    words, width = list(chain.from_iterable(some.words)), layout.width
+    layout, words = some.layout, list(chain.from_iterable(some.words))
+    width = layout.width
     numbers = np.array([_ELEMENTS[word] for word in words[layout.species :: width]], np.int64)
     positions = _triples(words, layout.positions, width)
     if layout.forces is not None:  # labels that will be replaced, if they are any
