@@ -1,16 +1,14 @@
-"""The benchmark of files runs, and what it stands an engine in with answers as one does."""
+"""The benchmark of files runs, and its rows are ordinary ones."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from painn_deploy.runtime.screening.bulk.answers import answers_of
 from painn_deploy.runtime.screening.bulk.formats import read_block
 from painn_deploy.runtime.screening.bulk.results import Rows
 from painn_deploy.runtime.screening.remarks import Remarks
 from painn_deploy.runtime.screening.sources import open_source
-from painn_deploy.scripts.benchmarks.files import NullEvaluator, at_once, main, write_ethanols
+from painn_deploy.scripts.benchmarks.files import NullEvaluator, main, write_ethanols
 from tests.runtime.hostile_rows import read_back
 
 
@@ -21,19 +19,19 @@ def test_the_benchmark_of_files_names_the_machine_and_every_way(
     main(bundle, rows=30, rounds=1)
     shown = capsys.readouterr().out
     assert "cores; 30 ethanols" in shown
-    assert [shown.count(way) for way in ("parquet to parquet", "extxyz to parquet", "extxyz to extxyz")] == [2, 2, 2]
+    assert [shown.count(way) for way in ("parquet to parquet", "extxyz to parquet", "extxyz to extxyz")] == [1, 1, 1]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_engine_that_answers_at_once_answers_zeros(bundle: Path, tmp_path: Path) -> None:
+def test_every_row_of_it_is_ordinary_and_answered(bundle: Path, tmp_path: Path) -> None:
     for path in write_ethanols(tmp_path, 20).values():
         source = open_source(path)
         (chunk,) = source.scan(20).chunks
         block = read_block(source, chunk, Rows(5.0, None, Remarks()))
         assert None not in block.notes
         with NullEvaluator(bundle, device="cpu") as evaluator:
-            slow, quick = (way(evaluator, block.frames, 4096) for way in (answers_of, at_once))
-        assert slow.reasons == quick.reasons == {}
-        assert np.array_equal(slow.forces, quick.forces)
-        assert np.array_equal(slow.stress, quick.stress, equal_nan=True)
+            (answers,) = evaluator.answers(block.frames)
+        assert answers.faults == {}
+        assert not answers.forces.any()
+        assert len(answers) == 20
     assert [atoms.info["id"] for atoms in read_back(tmp_path / "ethanols.extxyz")][-1] == "mol-0000019"
