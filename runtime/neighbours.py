@@ -95,9 +95,9 @@ class Nearest(NamedTuple):
 class Displacements:
     """From the first atom of each pair to the second, in arrays that are written again at every step.
 
-    The runtime forms displacements, and compares distances with the cutoff, here alone: in float64, for a search, a
-    Verlet list and many of them. A GPU that follows a structure, or forms the pairs of molecules, does the same in a
-    kernel (`painn_deploy.engines.gpu.device_positions`, `device_molecules`), which a test compares with this.
+    They are formed, and distances compared with the cutoff, in float64. Compiled loops
+    (`painn_deploy.runtime.pairs.kernels`) do the same to the bit, and so does a GPU that follows a structure or forms
+    the pairs of molecules (`painn_deploy.engines.gpu.device_positions`, `device_molecules`); tests compare all of them.
 
     Args:
         pairs: of neighbours.

@@ -9,7 +9,6 @@ from jaxtyping import Float64, Int64
 
 from painn_deploy.export.fields import GraphOutputs
 from painn_deploy.runtime.batches.frames import Faults, Frames
-from painn_deploy.runtime.batches.pairs import ranges
 from painn_deploy.runtime.results import cell_volumes, not_finite, voigt_stresses
 from painn_deploy.runtime.uncertainty.scale import OF_ATOMS, OF_STRUCTURE, RATIO, one_of
 from painn_deploy.runtime.uncertainty.source import Uncertainty
@@ -44,11 +43,6 @@ class Answers:
 
     def __len__(self) -> int:
         return len(self.energy)
-
-    @property
-    def reasons(self) -> dict[int, str]:
-        """The faults in words."""
-        return {index: str(fault) for index, fault in self.faults.items()}
 
     def uncertain(self, name: str) -> np.ndarray:
         """Uncertainties of one name; of structures none of which was answered, none is known.
@@ -147,7 +141,7 @@ class Gathering:
         """
         frames = self._frames
         counts = frames.counts[chosen]
-        rows, starts = ranges(frames.offsets[:-1][chosen], counts), np.cumsum(counts) - counts
+        rows, starts = frames.rows_of(chosen), np.cumsum(counts) - counts
         self._energies[rows] = outputs.atomic_energies
         self._energies[rows] += self._references[rows]
         self._forces[rows] = outputs.forces

@@ -21,7 +21,7 @@ from painn_deploy.export.errors import EngineError, OwnershipError, ShapeError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest
 from painn_deploy.runtime.batches.answers import Answers, Gathering
-from painn_deploy.runtime.batches.pairs import PairLists, ranges, refuse_one_spot
+from painn_deploy.runtime.batches.pairs import PairLists, refuse_one_spot
 from painn_deploy.runtime.batches.windows import Window
 from painn_deploy.runtime.grouping import divided
 from painn_deploy.runtime.limits import SizeLimits
@@ -157,7 +157,7 @@ class _Work:
             if not self._left[chosen[0]]:
                 return self._pairs.packed(frames, chosen, engine.dtype, engine.slot_step)
             counts = frames.counts[chosen]
-            rows = ranges(frames.offsets[:-1][chosen], counts)
+            rows = frames.rows_of(chosen)
             positions = np.ascontiguousarray(frames.positions[rows])
             return _Molecules(frames.numbers[rows].astype(np.int32), positions, np.cumsum(counts) - counts)
 

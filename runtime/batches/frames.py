@@ -26,7 +26,7 @@ from painn_deploy.runtime.structures import (
     plain_arrays,
 )
 
-__all__ = ["Arrays", "Faults", "Frames", "arrays_of", "copied"]
+__all__ = ["Arrays", "Faults", "Frames", "arrays_of", "copied", "ranges"]
 
 Faults = dict[int, Exception]
 """Why structures have no answer, by their places."""
@@ -71,6 +71,23 @@ class Frames:
         """Of the atoms of one structure."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
+    def rows_of(self, chosen: Int64[np.ndarray, " chosen"]) -> slice | Int64[np.ndarray, " rows"]:
+        """Of the atoms of some structures, in their order.
+
+        Args:
+            chosen: indices of these.
+        """
+        return ranges(self.offsets[:-1][chosen], self.counts[chosen])
+
+    def only(self, chosen: Int64[np.ndarray, " chosen"]) -> "Frames":
+        """Some of the structures, in their order.
+
+        Args:
+            chosen: indices of these.
+        """
+        rows, offsets = self.rows_of(chosen), np.concatenate([[0], np.cumsum(self.counts[chosen])])
+        return Frames(self.numbers[rows], self.positions[rows], offsets, self.cells[chosen], self.pbc[chosen])
+
     def atoms(self, index: int) -> Atoms:
         """One structure."""
         rows = self.rows(index)
@@ -86,6 +103,22 @@ class Frames:
         rows = slice(int(self.offsets[first]), int(self.offsets[last]))
         offsets = self.offsets[first : last + 1] - self.offsets[first]
         return Frames(self.numbers[rows], self.positions[rows], offsets, self.cells[first:last], self.pbc[first:last])
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Frames]") -> "Frames":
+        """Structures after one another.
+
+        Args:
+            parts: of them.
+        """
+        parts = parts or [cls.side_by_side([])]
+        return cls(
+            np.concatenate([part.numbers for part in parts]),
+            np.concatenate([part.positions for part in parts]),
+            np.concatenate([[0], np.cumsum(np.concatenate([part.counts for part in parts]))]),
+            np.concatenate([part.cells for part in parts]),
+            np.concatenate([part.pbc for part in parts]),
+        )
 
     @classmethod
     def given(cls, numbers: Any, positions: Any, offsets: Any, cells: Any = None, pbc: Any = None) -> "Frames":
@@ -207,6 +240,21 @@ def arrays_of(atoms: Any, index: int, faults: Faults) -> Arrays:
     except StructureError as error:
         faults[index] = error
         return _NOTHING
+
+
+def ranges(
+    starts: Int64[np.ndarray, " parts"], counts: Int64[np.ndarray, " parts"]
+) -> slice | Int64[np.ndarray, " all"]:
+    """Places of parts of an array, one after another; a slice where they are one stretch.
+
+    Args:
+        starts: first place of each part.
+        counts: how many each has.
+    """
+    stops = np.cumsum(counts)
+    if len(starts) and (starts[1:] == starts[:-1] + counts[:-1]).all():
+        return slice(int(starts[0]), int(starts[0] + stops[-1]))
+    return np.repeat(starts - stops + counts, counts) + np.arange(stops[-1] if len(stops) else 0)
 
 
 def copied(arrays: Arrays) -> Arrays:

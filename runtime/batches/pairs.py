@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from painn_deploy.export.errors import StructureError
 from painn_deploy.export.fields import GraphInputs
-from painn_deploy.runtime.batches.frames import Faults, Frames
+from painn_deploy.runtime.batches.frames import Faults, Frames, ranges
 from painn_deploy.runtime.limits import too_many_neighbours
 from painn_deploy.runtime.matrix import NeighbourMatrix
 from painn_deploy.runtime.neighbours import FEW, Pairs, all_pairs, find_pairs
@@ -19,7 +19,7 @@ from painn_deploy.runtime.pairs import compiled
 from painn_deploy.runtime.pairs.images import MOST_TRIED, FoundPairs, image_pairs, image_reach
 from painn_deploy.runtime.structures import ONE_SPOT, periodic_cell
 
-__all__ = ["PairLists", "ranges", "refuse_one_spot"]
+__all__ = ["PairLists", "refuse_one_spot"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class PairLists:
             slot_step: that the number of columns is a multiple of.
         """
         counts = frames.counts[chosen]
-        numbers = frames.numbers[ranges(frames.offsets[:-1][chosen], counts)].astype(np.int32)
+        numbers = frames.numbers[frames.rows_of(chosen)].astype(np.int32)
         slots = slot_step * -(-int(self.slots[chosen].max()) // slot_step)
         if (loops := compiled.loops()) is not None:
             rows = len(numbers)
@@ -121,21 +121,6 @@ class PairLists:
         places, before = ranges(self.offsets[:-1][chosen], sizes), np.repeat(np.cumsum(counts) - counts, sizes)
         joined = Pairs(self.first[places] + before, self.second[places] + before, None)
         return NeighbourMatrix(numbers, joined, slot_step, dtype, slots=slots).write(self.vectors[places])
-
-
-def ranges(
-    starts: Int64[np.ndarray, " parts"], counts: Int64[np.ndarray, " parts"]
-) -> slice | Int64[np.ndarray, " all"]:
-    """Places of parts of an array, one after another; a slice where they are one stretch.
-
-    Args:
-        starts: first place of each part.
-        counts: how many each has.
-    """
-    stops = np.cumsum(counts)
-    if len(starts) and (starts[1:] == starts[:-1] + counts[:-1]).all():
-        return slice(int(starts[0]), int(starts[0] + stops[-1]))
-    return np.repeat(starts - stops + counts, counts) + np.arange(stops[-1] if len(stops) else 0)
 
 
 def _of_molecules(frames: Frames, chosen: Int64[np.ndarray, " chosen"], cutoff: float, faults: Faults) -> FoundPairs:
@@ -199,7 +184,7 @@ def _of_small_cells(
         cells[place] = periodic_cell(frames.atoms(int(repeating[place])))
     counts = frames.counts[repeating]
     starts = np.cumsum(counts) - counts
-    positions = frames.positions[ranges(frames.offsets[:-1][repeating], counts)]
+    positions = frames.positions[frames.rows_of(repeating)]
     reach, tried = image_reach(positions, starts, cells, frames.pbc[repeating], cutoff)
     small = np.flatnonzero(tried <= MOST_TRIED)
     found = image_pairs(positions, starts[small], (starts + counts)[small], cells[small], reach[small], cutoff)

@@ -7,6 +7,7 @@ touches Python's objects, so that other threads go on meanwhile.
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Any, TypeVar, cast, no_type_check
 
 import numba
@@ -19,6 +20,7 @@ from painn_deploy.export.errors import OutputError
 __all__ = ["image_pairs", "lay_out", "load", "molecule_pairs", "pack", "renew", "settle", "square_of", "write_slots"]
 
 
+@cache
 def square_of(cutoff: float) -> float:
     """The least number whose root, rounded, is no less than a cutoff: so a distance is compared without its root.
 

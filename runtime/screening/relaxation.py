@@ -89,7 +89,7 @@ def _advance(
 ) -> list[_Path]:
     """One step of all; those that are at their end are noted in `done`, the others come back."""
     left = []
-    answers = evaluator.answer_each((path.atoms for path in paths), batch_slots)
+    answers = evaluator.answer_each([path.atoms for path in paths], batch_slots)
     for path, answer in zip(paths, answers, strict=True):
         if isinstance(answer, Exception):
             done[path.index] = (None, Outcome(path.index, None, _reason(path, str(answer))))

@@ -44,8 +44,6 @@ STUDENT = "student:small"
 LARGE_BATCH = 2**16
 """Atoms x slots, as a GPU takes them."""
 
-QUANTITY = "processor time"
-
 
 class Plan:
     """How much is measured.
@@ -211,7 +209,7 @@ def main(
         print(f"{processor()}; {compiled.status()}")
         if null or not overlapping:
             found, others = null_times(bundle, plan), _by_array_code(bundle, quick=quick)
-            headings = [f"µs of {QUANTITY}, the engine answers at once", "compiled", "array code", "ratio"]
+            headings = ["µs of processor time, the engine answers at once", "compiled", "array code", "ratio"]
             table = [
                 (f"{spent:.2f}", f"{others[name]:.2f}", f"{others[name] / spent:.1f}") for name, spent in found.items()
             ]

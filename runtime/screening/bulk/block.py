@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from ase import Atoms
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Int64
 
 from painn_deploy.export.errors import StructureError
 from painn_deploy.runtime.batches.frames import Frames
@@ -101,46 +101,14 @@ def block_of(
         try:
             if not isinstance(item, Atoms):
                 raise item
-            parts.append(_alone(check_structure(item)))
+            atoms = check_structure(item)
+            parts.append(Frames.side_by_side([(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)]))
         except StructureError as error:
             reasons[place] = str(error)
         else:
             places.append(np.array([place]))
-    frames, order = _joined(parts, np.concatenate([np.zeros(0, np.int64), *places]))
-    return Block(first, count, frames, order, notes, labels, odd, reasons, again)
-
-
-def _alone(atoms: Atoms) -> Frames:
-    """One structure that `check_structure` let pass."""
-    ends = np.array([0, len(atoms)])
-    return Frames(atoms.numbers, atoms.positions, ends, atoms.cell.array[None], np.asarray(atoms.pbc, bool)[None])
-
-
-def _joined(
-    parts: Sequence[Frames], places: Int64[np.ndarray, " frames"]
-) -> tuple[Frames, Int64[np.ndarray, " frames"]]:
-    """Structures of several as those of one, in the order of their places, and these."""
-    none = Frames(
-        np.zeros(0, np.int64), np.zeros((0, 3)), np.zeros(1, np.int64), np.zeros((0, 3, 3)), np.zeros((0, 3), bool)
-    )
-    parts = parts or [none]
-    counts = np.concatenate([np.diff(part.offsets) for part in parts])
-    joined = _Arrays(*(np.concatenate([getattr(part, name) for part in parts]) for name in _Arrays.__annotations__))
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    order = np.argsort(places, kind="stable")
+    frames, where = Frames.joined(parts), np.concatenate([np.zeros(0, np.int64), *places])
+    order = np.argsort(where, kind="stable")
     if not np.array_equal(order, np.arange(len(order))):
-        starts, counts = offsets[:-1][order], counts[order]
-        offsets = np.concatenate([[0], np.cumsum(counts)])
-        atoms = np.repeat(starts - offsets[:-1], counts) + np.arange(offsets[-1])
-        joined = _Arrays(joined.numbers[atoms], joined.positions[atoms], joined.cells[order], joined.pbc[order])
-    return Frames(joined.numbers, joined.positions, offsets, joined.cells, joined.pbc), places[order]
-
-
-@dataclass(frozen=True)
-class _Arrays:
-    """Frames without their offsets."""
-
-    numbers: Int64[np.ndarray, " atoms"]
-    positions: Float64[np.ndarray, "atoms 3"]
-    cells: Float64[np.ndarray, "frames 3 3"]
-    pbc: Bool[np.ndarray, "frames 3"]
+        frames, where = frames.only(order), where[order]
+    return Block(first, count, frames, where, notes, labels, odd, reasons, again)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from painn_deploy.runtime.batches.frames import Frames
+from painn_deploy.runtime.batches.frames import Frames, ranges
 from painn_deploy.runtime.screening.bulk.block import Block, Item, Ordinary, block_of
 from painn_deploy.runtime.screening.chunks import MOST_ATOMS, Chunk
 from painn_deploy.runtime.screening.labels import OURS
@@ -172,11 +172,7 @@ def _none_within(lists: _Lists, marks: Bool[np.ndarray, " values"]) -> Bool[np.n
 
 def _taken(lists: _Lists, rows: Int64[np.ndarray, " rows"]) -> np.ndarray:
     """The values of some rows, one after another."""
-    if len(rows) == len(lists.sound):
-        return lists.values
-    starts, counts = lists.offsets[:-1][rows], np.diff(lists.offsets)[rows]
-    ends = np.cumsum(counts)
-    return np.asarray(lists.values[np.repeat(starts - ends + counts, counts) + np.arange(ends[-1])])
+    return np.asarray(lists.values[ranges(lists.offsets[:-1][rows], np.diff(lists.offsets)[rows])])
 
 
 def _fill(into: np.ndarray, column: Any, sound: Bool[np.ndarray, " rows"]) -> None:

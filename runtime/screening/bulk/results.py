@@ -143,13 +143,13 @@ def done_rows(block: Block, answers: Answers, rows: Rows, *, one_by_one: bool = 
 def _alone(block: Block, answers: Answers, place: int, frame: int | None, rows: Rows) -> Atoms:
     given = atoms_of(block.item(place))
     results = None if frame is None else _results(block, answers, frame)
-    reason = "" if results is not None else block.reasons[place] if frame is None else answers.reasons[frame]
+    reason = "" if results is not None else block.reasons[place] if frame is None else str(answers.faults[frame])
     return rows.row(block.first + place, given, given, results, reason)
 
 
 def _results(block: Block, answers: Answers, frame: int) -> dict[str, Any] | None:
     """Of one structure, those that `result_row` writes."""
-    if frame in answers.reasons:
+    if frame in answers.faults:
         return None
     own = slice(block.frames.offsets[frame], block.frames.offsets[frame + 1])
     made: dict[str, Any] = {"energy": float(answers.energy[frame]), "forces": answers.forces[own]}
@@ -167,7 +167,7 @@ def _fit(block: Block, answers: Answers) -> np.ndarray:
     """Whether a frame's row is ordinary and has its answer, with all that there may be in one."""
     places = block.places.tolist()
     fit = np.array([block.notes[place] is not None for place in places], bool)
-    fit[list(answers.reasons)] = False
+    fit[list(answers.faults)] = False
     for name in answers.uncertainties:
         fit &= _known(answers, name, block.frames.offsets)
     without_stress = np.isnan(answers.stress[:, 0])

@@ -56,13 +56,8 @@ def _table(
     import pyarrow
 
     block, answers, rows = done.block, done.answers, len(frames)
-    counts = np.diff(block.frames.offsets)[frames]
-    ends = np.cumsum(counts)
-    offsets = np.concatenate([[0], ends])
-    atoms: Any = slice(None)
-    if rows < len(block.frames):
-        starts = block.frames.offsets[:-1][frames]
-        atoms = np.repeat(starts - ends + counts, counts) + np.arange(offsets[-1])
+    offsets = np.concatenate([[0], np.cumsum(block.frames.counts[frames])])
+    atoms = block.frames.rows_of(frames)
 
     def lists(values: Any, bounds: Any, **how: Any) -> Any:
         return pyarrow.ListArray.from_arrays(pyarrow.array(bounds, pyarrow.int32()), values, **how)
