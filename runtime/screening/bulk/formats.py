@@ -17,20 +17,22 @@ from painn_deploy.runtime.screening.sinks import SINKS
 __all__ = ["encoded", "read_block", "written_alone"]
 
 
-def read_block(source: Source, chunk: Chunk, rows: Rows) -> Block:
-    """The rows of a chunk.
+def read_block(source: Source, chunk: Chunk, rows: Rows, kind: str) -> Block:
+    """The rows of a chunk; side by side, where they are written so.
 
     Args:
         source: the file.
         chunk: of this file.
         rows: what cannot be read is told there.
+        kind: of the output, a key of `SINKS`.
 
     Raises:
         DatasetError: as `Source.read` does.
     """
-    if isinstance(source, ExtxyzSource):
+    side_by_side = not written_alone(kind)
+    if side_by_side and isinstance(source, ExtxyzSource):
         return extxyz_block(source, chunk, rows.remarks)
-    if isinstance(source, ParquetSource):
+    if side_by_side and isinstance(source, ParquetSource):
         return parquet_block(source, chunk, rows.remarks)
     odd: dict[int, Item] = dict(enumerate(source.read(chunk, rows.remarks)))
     return block_of(chunk.first, chunk.count, [], odd, odd.__getitem__)

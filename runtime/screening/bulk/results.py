@@ -107,17 +107,16 @@ class Done:
         return _alone(self.block, self.answers, place, frame, silent)
 
 
-def done_rows(block: Block, answers: Answers, rows: Rows, *, one_by_one: bool = False) -> Done:
+def done_rows(block: Block, answers: Answers, rows: Rows) -> Done:
     """The rows of a block.
 
     Args:
         block: the rows.
         answers: to its frames.
         rows: makes those that go alone, and keeps what is to be told of all.
-        one_by_one: let all of them go alone.
     """
     places = block.places.tolist()
-    fit = np.zeros(len(places), bool) if one_by_one else _fit(block, answers)
+    fit = _fit(block, answers)
     flags = None if rows.flag_above is None else _ratios(answers) > rows.flag_above
     looked_at = np.array(block.frames.cells.any((1, 2)) & ~block.frames.pbc.any(1))
     told = looked_at if flags is None else looked_at | flags

@@ -11,7 +11,7 @@ from painn_deploy.runtime.batches.evaluation import evaluated
 from painn_deploy.runtime.batches.windows import Window
 from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.screening.bulk.block import Block
-from painn_deploy.runtime.screening.bulk.formats import encoded, read_block, written_alone
+from painn_deploy.runtime.screening.bulk.formats import encoded, read_block
 from painn_deploy.runtime.screening.bulk.results import Rows, done_rows
 from painn_deploy.runtime.screening.chunks import Chunk, atoms_of
 from painn_deploy.runtime.screening.folder import Part
@@ -102,7 +102,7 @@ class Screener:
             for chunk in chunks:
                 rows = self._rows()
                 try:
-                    read.append((chunk, read_block(self._source, chunk, rows), rows))
+                    read.append((chunk, read_block(self._source, chunk, rows, self._kind), rows))
                 except (DatasetError, MemoryError) as error:  # once those before it are there
                     unread.append(error)
                     return
@@ -113,7 +113,7 @@ class Screener:
         answered = evaluated(self.evaluator, windows(), self._settings.batch_slots, lambda answers: answers)
         for answers in answered:
             chunk, block, rows = read.popleft()
-            done = done_rows(block, answers, rows, one_by_one=written_alone(self._kind))
+            done = done_rows(block, answers, rows)
             content = encoded(self._kind, done, rows, self._names)
             yield Part(chunk.number, content, rows.failures, rows.remarks.as_dict())
         if unread:

@@ -27,7 +27,7 @@ def test_every_row_of_it_is_ordinary_and_answered(bundle: Path, tmp_path: Path) 
     for path in write_ethanols(tmp_path, 20).values():
         source = open_source(path)
         (chunk,) = source.scan(20).chunks
-        block = read_block(source, chunk, Rows(5.0, None, Remarks()))
+        block = read_block(source, chunk, Rows(5.0, None, Remarks()), "parquet")
         assert None not in block.notes
         with NullEvaluator(bundle, device="cpu") as evaluator:
             (answers,) = evaluator.answers(block.frames)

@@ -77,7 +77,7 @@ def test_odd_files_give_the_same_parts_either_way(
 
 def side_by_side(source: Source, chunk: Chunk) -> set[int]:
     """Which rows of a chunk are found to be ordinary."""
-    block = formats.read_block(source, chunk, Rows(5.0, None, Remarks()))
+    block = formats.read_block(source, chunk, Rows(5.0, None, Remarks()), "parquet")
     return {place for place, notes in enumerate(block.notes) if notes is not None}
 
 
@@ -92,7 +92,7 @@ def test_a_block_is_read_into_frames_of_the_same_values(bundle: Path, tmp_path: 
     for name in ("frames", "table"):
         source = open_source(made(tmp_path, name))
         (chunk,) = source.scan(1000).chunks
-        block, items = formats.read_block(source, chunk, Rows(5.0, None, Remarks())), source.read(chunk)
+        block, items = formats.read_block(source, chunk, Rows(5.0, None, Remarks()), "parquet"), source.read(chunk)
         for frame, place in enumerate(block.places.tolist()):
             item, found = items[place], block.frames.atoms(frame)
             assert isinstance(item, Atoms)
