@@ -15,25 +15,18 @@ from ase.io.extxyz import key_val_str_to_dict
 
 from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.screening import run as screening
-from painn_deploy.runtime.screening.bulk import formats, screener
+from painn_deploy.runtime.screening.bulk import formats
 from painn_deploy.runtime.screening.bulk.block import block_of
 from painn_deploy.runtime.screening.bulk.comments import read_comment
 from painn_deploy.runtime.screening.bulk.results import Rows
 from painn_deploy.runtime.screening.chunks import Chunk, Source, together
 from painn_deploy.runtime.screening.folder import Part
 from painn_deploy.runtime.screening.remarks import Remarks
-from painn_deploy.runtime.screening.sinks import SINKS
 from painn_deploy.runtime.screening.sources import open_source
 
 from .odd_files import COMMENTS, odd_frames, odd_table, table_of_other_types
 
 SLOTS = 16_384
-
-
-def alone(source: Source, chunk: Chunk, rows: Rows) -> object:
-    """`read_block` of a format that nothing is known of."""
-    odd = dict(enumerate(source.read(chunk, rows.remarks)))
-    return block_of(chunk.first, chunk.count, [], odd, odd.__getitem__)
 
 
 def parts(bundle: Path, given: Path, kind: str, flag_above: float | None = None) -> list[Part]:
@@ -59,15 +52,7 @@ def test_odd_files_give_the_same_parts_either_way(
 ) -> None:
     given = made(tmp_path, name)
     together = parts(bundle, given, kind)
-    monkeypatch.setattr(screener, "read_block", alone)
-    monkeypatch.setattr(
-        screener,
-        "encoded",
-        lambda kind, done, rows, names: SINKS[kind].encoded(
-            [*done.alone.values()], done.block.first, rows.remarks, names
-        ),
-    )
-    monkeypatch.setattr(screener, "written_alone", lambda kind: True)
+    monkeypatch.setattr(formats, "written_alone", lambda kind: True)
     one_by_one = parts(bundle, given, kind)
     for one, other in zip(together, one_by_one, strict=True):
         assert one.content.splitlines() == other.content.splitlines()
