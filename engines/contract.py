@@ -3,11 +3,12 @@
 import numpy as np
 from jaxtyping import Int32
 
+from painn_deploy.engines.session import Boxes
 from painn_deploy.export.errors import ShapeError
 from painn_deploy.export.fields import INPUTS, GraphInputs
 from painn_deploy.export.manifest_values import PRECISIONS
 
-__all__ = ["check_indices", "check_inputs", "check_molecules", "padded"]
+__all__ = ["check_boxes", "check_indices", "check_inputs", "check_molecules", "padded"]
 
 _DTYPES = {precision: tuple(np.dtype(field.dtype_in(precision)) for field in INPUTS) for precision in PRECISIONS}
 
@@ -96,6 +97,33 @@ def check_molecules(
     if numbers.min() < 0 or numbers.max() > bound:
         wrong = numbers[(numbers < 0) | (numbers > bound)][0]
         raise ShapeError(f"The array numbers holds {wrong}, and its values lie between 0 and {bound}.")
+
+
+def check_boxes(boxes: Boxes, most_number: int | None = None) -> None:
+    """Refuse atoms in boxes that a GPU would follow to memory that is not the structure's.
+
+    Args:
+        boxes: the structure.
+        most_number: the largest atomic number that the engine has a row for; None where that is not known.
+
+    Raises:
+        ShapeError: naming the array and what is out of its range.
+    """
+    atoms, numbers, counts = len(boxes.positions), boxes.atomic_numbers, boxes.shape[:3]
+    if atoms < 1 or counts.min() < 1 or boxes.shape[3:6].min() < 0 or counts.prod() != len(boxes.starts) - 1:
+        raise ShapeError(f"The shape of boxes holds {boxes.shape.tolist()}, for {atoms} atoms and {boxes.starts.size}.")
+    for name, array in (("whole", boxes.whole), ("box", boxes.box), ("order", boxes.order), ("numbers", numbers)):
+        if len(array) != atoms:
+            raise ShapeError(f"The array {name} of boxes is of {len(array)} atoms, and there are {atoms}.")
+    if boxes.starts[0] != 0 or boxes.starts[-1] != atoms or (np.diff(boxes.starts) < 0).any():
+        raise ShapeError(f"The array starts of boxes must rise from 0 to {atoms}, the number of atoms.")
+    bounds = {"box": (boxes.box, len(boxes.starts) - 1), "order": (boxes.order, atoms)}
+    if most_number is not None:
+        bounds["numbers"] = (numbers, most_number + 1)
+    for name, (array, bound) in bounds.items():
+        if array.min() < 0 or array.max() >= bound:
+            wrong = array[(array < 0) | (array >= bound)][0]
+            raise ShapeError(f"The array {name} of boxes holds {wrong}, and its values lie between 0 and {bound - 1}.")
 
 
 def padded(inputs: GraphInputs, atoms: int, slots: int) -> GraphInputs:

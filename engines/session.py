@@ -1,6 +1,6 @@
 """The protocols of sessions: an opened engine, and what some of them can do beside `run`."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, TypedDict, TypeVar, runtime_checkable
@@ -11,15 +11,20 @@ from jaxtyping import Float64, Int32, Int64, UInt8
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 
 __all__ = [
+    "Admit",
+    "Boxes",
     "Closing",
     "CudaGraphs",
     "DeviceTime",
     "EngineInfo",
+    "Finder",
     "FollowingSession",
     "MoleculesOutputs",
     "MoleculesSession",
+    "Nearest",
     "OverlappingSession",
     "ResidentGraph",
+    "SearchingSession",
     "Session",
 ]
 
@@ -102,16 +107,49 @@ class ResidentGraph:
     cutoff: float
 
 
+@dataclass(frozen=True)
+class Boxes:
+    """One structure whose atoms are sorted into boxes, for a device that finds its neighbours.
+
+    Boxes are numbered with the third direction running fastest. A neighbour within `reach` lies in a box that is at
+    most `shape[3:6]` boxes away, in the structure itself or, where a direction repeats, in an image of it.
+
+    Attributes:
+        atomic_numbers: Z.
+        positions: Å.
+        whole: cells that each atom was moved by before it was put into its box; whole numbers.
+        cell: completed, Å.
+        box: number of the box that each atom is in.
+        order: atoms by their boxes, and those of one box by their indices.
+        starts: where each box starts in `order`, and the number of atoms at the end.
+        shape: numbers of boxes along three directions, how many boxes away a neighbour may be, and 1 for a direction
+            that repeats.
+        cutoff: Å, within which a neighbour is an edge.
+        reach: Å, within which it is stored.
+    """
+
+    atomic_numbers: Int32[np.ndarray, " atoms"]
+    positions: Float64[np.ndarray, "atoms 3"]
+    whole: Float64[np.ndarray, "atoms 3"]
+    cell: Float64[np.ndarray, "3 3"]
+    box: Int32[np.ndarray, " atoms"]
+    order: Int32[np.ndarray, " atoms"]
+    starts: Int32[np.ndarray, " boxes_and_one"]
+    shape: Int32[np.ndarray, "9"]
+    cutoff: float
+    reach: float
+
+
 @runtime_checkable
 class FollowingSession(Session, Protocol):
     """A session whose device keeps a structure, so that a step of dynamics uploads positions alone."""
 
     @property
-    def following(self) -> ResidentGraph | None:
+    def following(self) -> ResidentGraph | Boxes | None:
         """The structure that the device holds; None after anything else was run."""
 
-    def follow(self, resident: ResidentGraph) -> None:
-        """Upload what stays while the neighbours stand.
+    def follow(self, resident: Any) -> None:
+        """Upload what stays while the neighbours stand: a `ResidentGraph`, or what was given to `search`.
 
         Raises:
             ShapeError: it lies outside the profile.
@@ -123,6 +161,51 @@ class FollowingSession(Session, Protocol):
         Raises:
             EngineError: nothing is followed, or the engine failed.
             ShapeError: positions of another number of atoms.
+        """
+
+
+class Nearest(NamedTuple):
+    """The shortest of some distances.
+
+    Attributes:
+        distance: Å; infinite where there is none.
+        one: index of the one atom; -1 where there is none.
+        other: index of the other.
+    """
+
+    distance: float
+    one: int
+    other: int
+
+
+Admit = Callable[[int, int], None]
+"""Called with the atoms and slots of a matrix before it is made; raises `ShapeError` where one is too large."""
+
+Finder = Callable[[Boxes, Admit], Nearest]
+"""`SearchingSession.search`."""
+
+
+@runtime_checkable
+class SearchingSession(FollowingSession, Protocol):
+    """A session whose device also finds the neighbours of a large structure, and keeps it."""
+
+    def search(self, boxes: Boxes, admit: Admit) -> Nearest:
+        """Find the neighbours of a structure, which is followed from then on.
+
+        Each atom's neighbours are in the order in which its boxes are looked through, which depends on nothing but the
+        structure.
+
+        Args:
+            boxes: the structure.
+            admit: asked whether there may be a matrix of such a size.
+
+        Returns:
+            The nearest of all neighbours.
+
+        Raises:
+            ShapeError: the structure lies outside the profile, or `boxes` does not fit together; or as `admit` raises.
+            EngineUnavailableError: what compiles the kernels is not here.
+            EngineError: the device failed, or the session is closed.
         """
 
 

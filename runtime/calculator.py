@@ -117,6 +117,7 @@ class PaiNNCalculator(Closing, Calculator):
         self.neighbour_list.slot_step = self.evaluator.slot_step  # on a CPU each column is worth saving
         self._follower = session if isinstance(session, FollowingSession) else None
         self.neighbour_list.most_widening = WIDER if self._follower is None else math.inf
+        self.neighbour_list.finder = self.evaluator.finder
         return self
 
     @property
@@ -299,8 +300,7 @@ class PaiNNCalculator(Closing, Calculator):
     def _single(self, atoms: Atoms) -> dict[str, Any]:
         """One structure that moves from call to call."""
         with self.timings.phase("neighbours"):
-            references = self.evaluator.references(atoms.numbers)
-            follower = self._follower
+            references, follower = self.evaluator.references(atoms.numbers), self._follower
             try:
                 resident = None if follower is None else self.neighbour_list.resident(atoms, follower.following)
                 if resident is None:

@@ -12,17 +12,26 @@ from ase.symbols import Symbols
 from jaxtyping import Float64, Int32, Int64, Integer
 
 from painn_deploy.engines import EngineInfo, Session, get_backend
-from painn_deploy.engines.session import Closing, MoleculesOutputs, MoleculesSession
+from painn_deploy.engines.session import (
+    Admit,
+    Boxes,
+    Closing,
+    Finder,
+    MoleculesOutputs,
+    MoleculesSession,
+    Nearest,
+    SearchingSession,
+)
 from painn_deploy.engines.timings import Timings
 from painn_deploy.export.bundle import Bundle, read_bundle, the_same
 from painn_deploy.export.described import NOT_OPEN, described
-from painn_deploy.export.errors import EngineError, ShapeError, StructureError
+from painn_deploy.export.errors import EngineError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs, real_type
 from painn_deploy.export.manifest import Manifest
 from painn_deploy.export.progress import Tell, silent
 from painn_deploy.runtime.batches.answers import Answers
 from painn_deploy.runtime.batches.evaluation import evaluated
-from painn_deploy.runtime.batches.frames import Frames
+from painn_deploy.runtime.batches.frames import Frames, named
 from painn_deploy.runtime.batches.windows import windows_of, windows_of_atoms
 from painn_deploy.runtime.limits import SizeLimits
 from painn_deploy.runtime.periodicity import Watch
@@ -51,7 +60,7 @@ class Evaluator(Closing):
     Attributes:
         source: what it was opened from: the folder, or the bundle where that has none.
         manifest: the bundle's description of itself.
-        session: the open engine, with whatever its backend can do beside running.
+        forms_molecules: whether the engine's device forms pairs of small molecules itself.
         references: atomic reference energies by atomic numbers.
         uncertainty: what makes uncertainties of what the graph gives; None where it gives nothing to make them of.
         limits: sizes that the engine takes.
@@ -81,17 +90,16 @@ class Evaluator(Closing):
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
             raise ValueError(f"threads = {threads!r} is not a number of threads; give 1 or more, or None.")
         opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
-        # absolute, so that copies find it whatever the current folder is by then
+        # absolute, for copies when the current folder is another
         self.source: Bundle | str = opened if opened.path is None else str(opened.path.resolve())
         self.manifest: Manifest = opened.manifest
         self.uncertainty = uncertainty_of(opened)
         if warn_above is not None:
             warn_above = checked_limit(warn_above, "warn_above", self.uncertainty, opened)
         self.doubts = Doubts(warn_above)
-        self.threads, self._device = threads, device
-        self.turn = threading.Lock()
+        self.threads, self._device, self.turn = threads, device, threading.Lock()
         backend = get_backend(self.manifest.engine)
-        self.session: Session = backend.open(opened, device, threads)
+        self.session = backend.open(opened, device, threads)
         self.references = AtomicReferences(
             self.manifest.species, self.manifest.atomic_references, verified=self.manifest.species_verified
         )
@@ -104,6 +112,16 @@ class Evaluator(Closing):
         self._default_slots = backend.batch_slots(self.engine_info["device"]) // width
         self._sizes = BatchSizes(self.engine_info, threads)
         self._batch_slots: int | None = None
+
+    @property
+    def session(self) -> Session:
+        """The open engine, with whatever its backend can do beside running."""
+        return self._session
+
+    @session.setter
+    def session(self, session: Session) -> None:
+        self._session = session
+        self.forms_molecules = isinstance(session, MoleculesSession)  # asking takes as long as packing a molecule
 
     @property
     def engine_info(self) -> EngineInfo:
@@ -168,9 +186,17 @@ class Evaluator(Closing):
             return self.session.run(inputs)
 
     @property
-    def forms_molecules(self) -> bool:
-        """Whether the engine's device forms pairs of small molecules itself."""
-        return isinstance(self.session, MoleculesSession)
+    def finder(self) -> Finder | None:
+        """`SearchingSession.search` of the session, in turn; None where the device finds no neighbours."""
+        session = self.session
+        if not isinstance(session, SearchingSession):
+            return None
+
+        def find(boxes: Boxes, admit: Admit) -> Nearest:
+            with self.turn:
+                return session.search(boxes, admit)
+
+        return find
 
     def run_molecules(
         self,
@@ -269,7 +295,7 @@ class Evaluator(Closing):
         for answers in self.answers(frames, batch_slots, self.periodicity.look):
             if strict and answers.faults:
                 index, fault = min(answers.faults.items(), key=lambda one: one[0])
-                raise _named(first + index, fault, len(frames))
+                raise named(first + index, fault, len(frames))
             parts.append(answers)
             first += len(answers)
         return Answers.joined(parts)
@@ -335,7 +361,7 @@ class Evaluator(Closing):
         results = []
         for index, answer in enumerate(self.answer_each(structures, look=self.periodicity.look)):
             if isinstance(answer, Exception):
-                raise _named(index, answer, len(structures))
+                raise named(index, answer, len(structures))
             results.append(answer)
         return results
 
@@ -372,12 +398,3 @@ def _reopen(
     source: Bundle | str, sha256: str, device: str, threads: int | None, warn_above: Limit | None = None
 ) -> Evaluator:
     return Evaluator(the_same(source, sha256), device=device, threads=threads, warn_above=warn_above)
-
-
-def _named(index: int, fault: Exception, structures: int) -> Exception:
-    """The error of a structure, with its index where there are several."""
-    if structures == 1 and isinstance(fault, StructureError | ShapeError):
-        return fault
-    named = type(fault)(f"Structure {index}: {fault}")
-    named.__cause__ = fault
-    return named

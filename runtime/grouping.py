@@ -43,8 +43,9 @@ def divided(
         budget: see `group`.
         most_atoms: see `group`.
     """
-    order = np.lexsort((np.arange(len(atoms)), -atoms, -slots))
-    before = np.concatenate([[0], np.cumsum(atoms[order])])
+    order = np.lexsort((-atoms, -slots))  # stable: of like sizes the first comes first
+    before = np.zeros(len(order) + 1, np.int64)
+    atoms[order].cumsum(out=before[1:])
     batches, start = [], 0
     while start < len(order):
         most = budget // int(slots[order[start]])  # in descending order the first needs most

@@ -8,12 +8,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ase import Atoms
 from jaxtyping import Bool, Float64, Int64, Integer
 
+from painn_deploy.engines.session import Nearest
 from painn_deploy.export.moved import moved_names
 from painn_deploy.runtime.pairs import compiled
 from painn_deploy.runtime.pairs.images import MOST_TRIED, image_pairs, image_reach, image_vectors
@@ -76,20 +77,6 @@ def slots_for(counts: Integer[np.ndarray, " atoms"], step: int = 1) -> int:
         step: that the number of columns is a multiple of.
     """
     return step * -(-int(counts.max(initial=1)) // step)
-
-
-class Nearest(NamedTuple):
-    """The shortest of some distances.
-
-    Attributes:
-        distance: Å; infinite where there is none.
-        one: index of the one atom.
-        other: index of the other.
-    """
-
-    distance: float
-    one: int
-    other: int
 
 
 class Displacements:

@@ -18,26 +18,26 @@ its cell and be compared as if there were several, which takes half as many arra
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from ase import Atoms
 from jaxtyping import Float64, Int32, Int64
 from numpy.typing import DTypeLike
 
-from painn_deploy.engines.backend import ResidentGraph
+from painn_deploy.engines.session import Admit, Boxes, Finder, ResidentGraph
 from painn_deploy.export.errors import ShapeError
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.runtime.matrix import NeighbourMatrix
 from painn_deploy.runtime.neighbours import Displacements, Nearest, Pairs, find_pairs, slots_for
 from painn_deploy.runtime.pairs import compiled
+from painn_deploy.runtime.pairs.boxes import boxes_of
 from painn_deploy.runtime.pairs.images import image_vectors
 from painn_deploy.runtime.pairs.standing_images import ImageTable
 from painn_deploy.runtime.structures import as_elements, periodic_cell, refuse_one_spot
 
-__all__ = ["DEFAULT_SKIN", "WIDER", "StandingPairs", "VerletList", "slack", "still_covered"]
+__all__ = ["DEFAULT_SKIN", "MANY", "WIDER", "StandingPairs", "VerletList", "slack", "still_covered"]
 
 DEFAULT_SKIN = 0.5
 """Å; of 0.25 to 1.5 Å as good as any for molecules at 300 K (docs/batching.md)."""
@@ -54,6 +54,9 @@ ASKED_AGAIN = 0.05
 """Change of the volume, as a share of it, past which it is asked again whether the default skin is worth it. So far a
 neighbour moves by 1.7 % of its distance, which at a cutoff of 5 Å is a sixth of the default skin: what lies in the skin
 changes no faster. Dynamics at constant pressure stay within it; a compression to half the volume asks 13 times."""
+
+MANY = 512
+"""Atoms from which on a device that can finds the neighbours: fewer are found here before its answer would be back."""
 
 _NO_TABLE = np.empty((0, 3))
 
@@ -248,7 +251,8 @@ class VerletList:
         slot_step: that the number of columns is a multiple of.
         dtype: of displacements and mask, see `painn_deploy.export.fields.real_type`.
         most_widening: columns with `DEFAULT_SKIN` over those without, up to which it is used where `skin` is None.
-        admit: called with the atoms and slots of each new matrix before it is made; it raises where one is too large.
+        admit: asked about each new matrix before it is made.
+        finder: finds the neighbours of what has `MANY` atoms or more on a device; None where there is none.
         searches: how many searches there were.
         updates: how many steps reused one.
     """
@@ -258,11 +262,13 @@ class VerletList:
     slot_step: int = 1
     dtype: DTypeLike = np.float32
     most_widening: float = WIDER
-    admit: Callable[[int, int], None] = lambda atoms, slots: None  # noqa: ARG005
+    admit: Admit = lambda atoms, slots: None  # noqa: ARG005
+    finder: Finder | None = None
     searches: int = 0
     updates: int = 0
     _stored: _Stored | None = field(default=None, repr=False)
     _widened: tuple[_Seen, float] | None = field(default=None, repr=False)  # too much, and by which factor
+    _boxed: tuple[_Seen, Boxes] | None = field(default=None, repr=False)  # what a device found, and of what
 
     @property
     def _reach(self) -> float:
@@ -286,17 +292,19 @@ class VerletList:
         self._admitted(found.pairs, len(atoms))
         return NeighbourMatrix(as_elements(atoms.numbers), found.pairs, self.slot_step, self.dtype).write(found.vectors)
 
-    def resident(self, atoms: Atoms, last: ResidentGraph | None) -> ResidentGraph | None:
-        """The arrays that stay on a device while the neighbours stand; None where there is no skin: use `inputs`.
+    def resident(self, atoms: Atoms, last: ResidentGraph | Boxes | None) -> ResidentGraph | Boxes | None:
+        """What stays on a device while the neighbours stand; None where there is no skin: use `inputs`.
 
         Args:
             atoms: a structure that `check_structure` gave back.
-            last: what was returned before; the very same again as long as it holds.
+            last: what the device holds; the very same again as long as it is of this structure, and holds.
 
         Raises:
             StructureError: see `inputs`.
             ShapeError: see `inputs`.
         """
+        if self.finder is not None and len(atoms) >= MANY:
+            return self._found_on_device(self.finder, atoms, last)
         stored = self._reused(atoms) or self._searched(atoms)
         if stored is None:
             return None
@@ -335,6 +343,32 @@ class VerletList:
         self._stored = _Stored(seen, atoms.positions.copy(), found.cell, standing)
         return self._stored
 
+    def _found_on_device(self, finder: Finder, atoms: Atoms, last: Any) -> Boxes | None:
+        """What the device holds, or finds anew; a changed cell is a new search, which costs it less than a step."""
+        if self.skin == 0 or self._known_too_wide(atoms):
+            return None
+        held, reach = self._boxed, self.cutoff + self._reach
+        if held is not None and held[1] is last and held[0].resembles(atoms):
+            seen, boxes = held
+            place = boxes.positions, seen.cell, atoms.positions, seen.cell
+            if seen.cell_of(atoms) is seen.cell and still_covered(*place, self.cutoff, self._reach):
+                self.updates += 1
+                return boxes
+        cell = periodic_cell(atoms)
+        seen = _Seen(atoms.numbers.tobytes(), atoms.pbc.tobytes(), cell)
+        boxes = boxes_of(as_elements(atoms.numbers), atoms.positions, cell, atoms.pbc, self.cutoff, reach)
+        self.searches, self._boxed = self.searches + 1, None
+        try:
+            nearest = finder(boxes, self.admit)
+        except ShapeError:
+            if self.skin is not None:
+                raise
+            self._widened = (seen, math.inf)  # without a skin it may fit
+            return None
+        refuse_one_spot(atoms.numbers, *nearest)
+        self._boxed = seen, boxes
+        return boxes
+
     def _find(self, atoms: Atoms, reach: float) -> Displacements:
         self.searches += 1
         return find_pairs(atoms, reach)
@@ -348,4 +382,4 @@ class VerletList:
         if self._widened is None:
             return False
         seen, widening = self._widened
-        return widening > self.most_widening and seen.is_like(atoms)
+        return (widening > self.most_widening or widening == math.inf) and seen.is_like(atoms)

@@ -156,3 +156,29 @@ def capture(cuda: Any, stream: Any) -> Iterator[list[Any]]:
         made.append(call(cuda.cudaGraphInstantiate, graph, 0))
     finally:
         call(cuda.cudaGraphDestroy, graph)
+
+
+def milliseconds(cuda: Any, stream: Any, send: Callable[[], None], calls: int) -> float:
+    """Time that a stream takes for something, by CUDA events around many of it sent at once.
+
+    Args:
+        cuda: the CUDA runtime.
+        stream: that it is sent to.
+        send: sends it.
+        calls: how many times.
+
+    Raises:
+        EngineError: the device failed.
+    """
+    start, end = (call(cuda.cudaEventCreateWithFlags, cuda.cudaEventDefault) for _ in range(2))
+    try:
+        send()
+        call(cuda.cudaEventRecord, start, stream)
+        for _ in range(calls):
+            send()
+        call(cuda.cudaEventRecord, end, stream)
+        call(cuda.cudaEventSynchronize, end)
+        return float(call(cuda.cudaEventElapsedTime, start, end)) / calls
+    finally:
+        for event in (start, end):
+            call(cuda.cudaEventDestroy, event)

@@ -3,8 +3,6 @@
 Every engine goes through the same lane. How an engine is bound to addresses, launched and recorded is its `Executor`.
 """
 
-import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,23 +12,24 @@ from jaxtyping import Float64, Int32, Int64
 
 from painn_deploy.engines.contract import padded
 from painn_deploy.engines.gpu.arena import Arena, Block, columns
-from painn_deploy.engines.gpu.cuda import call, compute_capability, nvtx_range
+from painn_deploy.engines.gpu.cuda import call, compute_capability, milliseconds, nvtx_range
 from painn_deploy.engines.gpu.device_molecules import NEAREST, PairsKernel, fill_molecules, molecule_columns, widest
+from painn_deploy.engines.gpu.device_neighbours import (
+    FindingKernel,
+    PairingKernel,
+    box_columns,
+    counted_columns,
+    fill_boxes,
+    number_pairs,
+)
 from painn_deploy.engines.gpu.device_positions import DisplacementKernel
-from painn_deploy.engines.gpu.executor import Executor, Recorded
-from painn_deploy.engines.session import DeviceTime, MoleculesOutputs, ResidentGraph
+from painn_deploy.engines.gpu.executor import Executor
+from painn_deploy.engines.gpu.recordings import Recordings
+from painn_deploy.engines.session import Admit, Boxes, DeviceTime, MoleculesOutputs, Nearest, ResidentGraph
 from painn_deploy.export.errors import EngineError, ShapeError
 from painn_deploy.export.fields import INPUTS, Field, GraphInputs, GraphOutputs
 
-__all__ = ["MOST_GRAPHS", "MOST_REFUSED", "SLOT_STEP", "Lane"]
-
-MOST_GRAPHS = 32
-"""CUDA graphs that a lane keeps; the one that was used longest ago goes first."""
-
-MOST_REFUSED = 3
-"""Sizes that could not be recorded, after which no further one is tried."""
-
-MOST_SEEN = 1024
+__all__ = ["SLOT_STEP", "Lane"]
 
 _idle_streams: WeakKeyDictionary[Any, dict[int, list[Any]]] = WeakKeyDictionary()
 """Streams without a lane, by CUDA runtime and GPU: used again, since torch keeps a cuBLAS workspace for each."""
@@ -48,23 +47,21 @@ class Lane:
         make: makes the engine's executor, given the stream's handle and the memory.
 
     Attributes:
-        cuda_graphs: whether a size that comes again is recorded and replayed.
+        recordings: CUDA graphs of sizes that came again.
         resident: the structure that the device holds; None after anything else was run.
-        refused: why a size could not be recorded, by size.
     """
 
     def __init__(self, cuda: Any, index: int, make: Callable[[int, Arena], Executor]) -> None:
         self._cuda, self._index = cuda, index
-        self.cuda_graphs = False
-        self.resident: ResidentGraph | None = None
-        self.refused: dict[tuple[Any, ...], str] = {}
+        self.recordings = Recordings()
+        self.resident: ResidentGraph | Boxes | None = None
+        self._followed = (0, 0)
         self._arena = Arena(cuda)
         idle = _idle_streams.setdefault(cuda, {}).setdefault(index, [])
         self._stream: Any = idle.pop() if idle else call(cuda.cudaStreamCreateWithFlags, cuda.cudaStreamNonBlocking)
-        self._recorded: OrderedDict[tuple[Any, ...], tuple[int, Recorded]] = OrderedDict()
-        self._seen: set[tuple[Any, ...]] = set()
         self._kernel: DisplacementKernel | None = None
         self._pairs_kernel: PairsKernel | None = None
+        self._search_kernels: tuple[FindingKernel, PairingKernel] | None = None
         self._pending: tuple[int, Block] | None = None
         try:
             self._executor: Executor | None = make(int(self._stream), self._arena)
@@ -124,8 +121,7 @@ class Lane:
         rows = max(atoms, executor.least)
         executor.check(rows, slots)
         self.resident = None
-        if self._kernel is None:
-            self._kernel = DisplacementKernel(compute_capability(self._index))
+        self._moving_kernel()
         with nvtx_range("follow"):
             nothing = np.zeros((atoms, slots), np.float32)
             moving = np.zeros((atoms, slots, 3), np.float32)
@@ -139,7 +135,56 @@ class Lane:
             self._upload(block.host, block.device, block.size)
             self._upload(fixed.host, fixed.device, fixed.size)
             call(self._cuda.cudaStreamSynchronize, self._stream)
-        self.resident = resident
+        self.resident, self._followed = resident, (atoms, slots)
+
+    def search(self, boxes: Boxes, admit: Admit) -> Nearest:
+        """Find the neighbours of a structure on the device, which it stays on as after `follow`.
+
+        Args:
+            boxes: the structure.
+            admit: asked before there is memory for so many atoms and slots.
+
+        Raises:
+            ShapeError: the engine does not serve this size; or as `admit` raises.
+            EngineUnavailableError: what compiles the kernels is not here.
+            EngineError: the device failed.
+        """
+        self._settle()
+        executor, stream, atoms = self.executor, int(self._stream), len(boxes.positions)
+        rows = max(atoms, executor.least)
+        self.resident = None
+        self._moving_kernel()
+        if self._search_kernels is None:
+            capability = compute_capability(self._index)
+            self._search_kernels = FindingKernel(capability), PairingKernel(capability)
+        finding, pairing = self._search_kernels
+        with nvtx_range("search"):
+            sent = self._arena.block("boxes", box_columns(atoms, len(boxes.starts) - 1))
+            counted = self._arena.block("counted", counted_columns(rows))
+            fill_boxes(sent.arrays, boxes)
+            self._upload(sent.host, sent.device, sent.size)
+            finding.launch(stream, (atoms, rows, 0), boxes.reach, {**sent.addresses, **counted.addresses})
+            self._download(counted)
+            call(self._cuda.cudaStreamSynchronize, self._stream)
+            slots = self._rounded(max(1, int(counted.arrays["count"].max())))
+            admit(atoms, slots)
+            executor.check(rows, slots)
+            one = int(counted.arrays["nearest"].argmin())
+            nearest = Nearest(float(counted.arrays["nearest"][one]), one, int(counted.arrays["closest"][one]))
+            number_pairs(counted.arrays, slots)
+            block, fixed = self._inputs(rows, slots), self._fixed(rows, slots)
+            block.arrays["atomic_numbers"][...] = 0
+            block.arrays["atomic_numbers"][:atoms] = boxes.atomic_numbers
+            fixed.arrays["positions"][...] = 0.0
+            for part, name in ((block, "atomic_numbers"), (fixed, "positions")):
+                self._upload(part.host_address(name), part.addresses[name], part.arrays[name].nbytes)
+            self._upload(counted.host, counted.device, counted.size)
+            addresses = {**block.addresses, **fixed.addresses, **counted.addresses, **sent.addresses}
+            finding.launch(stream, (atoms, rows, slots), boxes.reach, addresses)
+            pairing.launch(stream, (rows, slots), addresses, self._entries(block))
+            call(self._cuda.cudaStreamSynchronize, self._stream)
+        self.resident, self._followed = boxes, (atoms, slots)
+        return nearest
 
     def submit_positions(self, positions: Float64[np.ndarray, "atoms 3"]) -> None:
         """Send one evaluation of the resident structure to the stream.
@@ -151,7 +196,7 @@ class Lane:
         resident, kernel = self.resident, self._kernel
         if resident is None or kernel is None:
             raise EngineError("No structure is followed: call `follow` first, and again after `run`.")
-        atoms, slots = resident.neighbours.shape
+        atoms, slots = self._followed
         if positions.shape != (atoms, 3) or positions.dtype != np.float64:
             raise ShapeError(f"Positions are {positions.dtype} {positions.shape}; float64 ({atoms}, 3) are followed.")
         self._settle()
@@ -207,7 +252,7 @@ class Lane:
         molecules = self._arena.block("molecules", molecule_columns(rows))
         with nvtx_range("pack"):
             fill_molecules(molecules.arrays, numbers, positions, starts, slots)
-        entries = block.arrays["pairs"].size if "pairs" in block.arrays else 0
+        entries = self._entries(block)
         addresses = {**block.addresses, **molecules.addresses, **outputs.addresses}  # numbers stay where they come up
 
         def send() -> None:
@@ -255,37 +300,32 @@ class Lane:
             ShapeError: the engine does not serve this size.
             EngineError: it could not be launched.
         """
-        wanted, replayed = self.cuda_graphs, None
+        wanted, replayed = self.recordings.wanted, None
         try:
-            self.cuda_graphs = False
+            self.recordings.wanted = False
             self.submit(inputs)
             self.collect()
-            launched = self._between_events(self.executor.execute, calls)
-            self.cuda_graphs = wanted
+            launched = milliseconds(self._cuda, self._stream, self.executor.execute, calls)
+            self.recordings.wanted = wanted
             for _ in range(3 if wanted else 0):
                 self.submit(inputs)
                 self.collect()
             key = ("graph", max(len(inputs.mask), self.executor.least), self._rounded(inputs.mask.shape[1]))
-            if wanted and key in self._recorded:
-                replayed = self._between_events(self._recorded[key][1].launch, calls)
+            if wanted and (recorded := self.recordings.of(key)) is not None:
+                replayed = milliseconds(self._cuda, self._stream, recorded.launch, calls)
         finally:
-            self.cuda_graphs = wanted
+            self.recordings.wanted = wanted
         return DeviceTime(launched, replayed)
 
-    def _between_events(self, send: Callable[[], None], calls: int) -> float:
-        cuda = self._cuda
-        start, end = (call(cuda.cudaEventCreateWithFlags, cuda.cudaEventDefault) for _ in range(2))
-        try:
-            send()
-            call(cuda.cudaEventRecord, start, self._stream)
-            for _ in range(calls):
-                send()
-            call(cuda.cudaEventRecord, end, self._stream)
-            call(cuda.cudaEventSynchronize, end)
-            return float(call(cuda.cudaEventElapsedTime, start, end)) / calls
-        finally:
-            for event in (start, end):
-                call(cuda.cudaEventDestroy, event)
+    def _moving_kernel(self) -> None:
+        """Compile what forms displacements at every step, before anything is followed."""
+        if self._kernel is None:
+            self._kernel = DisplacementKernel(compute_capability(self._index))
+
+    @staticmethod
+    def _entries(block: Block) -> int:
+        """Entries of `pairs` among the inputs; 0 for an engine that does not read it."""
+        return block.arrays["pairs"].size if "pairs" in block.arrays else 0
 
     def _settle(self) -> None:
         """Wait for what nobody collected: its buffers are about to be written."""
@@ -296,49 +336,8 @@ class Lane:
     def _launch(
         self, key: tuple[Any, ...], size: tuple[int, int], addresses: Mapping[str, int], send: Callable[[], None]
     ) -> None:
-        """Send, as a CUDA graph where one was recorded on the addresses of now.
-
-        A size that comes for the second time is sent once more as ever, and recorded for the third: an engine whose
-        shapes just changed must run before it may be recorded, and whatever goes wrong in recording costs no result.
-        """
-        generation, recorded = self._recorded.get(key, (-1, None))
-        if self.cuda_graphs and recorded is not None and generation == self._arena.generation:
-            self._recorded.move_to_end(key)
-            recorded.launch()
-            return
-        executor = self.executor
-        executor.bind(*size, addresses)  # may let the arena grow
-        send()
-        again = (key, self._arena.generation)
-        if self.cuda_graphs and again in self._seen and key not in self.refused and len(self.refused) < MOST_REFUSED:
-            self._record(executor, key, send)
-        if len(self._seen) >= MOST_SEEN:
-            self._seen.clear()
-        self._seen.add(again)
-
-    def _record(self, executor: Executor, key: tuple[Any, ...], send: Callable[[], None]) -> None:
-        """Record a size; one that cannot be recorded is launched kernel by kernel from now on, and the user is told."""
-        try:
-            recorded = executor.record(send)
-        except (EngineError, RuntimeError) as error:
-            self.refused[key] = str(error)
-            more = " No further size is tried." if len(self.refused) >= MOST_REFUSED else ""
-            warnings.warn(
-                f"A CUDA graph of {key[1]} atoms x {key[2]} slots could not be recorded, so that this size is launched "
-                f"kernel by kernel, with the same results: {error}{more}",
-                RuntimeWarning,
-                stacklevel=6,
-            )
-            return
-        self._forget(key)  # the one on addresses of before; only now, since it may be the last that holds their pool
-        self._recorded[key] = (self._arena.generation, recorded)
-        while len(self._recorded) > MOST_GRAPHS:
-            self._forget(next(iter(self._recorded)))
-
-    def _forget(self, key: tuple[Any, ...]) -> None:
-        _, recorded = self._recorded.pop(key, (0, None))
-        if recorded is not None:
-            recorded.close()
+        """Send, as a CUDA graph where one was recorded on the addresses of now."""
+        self.recordings.launch(key, self._arena, self.executor, lambda executor: executor.bind(*size, addresses), send)
 
     @property
     def executor(self) -> Executor:
@@ -383,12 +382,11 @@ class Lane:
         if self._stream is None:
             return
         (status,) = self._cuda.cudaStreamSynchronize(self._stream)
-        for key in list(self._recorded):
-            self._forget(key)
-        for part in (self._kernel, self._pairs_kernel, self._executor):
+        self.recordings.close()
+        for part in (self._kernel, self._pairs_kernel, *(self._search_kernels or ()), self._executor):
             if part is not None:
                 part.close()
-        self._executor = self._kernel = self._pairs_kernel = None
+        self._executor = self._kernel = self._pairs_kernel = self._search_kernels = None
         self._arena.close()
         stream, self._stream = self._stream, None
         if int(status) == 0:

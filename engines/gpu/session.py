@@ -8,13 +8,22 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int32, Int64
 
-from painn_deploy.engines.contract import check_indices, check_inputs, check_molecules
+from painn_deploy.engines.contract import check_boxes, check_indices, check_inputs, check_molecules
 from painn_deploy.engines.gpu.arena import Arena
 from painn_deploy.engines.gpu.cuda import on_device, runtime
 from painn_deploy.engines.gpu.executor import Executor
 from painn_deploy.engines.gpu.lane import Lane
 from painn_deploy.engines.owner import SoleUse
-from painn_deploy.engines.session import Closing, DeviceTime, EngineInfo, MoleculesOutputs, ResidentGraph
+from painn_deploy.engines.session import (
+    Admit,
+    Boxes,
+    Closing,
+    DeviceTime,
+    EngineInfo,
+    MoleculesOutputs,
+    Nearest,
+    ResidentGraph,
+)
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 
@@ -85,7 +94,7 @@ class GpuSession(Closing):
     @property
     def refused_graphs(self) -> dict[tuple[Any, ...], str]:
         """Why a size could not be recorded, by its kind, atoms and slots; such a size is launched kernel by kernel."""
-        return {key: reason for lane in self._lanes for key, reason in lane.refused.items()}
+        return {key: reason for lane in self._lanes for key, reason in lane.recordings.refused.items()}
 
     def run(self, inputs: GraphInputs) -> GraphOutputs:
         """See `Session.run`."""
@@ -122,20 +131,32 @@ class GpuSession(Closing):
             return lane.collect()
 
     @property
-    def following(self) -> ResidentGraph | None:
+    def following(self) -> ResidentGraph | Boxes | None:
         """See `FollowingSession.following`."""
         return self._lanes[0].resident if self._lanes else None
 
-    def follow(self, resident: ResidentGraph) -> None:
+    def follow(self, resident: ResidentGraph | Boxes) -> None:
         """Upload what stays while the neighbours stand; `step` then needs positions alone.
+
+        Args:
+            resident: the structure; one that was given to `search` is searched again, with the same neighbours.
 
         Raises:
             ShapeError: the engine does not serve this size.
             EngineUnavailableError: what compiles the kernel that forms displacements is not here.
         """
+        if isinstance(resident, Boxes):
+            self.search(resident, lambda atoms, slots: None)  # noqa: ARG005  it was admitted before
+            return
         check_indices(resident.atomic_numbers, resident.neighbours, resident.reverse, self._most_number)
         with self._on_lane(0) as lane:
             lane.follow(resident)
+
+    def search(self, boxes: Boxes, admit: Admit) -> Nearest:
+        """See `SearchingSession.search`."""
+        check_boxes(boxes, self._most_number)
+        with self._on_lane(0) as lane:
+            return lane.search(boxes, admit)
 
     def step(self, positions: Float64[np.ndarray, "atoms 3"]) -> GraphOutputs:
         """Energies, forces and virials at new positions of the structure that was given to `follow`.
@@ -192,7 +213,7 @@ class GpuSession(Closing):
             while len(self._lanes) <= number:
                 self._lanes.append(Lane(self._cuda, self._index, self._make))
             lane = self._lanes[number]
-            lane.cuda_graphs = self.cuda_graphs
+            lane.recordings.wanted = self.cuda_graphs
             yield lane
 
     def close(self) -> None:

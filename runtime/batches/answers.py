@@ -8,7 +8,7 @@ from ase.symbols import Symbols
 from jaxtyping import Float64, Int64
 
 from painn_deploy.export.fields import GraphOutputs
-from painn_deploy.runtime.batches.frames import Faults, Frames
+from painn_deploy.runtime.batches.frames import Faults, Frames, bounds_of
 from painn_deploy.runtime.results import cell_volumes, not_finite, voigt_stresses
 from painn_deploy.runtime.uncertainty.scale import OF_ATOMS, OF_STRUCTURE, RATIO, one_of
 from painn_deploy.runtime.uncertainty.source import Uncertainty
@@ -140,8 +140,7 @@ class Gathering:
             outputs: of their atoms.
         """
         frames = self._frames
-        counts = frames.counts[chosen]
-        rows, starts = frames.rows_of(chosen), np.cumsum(counts) - counts
+        rows, bounds = frames.rows_of(chosen), bounds_of(frames.counts[chosen])
         self._energies[rows] = outputs.atomic_energies
         self._energies[rows] += self._references[rows]
         self._forces[rows] = outputs.forces
@@ -150,13 +149,10 @@ class Gathering:
         # a sum in float64 is finite if and only if its terms are: float32 is far from its range
         if not np.isfinite(sum(float(array.sum(dtype=np.float64)) for array in outputs)):
             finite = [np.isfinite(array).reshape(len(array), -1).all(1) for array in outputs]
-            sound = np.logical_and.reduceat(np.logical_and.reduce(finite), starts)
+            sound = np.logical_and.reduceat(np.logical_and.reduce(finite), bounds[:-1])
             self._refuse(chosen[~sound])
         if self._uncertainty is not None:
-            numbers = frames.numbers[rows]
-            self._keep(
-                self._uncertainty.of_many(numbers, outputs.extras, np.append(starts, len(numbers))), chosen, rows
-            )
+            self._keep(self._uncertainty.of_many(frames.numbers[rows], outputs.extras, bounds), chosen, rows)
 
     def _keep(self, found: dict[str, Any], chosen: np.ndarray, rows: Any) -> None:
         """Put uncertainties of a batch where their structures and atoms are."""

@@ -21,6 +21,7 @@ from painn_deploy.export.errors import EngineError, OwnershipError, ShapeError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest
 from painn_deploy.runtime.batches.answers import Answers, Gathering
+from painn_deploy.runtime.batches.frames import bounds_of
 from painn_deploy.runtime.batches.pairs import PairLists, refuse_one_spot
 from painn_deploy.runtime.batches.windows import Window
 from painn_deploy.runtime.grouping import divided
@@ -123,7 +124,7 @@ class _Work:
                 left = ~window.frames.pbc.any(1) & (counts <= ON_DEVICE) & (counts > 0)
             self._pairs = PairLists.of(window.frames, engine.manifest.cutoff, self.faults, left)
             slots = self._pairs.slots_of_all(window.frames, left)
-            for index in np.flatnonzero(~engine.limits.surely(counts, slots)).tolist():
+            for index in (~engine.limits.surely(counts, slots)).nonzero()[0].tolist():
                 try:
                     if index not in self.faults:
                         engine.limits.check(int(counts[index]), int(slots[index]))
@@ -134,12 +135,14 @@ class _Work:
             if window.look is not None:
                 boxed = np.asarray(window.frames.cells.any((1, 2)) & ~window.frames.pbc.any(1))
                 boxed[list(window.watched)] = True
-                for index in np.flatnonzero(boxed & sound).tolist():
+                for index in (boxed & sound).nonzero()[0].tolist():
                     window.look(index)
             batches = []
-            for chosen in (np.flatnonzero(sound & ~left), np.flatnonzero(sound & left)):
-                divisions = divided(counts[chosen], slots[chosen], batch_slots, engine.most_atoms)
-                batches += [chosen[one] for one in divisions]
+            for alike in (sound & ~left, sound & left):
+                chosen = alike.nonzero()[0]
+                if len(chosen):
+                    divisions = divided(counts[chosen], slots[chosen], batch_slots, engine.most_atoms)
+                    batches += [chosen[one] for one in divisions]
         self._left = left
         self._inputs = [(batch, self._packed_or_not(batch)) for batch in batches]
         self._outputs: Future[list[Outputs]] = Future()
@@ -159,7 +162,7 @@ class _Work:
             counts = frames.counts[chosen]
             rows = frames.rows_of(chosen)
             positions = np.ascontiguousarray(frames.positions[rows])
-            return _Molecules(frames.numbers[rows].astype(np.int32), positions, np.cumsum(counts) - counts)
+            return _Molecules(frames.numbers[rows].astype(np.int32), positions, bounds_of(counts)[:-1])
 
     def run(self, worker: ThreadPoolExecutor | None, stopped: threading.Event) -> None:
         """Hand its batches to the engine: at once, or where a worker comes to it.
@@ -199,7 +202,7 @@ class _Work:
             answers = gathering.answers()
         if engine.doubts.limit is not None and RATIO in answers.uncertainties:
             ratios = answers.uncertainties[RATIO]
-            for index in np.flatnonzero(ratios > engine.doubts.limit).tolist():
+            for index in (ratios > engine.doubts.limit).nonzero()[0].tolist():
                 told = {RATIO: float(ratios[index]), VERDICT: answers.uncertainties[VERDICT][index]}
                 engine.doubts.look(told, str(Symbols(frames.numbers[frames.rows(index)])))
         engine.timings.calculations += sum(len(chosen) for chosen, _ in self._inputs)
@@ -215,7 +218,7 @@ class _Work:
         with self._engine.timings.phase("results"):
             if isinstance(outputs, MoleculesOutputs):
                 counts = self._frames.counts[chosen]
-                nearest = np.minimum.reduceat(outputs.nearest, np.cumsum(counts) - counts)
+                nearest = np.minimum.reduceat(outputs.nearest, bounds_of(counts)[:-1])
                 refuse_one_spot(self._frames, chosen, nearest, self._engine.manifest.cutoff, self.faults)
                 outputs = outputs.outputs
             gathering.add(chosen, self._engine.digested(numbers, outputs))

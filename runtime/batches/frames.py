@@ -13,7 +13,7 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Bool, Float64, Int64
 
-from painn_deploy.export.errors import StructureError
+from painn_deploy.export.errors import ShapeError, StructureError
 from painn_deploy.runtime.species import AtomicReferences
 from painn_deploy.runtime.structures import (
     FARTHEST,
@@ -26,7 +26,7 @@ from painn_deploy.runtime.structures import (
     plain_arrays,
 )
 
-__all__ = ["Arrays", "Faults", "Frames", "arrays_of", "copied", "ranges"]
+__all__ = ["Arrays", "Faults", "Frames", "arrays_of", "bounds_of", "copied", "named", "ranges"]
 
 Faults = dict[int, Exception]
 """Why structures have no answer, by their places."""
@@ -65,7 +65,8 @@ class Frames:
     @cached_property
     def counts(self) -> Int64[np.ndarray, " frames"]:
         """Atoms of each."""
-        return np.diff(self.offsets)
+        counts: np.ndarray = self.offsets[1:] - self.offsets[:-1]
+        return counts
 
     def rows(self, index: int) -> slice:
         """Of the atoms of one structure."""
@@ -85,7 +86,7 @@ class Frames:
         Args:
             chosen: indices of these.
         """
-        rows, offsets = self.rows_of(chosen), np.concatenate([[0], np.cumsum(self.counts[chosen])])
+        rows, offsets = self.rows_of(chosen), bounds_of(self.counts[chosen])
         return Frames(self.numbers[rows], self.positions[rows], offsets, self.cells[chosen], self.pbc[chosen])
 
     def atoms(self, index: int) -> Atoms:
@@ -115,7 +116,7 @@ class Frames:
         return cls(
             np.concatenate([part.numbers for part in parts]),
             np.concatenate([part.positions for part in parts]),
-            np.concatenate([[0], np.cumsum(np.concatenate([part.counts for part in parts]))]),
+            bounds_of(np.concatenate([part.counts for part in parts])),
             np.concatenate([part.cells for part in parts]),
             np.concatenate([part.pbc for part in parts]),
         )
@@ -208,7 +209,7 @@ class Frames:
             doubtful[np.searchsorted(self.offsets, np.flatnonzero(~sound), side="right") - 1] = True
         if self.cells.any() or self.pbc.any():
             doubtful |= ~_plainly_sound(self.cells, self.pbc)
-        for index in np.flatnonzero(doubtful).tolist():
+        for index in doubtful.nonzero()[0].tolist():
             if index in faults:
                 continue
             try:
@@ -242,6 +243,32 @@ def arrays_of(atoms: Any, index: int, faults: Faults) -> Arrays:
         return _NOTHING
 
 
+def named(index: int, fault: Exception, structures: int) -> Exception:
+    """The error of a structure, with its index where there are several.
+
+    Args:
+        index: of the structure.
+        fault: why it has no answer.
+        structures: how many there are.
+    """
+    if structures == 1 and isinstance(fault, StructureError | ShapeError):
+        return fault
+    error = type(fault)(f"Structure {index}: {fault}")
+    error.__cause__ = fault
+    return error
+
+
+def bounds_of(counts: Bool[np.ndarray, " parts"] | Int64[np.ndarray, " parts"]) -> Int64[np.ndarray, " bounds"]:
+    """Where parts of an array start, and the end of the last.
+
+    Args:
+        counts: how many each has.
+    """
+    bounds = np.zeros(len(counts) + 1, np.int64)
+    counts.cumsum(out=bounds[1:])
+    return bounds
+
+
 def ranges(
     starts: Int64[np.ndarray, " parts"], counts: Int64[np.ndarray, " parts"]
 ) -> slice | Int64[np.ndarray, " all"]:
@@ -251,7 +278,9 @@ def ranges(
         starts: first place of each part.
         counts: how many each has.
     """
-    stops = np.cumsum(counts)
+    if len(starts) == 1:
+        return slice(int(starts[0]), int(starts[0] + counts[0]))
+    stops = counts.cumsum()
     if len(starts) and (starts[1:] == starts[:-1] + counts[:-1]).all():
         return slice(int(starts[0]), int(starts[0] + stops[-1]))
     return np.repeat(starts - stops + counts, counts) + np.arange(stops[-1] if len(stops) else 0)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from painn_deploy.export.errors import StructureError
 from painn_deploy.export.fields import GraphInputs
-from painn_deploy.runtime.batches.frames import Faults, Frames, ranges
+from painn_deploy.runtime.batches.frames import Faults, Frames, bounds_of, ranges
 from painn_deploy.runtime.limits import too_many_neighbours
 from painn_deploy.runtime.matrix import NeighbourMatrix
 from painn_deploy.runtime.neighbours import FEW, Pairs, all_pairs, find_pairs
@@ -56,13 +56,13 @@ class PairLists:
         sound[list(faults)] = False
         repeats = frames.pbc.any(1)
         molecules = sound & ~repeats & (frames.counts <= FEW)
-        parts = [(np.flatnonzero(molecules), _of_molecules(frames, np.flatnonzero(molecules), cutoff, faults))]
-        one_by_one = sound & ~molecules
+        chosen = molecules.nonzero()[0]
+        parts, one_by_one = [(chosen, _of_molecules(frames, chosen, cutoff, faults))], sound & ~molecules
         if compiled.loops() is not None and (sound & repeats).any():
-            chosen, found = _of_small_cells(frames, np.flatnonzero(sound & repeats), cutoff, faults)
+            chosen, found = _of_small_cells(frames, (sound & repeats).nonzero()[0], cutoff, faults)
             parts.append((chosen, found))
             one_by_one[chosen] = False
-        parts += [_of_one(frames, index, cutoff, faults) for index in np.flatnonzero(one_by_one).tolist()]
+        parts += [_of_one(frames, index, cutoff, faults) for index in one_by_one.nonzero()[0].tolist()]
         return cls._joined(frames, [part for part in parts if len(part[0])])
 
     @classmethod
@@ -70,11 +70,11 @@ class PairLists:
         """Pairs of parts, each of structures of rising index, in the order of structures."""
         sizes, slots = np.zeros(len(frames), np.int64), np.ones(len(frames), np.int64)
         for chosen, found in parts:
-            sizes[chosen] = np.diff(found.ends, prepend=0)
-            stops = np.cumsum(frames.counts[chosen])
-            busiest = np.maximum.reduceat(found.counts, stops - frames.counts[chosen])
+            sizes[chosen] = found.ends
+            sizes[chosen[1:]] -= found.ends[:-1]
+            busiest = np.maximum.reduceat(found.counts, bounds_of(frames.counts[chosen])[:-1])
             slots[chosen] = np.maximum(busiest, 1)
-        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        offsets = bounds_of(sizes)
         if len(parts) == 1:
             found = parts[0][1]
             return cls(found.first, found.second, found.vectors, offsets, slots)
@@ -118,7 +118,7 @@ class PairLists:
             loops.pack(chosen, frames.offsets, *pairs, slots, *flat, taken)
             return GraphInputs(numbers, displacements, neighbours, reverse, mask)
         sizes = (self.offsets[1:] - self.offsets[:-1])[chosen]
-        places, before = ranges(self.offsets[:-1][chosen], sizes), np.repeat(np.cumsum(counts) - counts, sizes)
+        places, before = ranges(self.offsets[:-1][chosen], sizes), np.repeat(bounds_of(counts)[:-1], sizes)
         joined = Pairs(self.first[places] + before, self.second[places] + before, None)
         return NeighbourMatrix(numbers, joined, slot_step, dtype, slots=slots).write(self.vectors[places])
 
@@ -170,7 +170,7 @@ def _of_molecules_in_arrays(
     if len(parts) > 1:
         order = np.argsort(owners, kind="stable")
         owners, first, second, vectors = owners[order], first[order], second[order], vectors[order]
-    rows = (np.cumsum(counts) - counts)[owners]
+    rows = bounds_of(counts)[owners]
     own = np.bincount(np.concatenate([first + rows, second + rows]), minlength=int(counts.sum()))
     return FoundPairs(first, second, None, vectors, np.cumsum(sizes), own, nearest)
 
@@ -183,7 +183,7 @@ def _of_small_cells(
     for place in np.flatnonzero(~frames.pbc[repeating].all(1)).tolist():
         cells[place] = periodic_cell(frames.atoms(int(repeating[place])))
     counts = frames.counts[repeating]
-    starts = np.cumsum(counts) - counts
+    starts = bounds_of(counts)[:-1]
     positions = frames.positions[frames.rows_of(repeating)]
     reach, tried = image_reach(positions, starts, cells, frames.pbc[repeating], cutoff)
     small = np.flatnonzero(tried <= MOST_TRIED)

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float64, Int32, Int64, UInt64
 
 from painn_deploy.export.errors import StructureError
 
-__all__ = ["Candidates", "candidates"]
+__all__ = ["Candidates", "View", "candidates", "searchable"]
 
 NARROW = 20
 """Cutoffs; a molecule that is no longer needs no narrowing."""
@@ -66,8 +66,9 @@ def candidates(
         StructureError: there are more than in any matter, or none can be found.
         MemoryError: there is no memory for them.
     """
-    view = _searchable(positions, cell, periodic, cutoff)
-    search = vesin.NeighborList(cutoff=view.reach, full_list=False, n_threads=1)
+    view = searchable(positions, cell, periodic, cutoff)
+    reach = view.reach if view.extents is None else _widened(view.extents, view.reach)
+    search = vesin.NeighborList(cutoff=reach, full_list=False, n_threads=1)
     try:
         indices, shifts = search.compute(view.points, view.cell, periodic, "PS", copy=False)
     except RuntimeError as error:  # all that its library raises
@@ -77,31 +78,42 @@ def candidates(
     return Candidates(search, indices, shifts, view.moved)
 
 
-class _View(NamedTuple):
-    """A structure as vesin's grid of cells can hold it, with the same neighbours.
+class View(NamedTuple):
+    """A structure as a grid of cells can hold it, with the same neighbours.
 
     Attributes:
         points: positions, Å.
         cell: rows are cell vectors, Å.
         moved: whole cells that each atom was moved by; None where nothing repeats.
         reach: cutoff of the search, no smaller than the true one, Å.
+        extents: that a grid would have to cover, Å; None where they are short.
     """
 
     points: Float64[np.ndarray, "atoms 3"]
     cell: Float64[np.ndarray, "3 3"]
     moved: Int64[np.ndarray, "atoms 3"] | None
     reach: float
+    extents: Float64[np.ndarray, " axes"] | None = None
 
 
-def _searchable(
+def searchable(
     positions: Float64[np.ndarray, "atoms 3"], cell: Float64[np.ndarray, "3 3"], periodic: np.ndarray, cutoff: float
-) -> _View:
+) -> View:
     """A structure that is searched as it is, or made smaller where its empty parts are.
 
     vesin divides by zero where its grid is long in one direction and thin in another, as when a molecule has flown
     apart or an atom was never wrapped, and its time grows with the cells of the grid. So atoms are wrapped along
-    periodic directions; empty stretches wider than twice the cutoff are cut down to that, which brings no pair within
-    the cutoff; and the cells of the grid are widened while there are too many.
+    periodic directions, and empty stretches wider than twice the cutoff are cut down to that, which brings no pair
+    within the cutoff.
+
+    Args:
+        positions: Å.
+        cell: completed, Å.
+        periodic: directions that repeat.
+        cutoff: Å.
+
+    Raises:
+        StructureError: there are more neighbours than in any matter, or an atom is too far away to be placed.
     """
     # as far as float64 places an atom: no pair within the cutoff is missed for a rounding of its search
     reach = cutoff * (1 + 1e-9) + 16 * float(np.spacing(max(np.abs(positions).max(), np.abs(cell).max())))
@@ -109,9 +121,9 @@ def _searchable(
         _refuse_crowds(positions, np.full(3, np.inf), cutoff / math.sqrt(3), cutoff)
         extents = np.ptp(positions, axis=0)
         if extents.max() <= NARROW * cutoff:
-            return _View(positions, cell, None, reach)
+            return View(positions, cell, None, reach)
         points, extents = _narrowed(positions, np.full(3, np.inf), cutoff)
-        return _View(points, cell, None, _widened(extents, reach))
+        return View(points, cell, None, reach, extents)
     inverse = np.linalg.inv(cell)
     fractions = positions @ inverse
     whole = np.where(periodic, np.floor(fractions), 0.0)
@@ -134,7 +146,7 @@ def _searchable(
         )  # vesin is slow where a cell is thinner than atoms spread
         cell = cell * (extents / heights)[:, None]
         fractions, heights = coordinates / extents, extents
-    return _View(fractions @ cell, cell, whole.astype(np.int64), _widened(heights, reach))
+    return View(fractions @ cell, cell, whole.astype(np.int64), reach, heights)
 
 
 def _narrowed(

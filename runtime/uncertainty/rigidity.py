@@ -65,9 +65,9 @@ class LastLayer:
             features: of the read-out's last hidden layer.
         """
         found = np.full(len(numbers), np.inf)
-        for number, root in self.roots.items():
-            rows = np.flatnonzero(numbers == number)
-            if len(rows):
+        for number in np.bincount(numbers).nonzero()[0].tolist():
+            if (root := self.roots.get(number)) is not None:
+                rows = (numbers == number).nonzero()[0]
                 whitened = features[rows].astype(np.float64) @ root.T
                 found[rows] = np.sqrt(np.einsum("ai,ai->a", whitened, whitened))
         return found
@@ -102,7 +102,7 @@ class LastLayer:
             where frames had energies, `energies_uncertainty` ([atoms], eV, one standard deviation of each atom's share)
             and `energy_uncertainty` (eV, their sum), NaN with such an element.
         """
-        each, counts = digested[_OF_ATOMS], np.diff(bounds)
+        each, counts = digested[_OF_ATOMS], bounds[1:] - bounds[:-1]
         whole = np.add.reduceat(each, bounds[:-1])
         found = self.scale.of_many(whole / counts)
         if self.factor is not None:

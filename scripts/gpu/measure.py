@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,18 @@ from torch.profiler import ProfilerActivity, profile
 from painn_deploy.engines import Session
 from painn_deploy.engines.contract import padded
 from painn_deploy.engines.gpu.lane import SLOT_STEP
-from painn_deploy.engines.session import CudaGraphs, FollowingSession
+from painn_deploy.engines.session import CudaGraphs, FollowingSession, SearchingSession
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.model.student import Student
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.matrix import graph_inputs
-from painn_deploy.runtime.verlet import DEFAULT_SKIN, VerletList
+from painn_deploy.runtime.verlet import MANY
 from painn_deploy.scripts.benchmarks.cases import box_of_water
 from painn_deploy.scripts.benchmarks.contenders.eager import EagerModel, Edges, edges_of
 from painn_deploy.scripts.gpu.plan import LAUNCHED, REPLAYED
 from painn_deploy.scripts.gpu.record import Unavailable
+from painn_deploy.scripts.gpu.standing import in_boxes, resident_of
 
 __all__ = [
     "Case",
@@ -36,7 +38,6 @@ __all__ = [
     "engine_figures",
     "errors",
     "made_cases",
-    "resident_of",
     "same_bits",
 ]
 
@@ -270,6 +271,7 @@ def _gpu_figures(
     keep(f"{name}: {REPLAYED}", replayed(lambda: session.device_time(inputs[0], calls).replayed))
     if len(case.structures[0]) == 1 and isinstance(session, FollowingSession):
         keep(f"{name}: step, positions alone", lambda: _steps(session, case, cutoff, clock))
+        _search_figures(keep, session, case, cutoff, clock)
     session.cuda_graphs = False
 
 
@@ -312,17 +314,23 @@ def _replayed(session: CudaGraphs, case: Case, measure: Callable[[], Any]) -> An
     return measure()
 
 
-def resident_of(atoms: Atoms, cutoff: float) -> Any:
-    """What a session keeps of a structure on the device, and the positions that it stands for.
+def _search_figures(keep: Figures, session: Session, case: Case, cutoff: float, clock: Clock) -> None:
+    """A search by the device and by the host, until the device holds the structure."""
+    frames = [one[0] for one in case.structures]
+    if not isinstance(session, SearchingSession) or len(frames[0]) < MANY:
+        return
+    boxes = [in_boxes(one, cutoff) for one in frames]
 
-    Args:
-        atoms: the structure.
-        cutoff: Å.
-    """
-    resident = VerletList(cutoff, DEFAULT_SKIN, slot_step=SLOT_STEP).resident(atoms, None)
-    if resident is None:
-        raise ValueError("A list with a skin follows every structure.")
-    return resident
+    def admit(atoms: int, slots: int) -> None:
+        """Any size."""
+
+    ways: dict[str, Callable[[int], Any]] = {
+        "host, its search and the upload": lambda i: session.follow(resident_of(frames[i % SETS], cutoff)),
+        "device, from boxes": lambda i: session.search(boxes[i % SETS], admit),
+        "device, boxes made": lambda i: session.search(in_boxes(frames[i % SETS], cutoff), admit),
+    }
+    for way, call in ways.items():
+        keep(f"{case.name}: search, {way}", partial(clock.host, call))
 
 
 def _steps(session: FollowingSession, case: Case, cutoff: float, clock: Clock) -> Any:

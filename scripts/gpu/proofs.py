@@ -5,7 +5,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +13,23 @@ from ase.build import molecule
 
 from painn_deploy.engines import Session
 from painn_deploy.engines.gpu.cuda import call, on_device, runtime
-from painn_deploy.engines.session import CudaGraphs, FollowingSession, MoleculesSession, OverlappingSession
+from painn_deploy.engines.session import (
+    CudaGraphs,
+    FollowingSession,
+    MoleculesSession,
+    OverlappingSession,
+    SearchingSession,
+)
 from painn_deploy.export.errors import DeviceMemoryError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.matrix import graph_inputs
-from painn_deploy.scripts.gpu.measure import resident_of, same_bits
+from painn_deploy.runtime.neighbours import find_pairs
+from painn_deploy.runtime.verlet import DEFAULT_SKIN
+from painn_deploy.scripts.benchmarks.cases import box_of_water
+from painn_deploy.scripts.gpu.measure import same_bits
 from painn_deploy.scripts.gpu.record import Unavailable
+from painn_deploy.scripts.gpu.standing import in_boxes, resident_of
 
 __all__ = ["PROOFS", "Subject", "able", "farthest", "largest_difference", "proved"]
 
@@ -86,10 +96,7 @@ class Subject:
         return int(total - free)
 
 
-S = TypeVar("S", bound=Session)
-
-
-def able(calculator: PaiNNCalculator, capability: type[S]) -> S:
+def able(calculator: PaiNNCalculator, capability: type) -> Any:
     """A calculator's session.
 
     Args:
@@ -164,6 +171,26 @@ def positions_alone(subject: Subject) -> tuple[bool, Any]:
                 differences.append(largest_difference(got, want))
     worst = float(np.max(differences))
     return worst <= CLOSE, {"largest difference": worst}
+
+
+def searches(subject: Subject) -> tuple[bool, Any]:
+    """Steps with neighbours that the device found give what whole evaluations give, launched and replayed."""
+    differences, nearest_are_the_same = [], True
+    for graphs in (False, True):
+        liquid = box_of_water()
+        with subject.open(graphs=graphs) as calculator, subject.open() as other:
+            session = able(calculator, SearchingSession)
+            for atoms in (liquid, subject.atoms.copy()):
+                for _ in range(3):
+                    nearest = session.search(in_boxes(atoms, subject.cutoff), lambda *size: None)  # noqa: ARG005
+                    found = find_pairs(atoms, subject.cutoff + DEFAULT_SKIN).nearest()
+                    nearest_are_the_same &= nearest.distance == found.distance
+                    for _ in range(4):
+                        want = other.run_graph(graph_inputs([atoms], subject.cutoff))
+                        differences.append(largest_difference(session.step(atoms.positions.copy()), want))
+                        atoms.positions += subject.rng.normal(0, 0.02, atoms.positions.shape)
+    worst = float(np.max(differences))
+    return worst <= CLOSE and nearest_are_the_same, {"largest difference": worst, "nearest": nearest_are_the_same}
 
 
 def molecules_alone(subject: Subject) -> tuple[bool, Any]:
@@ -291,6 +318,7 @@ PROOFS: dict[str, Callable[[Subject], tuple[bool, Any]]] = {
     "CUDA graphs against plain launches": replays,
     "batches that overlap": lanes,
     "positions alone against whole evaluations": positions_alone,
+    "neighbours found on the device against whole evaluations": searches,
     "molecules' atoms alone against whole evaluations": molecules_alone,
     "many calls": endurance,
     "closed, dropped and opened again": closing,

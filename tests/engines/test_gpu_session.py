@@ -12,24 +12,25 @@ import onnx
 import onnxruntime
 import pytest
 from ase import Atoms
-from ase.build import molecule
+from ase.build import bulk, molecule
 
 from painn_deploy.engines.contract import check_indices, check_molecules, padded
 from painn_deploy.engines.forms import Form, Plan
-from painn_deploy.engines.gpu import device_molecules, device_positions
+from painn_deploy.engines.gpu import device_molecules, device_neighbours, device_positions
 from painn_deploy.engines.gpu import lane as gpu_lane
 from painn_deploy.engines.gpu import session as gpu_session
 from painn_deploy.engines.gpu.arena import Arena
 from painn_deploy.engines.gpu.device_molecules import PairsKernel
+from painn_deploy.engines.gpu.device_neighbours import FindingKernel, PairingKernel
 from painn_deploy.engines.gpu.device_positions import DisplacementKernel, compile_kernel
-from painn_deploy.engines.gpu.lane import MOST_GRAPHS, MOST_REFUSED
+from painn_deploy.engines.gpu.recordings import MOST_GRAPHS, MOST_REFUSED
 from painn_deploy.engines.gpu.session import GpuSession
 from painn_deploy.engines.inductor.gpu import LoadedPackage, TorchExecutor
 from painn_deploy.engines.inductor.onnx_torch import OnnxModule
 from painn_deploy.engines.onnxruntime.backend import open_graph
 from painn_deploy.engines.onnxruntime.gpu import OrtExecutor, ort_in_words
 from painn_deploy.engines.profiles import Profile
-from painn_deploy.engines.session import CudaGraphs, EngineInfo, MoleculesSession
+from painn_deploy.engines.session import Boxes, CudaGraphs, EngineInfo, MoleculesSession, SearchingSession
 from painn_deploy.engines.tensorrt import session as tensorrt_session
 from painn_deploy.engines.tensorrt.session import TensorRTSession
 from painn_deploy.export import load_student
@@ -38,9 +39,14 @@ from painn_deploy.export.fields import GraphOutputs, outputs_of
 from painn_deploy.export.graph.onnx_graph import axes_of, export_onnx
 from painn_deploy.export.model.committee import Committee
 from painn_deploy.export.model.student import Student
-from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime import PaiNNCalculator, verlet
 from painn_deploy.runtime.matrix import graph_inputs
+from painn_deploy.runtime.neighbours import find_pairs
+from painn_deploy.runtime.pairs.boxes import boxes_of
+from painn_deploy.runtime.structures import as_elements, periodic_cell
 from painn_deploy.runtime.verlet import VerletList
+from painn_deploy.scripts.gpu import proofs
+from painn_deploy.scripts.gpu.proofs import Subject
 from tests import students
 
 from . import emulated_gpu
@@ -62,9 +68,12 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> emulated_gpu.EmulatedCuda:
     for module in (gpu_session, tensorrt_session):
         monkeypatch.setattr(module, "runtime", lambda: made)
     monkeypatch.setattr(gpu_lane, "compute_capability", lambda index: "86")
-    for kind, module in ((DisplacementKernel, device_positions), (PairsKernel, device_molecules)):
-        kernel = emulated_gpu.device_kernel(made, kind, module.KERNEL, module.KERNEL_NAME)
-        monkeypatch.setattr(gpu_lane, kind.__name__, kernel)
+    for kind, source, name in (
+        (DisplacementKernel, device_positions.KERNEL, device_positions.KERNEL_NAME),
+        (PairsKernel, device_molecules.KERNEL, device_molecules.KERNEL_NAME),
+        *zip((FindingKernel, PairingKernel), [device_neighbours.KERNEL] * 2, device_neighbours.NAMES, strict=True),
+    ):
+        monkeypatch.setattr(gpu_lane, kind.__name__, emulated_gpu.device_kernel(made, kind, source, name))
     return made
 
 
@@ -232,8 +241,8 @@ def test_a_liquid_s_slots_are_rounded_before_they_are_recorded(opened: Opened, e
             sizes.add(inputs.mask.shape[1])
             session.run(inputs)
         (lane,) = session._lanes
-        assert len(lane._recorded) <= 2 < len(sizes), sizes
-        assert all(key[2] % session.slot_step == 0 for key in lane._recorded)
+        assert len(lane.recordings.keys) <= 2 < len(sizes), sizes
+        assert all(key[2] % session.slot_step == 0 for key in lane.recordings.keys)
 
 
 def test_a_matrix_of_the_right_width_is_not_padded_again(
@@ -255,7 +264,7 @@ def test_graphs_are_bounded_and_can_be_switched_off(opened: Opened, engine: str)
             for _ in range(2):
                 session.run(inputs)
         (lane,) = session._lanes
-        assert len(lane._recorded) == MOST_GRAPHS
+        assert len(lane.recordings.keys) == MOST_GRAPHS
         assert len(cuda.graphs) == (MOST_GRAPHS if engine == "tensorrt" else 0)
         if engine == "inductor":  # one pool for all: each would keep as much memory as an evaluation takes
             assert opened.torch.resets == 3
@@ -515,7 +524,7 @@ def test_the_kernel_forms_what_the_host_forms_to_the_bit(name: str) -> None:
 
 @pytest.mark.parametrize("capability", ["75", "86", "89", "90", "120"])
 def test_the_kernels_compile_for_every_gpu(capability: str) -> None:
-    for source in (device_positions.KERNEL, device_molecules.KERNEL):
+    for source in (device_positions.KERNEL, device_molecules.KERNEL, device_neighbours.KERNEL):
         assert compile_kernel(capability, source).startswith(b"\x7fELF")
 
 
@@ -704,3 +713,146 @@ def test_a_calculator_leaves_pairs_of_small_molecules_to_the_device(opened: Open
         with pytest.raises(StructureError, match="on one spot"):
             plain.calculate_batch([twice])
         assert "on one spot" in outcomes[9].reason
+
+
+def sorted_into_boxes(atoms: Atoms, skin: float = 0.6) -> Boxes:
+    numbers, cell = as_elements(atoms.numbers), periodic_cell(atoms)
+    return boxes_of(numbers, atoms.positions, cell, atoms.pbc, CUTOFF, CUTOFF + skin)
+
+
+def any_size(atoms: int, slots: int) -> None:
+    """Admits all."""
+
+
+SEARCHED = ("water", "triclinic", "slab", "outside the cell", "wire", "single atom", "far apart")
+
+
+@every_engine
+@pytest.mark.parametrize("name", SEARCHED)
+def test_neighbours_that_the_device_found_give_what_the_whole_graph_gives(
+    opened: Opened, model: bytes, engine: str, name: str
+) -> None:
+    run, rng, atoms = open_graph(model), np.random.default_rng(0), students.zoo()[name]
+    sizes: list[tuple[int, int]] = []
+    with opened(engine) as session:
+        assert isinstance(session, SearchingSession)
+        for _ in range(3):
+            boxes = sorted_into_boxes(atoms)
+            nearest = session.search(boxes, lambda *size: sizes.append(size))
+            assert session.following is boxes
+            assert sizes[-1] == (len(atoms), session.slot_step * -(-sizes[-1][1] // session.slot_step))
+            assert nearest.distance == find_pairs(atoms, CUTOFF + 0.6).nearest().distance
+            for _ in range(4):  # launched, recorded, replayed
+                same(session.step(atoms.positions), run(graph_inputs([atoms], CUTOFF)))
+                atoms.positions += rng.normal(0, 0.02, atoms.positions.shape)
+        session.run(graph_inputs([students.water()], CUTOFF))
+        assert session.following is None
+        session.follow(boxes)  # again, after something else took its place
+        assert session.following is boxes
+        same(session.step(boxes.positions), run(graph_inputs([Atoms(atoms, positions=boxes.positions)], CUTOFF)))
+        assert not session.refused_graphs
+    assert opened.cuda.held == 0
+
+
+@every_engine
+def test_a_search_that_is_not_admitted_leaves_nothing_followed(opened: Opened, engine: str) -> None:
+    atoms = students.zoo()["triclinic"]
+
+    def refuse(atoms: int, slots: int) -> None:
+        raise ShapeError("too large")
+
+    with opened(engine, species=(1, 6, 8)) as session:
+        session.search(sorted_into_boxes(atoms), any_size)
+        with pytest.raises(ShapeError, match="too large"):
+            session.search(sorted_into_boxes(atoms), refuse)
+        with pytest.raises(EngineError, match="No structure is followed"):
+            session.step(atoms.positions)
+        with pytest.raises(ShapeError, match="numbers of boxes holds 13"):
+            session.search(sorted_into_boxes(students.zoo()["one atom in a cell shorter than the cutoff"]), any_size)
+    with opened("tensorrt") as session, pytest.raises(ShapeError, match="outside this engine's profile"):
+        session.search(sorted_into_boxes(students.zoo()["outside the cell"].repeat((11, 3, 1))), any_size)
+
+
+@every_engine
+@pytest.mark.parametrize("skin", [0.6, None])
+def test_a_calculator_leaves_the_search_to_the_device(
+    opened: Opened, bundle: Path, engine: str, skin: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verlet, "MANY", 5)
+    rng, atoms, searched = np.random.default_rng(3), students.zoo()["outside the cell"].repeat((2, 2, 2)), 0
+
+    def none_here(*given: Any) -> None:
+        raise AssertionError("a search on the host")
+
+    with PaiNNCalculator(bundle, skin=0.0) as plain, PaiNNCalculator(bundle, skin=skin) as calculator:
+        calculator.with_session(opened(engine))
+        for step in range(30):
+            atoms.positions += rng.normal(0, 0.02, atoms.positions.shape)
+            before = calculator.neighbour_list.searches
+            if step == 10:
+                calculator.calculate_batch([students.water()])  # takes the device's place
+            if step == 20:
+                atoms.set_cell(atoms.cell.array * 1.002)  # other shifts
+            if step == 25:
+                atoms.pbc = [True, True, False]
+            want = plain.get_forces(atoms)
+            with monkeypatch.context() as patch:
+                patch.setattr(verlet, "find_pairs", none_here)
+                got = calculator.get_forces(atoms)
+            np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
+            assert calculator.neighbour_list.searches == before + 1 or step not in (0, 10, 20, 25)
+            searched += calculator.neighbour_list.searches - before
+        counted = calculator.neighbour_list
+        assert 4 <= searched == counted.searches < 25
+        assert counted.searches + counted.updates == 30
+        atoms.positions[3] = atoms.positions[1] + [0.0, 1e-4, 0.0]
+        with pytest.raises(StructureError, match="on one spot"):
+            calculator.get_forces(atoms)
+        atoms.positions[3] += [0.0, 1.5, 0.0]
+        np.testing.assert_allclose(calculator.get_forces(atoms), plain.get_forces(atoms), rtol=0, atol=1e-4)
+
+
+def test_a_skin_that_does_not_fit_is_done_without(
+    opened: Opened, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default skin is left out where the engine's profile ends before it; one that was asked for is an error."""
+    monkeypatch.setattr(verlet, "MANY", 5)
+    atoms = bulk("Al", a=4.05, cubic=True).repeat(2)
+    slots = [graph_inputs([atoms], reach).mask.shape[1] for reach in (CUTOFF, CUTOFF + verlet.DEFAULT_SKIN)]
+    assert slots[0] < slots[1]
+
+    def fits(atoms: int, columns: int) -> None:
+        if columns >= slots[1]:
+            raise ShapeError("too many slots")
+
+    with PaiNNCalculator(bundle, skin=0.0) as plain, PaiNNCalculator(bundle) as calculator:
+        calculator.with_session(opened("onnxruntime"))
+        calculator.neighbour_list.admit = fits
+        calculator.neighbour_list.slot_step = 1
+        for _ in range(4):
+            atoms.rattle(0.01)
+            np.testing.assert_allclose(calculator.get_forces(atoms), plain.get_forces(atoms), rtol=0, atol=1e-4)
+        assert calculator.neighbour_list.searches == 1 + 4
+    with PaiNNCalculator(bundle, skin=0.5) as calculator:
+        calculator.with_session(opened("onnxruntime"))
+        calculator.neighbour_list.admit = fits
+        with pytest.raises(ShapeError, match="too many slots"):
+            calculator.get_forces(atoms)
+
+
+PROVED = ("replays", "lanes", "positions_alone", "searches", "molecules_alone")
+
+
+@pytest.mark.parametrize("engine", ["inductor", "onnxruntime"])
+@pytest.mark.parametrize("name", PROVED)
+def test_what_a_gpu_is_to_prove_holds_on_one_of_host_memory(
+    opened: Opened, bundle: Path, engine: str, name: str
+) -> None:
+    """So that time on a real one is not lost to a mistake in a proof."""
+
+    class OnHostMemory(Subject):
+        def open(self, *, graphs: bool = False) -> PaiNNCalculator:
+            return PaiNNCalculator(bundle).with_session(opened(engine, cuda_graphs=graphs))
+
+    holds, figures = getattr(proofs, name)(OnHostMemory(bundle, "cuda:0", 10, CUTOFF))
+    assert holds, figures

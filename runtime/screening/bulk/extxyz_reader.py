@@ -8,7 +8,7 @@ import numpy as np
 from ase.data import atomic_numbers
 from jaxtyping import Float64
 
-from painn_deploy.runtime.batches.frames import Frames
+from painn_deploy.runtime.batches.frames import Frames, bounds_of
 from painn_deploy.runtime.screening.bulk.block import Block, Item, Ordinary, block_of
 from painn_deploy.runtime.screening.bulk.comments import Comment, Layout, layout_of, read_comment
 from painn_deploy.runtime.screening.chunks import Chunk
@@ -109,7 +109,7 @@ def _ordinary(some: _Alike) -> Ordinary:
     positions = _triples(words, layout.positions, width)
     if layout.forces is not None:  # labels that will be replaced, if they are any
         _triples(words, layout.forces, width)
-    offsets = np.concatenate([[0], np.cumsum([len(one) // width for one in some.words])])
+    offsets = bounds_of(np.array([len(one) // width for one in some.words]))
     cells = np.zeros((len(some.places), 3, 3))
     for row, comment in enumerate(some.comments):
         if comment.cell is not None:

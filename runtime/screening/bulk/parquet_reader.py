@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from painn_deploy.runtime.batches.frames import Frames, ranges
+from painn_deploy.runtime.batches.frames import Frames, bounds_of, ranges
 from painn_deploy.runtime.screening.bulk.block import Block, Item, Ordinary, block_of
 from painn_deploy.runtime.screening.chunks import MOST_ATOMS, Chunk
 from painn_deploy.runtime.screening.labels import OURS
@@ -109,7 +109,7 @@ def _side_by_side(piece: Any, index: int, start: int) -> tuple[list[Ordinary], B
     frames = Frames(
         _taken(numbers, rows).astype(np.int64),
         _taken(positions, rows).astype(np.float64).reshape(-1, 3),
-        np.concatenate([[0], np.cumsum(atoms[rows])]),
+        bounds_of(atoms[rows]),
         cells[rows],
         pbc[rows],
     )
@@ -163,7 +163,7 @@ def _offsets(column: Any) -> tuple[Int64[np.ndarray, " bounds"] | None, Any]:
 
 def _counted(marks: Bool[np.ndarray, " values"], offsets: Int64[np.ndarray, " bounds"]) -> Int64[np.ndarray, " rows"]:
     """How many values of each row are marked."""
-    return np.diff(np.concatenate([[0], np.cumsum(marks)])[offsets])
+    return np.diff(bounds_of(marks)[offsets])
 
 
 def _none_within(lists: _Lists, marks: Bool[np.ndarray, " values"]) -> Bool[np.ndarray, " rows"]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from painn_deploy.runtime.batches.frames import bounds_of
 from painn_deploy.runtime.screening.bulk.results import Done, Rows
 from painn_deploy.runtime.screening.sinks import table_bytes, table_schema
 from painn_deploy.runtime.screening.table_rows import columns, is_storable, notes_json, storable
@@ -56,7 +57,7 @@ def _table(
     import pyarrow
 
     block, answers, rows = done.block, done.answers, len(frames)
-    offsets = np.concatenate([[0], np.cumsum(block.frames.counts[frames])])
+    offsets = bounds_of(block.frames.counts[frames])
     atoms = block.frames.rows_of(frames)
 
     def lists(values: Any, bounds: Any, **how: Any) -> Any:
@@ -77,7 +78,7 @@ def _table(
         "forces": lists(triples(answers.forces[atoms]), offsets),
         "stress": lists(
             pyarrow.array(answers.stress[frames][has].ravel()),
-            np.concatenate([[0], np.cumsum(6 * has)]),
+            bounds_of(6 * has),
             mask=pyarrow.array(~has),
         ),
         "info": pyarrow.array(infos, pyarrow.string()),
