@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -37,6 +38,7 @@ from painn_deploy.scripts.benchmarks.cases import ETHANOL, box_of_water
 from painn_deploy.scripts.benchmarks.contenders.bundles import exported
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.commands.outputs import markdown
+from painn_deploy.scripts.gpu.standing import in_boxes, resident_of
 
 __all__ = ["Plan", "null_times", "overlap"]
 
@@ -83,6 +85,15 @@ def null_times(bundle: Path, plan: Plan) -> dict[str, float]:
                 results["energy"], results["forces"]
 
         found["calculate_batch, every result read, an ethanol"] = _spent(every, plan.rounds) / plan.ethanols
+        for count in (1, 2):
+            few = ethanols[:count]
+            calls = 20 * plan.rounds
+
+            def some(few: list[Atoms] = few, calls: int = calls) -> None:
+                for _ in range(calls):
+                    calculator.calculate_batch(few)
+
+            found[f"calculate_batch of {count}, a call"] = _spent(some, plan.rounds) / calls
         found["calculate of one ethanol whose neighbours stand"] = _stepping(calculator, ethanols[0], plan)
     found |= {f"TorchSim step of {plan.replicas:,}, an ethanol": _replicas(bundle, ethanols[: plan.replicas], plan)}
     for repeat in plan.waters:
@@ -99,6 +110,11 @@ def null_times(bundle: Path, plan: Plan) -> dict[str, float]:
             return search.compute(atoms.positions, atoms.cell.array, True, "PS", copy=True)
 
         found[f"{size}, vesin's search alone, an atom"] = _spent(alone, plan.rounds) / len(water)
+        followed, sorted_out = (
+            _spent(partial(way, water, cutoff), plan.rounds) / len(water) for way in (resident_of, in_boxes)
+        )
+        found[f"{size}, search by the host for a device that follows, an atom"] = followed
+        found[f"{size}, boxes for a device that searches, an atom"] = sorted_out
     return found
 
 

@@ -12,7 +12,7 @@ from painn_deploy.scripts.benchmarks.host import Plan, null_times, overlap
 
 def test_it_measures_every_case_and_leaves_the_engine_out(bundle: Path) -> None:
     found = null_times(bundle, Plan(quick=True))
-    assert len(found) == 8
+    assert len(found) == 12
     assert all(spent > 0 for spent in found.values())
     times = overlap(bundle, Plan(quick=True))
     assert times["engine"] > 0
