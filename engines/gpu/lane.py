@@ -173,11 +173,10 @@ class Lane:
             nearest = Nearest(float(counted.arrays["nearest"][one]), one, int(counted.arrays["closest"][one]))
             number_pairs(counted.arrays, slots)
             block, fixed = self._inputs(rows, slots), self._fixed(rows, slots)
-            block.arrays["atomic_numbers"][...] = 0
-            block.arrays["atomic_numbers"][:atoms] = boxes.atomic_numbers
-            fixed.arrays["positions"][...] = 0.0
-            for part, name in ((block, "atomic_numbers"), (fixed, "positions")):
-                self._upload(part.host_address(name), part.addresses[name], part.arrays[name].nbytes)
+            fixed.arrays["positions"][...] = 0.0  # of padding; a step uploads them
+            numbers = block.arrays["atomic_numbers"]
+            numbers[:atoms], numbers[atoms:] = boxes.atomic_numbers, 0
+            self._upload(block.host_address("atomic_numbers"), block.addresses["atomic_numbers"], numbers.nbytes)
             self._upload(counted.host, counted.device, counted.size)
             addresses = {**block.addresses, **fixed.addresses, **counted.addresses, **sent.addresses}
             finding.launch(stream, (atoms, rows, slots), boxes.reach, addresses)

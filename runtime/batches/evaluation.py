@@ -132,7 +132,7 @@ class _Work:
                     self.faults[index] = error
             sound = np.ones(len(counts), bool)
             sound[list(self.faults)] = False
-            if window.look is not None:
+            if window.look is not None and (window.watched or window.frames.cells.any()):
                 boxed = np.asarray(window.frames.cells.any((1, 2)) & ~window.frames.pbc.any(1))
                 boxed[list(window.watched)] = True
                 for index in (boxed & sound).nonzero()[0].tolist():

@@ -7,6 +7,7 @@ What is sound is seen in passes over the arrays of all. Only what is not plainly
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -183,7 +184,7 @@ class Frames:
         numbers, positions, cells, pbc = zip(*(structures or [_NOTHING]), strict=True)
         count = len(structures)
         offsets = np.zeros(count + 1, np.int64)
-        offsets[1:] = np.cumsum([len(one) for one in numbers])[:count]
+        offsets[1:] = list(accumulate(map(len, numbers)))[:count]
         return cls(
             np.concatenate(numbers),
             np.concatenate(positions),

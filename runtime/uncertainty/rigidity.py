@@ -64,12 +64,12 @@ class LastLayer:
             numbers: atomic numbers.
             features: of the read-out's last hidden layer.
         """
-        found = np.full(len(numbers), np.inf)
+        whitened = np.empty(features.shape)
         for number in np.bincount(numbers).nonzero()[0].tolist():
-            if (root := self.roots.get(number)) is not None:
-                rows = (numbers == number).nonzero()[0]
-                whitened = features[rows].astype(np.float64) @ root.T
-                found[rows] = np.sqrt(np.einsum("ai,ai->a", whitened, whitened))
+            rows = (numbers == number).nonzero()[0]
+            root = self.roots.get(number)
+            whitened[rows] = np.inf if root is None else features[rows].astype(np.float64) @ root.T
+        found: np.ndarray = np.sqrt(np.einsum("ai,ai->a", whitened, whitened))
         return found
 
     def digest(
@@ -106,9 +106,10 @@ class LastLayer:
         whole = np.add.reduceat(each, bounds[:-1])
         found = self.scale.of_many(whole / counts)
         if self.factor is not None:
-            known = np.isfinite(whole)
-            found["energy_uncertainty"] = np.where(known, self.factor * whole, np.nan)
-            found["energies_uncertainty"] = np.where(np.repeat(known, counts), self.factor * each, np.nan)
+            found["energy_uncertainty"], found["energies_uncertainty"] = self.factor * whole, self.factor * each
+            if not (known := np.isfinite(whole)).all():
+                found["energy_uncertainty"][~known] = np.nan
+                found["energies_uncertainty"][np.repeat(~known, counts)] = np.nan
         return found
 
     def results(self, numbers: Integer[np.ndarray, " atoms"], digested: Mapping[str, np.ndarray]) -> dict[str, Any]:

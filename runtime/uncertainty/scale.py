@@ -101,8 +101,9 @@ class Scale:
             `uncertainty_ratio` (an array) and `uncertainty_verdict` (a list of words).
         """
         ratios = values / self.typical
-        words = np.where(ratios <= self.threshold, FAMILIAR, np.where(ratios == np.inf, UNKNOWN_ELEMENT, UNFAMILIAR))
-        return {RATIO: ratios, VERDICT: words.tolist()}
+        others, threshold = {math.inf: UNKNOWN_ELEMENT}, self.threshold
+        words = [FAMILIAR if ratio <= threshold else others.get(ratio, UNFAMILIAR) for ratio in ratios.tolist()]
+        return {RATIO: ratios, VERDICT: words}
 
     def as_dict(self, kind: str) -> dict[str, Any]:
         """Plain JSON types.

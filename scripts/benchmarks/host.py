@@ -36,9 +36,9 @@ from painn_deploy.runtime.pairs import compiled
 from painn_deploy.runtime.torchsim import PaiNNModel
 from painn_deploy.scripts.benchmarks.cases import ETHANOL, box_of_water
 from painn_deploy.scripts.benchmarks.contenders.bundles import exported
+from painn_deploy.scripts.benchmarks.standing import in_boxes, resident_of
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.commands.outputs import markdown
-from painn_deploy.scripts.gpu.standing import in_boxes, resident_of
 
 __all__ = ["Plan", "null_times", "overlap"]
 

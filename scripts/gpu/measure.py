@@ -26,9 +26,9 @@ from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.runtime.verlet import MANY
 from painn_deploy.scripts.benchmarks.cases import box_of_water
 from painn_deploy.scripts.benchmarks.contenders.eager import EagerModel, Edges, edges_of
+from painn_deploy.scripts.benchmarks.standing import in_boxes, resident_of
 from painn_deploy.scripts.gpu.plan import LAUNCHED, REPLAYED
 from painn_deploy.scripts.gpu.record import Unavailable
-from painn_deploy.scripts.gpu.standing import in_boxes, resident_of
 
 __all__ = [
     "Case",

@@ -27,9 +27,9 @@ from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.runtime.neighbours import find_pairs
 from painn_deploy.runtime.verlet import DEFAULT_SKIN
 from painn_deploy.scripts.benchmarks.cases import box_of_water
+from painn_deploy.scripts.benchmarks.standing import in_boxes, resident_of
 from painn_deploy.scripts.gpu.measure import same_bits
 from painn_deploy.scripts.gpu.record import Unavailable
-from painn_deploy.scripts.gpu.standing import in_boxes, resident_of
 
 __all__ = ["PROOFS", "Subject", "able", "farthest", "largest_difference", "proved"]
 
