@@ -1,5 +1,7 @@
 """Checks of an engine's inputs against the graph contract, and padding that keeps it."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from jaxtyping import Int32
 
@@ -56,13 +58,24 @@ def check_indices(
     Raises:
         ShapeError: naming the array and what is out of its range.
     """
-    bounds = {"neighbours": (neighbours, len(neighbours)), "reverse": (reverse, reverse.size)}
+    bounds: dict[str, tuple[np.ndarray, int]] = {"neighbours": (neighbours, len(neighbours))}
+    bounds["reverse"] = reverse, reverse.size
     if most_number is not None:
         bounds["atomic_numbers"] = (atomic_numbers, most_number + 1)
+    _refuse_beyond(bounds, "The input {}")
+
+
+def _refuse_beyond(bounds: Mapping[str, tuple[Int32[np.ndarray, "*shape"], int]], called: str) -> None:
+    """Refuse indices that are negative, or not below their bound.
+
+    Args:
+        bounds: arrays and their bounds by name.
+        called: what an array is, with its name to be put in.
+    """
     for name, (array, bound) in bounds.items():
         if array.view(np.uint32).max() >= bound:  # what is negative is large without its sign
             wrong = array[(array < 0) | (array >= bound)].flat[0]
-            raise ShapeError(f"The input {name} holds {wrong}, and its values lie between 0 and {bound - 1}.")
+            raise ShapeError(f"{called.format(name)} holds {wrong}, and its values lie between 0 and {bound - 1}.")
 
 
 def check_molecules(
@@ -93,10 +106,9 @@ def check_molecules(
             f"The {len(starts)} molecules of {atoms} atoms must start at row 0, each at a later row than the one "
             "before, so that none is without atoms."
         )
-    bound = np.inf if most_number is None else most_number
-    if numbers.min() < 0 or numbers.max() > bound:
-        wrong = numbers[(numbers < 0) | (numbers > bound)][0]
-        raise ShapeError(f"The array numbers holds {wrong}, and its values lie between 0 and {bound}.")
+    _refuse_beyond(
+        {"numbers": (numbers, 2**31 if most_number is None else most_number + 1)}, "The array {} of molecules"
+    )
 
 
 def check_boxes(boxes: Boxes, most_number: int | None = None) -> None:
@@ -117,13 +129,11 @@ def check_boxes(boxes: Boxes, most_number: int | None = None) -> None:
             raise ShapeError(f"The array {name} of boxes is of {len(array)} atoms, and there are {atoms}.")
     if boxes.starts[0] != 0 or boxes.starts[-1] != atoms or (np.diff(boxes.starts) < 0).any():
         raise ShapeError(f"The array starts of boxes must rise from 0 to {atoms}, the number of atoms.")
-    bounds = {"box": (boxes.box, len(boxes.starts) - 1), "order": (boxes.order, atoms)}
+    bounds: dict[str, tuple[np.ndarray, int]] = {"box": (boxes.box, len(boxes.starts) - 1)}
+    bounds["order"] = boxes.order, atoms
     if most_number is not None:
         bounds["numbers"] = (numbers, most_number + 1)
-    for name, (array, bound) in bounds.items():
-        if array.min() < 0 or array.max() >= bound:
-            wrong = array[(array < 0) | (array >= bound)][0]
-            raise ShapeError(f"The array {name} of boxes holds {wrong}, and its values lie between 0 and {bound - 1}.")
+    _refuse_beyond(bounds, "The array {} of boxes")
 
 
 def padded(inputs: GraphInputs, atoms: int, slots: int) -> GraphInputs:

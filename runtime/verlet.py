@@ -348,16 +348,14 @@ class VerletList:
         """What the device holds, or finds anew; a changed cell is a new search, which costs it less than a step."""
         if self.skin == 0 or self._known_too_wide(atoms):
             return None
-        held, reach = self._boxed, self.cutoff + self._reach
-        if held is not None and held[1] is last and held[0].resembles(atoms):
-            seen, boxes = held
+        if self._boxed is not None and self._boxed[1] is last and self._boxed[0].resembles(atoms):
+            seen, boxes = self._boxed
             place = boxes.positions, seen.cell, atoms.positions, seen.cell
             if seen.cell_of(atoms) is seen.cell and still_covered(*place, self.cutoff, self._reach):
                 self.updates += 1
                 return boxes
-        cell = periodic_cell(atoms)
-        seen = _Seen(atoms.numbers.tobytes(), atoms.pbc.tobytes(), cell)
-        boxes = boxes_of(as_elements(atoms.numbers), atoms.positions, cell, atoms.pbc, self.cutoff, reach)
+        boxes = boxes_of(atoms, self.cutoff, self.cutoff + self._reach)
+        seen = _Seen(atoms.numbers.tobytes(), atoms.pbc.tobytes(), boxes.cell)
         self.searches, self._boxed = self.searches + 1, None
         try:
             nearest = finder(boxes, self.admit)

@@ -3,10 +3,11 @@
 import math
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int32
+from ase import Atoms
 
 from painn_deploy.engines.session import Boxes
 from painn_deploy.runtime.pairs.search import searchable
+from painn_deploy.runtime.structures import as_elements, periodic_cell
 
 __all__ = ["boxes_of"]
 
@@ -14,14 +15,7 @@ BOXES_AN_ATOM = 4
 """Past which boxes are widened: one without atoms takes a look as well."""
 
 
-def boxes_of(
-    numbers: Int32[np.ndarray, " atoms"],
-    positions: Float64[np.ndarray, "atoms 3"],
-    cell: Float64[np.ndarray, "3 3"],
-    periodic: Bool[np.ndarray, "3"],
-    cutoff: float,
-    reach: float,
-) -> Boxes:
+def boxes_of(atoms: Atoms, cutoff: float, reach: float) -> Boxes:
     """A structure whose atoms are sorted into boxes no thinner than the reach, where it is not thinner itself.
 
     Whatever its cell and however far its atoms are apart, it is first made one that a grid can hold
@@ -29,16 +23,14 @@ def boxes_of(
     reach that is longer than the true one by more than that.
 
     Args:
-        numbers: Z.
-        positions: Å.
-        cell: completed, Å.
-        periodic: directions that repeat.
+        atoms: a structure that `check_structure` gave back.
         cutoff: Å, within which a neighbour is an edge.
         reach: Å, within which it is stored.
 
     Raises:
         StructureError: there are more neighbours than in any matter, or none can be found.
     """
+    positions, periodic, cell = atoms.positions, atoms.pbc, periodic_cell(atoms)
     view = searchable(positions, cell, periodic, reach)
     if periodic.any():
         inverse = np.linalg.inv(view.cell)
@@ -64,10 +56,10 @@ def boxes_of(
     starts = np.concatenate([[0], np.cumsum(np.bincount(box, minlength=boxes))])
     whole = np.zeros(positions.shape) if view.moved is None else view.moved.astype(np.float64)
     return Boxes(
-        atomic_numbers=numbers,
+        atomic_numbers=as_elements(atoms.numbers),
         positions=positions.copy(),
         whole=whole,
-        cell=cell.copy(),
+        cell=cell,
         box=box.astype(np.int32),
         order=order.astype(np.int32),
         starts=starts.astype(np.int32),

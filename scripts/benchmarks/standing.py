@@ -7,7 +7,6 @@ from ase import Atoms
 from painn_deploy.engines.gpu.lane import SLOT_STEP
 from painn_deploy.engines.session import Boxes
 from painn_deploy.runtime.pairs.boxes import boxes_of
-from painn_deploy.runtime.structures import as_elements, periodic_cell
 from painn_deploy.runtime.verlet import DEFAULT_SKIN, VerletList
 
 __all__ = ["in_boxes", "resident_of"]
@@ -33,5 +32,4 @@ def in_boxes(atoms: Atoms, cutoff: float) -> Boxes:
         atoms: the structure.
         cutoff: Å.
     """
-    numbers, cell = as_elements(atoms.numbers), periodic_cell(atoms)
-    return boxes_of(numbers, atoms.positions, cell, atoms.pbc, cutoff, cutoff + DEFAULT_SKIN)
+    return boxes_of(atoms, cutoff, cutoff + DEFAULT_SKIN)

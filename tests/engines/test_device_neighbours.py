@@ -24,7 +24,6 @@ from painn_deploy.engines.session import Boxes
 from painn_deploy.export.errors import ShapeError, StructureError
 from painn_deploy.runtime.neighbours import find_pairs
 from painn_deploy.runtime.pairs.boxes import boxes_of
-from painn_deploy.runtime.structures import as_elements, periodic_cell
 from tests import students
 
 from . import emulated_gpu
@@ -75,7 +74,7 @@ STRUCTURES = {
 
 
 def boxes(atoms: Atoms, reach: float = REACH) -> Boxes:
-    return boxes_of(as_elements(atoms.numbers), atoms.positions, periodic_cell(atoms), atoms.pbc, CUTOFF, reach)
+    return boxes_of(atoms, CUTOFF, reach)
 
 
 def found(sorted_atoms: Boxes, more_rows: int = 0, more_slots: int = 0, order: int = 1) -> SimpleNamespace:

@@ -43,7 +43,6 @@ from painn_deploy.runtime import PaiNNCalculator, verlet
 from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.runtime.neighbours import find_pairs
 from painn_deploy.runtime.pairs.boxes import boxes_of
-from painn_deploy.runtime.structures import as_elements, periodic_cell
 from painn_deploy.runtime.verlet import VerletList
 from painn_deploy.scripts.gpu import proofs
 from painn_deploy.scripts.gpu.proofs import Subject
@@ -643,8 +642,11 @@ def test_molecules_that_do_not_fit_together_or_the_engine_are_refused(opened: Op
             ((numbers, positions, np.array([1, 3])), "must start at row 0"),
             ((numbers, positions, np.array([0, 3, 3])), "none is without atoms"),
             ((numbers, positions, np.array([0, 6])), "none is without atoms"),
-            ((numbers + np.int32(1), positions, starts), "numbers holds 9, and its values lie between 0 and 8"),
-            ((-numbers, positions, starts), "numbers holds -8"),
+            (
+                (numbers + np.int32(1), positions, starts),
+                "numbers of molecules holds 9, and its values lie between 0 and 8",
+            ),
+            ((-numbers, positions, starts), "numbers of molecules holds -8"),
         ):
             with pytest.raises(ShapeError, match=message):
                 session.run_molecules(*wrong, CUTOFF)
@@ -716,8 +718,7 @@ def test_a_calculator_leaves_pairs_of_small_molecules_to_the_device(opened: Open
 
 
 def sorted_into_boxes(atoms: Atoms, skin: float = 0.6) -> Boxes:
-    numbers, cell = as_elements(atoms.numbers), periodic_cell(atoms)
-    return boxes_of(numbers, atoms.positions, cell, atoms.pbc, CUTOFF, CUTOFF + skin)
+    return boxes_of(atoms, CUTOFF, CUTOFF + skin)
 
 
 def any_size(atoms: int, slots: int) -> None:
