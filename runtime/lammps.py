@@ -168,9 +168,10 @@ class LammpsForces:
         self._check_here()
         word = "".join(text.split()[:1])
         styles = set() if word in MENDING else _check_styles(self._lammps)
-        before, self.error = _names(self._lammps), None
+        before, failed, self.error = _names(self._lammps), self.error, None
         try:
-            self._lammps.command("timer timeout off")  # what ended an earlier run
+            if failed is not None:
+                self._lammps.command("timer timeout off")  # what ended that run
             if word == "minimize" and "pe/atom" in styles:
                 self._lammps.command("run 0 post no")  # a minimisation takes energies of atoms if the last run did
             self._lammps.command(text)

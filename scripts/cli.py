@@ -25,6 +25,7 @@ from painn_deploy.scripts.commands.choices import (
     Threads,
 )
 from painn_deploy.scripts.commands.entry import print_any_text, print_own_warnings
+from painn_deploy.scripts.programs.lammps import add_lammps
 
 __all__ = ["app", "main"]
 
@@ -36,14 +37,10 @@ app = typer.Typer(
 )
 out, err = Console(), Console(stderr=True)
 EXTRAS = {
-    "torch": "export",
-    "onnx": "export",
-    "safetensors": "export",
-    "jinja2": "export",
+    **dict.fromkeys(("torch", "onnx", "safetensors", "jinja2"), "export"),
+    **dict.fromkeys(("pyarrow", "ray"), "screen"),
     "matplotlib": "plot",
     "tblite": "train",
-    "pyarrow": "screen",
-    "ray": "screen",
 }
 
 
@@ -360,6 +357,9 @@ def demo(
     from painn_deploy.scripts.commands.demo import print_demo
 
     print_demo(output, picoseconds=picoseconds, out=out, err=err)
+
+
+add_lammps(app)
 
 
 def _arguments() -> list[str]:

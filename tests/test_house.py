@@ -33,12 +33,12 @@ SHELVES = {
     "runtime": (
         *("uncertainty", "structures", "pairs", "neighbours", "matrix", "grouping", "limits", "periodicity", "species"),
         *("results", "batches", "", "screening", "screening/bulk"),
-        *("screening/workers", "screening/run", "screening/__init__", "labelling"),
+        *("screening/workers", "screening/run", "screening/__init__", "labelling", "programs"),
     ),
     "calibration": ("", "accuracy", "uncertainty", "int8", "physics", "report"),
     "scripts": (
         *("commands", "distillation", "benchmarks/contenders", "profiling", "benchmarks", "studies", "examples"),
-        *("kit", "gpu", "", "profiling/walk"),
+        *("programs", "kit", "gpu", "", "profiling/walk"),
     ),
 }
 PLACES = {room: {name: place for place, name in enumerate(names)} for room, names in SHELVES.items()}

@@ -1,0 +1,1 @@
+"""Other programs' own input files, run with an engine."""

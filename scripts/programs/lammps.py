@@ -1,0 +1,58 @@
+"""LAMMPS with an engine: `painn-deploy lammps`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from painn_deploy.export.errors import EngineError
+from painn_deploy.scripts.commands.choices import Device, OneBundle, Threads, listed
+
+__all__ = ["add_lammps"]
+
+OURS = ("-in", "-i", "-partition", "-p", "-mpicolor", "-m", "-help", "-h")
+"""Options of LAMMPS that this command has no use for."""
+
+
+def add_lammps(app: typer.Typer) -> None:
+    """Add the command `lammps` to a command line."""
+    app.command("lammps")(_lammps)
+
+
+def _lammps(
+    bundle: OneBundle,
+    script: Annotated[Path, typer.Argument(help="An input of LAMMPS, in metal or real units.", metavar="IN")],
+    elements: Annotated[
+        list[str] | None,
+        typer.Option(help="Of LAMMPS's atom types, in order: C,H,O. Else those that pair_coeff ends with."),
+    ] = None,
+    threads: Threads = None,
+    device: Device = "auto",
+    options: Annotated[
+        list[str] | None, typer.Argument(help="After --: options of LAMMPS, such as -var T 300.", metavar="OPTION")
+    ] = None,
+) -> None:
+    """Run an input of LAMMPS with the engine in the place of its force field.
+
+    Its files are written into the current folder. What is done otherwise than the input says is told on standard error.
+    """
+    from painn_deploy.runtime import PaiNNCalculator
+    from painn_deploy.runtime.lammps import start_lammps
+    from painn_deploy.runtime.programs.lammps_input import InputFile
+
+    err = Console(stderr=True)
+    if refused := [option for option in options or () if option in OURS]:
+        raise EngineError(f"LAMMPS's option {refused[0]} has no place here: the input is the second argument.")
+    with PaiNNCalculator(bundle, threads=threads, device=device) as calculator:
+        started = start_lammps(tuple(options or ()))
+        try:
+            file = InputFile(
+                started,
+                calculator,
+                listed(elements) or None,
+                lambda line: err.print(line, highlight=False, markup=False, soft_wrap=True),
+            )
+            file.run(script)
+        finally:
+            started.close()
