@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Int32
+from numpy.typing import DTypeLike
 
 from painn_deploy.engines.session import Boxes
 from painn_deploy.export.errors import ShapeError
@@ -11,6 +12,9 @@ from painn_deploy.export.fields import INPUTS, GraphInputs
 from painn_deploy.export.manifest_values import PRECISIONS
 
 __all__ = ["check_boxes", "check_indices", "check_inputs", "check_molecules", "padded"]
+
+MOST_SPAN = 2**24
+"""Boxes away that a neighbour may be in a direction that repeats; a thinner cell is none of matter."""
 
 _DTYPES = {precision: tuple(np.dtype(field.dtype_in(precision)) for field in INPUTS) for precision in PRECISIONS}
 
@@ -78,6 +82,21 @@ def _refuse_beyond(bounds: Mapping[str, tuple[Int32[np.ndarray, "*shape"], int]]
             raise ShapeError(f"{called.format(name)} holds {wrong}, and its values lie between 0 and {bound - 1}.")
 
 
+def _refuse_unlike(wanted: Mapping[str, tuple[np.ndarray, DTypeLike, tuple[int, ...]]], of: str) -> None:
+    """Refuse arrays of another type or shape than is wanted.
+
+    Args:
+        wanted: arrays, with their types and shapes, by name.
+        of: what they are arrays of.
+    """
+    for name, (array, dtype, shape) in wanted.items():
+        if array.dtype != dtype or array.shape != shape:
+            raise ShapeError(
+                f"The array {name} of {of} is {array.dtype} {array.shape}; a {np.dtype(dtype)} array of the shape "
+                f"{shape} is wanted."
+            )
+
+
 def check_molecules(
     numbers: np.ndarray, positions: np.ndarray, starts: np.ndarray, most_number: int | None = None
 ) -> None:
@@ -93,14 +112,14 @@ def check_molecules(
         ShapeError: naming the array, what it is and what it must be.
     """
     atoms = len(numbers) if numbers.ndim == 1 else -1
-    wanted = {"numbers": (numbers, np.int32, (atoms,)), "positions": (positions, np.float64, (atoms, 3))}
-    wanted["starts"] = starts, np.int64, (len(starts),) if starts.ndim == 1 else (-1,)
-    for name, (array, dtype, shape) in wanted.items():
-        if array.dtype != dtype or array.shape != shape:
-            raise ShapeError(
-                f"The array {name} of molecules is {array.dtype} {array.shape}; they are int32 (atoms,), float64 "
-                "(atoms, 3) and int64 (molecules,)."
-            )
+    _refuse_unlike(
+        {
+            "numbers": (numbers, np.int32, (atoms,)),
+            "positions": (positions, np.float64, (atoms, 3)),
+            "starts": (starts, np.int64, (len(starts) if starts.ndim == 1 else -1,)),
+        },
+        "molecules",
+    )
     if atoms < 1 or not len(starts) or starts[0] != 0 or starts[-1] >= atoms or (np.diff(starts) < 1).any():
         raise ShapeError(
             f"The {len(starts)} molecules of {atoms} atoms must start at row 0, each at a later row than the one "
@@ -121,18 +140,21 @@ def check_boxes(boxes: Boxes, most_number: int | None = None) -> None:
     Raises:
         ShapeError: naming the array and what is out of its range.
     """
-    atoms, numbers, counts = len(boxes.positions), boxes.atomic_numbers, boxes.shape[:3]
-    if atoms < 1 or counts.min() < 1 or boxes.shape[3:6].min() < 0 or counts.prod() != len(boxes.starts) - 1:
-        raise ShapeError(f"The shape of boxes holds {boxes.shape.tolist()}, for {atoms} atoms and {boxes.starts.size}.")
-    for name, array in (("whole", boxes.whole), ("box", boxes.box), ("order", boxes.order), ("numbers", numbers)):
-        if len(array) != atoms:
-            raise ShapeError(f"The array {name} of boxes is of {len(array)} atoms, and there are {atoms}.")
+    atoms, starts = len(boxes.atomic_numbers), boxes.starts.size
+    whole = dict.fromkeys(("atomic_numbers", "box", "order"), (atoms,)) | {"starts": (starts,), "shape": (9,)}
+    real = {"positions": (atoms, 3), "whole": (atoms, 3), "cell": (3, 3)}
+    for dtype, shapes in ((np.int32, whole), (np.float64, real)):
+        _refuse_unlike({name: (getattr(boxes, name), dtype, shape) for name, shape in shapes.items()}, "boxes")
+    counts, spans, repeats = boxes.shape.reshape(3, 3)
+    fits = counts.min() > 0 and np.prod(counts, dtype=np.int64) == starts - 1
+    if atoms < 1 or not fits or (spans > np.where(repeats, MOST_SPAN, counts - 1)).any():
+        raise ShapeError(f"The shape of boxes holds {boxes.shape.tolist()}, for {atoms} atoms and {starts} starts.")
     if boxes.starts[0] != 0 or boxes.starts[-1] != atoms or (np.diff(boxes.starts) < 0).any():
         raise ShapeError(f"The array starts of boxes must rise from 0 to {atoms}, the number of atoms.")
     bounds: dict[str, tuple[np.ndarray, int]] = {"box": (boxes.box, len(boxes.starts) - 1)}
     bounds["order"] = boxes.order, atoms
     if most_number is not None:
-        bounds["numbers"] = (numbers, most_number + 1)
+        bounds["atomic_numbers"] = (boxes.atomic_numbers, most_number + 1)
     _refuse_beyond(bounds, "The array {} of boxes")
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from painn_deploy.engines.backend import CPU_BATCH_SLOTS
+from painn_deploy.runtime.structures import bounds_of
 
 __all__ = ["divided", "group", "padding_waste"]
 
@@ -44,8 +45,7 @@ def divided(
         most_atoms: see `group`.
     """
     order = np.lexsort((-atoms, -slots))  # stable: of like sizes the first comes first
-    before = np.zeros(len(order) + 1, np.int64)
-    atoms[order].cumsum(out=before[1:])
+    before = bounds_of(atoms[order])
     batches, start = [], 0
     while start < len(order):
         most = budget // int(slots[order[start]])  # in descending order the first needs most

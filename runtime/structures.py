@@ -19,6 +19,7 @@ __all__ = [
     "as_flags",
     "as_numbers",
     "as_reals",
+    "bounds_of",
     "check_structure",
     "differ",
     "periodic_cell",
@@ -174,6 +175,17 @@ def periodic_cell(atoms: Atoms) -> Float64[np.ndarray, "3 3"]:
         return np.zeros((3, 3))
     cell = np.where(periodic[:, None], np.asarray(atoms.cell), 0.0)
     return np.ascontiguousarray(complete_cell(cell), dtype=float)
+
+
+def bounds_of(counts: Bool[np.ndarray, " parts"] | Int64[np.ndarray, " parts"]) -> Int64[np.ndarray, " bounds"]:
+    """Where parts of an array start, and the end of the last.
+
+    Args:
+        counts: how many each has.
+    """
+    bounds = np.zeros(len(counts) + 1, np.int64)
+    counts.cumsum(out=bounds[1:])
+    return bounds
 
 
 def differ(one: np.ndarray, other: Any) -> bool:

@@ -21,7 +21,7 @@ from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.periodicity import unrepeated
 from painn_deploy.runtime.replicas import ReplicaList
 from painn_deploy.runtime.results import cell_volumes, not_finite
-from painn_deploy.runtime.structures import as_directions, as_numbers, as_reals
+from painn_deploy.runtime.structures import as_directions, as_numbers, as_reals, bounds_of
 from painn_deploy.runtime.verlet import DEFAULT_SKIN
 
 try:
@@ -142,7 +142,7 @@ class PaiNNModel(ModelInterface):
         if not sorted_by_system or owners[-1] != len(cells) - 1:
             raise StructureError("A state must list its atoms system by system, and every system must have one.")
         counts = np.bincount(owners)
-        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        starts = bounds_of(counts)
         periodic = self._periodic(as_directions(_array(state.pbc)))
         with self._sole:  # the lists of neighbours are one thread's
             return self._answer(numbers, positions, cells, periodic, starts)

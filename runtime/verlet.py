@@ -19,7 +19,7 @@ its cell and be compared as if there were several, which takes half as many arra
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from ase import Atoms
@@ -240,11 +240,11 @@ class _Stored:
 class VerletList:
     """Graph inputs of one structure that moves.
 
-    With `skin=None` the first search is a wide one, which decides whether the default skin is worth it. Where it is
-    not, that is remembered, and every step makes one search of its own, as with `skin=0`. The first step does so too,
-    after the wide one, because the order of pairs depends on how far one searches: only so does one structure give the
-    same bits at every step. It is asked again when the composition or the periodic directions change, or the volume by
-    more than `ASKED_AGAIN`.
+    With `skin=None` the first search is a wide one, which decides whether the default skin is worth it; to a device
+    that finds neighbours it always is. Where it is not, that is remembered, and every step makes one search of its own,
+    as with `skin=0`. The first step does so too, after the wide one, because the order of pairs depends on how far one
+    searches: only so does one structure give the same bits at every step. It is asked again when the composition or the
+    periodic directions change, or the volume by more than `ASKED_AGAIN`.
 
     Attributes:
         cutoff: Å.
@@ -298,14 +298,14 @@ class VerletList:
 
         Args:
             atoms: a structure that `check_structure` gave back.
-            last: what the device holds; the very same again as long as it is of this structure, and holds.
+            last: what was returned before; the very same again as long as it holds.
 
         Raises:
             StructureError: see `inputs`.
             ShapeError: see `inputs`.
         """
         if self.finder is not None and len(atoms) >= MANY:
-            return self._found_on_device(self.finder, atoms, last)
+            return self._found_on_device(self.finder, atoms)
         stored = self._reused(atoms) or self._searched(atoms)
         if stored is None:
             return None
@@ -344,11 +344,11 @@ class VerletList:
         self._stored = _Stored(seen, atoms.positions.copy(), found.cell, standing)
         return self._stored
 
-    def _found_on_device(self, finder: Finder, atoms: Atoms, last: Any) -> Boxes | None:
-        """What the device holds, or finds anew; a changed cell is a new search, which costs it less than a step."""
+    def _found_on_device(self, finder: Finder, atoms: Atoms) -> Boxes | None:
+        """What the device was given, or finds anew; a changed cell is a new search."""
         if self.skin == 0 or self._known_too_wide(atoms):
             return None
-        if self._boxed is not None and self._boxed[1] is last and self._boxed[0].resembles(atoms):
+        if self._boxed is not None and self._boxed[0].resembles(atoms):
             seen, boxes = self._boxed
             place = boxes.positions, seen.cell, atoms.positions, seen.cell
             if seen.cell_of(atoms) is seen.cell and still_covered(*place, self.cutoff, self._reach):

@@ -7,7 +7,7 @@ import numpy as np
 
 from painn_deploy.engines.gpu.arena import Column
 from painn_deploy.engines.gpu.device_positions import DeviceKernel
-from painn_deploy.engines.session import Boxes
+from painn_deploy.engines.session import Boxes, Nearest
 from painn_deploy.export.fields import PAIR_INPUTS
 
 __all__ = [
@@ -19,7 +19,9 @@ __all__ = [
     "box_columns",
     "counted_columns",
     "fill_boxes",
+    "nearest_of",
     "number_pairs",
+    "numbered_columns",
 ]
 
 NAMES = ("find_neighbours", "pair_neighbours")
@@ -160,17 +162,22 @@ def box_columns(atoms: int, boxes: int) -> tuple[Column, ...]:
 
 
 def counted_columns(rows: int) -> tuple[Column, ...]:
-    """Arrays of `COUNTED`, and what is made of them for the other kernel.
+    """Arrays of `COUNTED`.
 
     Args:
         rows: of the matrix.
     """
     counted = zip(COUNTED, ("int32", "int32", "int32", "float64"), strict=True)
-    return (
-        *((name, (rows,), dtype) for name, dtype in counted),
-        ("numbers", (rows,), "int32"),
-        ("totals", (2,), "int32"),
-    )
+    return tuple((name, (rows,), dtype) for name, dtype in counted)
+
+
+def numbered_columns(rows: int) -> tuple[Column, ...]:
+    """Arrays that are made of these for the other kernel.
+
+    Args:
+        rows: of the matrix.
+    """
+    return (("numbers", (rows,), "int32"), ("totals", (2,), "int32"))
 
 
 def fill_boxes(arrays: Mapping[str, np.ndarray], boxes: Boxes) -> None:
@@ -184,17 +191,29 @@ def fill_boxes(arrays: Mapping[str, np.ndarray], boxes: Boxes) -> None:
         array[...] = boxes.shape if name == "shape" else getattr(boxes, name)
 
 
-def number_pairs(arrays: Mapping[str, np.ndarray], slots: int) -> None:
+def nearest_of(counted: Mapping[str, np.ndarray]) -> Nearest:
+    """The two atoms that lie closest to each other.
+
+    Args:
+        counted: arrays of `counted_columns`, by name.
+    """
+    one = int(counted["nearest"].argmin())
+    other = int(counted["closest"][one])
+    return Nearest(float(counted["nearest"][one]), one if other >= 0 else -1, other)
+
+
+def number_pairs(counted: Mapping[str, np.ndarray], numbered: Mapping[str, np.ndarray], slots: int) -> None:
     """Write which numbers the pairs of each row have, and what stands for padding.
 
     Args:
-        arrays: of `counted_columns`, by name, counted.
+        counted: arrays of `counted_columns`, by name.
+        numbered: of `numbered_columns`; written.
         slots: columns of the matrix.
     """
-    forward, spare = arrays["forward"], arrays["count"] < slots
-    np.cumsum(forward[:-1], out=arrays["numbers"][1:])
-    arrays["numbers"][0] = 0
-    arrays["totals"][:] = forward.sum(), spare.argmax() * slots + slots - 1 if spare.any() else 0
+    forward, spare = counted["forward"], counted["count"] < slots
+    numbered["numbers"][0] = 0
+    np.cumsum(forward[:-1], out=numbered["numbers"][1:])
+    numbered["totals"][:] = forward.sum(), spare.argmax() * slots + slots - 1 if spare.any() else 0
 
 
 class FindingKernel(DeviceKernel):

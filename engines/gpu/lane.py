@@ -20,7 +20,9 @@ from painn_deploy.engines.gpu.device_neighbours import (
     box_columns,
     counted_columns,
     fill_boxes,
+    nearest_of,
     number_pairs,
+    numbered_columns,
 )
 from painn_deploy.engines.gpu.device_positions import DisplacementKernel
 from painn_deploy.engines.gpu.executor import Executor
@@ -169,16 +171,16 @@ class Lane:
             slots = self._rounded(max(1, int(counted.arrays["count"].max())))
             admit(atoms, slots)
             executor.check(rows, slots)
-            one = int(counted.arrays["nearest"].argmin())
-            nearest = Nearest(float(counted.arrays["nearest"][one]), one, int(counted.arrays["closest"][one]))
-            number_pairs(counted.arrays, slots)
+            nearest, numbered = nearest_of(counted.arrays), self._arena.block("numbered", numbered_columns(rows))
+            number_pairs(counted.arrays, numbered.arrays, slots)
             block, fixed = self._inputs(rows, slots), self._fixed(rows, slots)
             fixed.arrays["positions"][...] = 0.0  # of padding; a step uploads them
             numbers = block.arrays["atomic_numbers"]
             numbers[:atoms], numbers[atoms:] = boxes.atomic_numbers, 0
             self._upload(block.host_address("atomic_numbers"), block.addresses["atomic_numbers"], numbers.nbytes)
-            self._upload(counted.host, counted.device, counted.size)
-            addresses = {**block.addresses, **fixed.addresses, **counted.addresses, **sent.addresses}
+            self._upload(numbered.host, numbered.device, numbered.size)
+            parts = (block, fixed, counted, numbered, sent)
+            addresses = {name: address for part in parts for name, address in part.addresses.items()}
             finding.launch(stream, (atoms, rows, slots), boxes.reach, addresses)
             pairing.launch(stream, (rows, slots), addresses, self._entries(block))
             call(self._cuda.cudaStreamSynchronize, self._stream)

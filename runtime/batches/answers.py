@@ -8,8 +8,9 @@ from ase.symbols import Symbols
 from jaxtyping import Float64, Int64
 
 from painn_deploy.export.fields import GraphOutputs
-from painn_deploy.runtime.batches.frames import Faults, Frames, bounds_of
+from painn_deploy.runtime.batches.frames import Faults, Frames
 from painn_deploy.runtime.results import cell_volumes, not_finite, voigt_stresses
+from painn_deploy.runtime.structures import bounds_of
 from painn_deploy.runtime.uncertainty.scale import OF_ATOMS, OF_STRUCTURE, RATIO, one_of
 from painn_deploy.runtime.uncertainty.source import Uncertainty
 

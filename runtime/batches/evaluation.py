@@ -21,12 +21,12 @@ from painn_deploy.export.errors import EngineError, OwnershipError, ShapeError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest
 from painn_deploy.runtime.batches.answers import Answers, Gathering
-from painn_deploy.runtime.batches.frames import bounds_of
 from painn_deploy.runtime.batches.pairs import PairLists, refuse_one_spot
 from painn_deploy.runtime.batches.windows import Window
 from painn_deploy.runtime.grouping import divided
 from painn_deploy.runtime.limits import SizeLimits
 from painn_deploy.runtime.species import AtomicReferences
+from painn_deploy.runtime.structures import bounds_of
 from painn_deploy.runtime.uncertainty.scale import RATIO, VERDICT
 from painn_deploy.runtime.uncertainty.source import Uncertainty
 from painn_deploy.runtime.uncertainty.watch import Doubts

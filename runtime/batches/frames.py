@@ -23,11 +23,12 @@ from painn_deploy.runtime.structures import (
     as_flags,
     as_numbers,
     as_reals,
+    bounds_of,
     check_structure,
     plain_arrays,
 )
 
-__all__ = ["Arrays", "Faults", "Frames", "arrays_of", "bounds_of", "copied", "named", "ranges"]
+__all__ = ["Arrays", "Faults", "Frames", "arrays_of", "copied", "named", "ranges"]
 
 Faults = dict[int, Exception]
 """Why structures have no answer, by their places."""
@@ -257,17 +258,6 @@ def named(index: int, fault: Exception, structures: int) -> Exception:
     error = type(fault)(f"Structure {index}: {fault}")
     error.__cause__ = fault
     return error
-
-
-def bounds_of(counts: Bool[np.ndarray, " parts"] | Int64[np.ndarray, " parts"]) -> Int64[np.ndarray, " bounds"]:
-    """Where parts of an array start, and the end of the last.
-
-    Args:
-        counts: how many each has.
-    """
-    bounds = np.zeros(len(counts) + 1, np.int64)
-    counts.cumsum(out=bounds[1:])
-    return bounds
 
 
 def ranges(

@@ -11,13 +11,13 @@ from jaxtyping import Bool, Float64, Int64
 
 from painn_deploy.export.errors import StructureError
 from painn_deploy.export.fields import GraphInputs
-from painn_deploy.runtime.batches.frames import Faults, Frames, bounds_of, ranges
+from painn_deploy.runtime.batches.frames import Faults, Frames, ranges
 from painn_deploy.runtime.limits import too_many_neighbours
 from painn_deploy.runtime.matrix import NeighbourMatrix
 from painn_deploy.runtime.neighbours import FEW, Pairs, all_pairs, find_pairs
 from painn_deploy.runtime.pairs import compiled
 from painn_deploy.runtime.pairs.images import MOST_TRIED, FoundPairs, image_pairs, image_reach
-from painn_deploy.runtime.structures import ONE_SPOT, periodic_cell
+from painn_deploy.runtime.structures import ONE_SPOT, bounds_of, periodic_cell
 
 __all__ = ["PairLists", "refuse_one_spot"]
 

@@ -7,9 +7,12 @@ from ase import Atoms
 
 from painn_deploy.engines.session import Boxes
 from painn_deploy.runtime.pairs.search import searchable
-from painn_deploy.runtime.structures import as_elements, periodic_cell
+from painn_deploy.runtime.structures import as_elements, bounds_of, periodic_cell
 
 __all__ = ["boxes_of"]
+
+FLAT = 1e-9
+"""Å; what extends no further has one box, whose width is of no matter."""
 
 BOXES_AN_ATOM = 4
 """Past which boxes are widened: one without atoms takes a look as well."""
@@ -44,7 +47,7 @@ def boxes_of(atoms: Atoms, cutoff: float, reach: float) -> Boxes:
     while counts.prod() > max(BOXES_AN_ATOM * len(positions), 64):
         widest = counts.argmax()
         counts[widest] = math.ceil(counts[widest] / 2)
-    widths = np.where(lengths > 0, lengths, view.reach) / counts
+    widths = np.where(lengths > FLAT, lengths, view.reach) / counts
     spans = np.where(periodic, np.ceil(view.reach / widths), np.minimum(np.ceil(view.reach / widths), counts - 1))
     places = np.clip(np.floor((along - least) / widths), 0, counts - 1).astype(np.int32)
     shape = np.concatenate([counts, spans, periodic]).astype(np.int32)
@@ -53,7 +56,7 @@ def boxes_of(atoms: Atoms, cutoff: float, reach: float) -> Boxes:
     boxes = int(counts.prod())
     # numbers of 16 bits are sorted by their digits, in a tenth of the time
     order = np.argsort(box.astype(np.uint16) if boxes <= 2**16 else box, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(np.bincount(box, minlength=boxes))])
+    starts = bounds_of(np.bincount(box, minlength=boxes))
     whole = np.zeros(positions.shape) if view.moved is None else view.moved.astype(np.float64)
     return Boxes(
         atomic_numbers=as_elements(atoms.numbers),

@@ -17,7 +17,9 @@ from painn_deploy.engines.gpu.device_neighbours import (
     box_columns,
     counted_columns,
     fill_boxes,
+    nearest_of,
     number_pairs,
+    numbered_columns,
 )
 from painn_deploy.engines.inductor.pairs import pair_inputs
 from painn_deploy.engines.session import Boxes
@@ -69,6 +71,7 @@ STRUCTURES = {
         "C60", np.random.default_rng(1).normal(0, 3.0, (60, 3)) + np.repeat([[0.0], [5e3]], 30, axis=0)
     ),
     "in a row": Atoms("H50", np.arange(50.0)[:, None] * [0.9, 0, 0]),
+    "in a row but for nothing": Atoms("H2", [[0, 0, 0], [0, 1, 1e-310]]),
     "in a plane": Atoms("H49", [[x, y, 0.0] for x in range(7) for y in range(7)]),
 }
 
@@ -84,13 +87,14 @@ def found(sorted_atoms: Boxes, more_rows: int = 0, more_slots: int = 0, order: i
     sent = {n: np.full(s, -1, t) for n, s, t in box_columns(atoms, len(sorted_atoms.starts) - 1)}
     fill_boxes(sent, sorted_atoms)
     counted = {n: np.full(s, -1, t) for n, s, t in counted_columns(rows)}
+    numbered = {n: np.full(s, -1, t) for n, s, t in numbered_columns(rows)}
     inputs = [array.ctypes.data for array in sent.values()]
     counts = [counted[name].ctypes.data for name in COUNTED]
     finding, pairing = (emulated_gpu.host_kernel(KERNEL, name) for name in NAMES)
     finding(order * (rows + 300), *inputs, sorted_atoms.reach, atoms, rows, 0, *counts, None, None, None)
     slots = max(1, int(counted["count"].max())) + more_slots
     once = {name: counted[name].copy() for name in COUNTED}
-    number_pairs(counted, slots)
+    number_pairs(counted, numbered, slots)
     cells, entries = rows * slots, rows * slots // 2 + 1
     sizes = {
         "neighbours": (cells, np.int32),
@@ -101,7 +105,7 @@ def found(sorted_atoms: Boxes, more_rows: int = 0, more_slots: int = 0, order: i
         "pair_of_slot": (cells, np.int32),
     }
     made = {name: np.full(size + 64, 77, dtype) for name, (size, dtype) in sizes.items()}
-    at = {name: array.ctypes.data for name, array in (made | counted).items()}
+    at = {name: array.ctypes.data for name, array in (made | counted | numbered).items()}
     written = (at[name] for name in ("neighbours", "shifts", "stored"))
     finding(order * (rows + 300), *inputs, sorted_atoms.reach, atoms, rows, slots, *counts, *written)
     assert all((counted[name] == once[name]).all() for name in COUNTED), "counted otherwise than written"
@@ -137,7 +141,8 @@ def the_same(atoms: Atoms, got: SimpleNamespace, reach: float = REACH) -> None:
     np.testing.assert_array_equal(got.forward, (got.stored == 2).sum(axis=1))
     assert not got.shifts[got.stored == 0].any()
     nearest = want.nearest()
-    assert got.nearest.min() == nearest.distance
+    assert got.nearest.min() == nearest.distance == nearest_of(vars(got)).distance
+    assert min(nearest_of(vars(got))[1:]) >= 0 or not len(want.pairs.first)
     if len(want.pairs.first):
         one = int(got.nearest.argmin())
         apart = find_pairs(atoms, reach)
@@ -221,10 +226,16 @@ def test_boxes_that_do_not_fit_together_are_refused() -> None:
     for wrong, message in (
         (changed(box=with_one(sound.box, len(sound.starts) - 1)), "box of boxes holds"),
         (changed(order=with_one(sound.order, -1)), "order of boxes holds -1"),
-        (changed(order=sound.order[:-1]), "order of boxes is of 191 atoms, and there are 192"),
+        (changed(order=sound.order[:-1]), r"order of boxes is int32 \(191,\); a int32 array of the shape \(192,\)"),
+        (changed(positions=sound.positions[:, :1]), r"positions of boxes is float64 \(192, 1\)"),
+        (changed(cell=sound.cell[0]), r"cell of boxes is float64 \(3,\)"),
+        (changed(box=sound.box.astype(np.int16)), "box of boxes is int16"),
+        (changed(shape=sound.shape[:5]), r"shape of boxes is int32 \(5,\)"),
+        (changed(shape=np.array([2, 2, 2, 2**30, 1, 1, 1, 1, 1], np.int32)), "shape of boxes holds"),
+        (changed(shape=np.array([2, 2, 2, 2, 1, 1, 0, 1, 1], np.int32)), "shape of boxes holds"),
         (changed(starts=with_one(sound.starts, 3)), "starts of boxes must rise from 0 to 192"),
         (changed(shape=with_one(sound.shape, 1) * 2), "shape of boxes holds"),
-        (changed(atomic_numbers=sound.atomic_numbers + np.int32(1)), "numbers of boxes holds 9"),
+        (changed(atomic_numbers=sound.atomic_numbers + np.int32(1)), "atomic_numbers of boxes holds 9"),
     ):
         with pytest.raises(ShapeError, match=message):
             check_boxes(wrong, 8)

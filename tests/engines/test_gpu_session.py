@@ -768,7 +768,7 @@ def test_a_search_that_is_not_admitted_leaves_nothing_followed(opened: Opened, e
             session.search(sorted_into_boxes(atoms), refuse)
         with pytest.raises(EngineError, match="No structure is followed"):
             session.step(atoms.positions)
-        with pytest.raises(ShapeError, match="numbers of boxes holds 13"):
+        with pytest.raises(ShapeError, match="atomic_numbers of boxes holds 13"):
             session.search(sorted_into_boxes(students.zoo()["one atom in a cell shorter than the cutoff"]), any_size)
     with opened("tensorrt") as session, pytest.raises(ShapeError, match="outside this engine's profile"):
         session.search(sorted_into_boxes(students.zoo()["outside the cell"].repeat((11, 3, 1))), any_size)
@@ -788,7 +788,7 @@ def test_a_calculator_leaves_the_search_to_the_device(
     with PaiNNCalculator(bundle, skin=0.0) as plain, PaiNNCalculator(bundle, skin=skin) as calculator:
         calculator.with_session(opened(engine))
         for step in range(30):
-            atoms.positions += rng.normal(0, 0.02, atoms.positions.shape)
+            atoms.positions += rng.normal(0, 0.05, atoms.positions.shape)
             before = calculator.neighbour_list.searches
             if step == 10:
                 calculator.calculate_batch([students.water()])  # takes the device's place
@@ -801,7 +801,7 @@ def test_a_calculator_leaves_the_search_to_the_device(
                 patch.setattr(verlet, "find_pairs", none_here)
                 got = calculator.get_forces(atoms)
             np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
-            assert calculator.neighbour_list.searches == before + 1 or step not in (0, 10, 20, 25)
+            assert calculator.neighbour_list.searches == before + 1 or step not in (0, 20, 25)
             searched += calculator.neighbour_list.searches - before
         counted = calculator.neighbour_list
         assert 4 <= searched == counted.searches < 25

@@ -8,12 +8,13 @@ import numpy as np
 from ase.data import atomic_numbers
 from jaxtyping import Float64
 
-from painn_deploy.runtime.batches.frames import Frames, bounds_of
+from painn_deploy.runtime.batches.frames import Frames
 from painn_deploy.runtime.screening.bulk.block import Block, Item, Ordinary, block_of
 from painn_deploy.runtime.screening.bulk.comments import Comment, Layout, layout_of, read_comment
 from painn_deploy.runtime.screening.chunks import Chunk
 from painn_deploy.runtime.screening.extxyz_source import ExtxyzSource, Frame
 from painn_deploy.runtime.screening.remarks import Remarks
+from painn_deploy.runtime.structures import bounds_of
 
 __all__ = ["extxyz_block"]
 

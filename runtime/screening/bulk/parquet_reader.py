@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from painn_deploy.runtime.batches.frames import Frames, bounds_of, ranges
+from painn_deploy.runtime.batches.frames import Frames, ranges
 from painn_deploy.runtime.screening.bulk.block import Block, Item, Ordinary, block_of
 from painn_deploy.runtime.screening.chunks import MOST_ATOMS, Chunk
 from painn_deploy.runtime.screening.labels import OURS
 from painn_deploy.runtime.screening.parquet_source import ParquetSource, from_columns, rows_of, values_of
 from painn_deploy.runtime.screening.plain import json_object
 from painn_deploy.runtime.screening.remarks import Remarks
+from painn_deploy.runtime.structures import bounds_of
 
 __all__ = ["parquet_block"]
 

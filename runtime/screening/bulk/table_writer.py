@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from painn_deploy.runtime.batches.frames import bounds_of
 from painn_deploy.runtime.screening.bulk.results import Done, Rows
 from painn_deploy.runtime.screening.sinks import table_bytes, table_schema
 from painn_deploy.runtime.screening.table_rows import columns, is_storable, notes_json, storable
+from painn_deploy.runtime.structures import bounds_of
 from painn_deploy.runtime.uncertainty.scale import FLAG, OF_ATOMS, OF_STRUCTURE
 
 __all__ = ["encoded_table"]
