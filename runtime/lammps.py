@@ -196,6 +196,9 @@ class LammpsForces:
     def _answer(self, caller: Any, step: int, count: int, tags: Any, x: Any, f: Any) -> None:  # noqa: ARG002
         """Answer LAMMPS. An exception here would be lost, and stale forces would be used in its place."""
         try:
+            if count == 0:  # before any is created, or after all were deleted
+                self._doubt({})
+                return self._give(step, f[:0], np.zeros(0), np.zeros((0, 3)), np.zeros(6), np.zeros((0, 6)))
             order = np.argsort(tags[:count])
             atoms = self._structure(x[:count][order], order)
             with self._calculator.evaluator.periodicity.known():  # LAMMPS's boundary says it
@@ -229,9 +232,9 @@ class LammpsForces:
         f[:] = unit * forces
         lammps.fix_external_set_energy_global(FIX, unit * float(energies.sum()))
         lammps.fix_external_set_virial_global(FIX, (unit * virial[VOIGT]).tolist())
-        if lammps.extract_global("eflag_atom") == step:
+        if len(energies) and lammps.extract_global("eflag_atom") == step:
             lammps.numpy.fix_external_set_energy_peratom(FIX, unit * energies)
-        if lammps.extract_global("vflag_atom") == step:
+        if len(energies) and lammps.extract_global("vflag_atom") == step:
             lammps.numpy.fix_external_set_virial_peratom(FIX, np.ascontiguousarray(unit * virials[:, VOIGT]))
 
     def _doubt(self, results: Mapping[str, Any]) -> None:

@@ -6,13 +6,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from painn_deploy.export.errors import EngineError
+from painn_deploy.export.errors import EngineError, EngineUnavailableError
 from painn_deploy.scripts.commands.choices import Device, OneBundle, Threads, listed
 
 __all__ = ["add_lammps"]
 
-OURS = ("-in", "-i", "-partition", "-p", "-mpicolor", "-m", "-help", "-h")
-"""Options of LAMMPS that this command has no use for."""
+OURS = {
+    *("-in", "-i", "-partition", "-p", "-mpicolor", "-m", "-help", "-h", "-skiprun", "-sr", "-reorder", "-ro"),
+    *(f"-{word}2{kind}" for word in ("restart", "r") for kind in ("data", "dump", "info")),
+}
+"""Options of LAMMPS that would run another input than this one, or none."""
 
 
 def add_lammps(app: typer.Typer) -> None:
@@ -43,9 +46,16 @@ def _lammps(
 
     err = Console(stderr=True)
     if refused := [option for option in options or () if option in OURS]:
-        raise EngineError(f"LAMMPS's option {refused[0]} has no place here: the input is the second argument.")
+        raise EngineError(
+            f"LAMMPS's option {refused[0]} has no place here: the input is the second argument, and is run."
+        )
     with PaiNNCalculator(bundle, threads=threads, device=device) as calculator:
-        started = start_lammps(tuple(options or ()))
+        try:
+            started = start_lammps(tuple(options or ()))
+        except EngineUnavailableError as error:
+            if not options or not isinstance(error.__cause__, Exception) or isinstance(error.__cause__, ImportError):
+                raise
+            raise EngineError(f"LAMMPS refuses {' '.join(options)}: {error.__cause__}") from error
         try:
             file = InputFile(
                 started,

@@ -16,7 +16,8 @@ from ase.md.verlet import VelocityVerlet
 from painn_deploy.export.errors import EngineError, PaiNNDeployError, SpeciesError, StructureError
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.lammps import start_lammps
-from painn_deploy.runtime.programs.lammps_input import InputFile, commands_of, elements_of
+from painn_deploy.runtime.programs.lammps_commands import commands_of, elements_of, words_of
+from painn_deploy.runtime.programs.lammps_input import THERMO, InputFile
 
 SYMBOLS = ["C", "H", "O"]
 
@@ -87,9 +88,10 @@ def test_an_input_of_another_model_runs_unchanged(
     text = text if unit_system == "real" else text.replace("timestep 0.2", "timestep 0.0002")
     _, told = ran(lammps, calculator, text + "run 20\n")
     assert told == [
-        "in.lammps, line 5: `pair_style schnetpack` becomes `pair_style zero 4`: forces are the engine's",
-        "types: 1 C, 2 H, 3 O",
+        "in.lammps, line 5: `pair_style schnetpack` becomes `pair_style zero 4 nocoeff`: forces are the engine's",
         "in.lammps, line 7: `pair_coeff * * deployed_model 6 1 8` is left out: forces are the engine's",
+        f"`{THERMO}` takes the place of LAMMPS's default, whose E_pair would be 0",
+        "types: 1 C, 2 H, 3 O",
     ]
     atoms = ethanol()
     atoms.calc = calculator
@@ -151,16 +153,19 @@ jump SELF again
 WRONG: list[tuple[str, str, type[PaiNNDeployError], str]] = [
     ("fix move", "angle_style harmonic\nfix move", EngineError, "line 8: `angle_style harmonic` adds forces"),
     ("fix move", "kspace_style ewald 1e-4\nfix move", EngineError, "line 8: `kspace_style ewald` adds forces"),
-    ("units real", "units lj", EngineError, "line 6: LAMMPS runs in lj units"),
-    ("pair_coeff * * deployed_model 6 1 8", "", SpeciesError, "line 6: Which elements are the 3 .*--elements C,H,O"),
-    ("6 1 8", "6 1", SpeciesError, r"line 6: 2 elements \(C, H\) are given for 3 types"),
-    ("6 1 8", "6 1 92", SpeciesError, "line 6: .*U"),
+    ("units real", "units lj", EngineError, "line 8: LAMMPS runs in lj units"),
+    ("pair_coeff * * deployed_model 6 1 8", "", SpeciesError, "line 8: Which elements are the 3 .*--elements C,H,O"),
+    ("6 1 8", "6 1", SpeciesError, r"line 8: 2 elements \(C, H\) are given for 3 types"),
+    ("6 1 8", "6 1 92", SpeciesError, "line 8: .*U"),
     ("ethanol.data", "gone.data", EngineError, "line 6: LAMMPS does not run `read_data gone.data`"),
     ("timestep 0.2", "timestep", EngineError, "line 10: LAMMPS does not run `timestep`"),
     ("timestep 0.2", "run_style respa 2 2", EngineError, "line 10: `run_style respa` never asks"),
     ("timestep 0.2", "include none.in", EngineError, "line 10: An input of LAMMPS cannot be read: there is no file"),
-    ("atom_style atomic", "label here", EngineError, "line 3: `label` and `jump` come before there is a box"),
-    ("timestep 0.2", "if '1 > 0' then 'pair_style lj/cut 2.0'", EngineError, "line 10: `pair_style lj/cut` adds"),
+    ("atom_style atomic", "jump SELF nowhere", EngineError, "line 3: There is no `label nowhere` in in.lammps"),
+    ("timestep 0.2", "partition yes 1 pair_style lj/cut 3", EngineError, "line 10: `partition` is not run"),
+    ("timestep 0.2", "run 2 every 1 'pair_style lj/cut 3'", EngineError, "line 10: LAMMPS would execute `pair_style"),
+    ("timestep 0.2", "compute g all group/group all", EngineError, "line 10: LAMMPS's compute g"),
+    ("timestep 0.2", "if '1 > 0' then 'bond_style harmonic'", EngineError, "line 10: `bond_style harmonic` adds"),
     ("timestep 0.2", "set atom 1*2 x 0.0 y 0.0 z 0.0", StructureError, "line 16: .*on one spot"),
 ]
 
@@ -180,14 +185,136 @@ def test_what_cannot_be_run_names_its_line(
         ran(lammps, calculator, INPUT.replace(here, there) + "run 2\n")
 
 
-def test_forces_that_a_file_of_lammps_own_adds_are_seen(lammps: Any, calculator: PaiNNCalculator, folder: Path) -> None:
-    Path("hidden.in").write_text("pair_style lj/cut 3.0\npair_coeff * * 0.1 3.0\n")
-    with pytest.raises(EngineError, match=r"^in\.lammps, line 17: `pair_style lj/cut` adds forces of its own"):
-        ran(lammps, calculator, INPUT + "variable file string hidden.in\ninclude ${file}\nrun 1\n")
+def energy_of(calculator: PaiNNCalculator, atoms: Atoms) -> float:
+    """kcal/mol."""
+    calculator.calculate(atoms)
+    return float(calculator.results["energy"]) * units.mol / units.kcal
+
+
+AGAIN = """
+variable turn loop 2
+label again
+clear
+units real
+atom_style atomic
+read_data ethanol.data
+pair_style lj/cut 5.0
+fix move all nve
+run 0
+print "$(pe) $(fmax)" append energies
+next turn
+jump in.lammps again
+"""
+
+FIRST = """
+variable turn loop 2
+label again
+INPUT
+run 0
+print "$(pe) $(fmax)" append energies
+clear
+next turn
+jump SELF again
+"""
+
+OTHERS = """
+variable file string other.in
+variable turn loop 2
+INPUT
+label again
+include ${file}
+run 0
+print "$(pe) $(fmax)" append energies
+if "${turn} == 1" then "pair_style lj/cut 3.0" "pair_coeff * * 0.1 3.0" else "pair_style none"
+next turn
+jump SELF again
+"""
+
+FROM_THE_BEGINNING = """
+variable turn loop 2
+INPUT
+run 0 # then jump to the label
+print "$(pe) $(fmax)" append energies
+clear
+next turn
+jump SELF
+"""
+
+LOOPS = {
+    "a box made again": AGAIN,
+    "a box made for the first time in a loop": FIRST,
+    "another force field for a while": OTHERS,
+    "from the beginning, until a variable ends": FROM_THE_BEGINNING,
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_no_loop_and_no_condition_leaves_the_engine_out(
+    lammps: Any, calculator: PaiNNCalculator, folder: Path, name: str
+) -> None:
+    Path("other.in").write_text("pair_style lj/cut 3.0\npair_coeff * * 0.1 3.0\n")
+    ran(lammps, calculator, LOOPS[name].replace("INPUT", INPUT), elements=SYMBOLS)
+    want = energy_of(calculator, ethanol())
+    found = np.loadtxt("energies", ndmin=2)
+    assert len(found) == 2
+    np.testing.assert_allclose(found[:, 0], want, rtol=0, atol=1e-3)
+    assert (found[:, 1] > 1.0).all()
+
+
+def test_atoms_energies_of_a_minimisation_in_a_condition(
+    lammps: Any, calculator: PaiNNCalculator, folder: Path
+) -> None:
+    ran(lammps, calculator, INPUT + "if '1 == 1' then 'minimize 1e-4 1e-4 3 10' 'print \"$(pe) $(c_sum)\" file both'\n")
+    whole, summed = np.loadtxt("both")
+    assert whole == pytest.approx(summed, rel=1e-9)
+    assert whole < energy_of(calculator, ethanol())
+
+
+def test_what_is_zero_is_told(lammps: Any, calculator: PaiNNCalculator, folder: Path) -> None:
+    text = INPUT.replace("step pe press", "step epair pe evdwl") + "compute only all pe/atom pair\nrun 0\n"
+    _, told = ran(lammps, calculator, text)
+    assert [line for line in told if line.startswith("warning")] == [
+        "warning: in.lammps, line 11: epair, evdwl has energies of LAMMPS's own styles, which are 0; `pe` is the "
+        "engine's",
+        "warning: in.lammps, line 16: what `pair` stands for is 0; the engine's part is that of `fix`",
+    ]
+
+
+def test_two_models_name_one_order_of_elements(lammps: Any, calculator: PaiNNCalculator, folder: Path) -> None:
+    text = INPUT.replace("deployed_model 6 1 8", "mace m.pt C H O\npair_coeff * * d3 O H C")
+    with pytest.raises(SpeciesError, match="line 8: The types are C, H, O by an earlier pair_coeff, and O, H, C by"):
+        ran(lammps, calculator, text)
+
+
+def test_boxes_are_replicated_written_and_read_again(lammps: Any, calculator: PaiNNCalculator, folder: Path) -> None:
+    text = INPUT.replace("fix move", "replicate 2 1 1\nfix move") + "run 0\nwrite_data out.data\nclear\n"
+    again = "units real\natom_style atomic\nread_data out.data\nfix move all nve\nrun 0\n"
+    ran(lammps, calculator, text + again, elements=SYMBOLS)
+    want = energy_of(calculator, ethanol() * (2, 1, 1))
+    assert lammps.get_thermo("pe") == pytest.approx(want, abs=2e-3)
+
+
+def test_the_force_field_of_a_restart_is_replaced(lammps: Any, calculator: PaiNNCalculator, folder: Path) -> None:
+    lammps.commands_string(f"{INPUT.partition('pair_style')[0]}read_data ethanol.data\npair_style lj/cut 3.0\n")
+    lammps.commands_string("pair_coeff * * 0.1 3.0\nrun 0\nwrite_restart saved\nclear\n")
+    _, told = ran(lammps, calculator, "units real\nread_restart saved\nfix move all nve\nrun 0\n", elements=SYMBOLS)
+    assert "`pair_style lj/cut` of the restart becomes `zero`: forces are the engine's" in told
+    assert lammps.get_thermo("pe") == pytest.approx(energy_of(calculator, ethanol()), abs=1e-3)
+
+
+def test_a_box_may_be_empty_for_a_while(lammps: Any, calculator: PaiNNCalculator, folder: Path) -> None:
+    ran(lammps, calculator, INPUT + "run 0\ndelete_atoms group all\nrun 1\n")
+    assert lammps.get_thermo("pe") == 0.0
+
+
+def test_a_file_that_includes_itself_ends(lammps: Any, calculator: PaiNNCalculator, folder: Path) -> None:
+    Path("self.in").write_text("print again\ninclude self.in\n")
+    with pytest.raises(EngineError, match=r"^self\.in, line 2: self\.in is included 16 files deep"):
+        ran(lammps, calculator, "include self.in\n")
 
 
 def test_without_a_box_there_is_nothing_to_compute(lammps: Any, calculator: PaiNNCalculator, folder: Path) -> None:
-    with pytest.raises(EngineError, match=r"in\.lammps makes no box"):
+    with pytest.raises(EngineError, match=r"in\.lammps computes nothing with the engine"):
         ran(lammps, calculator, "units metal\n# nothing\n")
     with pytest.raises(EngineError, match="An input of LAMMPS cannot be read: there is no file gone"):
         InputFile(lammps, calculator).run(Path("gone"))
@@ -223,18 +350,18 @@ def test_commands_are_those_of_lammps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "want"),
+    ("style", "words", "want"),
     [
-        ("pair_style nequip\npair_coeff * * model.pth C H O", ["C", "H", "O"]),
-        ("pair_style schnetpack\npair_coeff * * model 6 1 8", ["C", "H", "O"]),
-        ("pair_style lj/cut 3.0\npair_coeff * * 1 1", []),
-        ("pair_style eam/alloy\npair_coeff * * NiAl.alloy Ni NULL", []),
-        ("pair_coeff 1 2 Si C", []),
-        ("pair_style sw\npair_coeff * * Si.sw Si # C\nmass 1 28", ["Si"]),
+        ("nequip", "* * model.pth C H O", ["C", "H", "O"]),
+        ("schnetpack", "* * model 6 1 8", ["C", "H", "O"]),
+        ("lj/cut", "* * 1 1", []),
+        ("eam/alloy", "* * NiAl.alloy NULL Ni", []),
+        ("tersoff", "1 2 Si C", []),
+        ("sw", "* * Si.sw Si", ["Si"]),
     ],
 )
-def test_elements_are_those_that_the_model_names(text: str, want: list[str]) -> None:
-    assert elements_of(commands_of(text)) == want
+def test_elements_are_those_that_the_model_names(style: str, words: str, want: list[str]) -> None:
+    assert elements_of(style, words.split()) == want
 
 
 def command(bundle: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -248,7 +375,7 @@ def test_the_command_runs_an_input_in_the_current_folder(bundle: Path, folder: P
     assert done.returncode == 0, done.stderr
     assert "Loop time of" in done.stdout
     assert "New timer settings" not in done.stdout
-    assert "becomes `pair_style zero 4`: forces are the engine's" in done.stderr
+    assert "becomes `pair_style zero 4 nocoeff`: forces are the engine's" in done.stderr
     assert {path.name for path in folder.iterdir()} >= {"log.lammps", "frames.dump"}
     refused = command(bundle, "in.lammps", "--", "-in", "other.lammps")
     assert (refused.returncode, refused.stdout) == (2, "")
@@ -256,3 +383,9 @@ def test_the_command_runs_an_input_in_the_current_folder(bundle: Path, folder: P
     gone = command(bundle, "gone.lammps")
     assert gone.returncode == 2
     assert "there is no file gone.lammps" in gone.stderr
+
+
+def test_words_are_told_apart_as_lammps_does() -> None:
+    text = 'if "${i} == 1" then \'print "a # b"\' """x\n y""" z#w'
+    assert words_of(text) == ["if", "${i} == 1", "then", 'print "a # b"', "x\n y", "z"]
+    assert words_of(text, raw=True)[1:4] == ['"${i} == 1"', "then", "'print \"a # b\"'"]
