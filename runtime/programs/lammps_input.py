@@ -250,7 +250,9 @@ class InputFile:
             return
         self._tell_once(f"{said} is left out: forces are the engine's")
         named = elements_of(self._style, words[1:]) if words[0] == "pair_coeff" else []
-        if self._given is None and named:
+        if self._given is not None and named not in ([], self._given):
+            self._tell_once(f"warning: {said} names other elements than --elements, which are taken")
+        elif named:
             if self._elements not in (None, named):
                 raise SpeciesError(
                     f"The types are {', '.join(self._elements or ())} by an earlier pair_coeff, and "

@@ -81,13 +81,13 @@ def test_a_stream_starts_answering_before_its_input_ends(calculator: PaiNNCalcul
 def test_memory_does_not_grow_with_the_input(calculator: PaiNNCalculator) -> None:
     water = students.water()
     peaks = []
-    for count in (2060, 6200):
+    for count in (2060, 20600):
         tracemalloc.start()
         for _ in calculator.stream(water for _ in range(count)):
             pass
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < 1.2 * peaks[0]
+    assert peaks[1] < 2 * peaks[0], "of ten times as many; one or two windows are under way, as threads come to them"
 
 
 def test_no_batch_is_larger_than_it_may_be(calculator: PaiNNCalculator) -> None:
@@ -113,6 +113,9 @@ class Refusing:
         if self.element is None or self.element in inputs.atomic_numbers:
             raise EngineError("Failed to allocate memory")
         return self.session.run(inputs)  # type: ignore[attr-defined,no-any-return]
+
+    def close(self) -> None:
+        """Of the session itself, whoever opened it does so."""
 
 
 def test_a_batch_that_fails_costs_the_culprit_alone(calculator: PaiNNCalculator) -> None:

@@ -325,6 +325,8 @@ def test_elements_in_another_order_than_their_masses_are_told(
 ) -> None:
     _, told = ran(lammps, calculator, INPUT + "run 0\n", elements=["H", "C", "O"])
     assert [line for line in told if line.startswith("warning")] == [
+        "warning: in.lammps, line 7: `pair_coeff * * deployed_model 6 1 8` names other elements than --elements, which "
+        "are taken",
         "warning: type 1 is to be H and has a mass of 12.011, which is that of C: are the elements in the order of the "
         "types?",
         "warning: type 2 is to be C and has a mass of 1.008, which is that of H: are the elements in the order of the "
