@@ -8,9 +8,11 @@ from ase.data import atomic_numbers, chemical_symbols
 
 __all__ = [
     "ADDS",
+    "EXPANDED",
     "MODEL",
     "NOTHING",
     "NOT_RUN",
+    "RUNS",
     "SETUP",
     "WITHIN_RUNS",
     "Command",
@@ -47,6 +49,12 @@ NOT_RUN = {
     "plugin": "what it brings is not known here",
     "python": "it may do anything to this LAMMPS",
 }
+
+EXPANDED = ("include", "jump", "next", *MODEL)
+"""Commands that are looked at with their variables' values."""
+
+RUNS = ("run", "minimize", "rerun")
+"""Commands that print thermodynamic output."""
 
 NUMBERED = "schnetpack"
 """The pair style whose `pair_coeff` ends with atomic numbers; those of others end with symbols, if with elements."""

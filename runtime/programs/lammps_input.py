@@ -21,9 +21,11 @@ from painn_deploy.runtime.calculator import PaiNNCalculator
 from painn_deploy.runtime.lammps import LammpsForces
 from painn_deploy.runtime.programs.lammps_commands import (
     ADDS,
+    EXPANDED,
     MODEL,
     NOT_RUN,
     NOTHING,
+    RUNS,
     SETUP,
     WITHIN_RUNS,
     Command,
@@ -105,7 +107,7 @@ class InputFile:
         """Begin anew, as LAMMPS does by `clear`."""
         self.forces: LammpsForces | None = None
         self._elements, self._style = self._given, ""
-        self._zero = self._thermo = self._modified = self._masses_seen = False
+        self._bare = self._thermo = self._modified = self._masses_seen = False
 
     def run(self, path: Path) -> None:
         """Run a file; paths in it are relative to the current folder, as in LAMMPS itself.
@@ -142,16 +144,15 @@ class InputFile:
 
     def _step(self, path: Path, command: Command) -> _Jump | None:
         """Run one command; where it leads if it is a jump."""
-        text = command.text
-        words = words_of(text)
-        if "$" in words[0] or words[0] == "include":
+        text, words = command.text, command.words
+        if words and ("$" in words[0] or words[0] in EXPANDED):
             text = self._expanded(text)
             words = words_of(text)
-        word, *rest = words
-        if word == "label":
+        if not words or words[0] == "label":
             return None
+        word, *rest = words
         if word == "jump":
-            return self._jump(path, words_of(self._expanded(text))[1:])
+            return self._jump(path, rest)
         if word == "if":
             return self._branch(path, command)
         if word == "include":
@@ -161,23 +162,25 @@ class InputFile:
             raise EngineError(f"`{word}` is not run, since {NOT_RUN[word]}: use LammpsForces from Python.")
         if word in ADDS and rest and rest[0] not in NOTHING:
             raise EngineError(_added(word, rest[0]))
-        if word in MODEL or word in ADDS:
-            if rest[:1] == ["none"] or word in ADDS:
-                self._plain(text)
-                self._zero = self._zero and word != "pair_style"
-            else:
-                self._replace(path, command, words)
-            return None
-        if word not in SETUP and self.forces is None and self._lammps.extract_setting("box_exist"):
-            self._begin()
-        self._look(path, command, words)
-        self._command(f"{text} nocoeff" if word == "write_data" and "nocoeff" not in rest else text)
+        if word in MODEL and rest[:1] != ["none"]:
+            self._replace(path, command, words)
+        elif word in MODEL or word in ADDS:
+            self._plain(text)
+        else:
+            if word not in SETUP and self.forces is None and self._lammps.extract_setting("box_exist"):
+                self._begin()
+            self._look(path, command, words)
+            whole = word != "write_data" or "nocoeff" in rest
+            self._command(text if whole else f"{' '.join(words_of(text, raw=True))} nocoeff")
         if word == "clear":
             self._cleared()
         elif word == "next":
             self._skips = self._skips or not all(self._lammps.has_id("variable", name) for name in rest)
         elif word in ("fix", "run"):
             self._refuse_others()
+        if self._bare and self._lammps.extract_setting("box_exist"):
+            self._plain(ZERO)
+            self._bare = False
         return None
 
     def _expanded(self, text: str) -> str:
@@ -243,10 +246,8 @@ class InputFile:
             self._style = words[1] if len(words) > 1 else ""
             zero = f"pair_style zero {self._calculator.manifest.cutoff:g} nocoeff"
             self._tell_once(f"{said} becomes `{zero}`: forces are the engine's")
-            self._command(zero)
-            self._zero = True
-            if self._lammps.extract_setting("box_exist"):
-                self._command(ZERO)
+            self._plain(zero)
+            self._bare = True
             return
         self._tell_once(f"{said} is left out: forces are the engine's")
         named = elements_of(self._style, words[1:]) if words[0] == "pair_coeff" else []
@@ -277,16 +278,9 @@ class InputFile:
             raise SpeciesError(f"{wrong[0]} is no element; --elements are symbols, such as C,H,O.")
         if (found := self._styles().get("pair_style", "none")) not in NOTHING:  # of a restart
             self._plain(f"pair_style zero {self._calculator.manifest.cutoff:g} nocoeff")
-            self._zero = True
+            self._plain(ZERO)
             self._tell_once(f"`pair_style {found}` of the restart becomes `zero`: forces are the engine's")
         self._refuse_others()
-        if self._zero:
-            self._plain(ZERO)
-        if not self._thermo and not self._modified:
-            self._plain(THERMO)
-            self._tell_once(f"`{THERMO}` takes the place of LAMMPS's default, whose E_pair would be 0")
-        elif not self._thermo:
-            self._tell_once("warning: E_pair of LAMMPS's default thermo_style is 0; `pe` is the engine's")
         named = dict(enumerate(self._elements, start=1))
         self.forces, self._computed = LammpsForces(self._lammps, self._calculator, named), True
         self._tell_once(f"types: {', '.join(f'{kind} {element}' for kind, element in named.items())}")
@@ -303,6 +297,13 @@ class InputFile:
                     f"warning: {said}{', '.join(zeros)} has energies of LAMMPS's own styles, which are 0; `pe` is the "
                     "engine's"
                 )
+        if word in RUNS and not self._thermo:
+            self._thermo = True
+            if self._modified:
+                self._tell_once("warning: E_pair of LAMMPS's default thermo_style is 0; `pe` is the engine's")
+            else:
+                self._plain(THERMO)
+                self._tell_once(f"`{THERMO}` takes the place of LAMMPS's default, whose E_pair would be 0")
         if word == "compute" and "pair" in rest[3:]:
             self._tell_once(f"warning: {said}what `pair` stands for is 0; the engine's part is that of `fix`")
         if word == "run" and "every" in rest:

@@ -90,7 +90,6 @@ def test_an_input_of_another_model_runs_unchanged(
     assert told == [
         "in.lammps, line 5: `pair_style schnetpack` becomes `pair_style zero 4 nocoeff`: forces are the engine's",
         "in.lammps, line 7: `pair_coeff * * deployed_model 6 1 8` is left out: forces are the engine's",
-        f"`{THERMO}` takes the place of LAMMPS's default, whose E_pair would be 0",
         "types: 1 C, 2 H, 3 O",
     ]
     atoms = ethanol()
@@ -278,6 +277,30 @@ def test_what_is_zero_is_told(lammps: Any, calculator: PaiNNCalculator, folder: 
         "engine's",
         "warning: in.lammps, line 16: what `pair` stands for is 0; the engine's part is that of `fix`",
     ]
+
+
+def test_a_log_without_a_style_has_the_engine_s_energy(lammps: Any, calculator: PaiNNCalculator, folder: Path) -> None:
+    plain = INPUT.replace("thermo_style custom step pe press", "")
+    _, told = ran(lammps, calculator, f"{plain}log said\nrun 0\n")
+    assert told[-1] == f"`{THERMO}` takes the place of LAMMPS's default, whose E_pair would be 0"
+    assert "E_pair" not in Path("said").read_text()
+    assert f"{energy_of(calculator, ethanol()):.2f}"[:-3] in Path("said").read_text()
+    lammps.command("clear")
+    _, told = ran(lammps, calculator, plain.replace("read_data", "thermo_modify norm no\nread_data") + "run 0\n")
+    assert told[-1] == "warning: E_pair of LAMMPS's default thermo_style is 0; `pe` is the engine's"
+
+
+def test_variables_hold_names_of_elements_and_branches_may_be_empty(
+    lammps: Any, calculator: PaiNNCalculator, folder: Path
+) -> None:
+    text = INPUT.replace("pair_style schnetpack", "variable named string 'C H O'\npair_style mace")
+    text = text.replace("deployed_model 6 1 8", "m.pt ${named}\ndelete_atoms overlap 0.1 all all")
+    _, told = ran(
+        lammps, calculator, text + 'if "1 == 2" then "run 1" else "" # all\nrun 0\nwrite_data out.data # it\n'
+    )
+    assert "types: 1 C, 2 H, 3 O" in told
+    assert "Coeffs" not in Path("out.data").read_text()
+    assert lammps.get_thermo("pe") == pytest.approx(energy_of(calculator, ethanol()), abs=1e-3)
 
 
 def test_two_models_name_one_order_of_elements(lammps: Any, calculator: PaiNNCalculator, folder: Path) -> None:
