@@ -147,7 +147,8 @@ def check_boxes(boxes: Boxes, most_number: int | None = None) -> None:
         _refuse_unlike({name: (getattr(boxes, name), dtype, shape) for name, shape in shapes.items()}, "boxes")
     counts, spans, repeats = boxes.shape.reshape(3, 3)
     fits = counts.min() > 0 and np.prod(counts, dtype=np.int64) == starts - 1
-    if atoms < 1 or not fits or (spans > np.where(repeats, MOST_SPAN, counts - 1)).any():
+    near = (spans >= 0) & (spans <= np.where(repeats, MOST_SPAN, counts - 1))
+    if atoms < 1 or not fits or not near.all():
         raise ShapeError(f"The shape of boxes holds {boxes.shape.tolist()}, for {atoms} atoms and {starts} starts.")
     if boxes.starts[0] != 0 or boxes.starts[-1] != atoms or (np.diff(boxes.starts) < 0).any():
         raise ShapeError(f"The array starts of boxes must rise from 0 to {atoms}, the number of atoms.")

@@ -8,7 +8,8 @@ import ctypes
 import math
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from painn_deploy.export.errors import EngineError, EngineUnavailableError, Spec
 from painn_deploy.runtime.calculator import PaiNNCalculator
 from painn_deploy.runtime.uncertainty.scale import NUMBERS, RATIO
 
-__all__ = ["LammpsForces", "start_lammps"]
+__all__ = ["LammpsForces", "info_of", "lammps_in_words", "start_lammps"]
 
 FIX = "painn"
 QUIET = ("-log", "none", "-screen", "none")
@@ -108,6 +109,28 @@ def _load_mpi() -> None:
             ctypes.CDLL(str(file.locate()), mode=ctypes.RTLD_GLOBAL)
 
 
+def info_of(lammps: Any, what: str) -> str:
+    """What LAMMPS's command `info` says.
+
+    Args:
+        lammps: asked.
+        what: it is asked, such as `system`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "info")
+        lammps.command(f'info {what} out overwrite "{file}"')
+        return file.read_text()
+
+
+@contextmanager
+def lammps_in_words(text: str) -> Iterator[None]:
+    """Errors of LAMMPS's library as ours, with the command that it does not run; what it raises, it does not say."""
+    try:
+        yield
+    except Exception as error:
+        raise EngineError(f"LAMMPS does not run `{text}`: {error}") from error
+
+
 class LammpsForces:
     """Forces of an engine for every atom of a LAMMPS, for as long as its fix `painn` is there.
 
@@ -170,15 +193,16 @@ class LammpsForces:
         styles = set() if word in MENDING else _check_styles(self._lammps)
         before, failed, self.error = _names(self._lammps), self.error, None
         try:
-            if failed is not None:
-                self._lammps.command("timer timeout off")  # what ended that run
-            if word == "minimize" and "pe/atom" in styles:
-                self._lammps.command("run 0 post no")  # a minimisation takes energies of atoms if the last run did
-            self._lammps.command(text)
-        except Exception as error:
+            with lammps_in_words(text):
+                if failed is not None:
+                    self._lammps.command("timer timeout off")  # what ended that run
+                if word == "minimize" and "pe/atom" in styles:
+                    self._lammps.command("run 0 post no")  # a minimisation takes energies of atoms if the last run did
+                self._lammps.command(text)
+        except EngineError as error:
             if self.error is None:
-                raise EngineError(f"LAMMPS does not run `{text}`: {error}") from error
-            raise self.error from error
+                raise
+            raise self.error from error.__cause__
         if self.error is not None:
             raise self.error
         if _names(self._lammps) != before and self._lammps.has_id("fix", FIX):
@@ -297,10 +321,8 @@ def _names(lammps: Any) -> tuple[list[str], list[str], bool]:
 
 def _styles(lammps: Any) -> list[tuple[str, str, str]]:
     """Kind, name and style of every compute and fix, in the order in which LAMMPS runs them."""
-    with tempfile.TemporaryDirectory() as folder:  # the library lists names alone; `info` has styles
-        file = Path(folder, "styles")
-        lammps.command(f'info computes fixes out overwrite "{file}"')
-        return [(kind.lower(), name, style) for kind, name, style in STYLE.findall(file.read_text())]
+    found = STYLE.findall(info_of(lammps, "computes fixes"))  # the library lists names alone
+    return [(kind.lower(), name, style) for kind, name, style in found]
 
 
 def _numbers_of(lammps: Any, calculator: PaiNNCalculator, elements: Mapping[int, str]) -> np.ndarray:

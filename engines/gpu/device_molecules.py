@@ -138,18 +138,9 @@ def fill_molecules(
 
 
 class PairsKernel(DeviceKernel):
-    """The kernel on one GPU.
+    """The kernel on one GPU."""
 
-    Args:
-        capability: of the GPU, whose context is the current one.
-
-    Raises:
-        EngineUnavailableError: NVRTC is not installed.
-        EngineError: it does not compile, or the GPU refuses it.
-    """
-
-    def __init__(self, capability: str) -> None:
-        super().__init__(capability, KERNEL, KERNEL_NAME)
+    source, name = KERNEL, KERNEL_NAME
 
     def launch(
         self,

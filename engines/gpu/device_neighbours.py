@@ -217,18 +217,9 @@ def number_pairs(counted: Mapping[str, np.ndarray], numbered: Mapping[str, np.nd
 
 
 class FindingKernel(DeviceKernel):
-    """The kernel that counts and writes down neighbours, on one GPU.
+    """The kernel that counts and writes down neighbours, on one GPU."""
 
-    Args:
-        capability: of the GPU, whose context is the current one.
-
-    Raises:
-        EngineUnavailableError: NVRTC is not installed.
-        EngineError: it does not compile, or the GPU refuses it.
-    """
-
-    def __init__(self, capability: str) -> None:
-        super().__init__(capability, KERNEL, NAMES[0])
+    source, name = KERNEL, NAMES[0]
 
     def launch(self, stream: int, size: tuple[int, int, int], reach: float, addresses: Mapping[str, int]) -> None:
         """Send the kernel to a stream.
@@ -246,18 +237,9 @@ class FindingKernel(DeviceKernel):
 
 
 class PairingKernel(DeviceKernel):
-    """The kernel that finds the two slots of each pair, on one GPU.
+    """The kernel that finds the two slots of each pair, on one GPU."""
 
-    Args:
-        capability: of the GPU, whose context is the current one.
-
-    Raises:
-        EngineUnavailableError: NVRTC is not installed.
-        EngineError: it does not compile, or the GPU refuses it.
-    """
-
-    def __init__(self, capability: str) -> None:
-        super().__init__(capability, KERNEL, NAMES[1])
+    source, name = KERNEL, NAMES[1]
 
     def launch(self, stream: int, size: tuple[int, int], addresses: Mapping[str, int], entries: int = 0) -> None:
         """Send the kernel to a stream.

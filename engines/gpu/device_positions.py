@@ -3,7 +3,7 @@
 import ctypes
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from painn_deploy.engines.gpu.cuda import call
 from painn_deploy.engines.session import Closing
@@ -82,7 +82,9 @@ class DeviceKernel(Closing):
 
     Args:
         capability: of the GPU, whose context is the current one.
-        source: in CUDA C++.
+
+    Attributes:
+        source: in CUDA C++, of each kind of kernel.
         name: of the kernel in it.
 
     Raises:
@@ -90,12 +92,15 @@ class DeviceKernel(Closing):
         EngineError: it does not compile, or the GPU refuses it.
     """
 
-    def __init__(self, capability: str, source: str, name: str) -> None:
+    source: ClassVar[str]
+    name: ClassVar[str]
+
+    def __init__(self, capability: str) -> None:
         from cuda.bindings import driver
 
         self._driver = driver
-        self._library = call(driver.cuLibraryLoadData, compile_kernel(capability, source), [], [], 0, [], [], 0)
-        kernel = call(driver.cuLibraryGetKernel, self._library, name.encode())
+        self._library = call(driver.cuLibraryLoadData, compile_kernel(capability, self.source), [], [], 0, [], [], 0)
+        kernel = call(driver.cuLibraryGetKernel, self._library, self.name.encode())
         self._function = call(driver.cuKernelGetFunction, kernel)
 
     def send(self, stream: int, threads: int, values: Sequence[Any], types: Sequence[Any]) -> None:
@@ -119,14 +124,9 @@ class DeviceKernel(Closing):
 
 
 class DisplacementKernel(DeviceKernel):
-    """The kernel that forms displacements and mask of a structure whose neighbours stand, on one GPU.
+    """The kernel that forms displacements and mask of a structure whose neighbours stand, on one GPU."""
 
-    Args:
-        capability: of the GPU, whose context is the current one.
-    """
-
-    def __init__(self, capability: str) -> None:
-        super().__init__(capability, KERNEL, KERNEL_NAME)
+    source, name = KERNEL, KERNEL_NAME
 
     def launch(self, stream: int, atoms: int, slots: int, cutoff: float, addresses: Sequence[int]) -> None:
         """Send the kernel to a stream.

@@ -4,7 +4,7 @@ Every engine goes through the same lane. How an engine is bound to addresses, la
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -24,7 +24,7 @@ from painn_deploy.engines.gpu.device_neighbours import (
     number_pairs,
     numbered_columns,
 )
-from painn_deploy.engines.gpu.device_positions import DisplacementKernel
+from painn_deploy.engines.gpu.device_positions import DeviceKernel, DisplacementKernel
 from painn_deploy.engines.gpu.executor import Executor
 from painn_deploy.engines.gpu.recordings import Recordings
 from painn_deploy.engines.session import Admit, Boxes, DeviceTime, MoleculesOutputs, Nearest, ResidentGraph
@@ -35,6 +35,8 @@ __all__ = ["SLOT_STEP", "Lane"]
 
 _idle_streams: WeakKeyDictionary[Any, dict[int, list[Any]]] = WeakKeyDictionary()
 """Streams without a lane, by CUDA runtime and GPU: used again, since torch keeps a cuBLAS workspace for each."""
+
+K = TypeVar("K", bound=DeviceKernel)
 
 SLOT_STEP = 8
 """Slots are rounded up to a multiple of this, so that a step with one neighbour more replays the same CUDA graph."""
@@ -55,15 +57,13 @@ class Lane:
 
     def __init__(self, cuda: Any, index: int, make: Callable[[int, Arena], Executor]) -> None:
         self._cuda, self._index = cuda, index
-        self.recordings = Recordings()
         self.resident: ResidentGraph | Boxes | None = None
         self._followed = (0, 0)
         self._arena = Arena(cuda)
+        self.recordings = Recordings(self._arena)
         idle = _idle_streams.setdefault(cuda, {}).setdefault(index, [])
         self._stream: Any = idle.pop() if idle else call(cuda.cudaStreamCreateWithFlags, cuda.cudaStreamNonBlocking)
-        self._kernel: DisplacementKernel | None = None
-        self._pairs_kernel: PairsKernel | None = None
-        self._search_kernels: tuple[FindingKernel, PairingKernel] | None = None
+        self._kernels: dict[type[DeviceKernel], Any] = {}
         self._pending: tuple[int, Block] | None = None
         try:
             self._executor: Executor | None = make(int(self._stream), self._arena)
@@ -123,7 +123,7 @@ class Lane:
         rows = max(atoms, executor.least)
         executor.check(rows, slots)
         self.resident = None
-        self._moving_kernel()
+        self._kernel(DisplacementKernel)  # compiled before anything is followed
         with nvtx_range("follow"):
             nothing = np.zeros((atoms, slots), np.float32)
             moving = np.zeros((atoms, slots, 3), np.float32)
@@ -155,11 +155,8 @@ class Lane:
         executor, stream, atoms = self.executor, int(self._stream), len(boxes.positions)
         rows = max(atoms, executor.least)
         self.resident = None
-        self._moving_kernel()
-        if self._search_kernels is None:
-            capability = compute_capability(self._index)
-            self._search_kernels = FindingKernel(capability), PairingKernel(capability)
-        finding, pairing = self._search_kernels
+        self._kernel(DisplacementKernel)  # compiled before anything is followed
+        finding, pairing = self._kernel(FindingKernel), self._kernel(PairingKernel)
         with nvtx_range("search"):
             sent = self._arena.block("boxes", box_columns(atoms, len(boxes.starts) - 1))
             counted = self._arena.block("counted", counted_columns(rows))
@@ -194,8 +191,8 @@ class Lane:
             EngineError: there is none, or it could not be launched.
             ShapeError: positions of another number of atoms.
         """
-        resident, kernel = self.resident, self._kernel
-        if resident is None or kernel is None:
+        resident = self.resident
+        if resident is None:
             raise EngineError("No structure is followed: call `follow` first, and again after `run`.")
         atoms, slots = self._followed
         if positions.shape != (atoms, 3) or positions.dtype != np.float64:
@@ -207,6 +204,7 @@ class Lane:
         moved = fixed.arrays["positions"]
         moved[:atoms] = positions
         addresses = {**block.addresses, **fixed.addresses}
+        kernel = self._kernel(DisplacementKernel)
         kernel_addresses = [
             addresses[name] for name in ("positions", "neighbours", "shifts", "stored", "displacements", "mask")
         ]
@@ -247,9 +245,7 @@ class Lane:
         size = rows, slots = max(atoms, executor.least), self._rounded(widest(starts, atoms))
         executor.check(*size)
         self.resident = None
-        if self._pairs_kernel is None:
-            self._pairs_kernel = PairsKernel(compute_capability(self._index))
-        kernel, block, outputs = self._pairs_kernel, self._inputs(*size), self._outputs(rows, NEAREST)
+        kernel, block, outputs = self._kernel(PairsKernel), self._inputs(*size), self._outputs(rows, NEAREST)
         molecules = self._arena.block("molecules", molecule_columns(rows))
         with nvtx_range("pack"):
             fill_molecules(molecules.arrays, numbers, positions, starts, slots)
@@ -318,10 +314,11 @@ class Lane:
             self.recordings.wanted = wanted
         return DeviceTime(launched, replayed)
 
-    def _moving_kernel(self) -> None:
-        """Compile what forms displacements at every step, before anything is followed."""
-        if self._kernel is None:
-            self._kernel = DisplacementKernel(compute_capability(self._index))
+    def _kernel(self, kind: type[K]) -> K:
+        """A kernel, compiled when it is first asked for."""
+        if (kernel := self._kernels.get(kind)) is None:
+            kernel = self._kernels[kind] = kind(compute_capability(self._index))
+        return kernel
 
     @staticmethod
     def _entries(block: Block) -> int:
@@ -338,7 +335,8 @@ class Lane:
         self, key: tuple[Any, ...], size: tuple[int, int], addresses: Mapping[str, int], send: Callable[[], None]
     ) -> None:
         """Send, as a CUDA graph where one was recorded on the addresses of now."""
-        self.recordings.launch(key, self._arena, self.executor, lambda executor: executor.bind(*size, addresses), send)
+        executor = self.executor
+        self.recordings.launch(key, executor, lambda: executor.bind(*size, addresses), send)
 
     @property
     def executor(self) -> Executor:
@@ -384,10 +382,11 @@ class Lane:
             return
         (status,) = self._cuda.cudaStreamSynchronize(self._stream)
         self.recordings.close()
-        for part in (self._kernel, self._pairs_kernel, *(self._search_kernels or ()), self._executor):
-            if part is not None:
-                part.close()
-        self._executor = self._kernel = self._pairs_kernel = self._search_kernels = None
+        while self._kernels:
+            self._kernels.popitem()[1].close()
+        if self._executor is not None:
+            self._executor.close()
+        self._executor = None
         self._arena.close()
         stream, self._stream = self._stream, None
         if int(status) == 0:

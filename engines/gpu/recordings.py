@@ -26,12 +26,16 @@ Key = tuple[Any, ...]
 class Recordings:
     """What was recorded, and what could not be.
 
+    Args:
+        arena: memory of the lane; what was recorded holds for as long as its addresses do.
+
     Attributes:
         wanted: whether a size that comes again is recorded and replayed.
         refused: why a size could not be recorded, by its key.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
         self.wanted = False
         self.refused: dict[Key, str] = {}
         self._recorded: OrderedDict[Key, tuple[int, Recorded]] = OrderedDict()
@@ -53,9 +57,8 @@ class Recordings:
     def launch(
         self,
         key: Key,
-        arena: Arena,
         executor: Executor,
-        bind: Callable[[Executor], None],
+        bind: Callable[[], None],
         send: Callable[[], None],
     ) -> None:
         """Send one evaluation, as a CUDA graph where one was recorded on the addresses of now.
@@ -65,7 +68,6 @@ class Recordings:
 
         Args:
             key: of the size.
-            arena: memory that was bound.
             executor: of the engine.
             bind: binds it to the memory; may let the arena grow.
             send: sends the evaluation to the stream.
@@ -74,20 +76,20 @@ class Recordings:
             EngineError: it could not be launched.
         """
         generation, recorded = self._recorded.get(key, (-1, None))
-        if self.wanted and recorded is not None and generation == arena.generation:
+        if self.wanted and recorded is not None and generation == self._arena.generation:
             self._recorded.move_to_end(key)
             recorded.launch()
             return
-        bind(executor)
+        bind()
         send()
-        again = (key, arena.generation)
+        again = (key, self._arena.generation)
         if self.wanted and again in self._seen and key not in self.refused and len(self.refused) < MOST_REFUSED:
-            self._record(key, arena, executor, send)
+            self._record(key, executor, send)
         if len(self._seen) >= MOST_SEEN:
             self._seen.clear()
         self._seen.add(again)
 
-    def _record(self, key: Key, arena: Arena, executor: Executor, send: Callable[[], None]) -> None:
+    def _record(self, key: Key, executor: Executor, send: Callable[[], None]) -> None:
         """Record a size; one that cannot be recorded is launched kernel by kernel from now on, and the user is told."""
         try:
             recorded = executor.record(send)
@@ -102,7 +104,7 @@ class Recordings:
             )
             return
         self._forget(key)  # the one on addresses of before; only now, since it may be the last that holds their pool
-        self._recorded[key] = (arena.generation, recorded)
+        self._recorded[key] = (self._arena.generation, recorded)
         while len(self._recorded) > MOST_GRAPHS:
             self._forget(next(iter(self._recorded)))
 

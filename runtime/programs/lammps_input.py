@@ -5,8 +5,7 @@ another force field, or computes that need one.
 """
 
 import re
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from painn_deploy.export.parsing import UnreadableError
 from painn_deploy.export.progress import Tell, silent
 from painn_deploy.export.reading import read_regular
 from painn_deploy.runtime.calculator import PaiNNCalculator
-from painn_deploy.runtime.lammps import LammpsForces
+from painn_deploy.runtime.lammps import LammpsForces, info_of, lammps_in_words
 from painn_deploy.runtime.programs.lammps_commands import (
     ADDS,
     EXPANDED,
@@ -99,6 +98,7 @@ class InputFile:
     ) -> None:
         self._lammps, self._calculator, self._tell = lammps, calculator, tell
         self._given = None if elements is None else list(elements)
+        self._zero = f"pair_style zero {calculator.manifest.cutoff:g} nocoeff"
         self._told: set[str] = set()
         self._skips, self._depth, self._computed = False, 0, False
         self._cleared()
@@ -177,7 +177,7 @@ class InputFile:
         elif word == "next":
             self._skips = self._skips or not all(self._lammps.has_id("variable", name) for name in rest)
         elif word in ("fix", "run"):
-            self._refuse_others()
+            _refuse_others(self._styles())
         if self._bare and self._lammps.extract_setting("box_exist"):
             self._plain(ZERO)
             self._bare = False
@@ -187,10 +187,8 @@ class InputFile:
         """A command with its variables' values."""
         if "$" not in text:
             return text
-        try:
+        with lammps_in_words(text):
             return str(self._lammps.expand(text))
-        except Exception as error:  # what its library raises, it does not say
-            raise EngineError(f"LAMMPS does not run `{text}`: {error}") from error
 
     def _jump(self, path: Path, words: Sequence[str]) -> _Jump | None:
         if self._skips:  # a variable of the last `next` is at its end
@@ -244,9 +242,8 @@ class InputFile:
         said = f"{path}, line {command.line}: `{' '.join(words)}`"
         if words[0] == "pair_style":
             self._style = words[1] if len(words) > 1 else ""
-            zero = f"pair_style zero {self._calculator.manifest.cutoff:g} nocoeff"
-            self._tell_once(f"{said} becomes `{zero}`: forces are the engine's")
-            self._plain(zero)
+            self._tell_once(f"{said} becomes `{self._zero}`: forces are the engine's")
+            self._plain(self._zero)
             self._bare = True
             return
         self._tell_once(f"{said} is left out: forces are the engine's")
@@ -276,11 +273,12 @@ class InputFile:
             )
         if wrong := [symbol for symbol in self._elements if symbol not in atomic_numbers]:
             raise SpeciesError(f"{wrong[0]} is no element; --elements are symbols, such as C,H,O.")
-        if (found := self._styles().get("pair_style", "none")) not in NOTHING:  # of a restart
-            self._plain(f"pair_style zero {self._calculator.manifest.cutoff:g} nocoeff")
+        styles = self._styles()
+        if (found := styles.pop("pair_style", "none")) not in NOTHING:  # of a restart
+            self._plain(self._zero)
             self._plain(ZERO)
             self._tell_once(f"`pair_style {found}` of the restart becomes `zero`: forces are the engine's")
-        self._refuse_others()
+        _refuse_others(styles)
         named = dict(enumerate(self._elements, start=1))
         self.forces, self._computed = LammpsForces(self._lammps, self._calculator, named), True
         self._tell_once(f"types: {', '.join(f'{kind} {element}' for kind, element in named.items())}")
@@ -331,22 +329,13 @@ class InputFile:
             self.forces.command(text)
 
     def _plain(self, text: str) -> None:
-        try:
+        with lammps_in_words(text):
             self._lammps.command(text)
-        except Exception as error:  # what its library raises, it does not say
-            raise EngineError(f"LAMMPS does not run `{text}`: {error}") from error
 
     def _styles(self) -> dict[str, str]:
         """Styles of what gives forces, by the commands that set them."""
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "system")
-            self._plain(f'info system out overwrite "{file}"')
-            return {CALLED[one or other]: style for one, other, style in STYLES.findall(file.read_text())}
-
-    def _refuse_others(self) -> None:
-        for command, style in self._styles().items():
-            if style not in NOTHING:
-                raise EngineError(_added(command, style))
+        found = STYLES.findall(info_of(self._lammps, "system"))
+        return {CALLED[one or other]: style for one, other, style in found}
 
     def _look_at_masses(self) -> None:
         """Tell, once, where a type has the mass of another element than it is said to be."""
@@ -367,6 +356,12 @@ class InputFile:
 def _is_mass_of(mass: float, symbol: str) -> bool:
     own = float(atomic_masses[atomic_numbers[symbol]])
     return abs(mass - own) <= ALIKE * own
+
+
+def _refuse_others(styles: Mapping[str, str]) -> None:
+    for command, style in styles.items():
+        if style not in NOTHING:
+            raise EngineError(_added(command, style))
 
 
 def _added(command: str, style: str) -> str:

@@ -27,6 +27,7 @@ from rich.console import Console
 from painn_deploy.export.errors import DatasetError
 from painn_deploy.export.files import remove_partial, whole_file
 from painn_deploy.export.versions import installed
+from painn_deploy.runtime.structures import bounds_of
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.distillation.labels import (
     Label,
@@ -228,7 +229,7 @@ def join(parts: dict[Item, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     joined = {key: np.concatenate([part[key] for part in parts.values()]) for key in keys}
     sizes = np.concatenate([np.diff(part["offsets"]) for part in parts.values()])
     counts = [len(part["energies"]) for part in parts.values()]
-    joined["offsets"] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    joined["offsets"] = bounds_of(sizes)
     joined["names"] = np.repeat([item.name for item in parts], counts)
     return joined
 

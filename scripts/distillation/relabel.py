@@ -19,6 +19,7 @@ from ase import Atoms
 
 from painn_deploy.export.errors import DatasetError
 from painn_deploy.export.files import remove_partial
+from painn_deploy.runtime.structures import bounds_of
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.distillation.labels import (
     Label,
@@ -155,7 +156,7 @@ def joined(split: str, paths: list[Path], source: dict[str, np.ndarray], output:
         key: np.concatenate([part[key] for part in parts]) for key in ("numbers", "positions", "forces", "energies")
     }
     arrays |= {key: source[key][places] for key in ("kinds", "names") if key in source}
-    write_arrays(output / f"{split}.npz", offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), **arrays)
+    write_arrays(output / f"{split}.npz", offsets=bounds_of(sizes), **arrays)
     return {"labelled": len(places), "dropped": len(notes), "reasons": notes}
 
 

@@ -413,9 +413,9 @@ def host_kernel(source: str = KERNEL, name: str = KERNEL_NAME) -> Any:
 _folder = TemporaryDirectory(prefix="kernels")
 
 
-def device_kernel(cuda: EmulatedCuda, kind: type[DeviceKernel], source: str, name: str) -> Any:
+def device_kernel(cuda: EmulatedCuda, kind: type[DeviceKernel]) -> Any:
     """In place of a `DeviceKernel`, on the emulated GPU: what it launches, and the types that it says it does."""
-    run = host_kernel(source, name)
+    run = host_kernel(kind.source, kind.name)
 
     class Kernel(kind):
         closed = 0

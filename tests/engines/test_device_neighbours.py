@@ -233,6 +233,7 @@ def test_boxes_that_do_not_fit_together_are_refused() -> None:
         (changed(shape=sound.shape[:5]), r"shape of boxes is int32 \(5,\)"),
         (changed(shape=np.array([2, 2, 2, 2**30, 1, 1, 1, 1, 1], np.int32)), "shape of boxes holds"),
         (changed(shape=np.array([2, 2, 2, 2, 1, 1, 0, 1, 1], np.int32)), "shape of boxes holds"),
+        (changed(shape=np.array([2, 2, 2, 1, -1, 1, 1, 1, 1], np.int32)), "shape of boxes holds"),
         (changed(starts=with_one(sound.starts, 3)), "starts of boxes must rise from 0 to 192"),
         (changed(shape=with_one(sound.shape, 1) * 2), "shape of boxes holds"),
         (changed(atomic_numbers=sound.atomic_numbers + np.int32(1)), "atomic_numbers of boxes holds 9"),

@@ -67,12 +67,8 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> emulated_gpu.EmulatedCuda:
     for module in (gpu_session, tensorrt_session):
         monkeypatch.setattr(module, "runtime", lambda: made)
     monkeypatch.setattr(gpu_lane, "compute_capability", lambda index: "86")
-    for kind, source, name in (
-        (DisplacementKernel, device_positions.KERNEL, device_positions.KERNEL_NAME),
-        (PairsKernel, device_molecules.KERNEL, device_molecules.KERNEL_NAME),
-        *zip((FindingKernel, PairingKernel), [device_neighbours.KERNEL] * 2, device_neighbours.NAMES, strict=True),
-    ):
-        monkeypatch.setattr(gpu_lane, kind.__name__, emulated_gpu.device_kernel(made, kind, source, name))
+    for kind in (DisplacementKernel, PairsKernel, FindingKernel, PairingKernel):
+        monkeypatch.setattr(gpu_lane, kind.__name__, emulated_gpu.device_kernel(made, kind))
     return made
 
 
