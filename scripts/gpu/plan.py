@@ -88,7 +88,7 @@ class Stage:
 
     Attributes:
         name: what it is called everywhere.
-        kind: what it does: `first`, `builds`, `speed`, `proof`, `dynamics` or `benchmark`.
+        kind: what it does: `first`, `compiled`, `builds`, `speed`, `proof`, `dynamics` or `benchmark`.
         seconds: past which it is cut off and has failed.
         engine: that it is about.
         precision: likewise.
@@ -119,6 +119,7 @@ def plan(options: Options) -> list[Stage]:
         compiled += [("inductor", "fp32", form) for form in options.forms]
     stages = [Stage("first", "first", 480 * slower)]
     stages += [Stage(f"proof {e} {p}", "proof", 120 * slower, e, p) for e, p in main]
+    stages.append(Stage("torch.compile", "compiled", 300 * slower))
     if compiled:
         stages.append(Stage("builds", "builds", (120 + 60 * len(compiled)) * slower, builds=tuple(compiled)))
     stages += [Stage(f"form {f}", "speed", 150 * slower, e, p, f) for e, p, f in compiled if f]

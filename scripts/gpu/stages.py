@@ -140,10 +140,13 @@ class Job:
         for engine, precision in main:
             with _as_a_figure(keep, f"{engine} {precision}"):
                 self._speed(keep, stage, engine, precision)
+
+    def _compiled(self, keep: Any, _: Stage) -> None:
+        """What torch.compile makes of eager PyTorch, beside which it is timed again."""
         if self.quick:
-            keep("torch.compile", lambda: _unavailable("It is left out of a quick job: compiling it takes minutes."))
-        else:
-            self._eager(keep, "torch.compile", compiled=True)
+            raise Unavailable("It is left out of a quick job: compiling it takes minutes.")
+        self._eager(keep, "eager", compiled=False)
+        self._eager(keep, "torch.compile", compiled=True)
 
     def _peaks(self) -> Any:
         if self.quick and self.device == "cpu":
