@@ -15,8 +15,8 @@ from painn_deploy.scripts.gpu.plan import Options
 
 __all__ = ["BuildRequest", "build_all"]
 
-CORES = 4
-"""That one compilation keeps busy."""
+CORES = 2
+"""For one compilation, of which most is done by one."""
 
 PROGRAM = """
 import json, os, sys, threading
