@@ -5,15 +5,15 @@ or the GPU's compute capability.
 """
 
 import ctypes
-import io
 import json
 import os
 import shutil
 import sys
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
+from tempfile import NamedTemporaryFile
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -252,8 +252,12 @@ def _packages(bundle: Bundle) -> list[StoredPackage]:
     return packages
 
 
-def _load(torch: Any, index: int, contents: bytes) -> Any:
+def _load(torch: Any, index: int, contents: bytes) -> Callable[..., Sequence[Any]]:
     """Load a package; on a GPU without a synchronisation of its own, which could not be recorded.
+
+    torch's own `aoti_load_package` first compiles programs that ask for the processor's instructions, which takes most
+    of a minute where it was not done before and needs a compiler; a bundle says what it is bound to. What it returns
+    reads the package's signature anew at every call.
 
     Args:
         torch: the library.
@@ -264,8 +268,11 @@ def _load(torch: Any, index: int, contents: bytes) -> Any:
         EngineError: torch cannot load it.
     """
     on_gpu = torch.cuda.device(index) if index >= 0 else nullcontext()  # loading makes it the current one for good
-    with torch_in_words(torch, "torch cannot load this package"), on_gpu:
-        return torch._inductor.aoti_load_package(io.BytesIO(contents), index >= 0, index)
+    with torch_in_words(torch, "torch cannot load this package"), on_gpu, NamedTemporaryFile(suffix=".pt2") as file:
+        file.write(contents)
+        file.flush()
+        loader = torch._C._aoti.AOTIModelPackageLoader(file.name, "model", index >= 0, 1, index)
+    return lambda *inputs: loader.boxed_run(list(inputs))
 
 
 def _gpu_session(torch: Any, packages: Sequence[StoredPackage], info: EngineInfo, manifest: Manifest) -> GpuSession:
