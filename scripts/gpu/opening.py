@@ -22,8 +22,9 @@ __all__ = ["opening", "slowest"]
 MOST = 10
 """Functions that are told."""
 
-Stats = dict[tuple[str, int, str], tuple[int, int, float, float, Any]]
-"""As `pstats` has them: calls without recursion, calls, seconds of its own, cumulative seconds, callers."""
+Stats = dict[tuple[str, int, str], tuple[int, int, float, float, dict[Any, Any]]]
+"""As `pstats` has them: calls without recursion, calls, seconds of its own, cumulative seconds, and of each caller
+the same."""
 
 
 def opening(bundle: Path, device: str) -> dict[str, Any]:
@@ -55,16 +56,19 @@ def opening(bundle: Path, device: str) -> dict[str, Any]:
 
 
 def slowest(stats: Stats, *, own: bool) -> list[list[Any]]:
-    """The functions that take longest: name, calls, cumulative seconds, seconds of its own.
+    """The functions that take longest: name, calls, cumulative seconds, seconds of its own, and who calls it longest.
 
     Args:
         stats: of a profile.
-        own: by the seconds of its own, and else by cumulative seconds.
+        own: by the seconds of its own; else by cumulative seconds, and then without Python's own ways to a module.
     """
-    ordered = sorted(stats.items(), key=lambda item: -item[1][2 if own else 3])
-    return [
-        [_name(*function), calls, cumulative, alone] for function, (_, calls, alone, cumulative, _) in ordered[:MOST]
-    ]
+    seen = [(function, of) for function, of in stats.items() if own or not function[0].startswith("<frozen importlib")]
+    seen.sort(key=lambda item: -item[1][2 if own else 3])
+    rows: list[list[Any]] = []
+    for function, (_, calls, alone, cumulative, callers) in seen[:MOST]:
+        caller = max(callers, key=lambda one: float(callers[one][3]), default=None)
+        rows.append([_name(*function), calls, cumulative, alone, "" if caller is None else _name(*caller)])
+    return rows
 
 
 def _name(file: str, line: int, function: str) -> str:
@@ -95,7 +99,7 @@ def measured(bundle: Path, device: str) -> dict[str, Any]:
     PaiNNCalculator(bundle, device=device).close()
     found["seconds of opening it again"] = time.perf_counter() - began
     stats: Stats = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
-    columns = "name, calls, cumulative s, own s"
+    columns = "name, calls, cumulative s, own s, called by"
     return found | {
         f"longest with what they call: {columns}": slowest(stats, own=False),
         f"longest by themselves: {columns}": slowest(stats, own=True),

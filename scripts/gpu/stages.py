@@ -161,7 +161,13 @@ class Job:
         return PRECISIONS if self.torch_device != "cpu" else ("fp32",)
 
     def peaks(self, precision: str) -> Peaks:
-        """The machine's, of the first stage, or measured once in this process."""
+        """The machine's, of the first stage, or measured once in this process.
+
+        Raises:
+            Unavailable: this torch, which measures them, cannot use the device.
+        """
+        if self.torch_device != self.device:
+            raise Unavailable(f"This torch cannot use {self.device}, so that its peaks are not known.")
         if precision not in self._peaks:
             known = (self.record.figures.get("first", {}).get("peaks") or {}).get(precision)
             self._peaks[precision] = Peaks(**known) if known else peaks_of(self.torch_device, precision)
@@ -195,7 +201,7 @@ class Job:
             else:
                 keep(key, lambda: self._baseline[key])
 
-        cases, clock = cases or self.cases, clock or self.clock
+        cases, clock = self.cases if cases is None else cases, clock or self.clock
         eager_figures(kept, self.student, cases, self.torch_device, clock, compiled=compiled)
 
     def _speed(
