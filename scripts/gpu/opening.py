@@ -63,7 +63,7 @@ def slowest(stats: Stats, *, own: bool) -> list[list[Any]]:
         own: by the seconds of its own; else by cumulative seconds, and then without Python's own ways to a module.
     """
     seen = [(function, of) for function, of in stats.items() if own or not function[0].startswith("<frozen importlib")]
-    seen.sort(key=lambda item: -item[1][2 if own else 3])
+    seen.sort(key=lambda item: item[1][2] if own else item[1][3], reverse=True)
     rows: list[list[Any]] = []
     for function, (_, calls, alone, cumulative, callers) in seen[:MOST]:
         caller = max(callers, key=lambda one: float(callers[one][3]), default=None)
