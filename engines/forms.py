@@ -9,6 +9,7 @@ A form is written as words joined by `+`, with sizes to tune for behind an `@`: 
 | `products` | the same only where an operand was multiplied just before |
 | `paired` | filters once a pair of slots, not once a slot |
 | `side` | products of one tensor with several weights side by side, as one product |
+| `dots` | products with weights as a multiplication and a sum, too: for a few atoms |
 | `frozen` | weights compiled in, laid out as the product likes them |
 | `inline` | on a CPU, products compiled with the rest in place of calls to oneDNN |
 | `tuned` | on a GPU, each product's kernel chosen by timing candidates |
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CPU_FORMS", "GPU_FORMS", "WORDS", "Form", "Package", "Plan", "plans_for", "serving"]
 
-WORDS = ("plain", "sums", "products", "paired", "side", "frozen", "inline", "tuned", "descent", "unchecked")
+WORDS = ("plain", "sums", "products", "paired", "side", "dots", "frozen", "inline", "tuned", "descent", "unchecked")
 
 INLINE_THREADS = 2
 """Threads that an inline product is compiled for; the number that it runs on does not change its bits."""
@@ -87,6 +88,7 @@ class Form:
             filters_once_a_pair,
             products_side_by_side,
             sums_for_batched_products,
+            sums_for_products,
         )
 
         graph = EditableGraph(model)
@@ -96,6 +98,8 @@ class Form:
             filters_once_a_pair(graph)
         if "side" in self.words:
             products_side_by_side(graph)
+        if "dots" in self.words:
+            sums_for_products(graph)
         return graph.model()
 
     def settings(self, kind: str) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from painn_deploy.scripts.gpu.record import Record, Unavailable
 
 __all__ = ["BuildRequest", "Bundles", "build_all"]
 
-CORES = 4
-"""That one compilation keeps busy."""
+CORES = 2
+"""For one compilation, of which most is done by one."""
 
 PROGRAM = """
 import json, os, sys, threading
