@@ -6,10 +6,11 @@
 
 `results/figures.json` holds every figure from the moment it is known, `results/summary.json` which stage is done,
 absent or failed, and why. The first stage gives what matters most: errors against float64, times on the device and of
-whole calls, launched and replayed, beside PyTorch eager and torch.compile, and the peaks of the machine. Then come the
-proofs of each engine, other forms of the graph (`--form`), dynamics, the lower precisions, and the benchmark. A stage
-that fails, hangs or takes the process with it costs itself alone. Exit status: 0, or 1 where a stage failed, 2 where
-the job was refused, 3 where the time was up before the last stage.
+whole calls, launched and replayed, beside PyTorch eager, and the peaks of the machine. Then come the proofs of each
+engine, further sizes, what opening takes, torch.compile, other forms of the graph (`--form`), dynamics, the lower
+precisions, TF32 as the last, and the benchmark. A stage that fails, hangs or takes the process with it costs itself
+alone. Exit status: 0, or 1 where a stage failed, 2 where the job was refused, 3 where the time was up before the last
+stage.
 """
 
 import fcntl

@@ -1,90 +1,36 @@
-"""Measurements of the staged job: cases, errors against float64, clocks of host and device."""
+"""Measurements of engines in the staged job: errors against float64, clocks of host and device."""
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from ase import Atoms
-from ase.build import molecule
 from torch.profiler import ProfilerActivity, profile
 
 from painn_deploy.engines import Session
-from painn_deploy.engines.contract import padded
-from painn_deploy.engines.gpu.lane import SLOT_STEP
 from painn_deploy.engines.session import CudaGraphs, FollowingSession, SearchingSession
-from painn_deploy.export.errors import EngineError
-from painn_deploy.export.fields import GraphInputs, GraphOutputs
+from painn_deploy.export.errors import DeviceMemoryError, EngineError
+from painn_deploy.export.fields import GraphOutputs
 from painn_deploy.export.model.student import Student
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.runtime.verlet import MANY
-from painn_deploy.scripts.benchmarks.cases import box_of_water
-from painn_deploy.scripts.benchmarks.contenders.eager import EagerModel, Edges, edges_of
 from painn_deploy.scripts.benchmarks.standing import in_boxes, resident_of
-from painn_deploy.scripts.gpu.plan import LAUNCHED, REPLAYED
+from painn_deploy.scripts.gpu.cases import SIGMA, Case, Pace
+from painn_deploy.scripts.gpu.plan import LAUNCHED, REPLAYED, Figures
 from painn_deploy.scripts.gpu.record import Unavailable
+from painn_deploy.scripts.gpu.resources import Sized
 
-__all__ = [
-    "Case",
-    "Clock",
-    "Pace",
-    "eager_figures",
-    "engine_figures",
-    "errors",
-    "made_cases",
-    "same_bits",
-]
+__all__ = ["ASE_CALL", "Clock", "engine_figures", "errors", "mover_of", "same_bits", "worst"]
 
-SETS = 4
-"""Sets of positions of a case, taken in turn: a result that is remembered is no time."""
+ASE_CALL = "ASE call"
+"""Figure of `atoms.get_forces()` at new positions, with CUDA graphs where a session has them."""
 
-SIGMA = 0.02
-"""Å, that every atom is moved by in every direction."""
-
-WARM_UP = 3
-
-Figures = Callable[[str, Callable[[], Any]], None]
-"""Keeps a figure by name, if it is not kept already; given what measures it."""
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How long is measured.
-
-    Attributes:
-        calls: of one figure at most.
-        seconds: of one figure at most.
-    """
-
-    calls: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Case:
-    """Structures that are evaluated together, several times over with different positions.
-
-    Attributes:
-        name: such as `64 ethanols`.
-        structures: of each set.
-        inputs: of each set, all of one shape.
-        edges: the same as a list of edges in float32.
-        energies: of each set, eV of each structure in float64, without atomic references.
-        forces: of each set, eV/Å in float64.
-    """
-
-    name: str
-    structures: list[list[Atoms]]
-    inputs: list[GraphInputs]
-    edges: list[Edges]
-    energies: list[np.ndarray]
-    forces: list[np.ndarray]
+RECORDED = 3
+"""Times that a size comes until a session has recorded it as a CUDA graph."""
 
 
 class Clock:
@@ -97,13 +43,29 @@ class Clock:
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
 
-    def host(self, call: Callable[[int], object]) -> dict[str, float]:
-        """Median and quartiles of whole calls, ms; `call(i)` returns when its result is in the host's memory."""
-        began = time.perf_counter()
+    def at(self, pace: Pace | None) -> "Clock":
+        """A clock of another pace; this one where that is None."""
+        return self if pace is None else Clock(pace)
+
+    @property
+    def calls(self) -> int:
+        """Of one figure at most."""
+        return self._pace.calls
+
+    def host(self, call: Callable[[int], object], prepare: Callable[[], object] = lambda: None) -> dict[str, float]:
+        """Median and quartiles of whole calls, ms.
+
+        Args:
+            call: takes its number, and returns when its result is in the host's memory.
+            prepare: called before each, outside the time that is taken.
+        """
+        pace, began = self._pace, time.perf_counter()
         spent: list[float] = []
-        for i in range(WARM_UP):
+        for i in range(pace.warm_up):
+            prepare()
             call(i)
-        while len(spent) < 3 or (len(spent) < self._pace.calls and time.perf_counter() - began < self._pace.seconds):
+        while len(spent) < pace.least or (len(spent) < pace.calls and time.perf_counter() - began < pace.seconds):
+            prepare()
             before = time.perf_counter()
             call(len(spent))
             spent.append(1e3 * (time.perf_counter() - before))
@@ -132,42 +94,6 @@ class Clock:
                 end.synchronize()
                 spent.append(start.elapsed_time(end) / calls)
         return statistics.median(spent)
-
-
-def made_cases(student: Student, device: str, *, quick: bool) -> dict[str, Case]:
-    """The cases that a student is good for, with its results in float64, by eager autograd on the device.
-
-    Args:
-        student: in float64.
-        device: that the references are computed on.
-        quick: small ones alone.
-    """
-    cutoff = student.configuration.cutoff
-    ethanol = molecule("CH3CH2OH")
-    given = {"1 ethanol": [ethanol], "64 ethanols": [ethanol] * 64, "1024 ethanols": [ethanol] * 1024}
-    given["1536 atoms of water"] = [box_of_water() * (2, 2, 2)]
-    if quick:
-        given = {"1 ethanol": [ethanol], "8 ethanols": [ethanol] * 8}
-    model = EagerModel(copy.deepcopy(student)).to(device)  # a module moves in place
-    cases, rng = {}, np.random.default_rng(0)
-    for name, structures in given.items():
-        if not {int(z) for atoms in structures for z in atoms.numbers} <= set(student.species):
-            continue
-        moved = [[_moved(atoms, rng) for atoms in structures] for _ in range(SETS)]
-        inputs = [graph_inputs(one, cutoff, slot_step=SLOT_STEP) for one in moved]
-        widest = max(one.mask.shape[1] for one in inputs)
-        results = [model(edges_of(one, cutoff, torch.float64).to(device)) for one in moved]
-        energies, forces = ([values.cpu().numpy() for values in column] for column in zip(*results, strict=True))
-        edges = [edges_of(one, cutoff) for one in moved]
-        inputs = [padded(one, len(one.mask), widest) for one in inputs]  # one shape, so that one CUDA graph serves all
-        cases[name] = Case(name, moved, inputs, edges, energies, forces)
-    return cases
-
-
-def _moved(atoms: Atoms, rng: np.random.Generator) -> Atoms:
-    moved = atoms.copy()
-    moved.positions += rng.normal(0, SIGMA, moved.positions.shape)
-    return moved
 
 
 def errors(case: Case, one: int, atomic: np.ndarray, forces: np.ndarray, shift: np.ndarray | float = 0.0) -> Any:
@@ -204,14 +130,24 @@ def same_bits(one: GraphOutputs, other: GraphOutputs) -> bool:
     return all(np.isfinite(a).all() and np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def _worst(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def worst(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The largest of each error over sets; NaN is the largest."""
-    worst = {key: float(np.max([one[key] for one in found])) for key in found[0] if key != "finite"}
-    return {"finite": all(one["finite"] for one in found), **worst}
+    largest = {key: float(np.max([one[key] for one in found])) for key in found[0] if key != "finite"}
+    return {"finite": all(one["finite"] for one in found), **largest}
+
+
+def mover_of(atoms: Atoms) -> tuple[Atoms, Callable[[], None]]:
+    """A copy of a structure, and what gives it new positions near its own: its neighbours stand, as in most steps."""
+    moving, start, rng = atoms.copy(), atoms.positions.copy(), np.random.default_rng(2)
+
+    def move() -> None:
+        moving.positions = start + rng.normal(0, SIGMA, start.shape)
+
+    return moving, move
 
 
 def engine_figures(
-    keep: Figures, calculator: PaiNNCalculator, student: Student, cases: Mapping[str, Case], clock: Clock, calls: int
+    keep: Figures, calculator: PaiNNCalculator, student: Student, cases: Mapping[str, Case], clock: Clock
 ) -> None:
     """Errors and times of an engine on every case, the engine alone and from `Atoms`.
 
@@ -220,22 +156,24 @@ def engine_figures(
         calculator: on the engine.
         student: that it was made of.
         cases: by name.
-        clock: for times on the host.
-        calls: between two events of the device.
+        clock: for times; of a case with a pace of its own, at that.
     """
     session, manifest = calculator.session, calculator.manifest
     references = np.array([float(student.atomic_references[z]) for z in manifest.species])
     shifts = np.zeros(max(manifest.species) + 1)
     shifts[list(manifest.species)] = np.array(manifest.atomic_references) - references
-    for case in cases.values():
-        _engine_figures(keep, session, case, shifts, clock)
+    by_default = isinstance(session, CudaGraphs) and session.cuda_graphs
+    kept = {name: Sized(keep) for name in cases}
+    for name, case in cases.items():
+        _engine_figures(kept[name], session, case, shifts, clock.at(case.pace))
         if isinstance(session, CudaGraphs):
-            _gpu_figures(keep, session, case, shifts, manifest.cutoff, clock, calls)
-    for case in cases.values():
-        _whole_figures(keep, calculator, case, clock)
+            _gpu_figures(kept[name], session, case, shifts, manifest.cutoff, clock.at(case.pace))
+    for name, case in cases.items():
+        _whole_figures(kept[name], calculator, case, clock.at(case.pace), by_default=by_default)
     if isinstance(session, CudaGraphs):  # last: a profiler may leave a process slower than it was
-        for case in cases.values():
-            _kernel_figures(keep, session, case)
+        for name, case in cases.items():
+            _kernel_figures(kept[name], session, case)
+        session.cuda_graphs = by_default
 
 
 def _engine_errors(session: Session, case: Case, shifts: np.ndarray) -> dict[str, Any]:
@@ -244,22 +182,21 @@ def _engine_errors(session: Session, case: Case, shifts: np.ndarray) -> dict[str
     for one, inputs in enumerate(case.inputs):
         outputs = session.run(inputs)
         found.append(errors(case, one, outputs.atomic_energies, outputs.forces, shifts[inputs.atomic_numbers]))
-    return _worst(found)
+    return worst(found)
 
 
-def _engine_figures(keep: Figures, session: Session, case: Case, shifts: np.ndarray, clock: Clock) -> None:
+def _engine_figures(keep: Sized, session: Session, case: Case, shifts: np.ndarray, clock: Clock) -> None:
     """Of plain launches."""
     if isinstance(session, CudaGraphs):
         session.cuda_graphs = False
-    keep(f"{case.name}: errors", lambda: _engine_errors(session, case, shifts))
-    keep(f"{case.name}: engine call", lambda: clock.host(lambda i: session.run(case.inputs[i % SETS])))
+    inputs = case.inputs
+    keep(f"{case.name}: errors", lambda: _engine_errors(session, case, shifts), decides=True)
+    keep(f"{case.name}: engine call", lambda: clock.host(lambda i: session.run(inputs[i % len(inputs)])))
 
 
-def _gpu_figures(
-    keep: Figures, session: CudaGraphs, case: Case, shifts: np.ndarray, cutoff: float, clock: Clock, calls: int
-) -> None:
+def _gpu_figures(keep: Sized, session: CudaGraphs, case: Case, shifts: np.ndarray, cutoff: float, clock: Clock) -> None:
     """Of the device, of CUDA graphs, and of steps that upload positions alone."""
-    name, inputs = case.name, case.inputs
+    name, inputs, calls = case.name, case.inputs, clock.calls
     keep(f"{name}: {LAUNCHED}", lambda: session.device_time(inputs[0], calls).launched)
     session.cuda_graphs = True
 
@@ -267,15 +204,15 @@ def _gpu_figures(
         return lambda: _replayed(session, case, measure)
 
     keep(f"{name}: replayed errors", replayed(lambda: _engine_errors(session, case, shifts)))
-    keep(f"{name}: replayed call", replayed(lambda: clock.host(lambda i: session.run(inputs[i % SETS]))))
+    keep(f"{name}: replayed call", replayed(lambda: clock.host(lambda i: session.run(inputs[i % len(inputs)]))))
     keep(f"{name}: {REPLAYED}", replayed(lambda: session.device_time(inputs[0], calls).replayed))
-    if len(case.structures[0]) == 1 and isinstance(session, FollowingSession):
+    if case.lone is not None and isinstance(session, FollowingSession):
         keep(f"{name}: step, positions alone", lambda: _steps(session, case, cutoff, clock))
         _search_figures(keep, session, case, cutoff, clock)
     session.cuda_graphs = False
 
 
-def _kernel_figures(keep: Figures, session: CudaGraphs, case: Case) -> None:
+def _kernel_figures(keep: Sized, session: CudaGraphs, case: Case) -> None:
     """How many kernels one evaluation launches, and which take longest."""
 
     def measure() -> dict[str, Any]:
@@ -294,89 +231,85 @@ def _kernel_figures(keep: Figures, session: CudaGraphs, case: Case) -> None:
             "longest: name, launches, us": [[r.key[:80], r.count, r.self_device_time_total] for r in rows[:16]],
         }
 
+    session.cuda_graphs = False
     keep(f"{case.name}: kernels", measure)
 
 
-def _whole_figures(keep: Figures, calculator: PaiNNCalculator, case: Case, clock: Clock) -> None:
-    """From `Atoms` to results."""
-    keep(
-        f"{case.name}: from Atoms",
-        lambda: clock.host(lambda i: calculator.calculate_batch(case.structures[i % SETS])),
-    )
+def _whole_figures(keep: Sized, calculator: PaiNNCalculator, case: Case, clock: Clock, *, by_default: bool) -> None:
+    """From `Atoms` to results, as a session is by default and the other way, and a call of ASE."""
+    session, structures = calculator.session, case.structures
+
+    def from_atoms() -> dict[str, float]:
+        return clock.host(lambda i: calculator.calculate_batch(structures[i % len(structures)]))
+
+    def replayed() -> dict[str, float]:
+        for one in structures * RECORDED:  # whatever sizes the sets have
+            calculator.calculate_batch(one)
+        return from_atoms()
+
+    ways = {True: ("replayed", replayed), False: ("launched", from_atoms)}
+    if isinstance(session, CudaGraphs):
+        session.cuda_graphs = by_default
+    keep(f"{case.name}: from Atoms", ways[by_default][1])
+    if isinstance(session, CudaGraphs) and not case.huge:
+        session.cuda_graphs = not by_default
+        name, measure = ways[not by_default]
+        keep(f"{case.name}: from Atoms, {name}", measure)
+    if case.lone is not None:
+        if isinstance(session, CudaGraphs):
+            session.cuda_graphs = True
+        atoms, move = mover_of(case.lone)
+        atoms.calc = calculator
+
+        def ase_call() -> dict[str, float]:
+            for _ in range(RECORDED):
+                move()
+                atoms.get_forces()
+            return clock.host(lambda _: atoms.get_forces(), move)
+
+        keep(f"{case.name}: {ASE_CALL}", ase_call)
 
 
 def _replayed(session: CudaGraphs, case: Case, measure: Callable[[], Any]) -> Any:
     """Measurements made once a case's size was recorded; no plain launch passes for a replay."""
-    for _ in range(3):
+    for _ in range(RECORDED):
         session.run(case.inputs[0])
     if (reason := session.refused_graphs.get(("graph", *case.inputs[0].mask.shape))) is not None:
-        raise EngineError(f"A CUDA graph of this size was refused: {reason}")
+        told = f"A CUDA graph of this size was refused: {reason}"
+        raise (DeviceMemoryError if "memory" in reason else EngineError)(told)
     return measure()
 
 
-def _search_figures(keep: Figures, session: Session, case: Case, cutoff: float, clock: Clock) -> None:
+def _any_size(atoms: int, slots: int) -> None:
+    """Admits every matrix."""
+
+
+def _search_figures(keep: Sized, session: Session, case: Case, cutoff: float, clock: Clock) -> None:
     """A search by the device and by the host, until the device holds the structure."""
     frames = [one[0] for one in case.structures]
     if not isinstance(session, SearchingSession) or len(frames[0]) < MANY:
         return
     boxes = [in_boxes(one, cutoff) for one in frames]
-
-    def admit(atoms: int, slots: int) -> None:
-        """Any size."""
-
+    sets = len(frames)
     ways: dict[str, Callable[[int], Any]] = {
-        "host, its search and the upload": lambda i: session.follow(resident_of(frames[i % SETS], cutoff)),
-        "device, from boxes": lambda i: session.search(boxes[i % SETS], admit),
-        "device, boxes made": lambda i: session.search(in_boxes(frames[i % SETS], cutoff), admit),
+        "host, its search and the upload": lambda i: session.follow(resident_of(frames[i % sets], cutoff)),
+        "device, from boxes": lambda i: session.search(boxes[i % sets], _any_size),
+        "device, boxes made": lambda i: session.search(in_boxes(frames[i % sets], cutoff), _any_size),
     }
     for way, call in ways.items():
+        if case.huge and way.startswith("host"):
+            continue
         keep(f"{case.name}: search, {way}", partial(clock.host, call))
 
 
 def _steps(session: FollowingSession, case: Case, cutoff: float, clock: Clock) -> Any:
     """A step of dynamics that uploads positions alone: its time, and what it differs by from a whole evaluation."""
     frames = [np.ascontiguousarray(one[0].positions) for one in case.structures]
-    wanted = [session.run(inputs) for inputs in case.inputs]
-    session.follow(resident_of(case.structures[0][0], cutoff))
-    found = clock.host(lambda i: session.step(frames[i % SETS]))
-    apart = [np.abs(session.step(frames[i]).forces - wanted[i].forces).max() for i in range(SETS)]
+    sets, wanted = len(frames), [session.run(inputs) for inputs in case.inputs]
+    if case.huge and isinstance(session, SearchingSession):
+        session.search(in_boxes(case.structures[0][0], cutoff), _any_size)
+    else:
+        session.follow(resident_of(case.structures[0][0], cutoff))
+    found = clock.host(lambda i: session.step(frames[i % sets]))
+    apart = [np.abs(session.step(frames[i]).forces - wanted[i].forces).max() for i in range(sets)]
     return found | {"largest difference of a force, eV/A": float(np.max(apart))}
-
-
-def eager_figures(
-    keep: Figures, student: Student, cases: Mapping[str, Case], device: str, clock: Clock, *, compiled: bool
-) -> None:
-    """The same of PyTorch eager with autograd, or of what torch.compile makes of it.
-
-    Args:
-        keep: keeps a figure.
-        student: in float32.
-        cases: by name.
-        device: `cpu` or a GPU.
-        clock: for times.
-        compiled: compile it first; the time of that is in a figure of its own.
-    """
-    model = EagerModel(copy.deepcopy(student)).to(device)
-    if compiled:
-        model.atomic = torch.compile(model.atomic, dynamic=True)
-    for case in cases.values():
-        _eager_figures(keep, model, case, device, clock)
-
-
-def _eager_figures(keep: Figures, model: EagerModel, case: Case, device: str, clock: Clock) -> None:
-    def whole(i: int) -> list[np.ndarray]:
-        return [tensor.cpu().numpy() for tensor in model(case.edges[i % SETS].to(device))]
-
-    def first() -> dict[str, Any]:
-        began, found = time.perf_counter(), []
-        for one, edges in enumerate(case.edges):
-            structure = edges.structure.numpy()
-            energies, forces = whole(one)
-            found.append(errors(case, one, (energies / np.bincount(structure))[structure], forces))
-        return _worst(found) | {"seconds of the first calls": time.perf_counter() - began}
-
-    keep(f"{case.name}: errors", first)
-    keep(f"{case.name}: engine call", lambda: clock.host(whole))
-    if device != "cpu":
-        resident = [edges.to(device) for edges in case.edges]
-        keep(f"{case.name}: {LAUNCHED}", lambda: clock.torch_device(lambda i: model(resident[i % SETS]), device))

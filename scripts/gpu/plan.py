@@ -1,6 +1,6 @@
 """The plan of the job on a GPU: its options, and its stages with a time for each. It imports nothing that is slow."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -8,7 +8,10 @@ from painn_deploy.engines import BACKENDS
 from painn_deploy.engines.forms import Form
 from painn_deploy.export.errors import EngineUnavailableError
 
-__all__ = ["FORMS", "LAUNCHED", "MAIN", "REPLAYED", "Options", "Stage", "plan"]
+__all__ = ["FORMS", "LAUNCHED", "MAIN", "PRECISIONS", "REPLAYED", "TF32", "Figures", "Options", "Stage", "plan"]
+
+Figures = Callable[[str, Callable[[], Any]], None]
+"""Keeps a figure by name, if it is not kept already; given what measures it."""
 
 LAUNCHED = "ms between events, launched"
 """Figure of one evaluation, many being sent one after the other: of small cases it is the time that launching takes."""
@@ -19,14 +22,23 @@ REPLAYED = "ms between events, replayed with copies"
 MAIN = (("inductor", "fp32"), ("onnxruntime", "fp32"))
 """Engines of the first stage, in its order."""
 
-HAS = {"inductor": ("fp32", "fp16")}
+TF32 = "tf32"
+"""Precision of the job: bundles in FP32 whose products a GPU may round. It is no precision of a manifest."""
+
+SIZED = (*MAIN, ("inductor", "fp16"), ("inductor", TF32))
+"""Engines that further sizes are measured of."""
+
+OPENED = (("inductor", "fp32"),)
+"""Engines whose opening is looked at."""
+
+HAS = {"inductor": ("fp32", "fp16", TF32), "onnxruntime": ("fp32", "fp16", "int8")}
 """Precisions of engines that lack one."""
 
 FORMS = ("plain", "sums+unchecked", "sums+paired+side+unchecked", "sums+paired+unchecked@1024,16", "plain@4096,16")
 """Of the graph, that `inductor` is compiled in beside its own; `tuned` ones take many minutes, and are asked for."""
 
-PRECISIONS = ("fp32", "fp16", "int8")
-"""Those of engines that run on a GPU."""
+PRECISIONS = ("fp32", "fp16", "int8", TF32)
+"""Those of engines that run on a GPU, the most valuable first."""
 
 SLOWER = 6.0
 """Times that a stage takes on a CPU, where compiling has a few cores."""
@@ -88,7 +100,8 @@ class Stage:
 
     Attributes:
         name: what it is called everywhere.
-        kind: what it does: `first`, `compiled`, `builds`, `speed`, `proof`, `dynamics` or `benchmark`.
+        kind: what it does: `first`, `sizes`, `opening`, `compiled`, `builds`, `speed`, `proof`, `dynamics` or
+            `benchmark`.
         seconds: past which it is cut off and has failed.
         engine: that it is about.
         precision: likewise.
@@ -119,6 +132,8 @@ def plan(options: Options) -> list[Stage]:
         compiled += [("inductor", "fp32", form) for form in options.forms]
     stages = [Stage("first", "first", 480 * slower)]
     stages += [Stage(f"proof {e} {p}", "proof", 120 * slower, e, p) for e, p in main]
+    stages += [_sizes(e, p, slower) for e, p in main]
+    stages += [Stage(f"opening {e} {p}", "opening", 240 * slower, e, p) for e, p in OPENED if (e, p) in pairs]
     stages.append(Stage("torch.compile", "compiled", 300 * slower))
     if compiled:
         stages.append(Stage("builds", "builds", (120 + 60 * len(compiled)) * slower, builds=tuple(compiled)))
@@ -128,6 +143,7 @@ def plan(options: Options) -> list[Stage]:
         if (engine, precision) not in main:
             stages.append(Stage(f"speed {engine} {precision}", "speed", 240 * slower, engine, precision))
             stages.append(Stage(f"proof {engine} {precision}", "proof", 120 * slower, engine, precision))
+            stages += [_sizes(engine, precision, slower)] if (engine, precision) in SIZED else []
     if "fp32" in options.precisions:
         stages.append(Stage("benchmark", "benchmark", 400 * slower))
     if options.stages:
@@ -138,6 +154,11 @@ def plan(options: Options) -> list[Stage]:
             )
         return kept
     return stages
+
+
+def _sizes(engine: str, precision: str, slower: float) -> Stage:
+    """Further sizes of an engine; the time is enough to compile it, should no stage before have done so."""
+    return Stage(f"sizes {engine} {precision}", "sizes", 400 * slower, engine, precision)
 
 
 def _pairs(options: Options) -> Sequence[tuple[str, str]]:

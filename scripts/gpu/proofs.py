@@ -12,7 +12,6 @@ import torch
 from ase.build import molecule
 
 from painn_deploy.engines import Session
-from painn_deploy.engines.gpu.cuda import call, on_device, runtime
 from painn_deploy.engines.session import (
     CudaGraphs,
     FollowingSession,
@@ -30,6 +29,7 @@ from painn_deploy.scripts.benchmarks.cases import box_of_water
 from painn_deploy.scripts.benchmarks.standing import in_boxes, resident_of
 from painn_deploy.scripts.gpu.measure import same_bits
 from painn_deploy.scripts.gpu.record import Unavailable
+from painn_deploy.scripts.gpu.resources import used_bytes
 
 __all__ = ["PROOFS", "Subject", "able", "farthest", "largest_difference", "proved"]
 
@@ -86,14 +86,7 @@ class Subject:
 
     def used(self) -> int:
         """Bytes that are taken: of the GPU, by whomever, or of the host by this process."""
-        if self.device == "cpu":
-            status = Path("/proc/self/statm")
-            if not status.is_file():
-                raise Unavailable("This system does not say how much memory a process has.")
-            return int(status.read_text().split()[1]) * 4096
-        with on_device(runtime(), int(self.device.partition(":")[2] or 0)):
-            free, total = call(runtime().cudaMemGetInfo)
-        return int(total - free)
+        return used_bytes(self.device)
 
 
 def able(calculator: PaiNNCalculator, capability: type) -> Any:

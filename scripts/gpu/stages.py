@@ -1,10 +1,9 @@
 """The stages of the job on a GPU: which there are, in which order, and what each does."""
 
-import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,27 +18,28 @@ from painn_deploy.calibration.accuracy.errors import Tolerances, compare
 from painn_deploy.calibration.physics.drift import Drift
 from painn_deploy.calibration.physics.motion import DRIFT_LIMIT, total_energies
 from painn_deploy.calibration.structures import aspirin, default_structures, trusted_species
-from painn_deploy.engines import get_backend
-from painn_deploy.engines.gpu.cuda import compute_capability
 from painn_deploy.engines.gpu.driver import gpu_of
 from painn_deploy.engines.inductor.compile import SEVERAL
 from painn_deploy.engines.session import CudaGraphs
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import EngineUnavailableError
 from painn_deploy.export.files import to_json
-from painn_deploy.export.manifest import SUFFIX
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.machine import machine
 from painn_deploy.scripts.benchmarks.contenders.bundles import Bundle
 from painn_deploy.scripts.benchmarks.inference import time_bundles
 from painn_deploy.scripts.benchmarks.results import plot
 from painn_deploy.scripts.commands.export import export_engines
-from painn_deploy.scripts.gpu.builds import BuildRequest, build_all
-from painn_deploy.scripts.gpu.measure import Clock, Pace, eager_figures, engine_figures, made_cases
-from painn_deploy.scripts.gpu.plan import MAIN, Options, Stage
+from painn_deploy.scripts.gpu.baseline import eager_figures
+from painn_deploy.scripts.gpu.builds import BuildRequest, Bundles
+from painn_deploy.scripts.gpu.cases import Case, Pace, first_requests, made_cases, size_requests
+from painn_deploy.scripts.gpu.measure import Clock, engine_figures
+from painn_deploy.scripts.gpu.opening import opening
+from painn_deploy.scripts.gpu.plan import MAIN, PRECISIONS, TF32, Options, Stage
 from painn_deploy.scripts.gpu.proofs import PROOFS, Subject, proved
 from painn_deploy.scripts.gpu.record import Record, Unavailable, failed
-from painn_deploy.scripts.profiling.roofline import measured_peaks
+from painn_deploy.scripts.gpu.resources import floor_figures, memory_figures, peaks_of
+from painn_deploy.scripts.profiling.roofline import Peaks
 
 __all__ = ["Job"]
 
@@ -48,9 +48,14 @@ LIMITS = {
     "fp32": Tolerances(0.1e-3, 1e-3),
     "fp16": Tolerances(0.3e-3, 1.5e-3, ANY),
     "int8": Tolerances(3e-3, 25e-3, ANY),
+    TF32: Tolerances(0.3e-3, 1.5e-3, ANY),
 }
 """Of errors against float64, over the structures of `default_structures` of up to 64 atoms; as in an export, what lower
-precisions make of a stress is told and not limited."""
+precisions make of a stress is told and not limited. TF32 rounds the operands of products to the ten bits that FP16 has,
+and nothing else: whatever FP16 keeps, it keeps."""
+
+SIZES_PACE = Pace(60, 1.5)
+"""Of further sizes, of which there are many."""
 
 RELATIVE = 1e-5
 """Relative error of forces that FP32 stays below; with TF32 it would be some 3e-4."""
@@ -72,7 +77,8 @@ class Job:
         self.pace = Pace(12, 2.0) if options.quick else Pace(100, 8.0 if options.device == "cpu" else 3.0)
         self.clock = Clock(self.pace)
         self._baseline: dict[str, Any] = {}
-        self._failed_exports: dict[Path, Exception] = {}
+        self._peaks: dict[str, Peaks] = {}
+        self.bundles = Bundles(options, record)
 
     @cached_property
     def exact(self) -> Any:
@@ -85,9 +91,14 @@ class Job:
         return load_student(self.options.student)
 
     @cached_property
-    def cases(self) -> Any:
+    def cases(self) -> dict[str, Case]:
         """Structures with the student's results in float64."""
-        return made_cases(self.exact, self.torch_device, quick=self.quick)
+        return made_cases(self.exact, self.torch_device, first_requests(quick=self.quick))
+
+    @cached_property
+    def sizes(self) -> dict[str, Case]:
+        """The same of further sizes."""
+        return made_cases(self.exact, self.torch_device, size_requests(quick=self.quick))
 
     @cached_property
     def torch_device(self) -> str:
@@ -122,21 +133,18 @@ class Job:
     def _first(self, keep: Any, stage: Stage) -> None:
         """The figures that matter most, in the order in which they cost least time."""
         on_gpu = self.device != "cpu"
-        keep("peaks", lambda: self._peaks())
+        keep("peaks", lambda: {name: self.peaks(name).as_dict() for name in self._measurable()})
         keep("machine", lambda: {
             "machine": machine([self.device]), "gpu": gpu_of(self.device), "cores": os.cpu_count(),
             "torch": torch.__version__, "torch's CUDA": torch.version.cuda,
         })  # fmt: skip
-        keep("sizes", lambda: {
-            name: {"matrix": list(case.inputs[0].mask.shape), "edges": len(case.edges[0].centre)}
-            for name, case in self.cases.items()
-        })  # fmt: skip
+        keep("sizes", lambda: {name: case.as_dict() for name, case in self.cases.items()})
         if on_gpu and self.torch_device == "cpu":
             keep("eager", lambda: _unavailable("This torch cannot use the GPU; references are computed on the CPU."))
         self._eager(keep, "eager", compiled=False)
         main = [(e, p) for e, p in MAIN if e in self.options.engines and p in self.options.precisions]
         if (os.cpu_count() or 1) >= SEVERAL:
-            self._prebuild(keep, [BuildRequest(engine, precision, "") for engine, precision in main])
+            self.bundles.build(keep, [BuildRequest(engine, precision, "") for engine, precision in main])
         for engine, precision in main:
             with _as_a_figure(keep, f"{engine} {precision}"):
                 self._speed(keep, stage, engine, precision)
@@ -148,13 +156,39 @@ class Job:
         self._eager(keep, "eager", compiled=False)
         self._eager(keep, "torch.compile", compiled=True)
 
-    def _peaks(self) -> Any:
-        if self.quick and self.device == "cpu":
-            return measured_peaks("cpu").as_dict()
-        precisions = ("fp32", "fp16", "int8") if self.torch_device != "cpu" else ("fp32",)
-        return {name: measured_peaks(self.torch_device, (name,)).as_dict() for name in precisions}
+    def _measurable(self) -> tuple[str, ...]:
+        """Precisions in which the device multiplies."""
+        return PRECISIONS if self.torch_device != "cpu" else ("fp32",)
 
-    def _eager(self, keep: Any, name: str, *, compiled: bool) -> None:
+    def peaks(self, precision: str) -> Peaks:
+        """The machine's, of the first stage, or measured once in this process.
+
+        Raises:
+            Unavailable: this torch, which measures them, cannot use the device.
+        """
+        if self.torch_device != self.device:
+            raise Unavailable(f"This torch cannot use {self.device}, so that its peaks are not known.")
+        if precision not in self._peaks:
+            known = (self.record.figures.get("first", {}).get("peaks") or {}).get(precision)
+            self._peaks[precision] = Peaks(**known) if known else peaks_of(self.torch_device, precision)
+        return self._peaks[precision]
+
+    def _sizes(self, keep: Any, stage: Stage) -> None:
+        """What the first stage measures, of further sizes."""
+        bundle = self.bundles.get(keep, stage.engine, stage.precision)  # before anything that takes time
+        keep("sizes", lambda: {name: case.as_dict() for name, case in self.sizes.items()})
+        self._time(
+            keep, stage, bundle, stage.precision, self.sizes, Clock(SIZES_PACE) if not self.quick else self.clock
+        )
+
+    def _opening(self, keep: Any, stage: Stage) -> None:
+        """Seconds until a bundle can be used, and what they are spent on."""
+        bundle = self.bundles.get(keep, stage.engine, stage.precision)
+        keep("opening", lambda: opening(bundle, self.device))
+
+    def _eager(
+        self, keep: Any, name: str, *, compiled: bool, cases: dict[str, Case] | None = None, clock: Clock | None = None
+    ) -> None:
         def kept(figure: str, measure: Callable[[], Any]) -> None:
             key = f"{name}: {figure}"
             if key not in self._baseline:  # once in a process is the same run
@@ -167,26 +201,44 @@ class Job:
             else:
                 keep(key, lambda: self._baseline[key])
 
-        eager_figures(kept, self.student, self.cases, self.torch_device, self.clock, compiled=compiled)
+        cases, clock = self.cases if cases is None else cases, clock or self.clock
+        eager_figures(kept, self.student, cases, self.torch_device, clock, compiled=compiled)
 
     def _speed(
         self, keep: Any, stage: Stage, engine: str | None = None, precision: str | None = None, form: str = ""
     ) -> None:
         """Errors and times of one engine, beside eager in the same process."""
         engine, precision, form = engine or stage.engine, precision or stage.precision, form or stage.form
-        label = f"{engine} {precision}{f' {form}' if form else ''}"
-        bundle = self.bundle(keep, engine, precision, form)
+        bundle = self.bundles.get(keep, engine, precision, form)
+        self._time(keep, stage, bundle, precision, self.cases, self.clock, f"{engine} {precision} {form}".strip())
+
+    def _time(
+        self,
+        keep: Any,
+        stage: Stage,
+        bundle: Path,
+        precision: str,
+        cases: dict[str, Case],
+        clock: Clock,
+        label: str = "",
+    ) -> None:
+        label = label or f"{stage.engine} {precision}"
         if stage.kind != "first":
-            self._eager(keep, "eager", compiled=False)
+            self._eager(keep, "eager", compiled=False, cases=cases, clock=clock)
 
         def kept(figure: str, measure: Callable[[], Any]) -> None:
             keep(f"{label}: {figure}", measure)
 
+        def known(figure: str) -> Any:
+            return self.record.figures[stage.name].get(f"{label}: {figure}")
+
         with PaiNNCalculator(bundle, device=self.device) as calculator:
-            keep(f"{label}: engine", lambda: dict(calculator.engine_info))
-            engine_figures(kept, calculator, self.student, self.cases, self.clock, self.pace.calls)
+            kept("engine", lambda: dict(calculator.engine_info))
+            engine_figures(kept, calculator, self.student, cases, clock)
+        floor_figures(kept, bundle, precision, cases, lambda: self.peaks(precision), known)
+        memory_figures(kept, bundle, self.device, cases)
         if precision == "fp32":
-            keep(f"{label}: FP32 is FP32", lambda: self._is_fp32(stage.name, label))
+            kept("FP32 is FP32", lambda: self._is_fp32(stage.name, label))
 
     def _is_fp32(self, stage: str, label: str) -> Any:
         """Whether all errors that were measured are those of FP32."""
@@ -199,7 +251,7 @@ class Job:
 
     def _proof(self, keep: Any, stage: Stage) -> None:
         """That an engine is the student, and that no way of running it gives anything else."""
-        bundle = self.bundle(keep, stage.engine, stage.precision, stage.form)
+        bundle = self.bundles.get(keep, stage.engine, stage.precision, stage.form)
         keep("forces are the student's", lambda: self._accuracy(bundle, stage.precision))
         calls = self.options.calls or (200 if self.quick else 10_000)
         subject = Subject(bundle, self.device, calls, self.exact.configuration.cutoff)
@@ -222,84 +274,7 @@ class Job:
 
     def _builds(self, keep: Any, stage: Stage) -> None:
         """Every package that later stages ask for and that takes long to compile, side by side."""
-        self._prebuild(keep, [BuildRequest(*parts) for parts in stage.builds])
-
-    def _prebuild(self, keep: Any, wanted: Sequence[BuildRequest]) -> None:
-        """Bundles of engines that are here, side by side; one that fails is not tried again in this process."""
-        missing = []
-        for one in wanted:
-            with suppress(Unavailable, EngineUnavailableError):  # its own stage says so
-                self._check_here(one.engine, one.precision)
-                missing += [] if self._path(*one).is_dir() else [one]
-        for one, outcome in build_all(self.options, missing, self._folder):
-            keep(f"{one}: build", self._remembered(one, outcome))
-
-    def _remembered(self, one: BuildRequest, outcome: Callable[[], Any]) -> Callable[[], Any]:
-        def result() -> Any:
-            try:
-                return outcome()
-            except Exception as error:
-                self._failed_exports[self._path(*one)] = error
-                raise
-
-        return result
-
-    def _folder(self, form: str) -> Path:
-        """Of bundles in a form; those of another machine, version or student lie elsewhere."""
-        of = hashlib.sha256(to_json(self.record.job)).hexdigest()[:16]
-        return Path(self.options.work) / of / (form.translate(str.maketrans("+@,", "---")) or "default")
-
-    def _path(self, engine: str, precision: str, form: str) -> Path:
-        return self._folder(form) / f"{self.record.job['student']}-{engine}-{precision}{SUFFIX}"
-
-    def _check_here(self, engine: str, precision: str) -> None:
-        """Refuse what cannot run on the job's device.
-
-        Raises:
-            Unavailable: it says why.
-        """
-        backend, kind = get_backend(engine), self.device.partition(":")[0]
-        if not any(device.partition(":")[0] == kind for device in backend.devices()):
-            raise Unavailable(f"{engine} {backend.version()} cannot run on {self.device} here.")
-        if precision not in backend.precisions:
-            raise Unavailable(f"{engine} has no {precision}.")
-
-    def bundle(self, keep: Any, engine: str, precision: str, form: str = "") -> Path:
-        """An engine's bundle, exported if it is not there.
-
-        Args:
-            keep: runs a step and keeps what it returns in the record.
-            engine: backend.
-            precision: `fp32`, `fp16` or `int8`.
-            form: of the graph; empty for the backend's own.
-
-        Raises:
-            Unavailable: the engine cannot run on the job's device.
-        """
-        self._check_here(engine, precision)
-        path = self._path(engine, precision, form)
-        if path.is_dir():
-            return path
-        if path in self._failed_exports:  # it would take as long again
-            raise self._failed_exports[path]
-        began = time.perf_counter()
-        capabilities = [compute_capability(0)] if engine == "tensorrt-rtx" else []
-        try:
-            (made,) = export_engines(
-                self.options.student,
-                path.parent,
-                engines=[engine],
-                precisions=[precision],
-                compute_capabilities=capabilities,
-                device=self.device,
-                form=form,
-                tell=self.record.tell,
-            )
-        except Exception as error:
-            self._failed_exports[path] = error
-            raise
-        keep(f"{engine} {precision}: seconds of the export", lambda: time.perf_counter() - began)
-        return made
+        self.bundles.build(keep, [BuildRequest(*parts) for parts in stage.builds])
 
     def _dynamics(self, keep: Any, stage: Stage) -> None:
         """Dynamics without a thermostat on the engine, and on ONNX Runtime's CPU from the same start."""
@@ -307,8 +282,13 @@ class Job:
         if not set(atoms.numbers) <= set(self.exact.species):
             raise Unavailable("The student does not know the elements of aspirin.")
         thermalize_momenta(atoms, 300, rng=np.random.default_rng(3))
-        bundle = self.bundle(keep, stage.engine, stage.precision)
-        (reference,) = export_engines(self.options.student, self._folder("reference"), overwrite=True, device="cpu")
+        bundle = self.bundles.get(keep, stage.engine, stage.precision)
+        (reference,) = export_engines(
+            self.options.student,
+            self.bundles.folder(BuildRequest("onnxruntime", "fp32", "reference")),
+            overwrite=True,
+            device="cpu",
+        )
         drifts: dict[str, Drift] = {}
 
         def drift(name: str, path: Path, device: str) -> Any:
@@ -331,7 +311,7 @@ class Job:
         bundles: dict[str, Path] = {}
         for engine in self.options.engines:
             with _as_a_figure(keep, engine):
-                bundles[f"{engine} fp32"] = self.bundle(keep, engine, "fp32")
+                bundles[f"{engine} fp32"] = self.bundles.get(keep, engine, "fp32")
         if not bundles:
             raise Unavailable("No engine can run here.")
         path = self.record.folder / "benchmark.json"

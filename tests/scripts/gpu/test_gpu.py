@@ -18,7 +18,9 @@ from tests.conftest import ROOT, VISIBLE
 pytestmark = pytest.mark.gpu
 
 STAGES = [
-    stage.name for stage in plan(Options("student:base", "cuda:0", "")) if stage.kind in ("first", "proof", "dynamics")
+    stage.name
+    for stage in plan(Options("student:base", "cuda:0", ""))
+    if stage.kind in ("first", "proof", "sizes", "opening", "dynamics")
 ]
 ASKED = "from painn_deploy.engines.gpu.driver import driver; found = driver(); print(found.gpus, found.reason)"
 

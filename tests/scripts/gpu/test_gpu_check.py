@@ -23,7 +23,9 @@ from painn_deploy.export.errors import EngineError, EngineUnavailableError, Outp
 from painn_deploy.export.fields import GraphOutputs
 from painn_deploy.scripts.benchmarks.contenders.eager import EagerModel, edges_of
 from painn_deploy.scripts.gpu import check as gpu_check
-from painn_deploy.scripts.gpu.measure import Case, Clock, Pace, eager_figures, errors, made_cases, same_bits
+from painn_deploy.scripts.gpu.baseline import eager_figures
+from painn_deploy.scripts.gpu.cases import Case, Pace, first_requests, made_cases
+from painn_deploy.scripts.gpu.measure import Clock, errors, same_bits
 from painn_deploy.scripts.gpu.plan import FORMS, Options, plan
 from painn_deploy.scripts.gpu.proofs import Subject, farthest, largest_difference, threads
 from painn_deploy.scripts.gpu.record import ABSENT, DONE, FAILED, UNDER_WAY, WAITING, Record
@@ -74,17 +76,20 @@ def test_a_job_that_is_killed_goes_on_where_it_was_and_ends_with_every_stage(tmp
     done = run(*asked, "--resume")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     stages = read(output, "summary")["stages"]
-    expected = ["first", "proof inductor fp32", "proof onnxruntime fp32", "builds", f"form {FORMS[1]}"]
+    expected = ["first", "proof inductor fp32", "proof onnxruntime fp32", "sizes inductor fp32"]
+    expected += ["sizes onnxruntime fp32", "opening inductor fp32", "torch.compile", "builds", f"form {FORMS[1]}"]
     expected += ["dynamics inductor fp32", "dynamics onnxruntime fp32", "speed tensorrt fp32", "proof tensorrt fp32"]
     assert list(stages) == [*expected, "benchmark"]
     for name, of in stages.items():
-        assert of["state"] == (ABSENT if "tensorrt" in name else DONE), (name, of)
+        assert of["state"] == (ABSENT if "tensorrt" in name or name == "torch.compile" else DONE), (name, of)
         assert "tensorrt" not in name or "not installed" in of["reason"]
     after = read(output, "figures")
     assert before.items() <= after["first"].items(), "a figure was measured again, or lost"
     for name in ("inductor fp32", "onnxruntime fp32"):
         assert after["first"][f"{name}: 1 ethanol: errors"]["relative force error"] < 1e-5
         assert after["first"][f"{name}: FP32 is FP32"]["holds"]
+        assert after[f"sizes {name}"][f"{name}: 384 atoms of water: errors"]["relative force error"] < 1e-5
+        assert after[f"sizes {name}"][f"{name}: 384 atoms of water: ASE call"]["ms"] > 0
         assert after[f"proof {name}"]["many calls"]["holds"]
         assert "no CUDA graphs on cpu" in after[f"proof {name}"]["CUDA graphs against plain launches"]["absent"]
     assert (output / "benchmark.json").is_file()
@@ -228,7 +233,7 @@ def test_the_student_stays_where_it_is(painn: Path, monkeypatch: pytest.MonkeyPa
     """A torch module moves in place, and the references of a later stage are computed on the CPU."""
     student, moved = load_student(painn, dtype=torch.float64), []
     monkeypatch.setattr(EagerModel, "to", lambda self, device: moved.append(self.student) or self)
-    cases = made_cases(student, "cpu", quick=True)
+    cases = made_cases(student, "cpu", first_requests(quick=True))
     eager_figures(lambda name, measure: measure(), student.float(), cases, "cpu", Clock(Pace(1, 0.1)), compiled=False)
     assert len(moved) == 2
     assert all(one is not student for one in moved)
