@@ -33,7 +33,8 @@ graph writes is in the cache when the next one reads it; a matrix eight times as
 on two cores, and eight times the memory."""
 
 GPU_BATCH_SLOTS = 131_072
-"""The same on a GPU, which wants far more at once; some 2 GB at 128 features."""
+"""The same on a GPU, which wants far more at once. An H100 spends 2.7 us on an ethanol of 18,000, 1.8 of 74,000, and
+1.7 of 295,000, which take four times the memory of 74,000 (docs/performance.md)."""
 
 
 @dataclass(frozen=True)

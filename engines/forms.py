@@ -199,10 +199,13 @@ CPU_FORMS = {
 each of its products takes longer to call than to compute."""
 
 GPU_FORMS = {
-    "small.pt2": Plan(Form.parse("sums+paired+side+unchecked@72,8"), most_atoms=256, most_cells=4096),
+    "tiny.pt2": Plan(Form.parse("sums+paired+side+dots+unchecked@9,8"), most_atoms=48, most_cells=768),
+    "small.pt2": Plan(Form.parse("sums+paired+side+unchecked@9216,8"), most_cells=16_384),
     "large.pt2": Plan(Form.parse("sums+paired+unchecked@4096,16")),
 }
-"""The same on a GPU; chosen by counting work, since nothing was measured on one yet."""
+"""The same on a GPU, by times on an H100 (docs/performance.md). One ethanol takes 0.16 ms in the first form and 1.03 in
+the second, for which cuBLAS chooses a kernel that is far too large; 64 take 0.37 ms in the second and 0.42 in the
+third; 1,536 atoms of water take 1.43 ms in the second and 1.36 in the third."""
 
 
 DOUBLE_FORMS = {"large.pt2": Plan(Form.parse("sums+paired+frozen"))}

@@ -9,13 +9,17 @@ from painn_deploy.engines.gpu.arena import Arena
 from painn_deploy.engines.gpu.executor import Executor, Recorded
 from painn_deploy.export.errors import EngineError
 
-__all__ = ["MOST_GRAPHS", "MOST_REFUSED", "Recordings"]
+__all__ = ["MOST_CELLS", "MOST_GRAPHS", "MOST_REFUSED", "Recordings"]
 
 MOST_GRAPHS = 32
 """CUDA graphs that are kept; the one that was used longest ago goes first."""
 
 MOST_REFUSED = 3
 """Sizes that could not be recorded, after which no further one is tried."""
+
+MOST_CELLS = 2**18
+"""Atoms x slots of what is recorded. Of 295,000 an H100 computes longer than a host launches, and a CUDA graph holds
+the memory of one more evaluation."""
 
 MOST_SEEN = 1024
 
@@ -30,7 +34,7 @@ class Recordings:
         arena: memory of the lane; what was recorded holds for as long as its addresses do.
 
     Attributes:
-        wanted: whether a size that comes again is recorded and replayed.
+        wanted: whether a size of up to `MOST_CELLS` that comes again is recorded and replayed.
         refused: why a size could not be recorded, by its key.
     """
 
@@ -83,7 +87,8 @@ class Recordings:
         bind()
         send()
         again = (key, self._arena.generation)
-        if self.wanted and again in self._seen and key not in self.refused and len(self.refused) < MOST_REFUSED:
+        recordable = self.wanted and key[1] * key[2] <= MOST_CELLS
+        if recordable and again in self._seen and key not in self.refused and len(self.refused) < MOST_REFUSED:
             self._record(key, executor, send)
         if len(self._seen) >= MOST_SEEN:
             self._seen.clear()

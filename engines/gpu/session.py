@@ -63,7 +63,7 @@ class GpuSession(Closing):
         *,
         species: Iterable[int] = (),
         lanes: int = 1,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool = True,
         release: Callable[[], None] = lambda: None,
     ) -> None:
         self._cuda, self._index, self._info, self._make = runtime(), index, info, make

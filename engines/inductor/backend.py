@@ -12,6 +12,7 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from tempfile import NamedTemporaryFile
 from types import MappingProxyType
@@ -28,7 +29,7 @@ from painn_deploy.engines.host_session import HostSession
 from painn_deploy.engines.inductor.compile import SEVERAL, Asked, compiled_form, compiling
 from painn_deploy.engines.inductor.cores import CORES
 from painn_deploy.engines.inductor.gpu import LEAST, LoadedPackage, TorchExecutor, torch_in_words
-from painn_deploy.engines.inductor.loaded import lend
+from painn_deploy.engines.inductor.loaded import lend, share_standard_library
 from painn_deploy.engines.inductor.matmul_precision import matmul_precision
 from painn_deploy.engines.inductor.openmp import check_threads, team
 from painn_deploy.engines.inductor.pairs import KnownPairs
@@ -104,6 +105,9 @@ class InductorBackend(Backend):
     def executed_graph(self, bundle: Bundle, atoms: int, slots: int) -> "onnx.ModelProto":
         """See `Backend.executed_graph`."""
         form = serving(_packages(bundle), atoms, slots).plan.form
+        form = replace(
+            form, words=tuple(word for word in form.words if word != "dots")
+        )  # the work of products is theirs
         return form.lowered(super().executed_graph(bundle, atoms, slots))
 
     def contents(self, bundle: Bundle) -> Mapping[str, str]:
@@ -267,6 +271,7 @@ def _load(torch: Any, index: int, contents: bytes) -> Callable[..., Sequence[Any
     Raises:
         EngineError: torch cannot load it.
     """
+    share_standard_library()
     on_gpu = torch.cuda.device(index) if index >= 0 else nullcontext()  # loading makes it the current one for good
     with torch_in_words(torch, "torch cannot load this package"), on_gpu, NamedTemporaryFile(suffix=".pt2") as file:
         file.write(contents)

@@ -7,16 +7,19 @@ sessions have two. What is loaded of one engine is then bounded by the sessions 
 """
 
 import atexit
+import ctypes
 import gc
 import hashlib
 import os
+import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
-__all__ = ["MOST_KEPT", "Lent", "forget_loaded", "lend"]
+__all__ = ["MOST_KEPT", "Lent", "forget_loaded", "lend", "share_standard_library"]
 
 MOST_KEPT = 32
 """Packages kept that no session uses, two of an engine; beyond it torch unloads the one that was unused the longest."""
@@ -110,3 +113,15 @@ def _in_child() -> None:
 atexit.register(forget_loaded)  # torch then removes the folders that it unpacked them to
 if hasattr(os, "register_at_fork"):  # Windows has no fork
     os.register_at_fork(after_in_child=_in_child)
+
+
+@cache
+def share_standard_library() -> None:
+    """Let what is loaded from now on use the C++ standard library that torch has loaded.
+
+    Some compilers link one of its own into each package. Half of its symbols are then taken from torch's, which ends
+    the process when the package begins to look for its kernels. Where torch's comes first, all of them are.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError):  # a system with another one, such as libc++
+            ctypes.CDLL("libstdc++.so.6", mode=ctypes.RTLD_GLOBAL)

@@ -12,6 +12,7 @@ from ase import Atoms
 from torch.profiler import ProfilerActivity, profile
 
 from painn_deploy.engines import Session
+from painn_deploy.engines.gpu.recordings import MOST_CELLS
 from painn_deploy.engines.session import CudaGraphs, FollowingSession, SearchingSession
 from painn_deploy.export.errors import DeviceMemoryError, EngineError
 from painn_deploy.export.fields import GraphOutputs
@@ -272,6 +273,8 @@ def _whole_figures(keep: Sized, calculator: PaiNNCalculator, case: Case, clock: 
 
 def _replayed(session: CudaGraphs, case: Case, measure: Callable[[], Any]) -> Any:
     """Measurements made once a case's size was recorded; no plain launch passes for a replay."""
+    if case.inputs[0].mask.size > MOST_CELLS:
+        raise Unavailable(f"More than {MOST_CELLS} atoms x slots are launched kernel by kernel.")
     for _ in range(RECORDED):
         session.run(case.inputs[0])
     if (reason := session.refused_graphs.get(("graph", *case.inputs[0].mask.shape))) is not None:

@@ -210,10 +210,10 @@ def molecules_alone(subject: Subject) -> tuple[bool, Any]:
     return worst <= CLOSE and nearest_are_the_same, {"largest difference": worst, "nearest": nearest_are_the_same}
 
 
-def endurance(subject: Subject) -> tuple[bool, Any]:
+def endurance(subject: Subject, *, graphs: bool = False) -> tuple[bool, Any]:
     """Many calls add no memory, and give what the first gave."""
     batches = subject.batches(48)
-    with subject.open() as calculator:
+    with subject.open(graphs=graphs) as calculator:
         want = [calculator.run_graph(inputs) for inputs in batches]
         for inputs in batches * 4:
             calculator.run_graph(inputs)
@@ -223,6 +223,11 @@ def endurance(subject: Subject) -> tuple[bool, Any]:
         grown = subject.used() - before
         same = all(same_bits(calculator.run_graph(i), w) for i, w in zip(batches, want, strict=True))
     return grown <= GROWTH and same, {"calls": subject.calls, "MiB grown": grown / 2**20, "to the bit": same}
+
+
+def endurance_of_replays(subject: Subject) -> tuple[bool, Any]:
+    """The same as CUDA graphs."""
+    return endurance(subject, graphs=True)
 
 
 def closing(subject: Subject) -> tuple[bool, Any]:
@@ -314,6 +319,7 @@ PROOFS: dict[str, Callable[[Subject], tuple[bool, Any]]] = {
     "neighbours found on the device against whole evaluations": searches,
     "molecules' atoms alone against whole evaluations": molecules_alone,
     "many calls": endurance,
+    "many calls as CUDA graphs": endurance_of_replays,
     "closed, dropped and opened again": closing,
     "threads with a session each": threads,
     "another model's precision": others_precision,

@@ -18,7 +18,7 @@ from painn_deploy.calibration.report.drawing import drawn
 from painn_deploy.export.errors import OutputError
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.commands.outputs import markdown, write_between_marks
-from painn_deploy.scripts.gpu.plan import REPLAYED
+from painn_deploy.scripts.gpu.plan import LAUNCHED, REPLAYED
 from painn_deploy.scripts.gpu.record import FIGURES, WAITING, Record
 
 __all__ = ["GPU_MARKS", "Footnotes", "StudentFigures", "page", "plot", "read_jobs", "tables"]
@@ -55,19 +55,23 @@ class Footnotes:
         return [f"({number}) {reason}" for reason, number in self._numbers.items()]
 
 
+Place = tuple[int, str]
+"""Number of a job, and name of a stage of it."""
+
+
 class StudentFigures:
     """StudentFigures of one student, of all jobs that are given of it.
 
     Args:
-        records: of the jobs; where two hold a figure of one name, it is the later's.
+        records: of the jobs; where two hold a figure of one name, it is the later's. Ratios are of one stage of a job.
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
-        self._stages: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
-        for record in records:
+        self._stages: dict[Place, tuple[dict[str, Any], dict[str, Any]]] = {}
+        for job, record in reversed(list(enumerate(records))):
             for stage, state in record.stages.items():
-                if stage.startswith(STAGES) and (stage in record.figures or stage not in self._stages):
-                    self._stages[stage] = record.figures.get(stage, {}), state
+                if stage.startswith(STAGES):
+                    self._stages[job, stage] = record.figures.get(stage, {}), state
 
     def cases(self) -> dict[str, tuple[int, int]]:
         """Atoms and structures of each case, by name, the fewest atoms first."""
@@ -85,8 +89,8 @@ class StudentFigures:
         found = dict.fromkeys(part[0] for part in parts if len(part) == 3 and part[0] not in (EAGER, COMPILED))
         return sorted(found, key=lambda label: ENGINES.index(label) if label in ENGINES else len(ENGINES))
 
-    def of(self, label: str, case: str, what: str) -> tuple[Any, str]:
-        """A figure with the stage that found it; or why there is none, as text, with no stage.
+    def of(self, label: str, case: str, what: str) -> tuple[Any, "Place | None"]:
+        """A figure with the job and stage that found it; or why there is none, as text, with no stage.
 
         Args:
             label: an engine with its precision, `eager` or `torch.compile`.
@@ -94,21 +98,21 @@ class StudentFigures:
             what: name of the figure.
         """
         reasons = []
-        for stage, (figures, state) in self._stages.items():
+        for (job, stage), (figures, state) in self._stages.items():
             value = figures.get(f"{label}: {case}: {what}")
             if value is not None and _reason(value) is None:
-                return value, stage
+                return value, (job, stage)
             reason = _reason(value) or _reason(figures.get(label))
             if reason is None and stage in (label, *(f"{kind}{label}" for kind in STAGES)):
                 reason = state.get("reason") or ("Its stage was not reached." if state["state"] == WAITING else None)
             reasons += [] if reason is None else [reason]
-        return (reasons[0] if reasons else "It was not measured."), ""
+        return (reasons[0] if reasons else "It was not measured."), None
 
-    def at(self, stage: str, label: str, case: str, what: str) -> Any:
+    def at(self, stage: "Place", label: str, case: str, what: str) -> Any:
         """A figure of one stage; None where that has none.
 
         Args:
-            stage: its name.
+            stage: the job's number and the stage's name.
             label: an engine with its precision, `eager` or `torch.compile`.
             case: name of it.
             what: name of the figure.
@@ -177,13 +181,14 @@ def _of_student(student: str, records: list[Record]) -> Iterator[str]:
     figures, notes, job = StudentFigures(records), Footnotes(), records[-1].job
     cases, labels = figures.cases(), figures.labels()
     yield f"### {student} on {job['device']}"
-    versions = ", ".join(f"{name} {version}" for name, version in job["versions"].items())
+    found = dict.fromkeys((name, version) for record in records for name, version in record.job["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in found)
     yield " ".join([f"Python {job['python']}, {versions}.", *_peaks(records), *_opened(records)])
     headings = ["case", "atoms", "eager, ms", "torch.compile, ms", *(f"{label}, ms (times eager)" for label in labels)]
     yield markdown(headings, [_overview(figures, notes, name, cases[name][0], labels) for name in cases])
     for label in labels:
         yield f"**{label}**"
-        rows = [_row(figures, notes, label, name, *cases[name]) for name in cases]
+        rows = [_row(figures, notes, label, name, *cases[name]) for name in cases if _best(figures, label, name)[1]]
         yield markdown(COLUMNS, rows)
     if lines := notes.lines():
         yield "\n".join(f"{line}<br>" for line in lines)
@@ -203,10 +208,12 @@ def _overview(figures: StudentFigures, notes: Footnotes, case: str, atoms: int, 
     return cells
 
 
-def _best(figures: StudentFigures, label: str, case: str) -> tuple[Any, str]:
-    """A call as a CUDA graph, or where there is none, launched."""
-    value, stage = figures.of(label, case, "replayed call")
-    return (value, stage) if stage else figures.of(label, case, "engine call")
+def _best(
+    figures: StudentFigures, label: str, case: str, replayed: str = "replayed call", launched: str = "engine call"
+) -> tuple[Any, Place | None]:
+    """A time as a CUDA graph, or where there is none, launched."""
+    value, stage = figures.of(label, case, replayed)
+    return (value, stage) if stage else figures.of(label, case, launched)
 
 
 COLUMNS = (
@@ -229,19 +236,24 @@ def _row(figures: StudentFigures, notes: Footnotes, label: str, case: str, _: in
     """StudentFigures of one engine on one case; what there cannot be is left blank."""
 
     def cell(what: str, written: Any) -> str:
-        value, stage = figures.of(label, case, what)
-        return str(written(value)) if stage else notes.mark(value)
+        return shown(figures.of(label, case, what), written)
 
-    def ratio(what: str, of: str) -> str:
-        value, stage = figures.of(label, case, what)
-        if not stage:
+    def shown(found: tuple[Any, Place | None], written: Any) -> str:
+        return str(written(found[0])) if found[1] else notes.mark(found[0])
+
+    def ratio(found: tuple[Any, Place | None], of: str) -> str:
+        value, stage = found
+        if stage is None:
             return notes.mark(value)
         eager = figures.at(stage, EAGER, case, of)
-        return notes.mark(figures.of(EAGER, case, of)[0]) if eager is None else f"{_ms(eager) / _ms(value):.1f}"
+        if eager is None:
+            reason, elsewhere = figures.of(EAGER, case, of)
+            return notes.mark("Eager was not timed beside it." if elsewhere else reason)
+        return f"{_ms(eager) / _ms(value):.1f}"
 
     def share(floor: Any) -> str:
         return (
-            notes.mark("There is no time of a CUDA graph.") if floor["share"] is None else f"{100 * floor['share']:.0f}"
+            notes.mark("There is no time of the device.") if floor["share"] is None else f"{100 * floor['share']:.0f}"
         )
 
     def milliseconds(value: Any) -> str:
@@ -250,12 +262,12 @@ def _row(figures: StudentFigures, notes: Footnotes, label: str, case: str, _: in
     lone = structures == 1
     return [
         case,
-        cell(REPLAYED, milliseconds),
+        shown(_best(figures, label, case, REPLAYED, LAUNCHED), milliseconds),
         cell("engine call", milliseconds),
         cell("replayed call", milliseconds),
-        ratio("replayed call", "engine call"),
+        ratio(_best(figures, label, case), "engine call"),
         cell("ASE call", milliseconds) if lone else "",
-        ratio("ASE call", "ASE call") if lone else "",
+        ratio(figures.of(label, case, "ASE call"), "ASE call") if lone else "",
         cell("from Atoms", milliseconds),
         "" if lone else cell("from Atoms", lambda value: f"{1e3 * structures / _ms(value):,.0f}"),
         cell("errors", lambda value: f"{value['relative force error']:.1e}"),

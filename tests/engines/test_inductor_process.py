@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -372,3 +373,26 @@ def test_a_system_that_says_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     (tmp_path / "7").mkdir()
     monkeypatch.setattr(cores, "TASKS", tmp_path)
     assert seconds_waited() is None
+
+
+OWN_LIBRARY = """
+import ctypes, json, sys, torch
+from painn_deploy.engines.inductor.loaded import share_standard_library
+share_standard_library()
+print(json.dumps(ctypes.CDLL(sys.argv[1]).matches(b"abc12")))
+"""
+"""Without the sharing, the process ends in std::bad_cast or SIGSEGV."""
+
+
+@linux
+def test_a_package_with_a_standard_library_of_its_own_uses_the_one_that_is_there(tmp_path: Path) -> None:
+    source, library = tmp_path / "own.cpp", tmp_path / "own.so"
+    source.write_text(
+        "#include <regex>\n"
+        'extern "C" int matches(const char* text) { return std::regex_match(text, std::regex("[a-z]+[0-9]*")); }\n'
+    )
+    compiler = shutil.which("g++")
+    assert compiler, "the engine inductor needs it too"
+    command = [compiler, "-shared", "-fPIC", "-static-libstdc++", "-o", str(library), str(source)]
+    subprocess.run(command, check=True)
+    assert run_script(OWN_LIBRARY, library) == 1
