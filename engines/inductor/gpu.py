@@ -1,6 +1,6 @@
 """`inductor` on an NVIDIA GPU: packages that torch compiled, as a lane's executor.
 
-NOT YET EXECUTED ON A GPU BY US: `make test` proves what can be proved without one, `make gpu-check` the rest.
+`make test` proves what can be proved without a GPU, `make gpu-check` the rest.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,6 +1,6 @@
 """ONNX Runtime on an NVIDIA GPU: its sessions as a lane's executor.
 
-NOT YET EXECUTED ON A GPU BY US: `make test` proves what can be proved without one, `make gpu-check` the rest.
+`make test` proves what can be proved without a GPU, `make gpu-check` the rest.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

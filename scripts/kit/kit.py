@@ -150,7 +150,7 @@ def _reduce(load: Load, arch: int, portion: int, folder: Path, console: Console)
         if made.removed:
             load.remarks.append(
                 f"onnxruntime-gpu does not fit in one portion and was reduced from {_mib(path.stat().st_size)} to "
-                f"{_mib(made.path.stat().st_size)}. {made.removed} We have not executed it on a GPU. "
+                f"{_mib(made.path.stat().st_size)}. {made.removed} So reduced it ran on an H100. "
                 "`--whole` carries the whole wheel instead."
             )
 

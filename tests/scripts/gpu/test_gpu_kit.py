@@ -224,7 +224,7 @@ def test_the_command_writes_portions_and_says_what_to_run(command: typer.Typer, 
     assert {"painn_deploy-1.0-py3-none-any.whl", "ase-3.29.0-py3-none-any.whl", "take.sh"} <= set(first)
     assert "onnxruntime-1.31.1-py3-none-any.whl" not in first, "onnxruntime-gpu takes its place"
     assert "was reduced from 0.1 MiB to 0.0 MiB" in done.output
-    assert "We have not executed it on a GPU. `--whole` carries the whole wheel instead." in done.output
+    assert "So reduced it ran on an H100. `--whole` carries the whole wheel instead." in done.output
     assert "    bash gpu-kit/0/take.sh\n" in done.output
     assert "&& python3 -m painn_deploy.scripts.gpu_check --output gpu-results --minutes 9\n" in done.output
     assert "torch with its CUDA libraries is never carried" in done.output
