@@ -22,6 +22,7 @@ _MACHINE = r"""
 #define ENTRY extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS)
 #define MEMORY extern __shared__ float4 memory[]
 #define UNROLL _Pragma("unroll")
+#define INFINITE __longlong_as_double(0x7ff0000000000000LL)
 typedef float4 Four;
 DEVICE Four fixed(const float* p) { return __ldg((const float4*)p); }
 DEVICE double add(double a, double b) { return __dadd_rn(a, b); }  // never fused, so that the host has the same bits
@@ -38,6 +39,7 @@ DEVICE double times(double a, double b) { return __dmul_rn(a, b); }
 #define ENTRY static void
 #define MEMORY static float4 memory[SHARED_BYTES / 16]
 #define UNROLL
+#define INFINITE HUGE_VAL
 struct alignas(16) float4 { float x, y, z, w; };
 typedef float4 Four;
 static int block, blocks;
@@ -49,7 +51,6 @@ DEVICE double times(double a, double b) { return a * b; }
 
 const int F = FEATURES, PLANE = ROWS * FEATURES;
 const int SAVED = 16 * PLANE;  // of a layer, for its adjoint:
-const int PAIR_NUMBERS = 2 * PAIRS * BASIS_WIDTH + 8 * PAIRS * LANES;  // radial functions, and gradients of slots
 const int SAVED_HIDDEN = 0, SAVED_X = PLANE, SAVED_V = 4 * PLANE, SAVED_MIXED = 7 * PLANE, SAVED_UPDATE = 13 * PLANE,
           SAVED_PRODUCT = 14 * PLANE, SAVED_GATE = 15 * PLANE;
 
@@ -382,7 +383,7 @@ ENTRY molecules(
     Pair* const pairs = (Pair*)rest;
 #else
     float* const basis = rest;
-    Pair* const pairs = (Pair*)(rest + PAIR_NUMBERS);
+    Pair* const pairs = (Pair*)(rest + 2 * PAIRS * BASIS_WIDTH + 8 * PAIRS * LANES);
 #endif
     float* const lanes = basis + 2 * PAIRS * BASIS_WIDTH;
     double* const place = (double*)(pairs + PAIRS);
@@ -424,7 +425,7 @@ ENTRY molecules(
                 slots[starts[row] + k] = row | (head + j) << 8 | pair << 16;
                 if (i < j) pairs[pair] = pair_of(place + 3 * row, place + 3 * (head + j));
             } else if (k == LARGEST - 1) {
-                double least = 1e308 * 10.0;  // infinite
+                double least = INFINITE;
                 for (int m = 0; m < n; ++m)
                     if (m != i) {
                         double d = length(place + 3 * row, place + 3 * (head + m));
