@@ -1,4 +1,4 @@
-"""How the kernel of molecules is cut to a student and to molecules of some size: what is a constant when it is compiled."""
+"""How the kernel of molecules is cut to a student and to sizes of molecules: what is a constant when it is compiled."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +17,9 @@ MOST_ATOMS = 32
 
 MOST_SHARED = 232_448
 """Bytes of shared memory that a block may have on compute capability 9.0."""
+
+ROWS_OF_BATCH = 27
+"""Atoms of a block's group where there are many molecules: a weight that is read is used for as many."""
 
 RESERVED = 1_024
 """Bytes of a multiprocessor's shared memory that each block takes besides its own."""
@@ -72,6 +75,31 @@ class Plan:
                 f"atoms with {self.packed.macros['FEATURES']} features and {self.blocks} blocks a multiprocessor, and "
                 f"there are {self._most}. Give it smaller groups, or evaluate such molecules with another engine."
             )
+
+    @classmethod
+    def suited(cls, packed: Packed, cutoff: float, largest: int, *, batch: bool = True) -> "Plan":
+        """The plan for molecules of some size.
+
+        Args:
+            packed: the student's weights.
+            cutoff: Å, in float64.
+            largest: atoms of the largest molecule.
+            batch: whether there are many, so that a block takes as many at once as there is room for; otherwise one.
+
+        Raises:
+            ShapeError: no block has room for one such molecule.
+        """
+        most = min(max(1, ROWS_OF_BATCH // max(largest, 1)) if batch else 1, 32)
+        for spilled in (False, True):
+            for molecules in range(most, 0, -1):
+                rows = molecules * largest
+                tile = min((9, 8, 7, 10, 6), key=lambda size: _round_up(rows, size))
+                try:
+                    return cls(packed, cutoff, largest, rows, tile, spilled=spilled)
+                except ShapeError:
+                    if spilled and molecules == 1:
+                        raise
+        raise AssertionError  # the loop returns or raises
 
     @property
     def _most(self) -> int:
@@ -210,9 +238,9 @@ class Plan:
         """The kernel, ready to be compiled."""
         lines = []
         for name, value in self.macros().items():
-            suffix = "f" if isinstance(value, float) and name != "CUTOFF" else ""
-            lines.append(f"#define {name} {value!r}{suffix}" if not isinstance(value, str) else f"#define {name} {value}")
-        return "\n".join(lines) + "\n" + SOURCE
+            single = isinstance(value, float) and name != "CUTOFF"
+            lines.append(f"#define {name} {value}{'f' if single else ''}\n")
+        return "".join(lines) + SOURCE
 
 
 def groups_of(starts: Int64[np.ndarray, " molecules"], atoms: int, rows: int) -> Int32[np.ndarray, " bounds"]:
@@ -228,7 +256,9 @@ def groups_of(starts: Int64[np.ndarray, " molecules"], atoms: int, rows: int) ->
     """
     bounds = np.append(starts, atoms)
     if (most := int(np.diff(bounds).max())) > rows:
-        raise ShapeError(f"A molecule of {most} atoms does not fit into groups of {rows}. Evaluate it with another engine.")
+        raise ShapeError(
+            f"A molecule of {most} atoms does not fit into groups of {rows}. Evaluate it with another engine."
+        )
     found, begin = [0], 0
     while begin < atoms:
         begin = int(bounds[np.searchsorted(bounds, begin + rows, side="right") - 1])

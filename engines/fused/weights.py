@@ -1,4 +1,4 @@
-"""A student's weights as one array of float32, in the order and orientation in which the kernel of molecules reads them."""
+"""A student's weights as one array of float32, as the kernel of molecules reads them: products' both ways."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, cast
@@ -141,7 +141,7 @@ def _constants(basis: nn.Module, columns: int) -> Tensor:
         return nn.functional.pad(basis.freqs, (0, columns - len(basis.freqs)))
     made = cast(GaussianBasis, basis)
     flat = columns - len(made.offsets)
-    return torch.cat([nn.functional.pad(made.offsets, (0, flat)), nn.functional.pad(1 / made.widths.double(), (0, flat))])
+    return torch.cat([nn.functional.pad(each, (0, flat)) for each in (made.offsets, 1 / made.widths.double())])
 
 
 def _checked(student: Student) -> PaiNN:
