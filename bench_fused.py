@@ -227,12 +227,14 @@ def variants():
     many = [
         dict(rows=27, row_tile=9, threads=384),
         dict(rows=18, row_tile=9, threads=384),
-        dict(rows=18, row_tile=9, threads=256, blocks=2, shared_limit=232448),
+        dict(rows=18, row_tile=9, threads=256, blocks=2, spilled=True),
+        dict(rows=18, row_tile=6, threads=256, blocks=2, spilled=True),
         dict(rows=9, row_tile=9, threads=256, blocks=2),
         dict(rows=9, row_tile=9, threads=192, blocks=3),
         dict(rows=18, row_tile=18, threads=256),
         dict(rows=27, row_tile=9, threads=512),
         dict(rows=27, row_tile=14, threads=256),
+        dict(rows=27, row_tile=9, threads=384, spilled=True),
         dict(rows=27, row_tile=9, threads=384, unroll=4),
     ]
     big = [

@@ -185,7 +185,8 @@ ENTRY molecules(
             put(v_new + row * HIDDEN + f, slope(hidden) * last);
         }
         BARRIER;
-        EACH(row, rows) {
+        const int BACK_TASKS = (rows + ROW_TILE - 1) / ROW_TILE * QUARTER * SLICES_READ_OUT_BACK;
+        EACH_AFTER(row, rows, BACK_TASKS) {
             Four sum = four(0.0f);
             for (int f = 0; f < HIDDEN; f += 4) sum = sum + get(v + row * HIDDEN + f);
             energies[begin + row] = total(sum) + weights[READ_OUT_LAST + HIDDEN];
@@ -267,7 +268,8 @@ ENTRY molecules(
                 if (layer > 0) {
                     gather_gradients<false>(
                         2 * pair_count, slots, pairs, work, feature, x_then, v_then, s, v, lanes);
-                    gather_adjoints(rows, starts, slots, pairs, work, feature, x_then, v_then, s, v, x, v_new);
+                    gather_adjoints(2 * pair_count * LANES, rows, starts, slots, pairs, work, feature, x_then, v_then,
+                        s, v, x, v_new);
                 } else
                     gather_gradients<true>(2 * pair_count, slots, pairs, work, feature, x_then, v_then, s, v, lanes);
                 BARRIER;

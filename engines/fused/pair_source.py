@@ -151,11 +151,13 @@ DEVICE void gather_gradients(int count, const int* slots, const Pair* pairs, con
 }
 
 // The adjoint of the messages by what was sent: the same sums over the neighbours, now of gradients, with u reversed.
-DEVICE void gather_adjoints(int rows, const int* starts, const int* slots, const Pair* pairs, const float* filtered,
-    int feature, const float* x, const float* v, const float* by_s, const float* by_v, float* by_x, float* by_v_before)
+// Shares its phase with so many tasks before it.
+DEVICE void gather_adjoints(int before, int rows, const int* starts, const int* slots, const Pair* pairs,
+    const float* filtered, int feature, const float* x, const float* v, const float* by_s, const float* by_v,
+    float* by_x, float* by_v_before)
 {
     const int CHUNK = CHUNK_ADJOINT, COLUMNS = CHUNK / 4;
-    EACH(task, rows * COLUMNS) {
+    EACH_AFTER(task, rows * COLUMNS, before) {
         int column = 4 * (task % COLUMNS), row = task / COLUMNS, f = feature + column, at = row * F + f;
         Four sent = four(0.0f), directed = sent, carried[3] = {sent, sent, sent};
         for (int k = starts[row]; k < starts[row + 1]; ++k) {

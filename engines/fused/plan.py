@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Float32, Int32, Int64
 
 from painn_deploy.engines.fused.source import SOURCE
-from painn_deploy.engines.fused.weights import Packed
 from painn_deploy.export.errors import ShapeError
 
-__all__ = ["MOST_ATOMS", "Plan", "groups_of"]
+__all__ = ["MOST_ATOMS", "Packed", "Plan", "groups_of"]
 
 MOST_ATOMS = 32
 """Of a molecule."""
@@ -27,6 +27,20 @@ RESERVED = 1_024
 
 def _round_up(count: int, step: int) -> int:
     return step * -(-count // step)
+
+
+class Packed(NamedTuple):
+    """Weights and where they lie.
+
+    Attributes:
+        weights: all of them.
+        macros: names that the kernel's source knows: sizes of the student, and offsets into `weights`.
+        rows: of the embedding: the largest atomic number plus one.
+    """
+
+    weights: Float32[np.ndarray, " numbers"]
+    macros: Mapping[str, int | float]
+    rows: int
 
 
 @dataclass(frozen=True)

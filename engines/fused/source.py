@@ -51,6 +51,9 @@ DEVICE double add(double a, double b) { return a + b; }
 DEVICE double times(double a, double b) { return a * b; }
 #endif
 #define EACH(t, count) for (int t = THREAD, t##_end = (count); t < t##_end; t += THREADS)
+// The same after so many tasks of a loop that no barrier ends: the threads that were left out there come first.
+#define EACH_AFTER(t, count, before) \
+    for (int t = (THREAD + THREADS - (before) % THREADS) % THREADS, t##_end = (count); t < t##_end; t += THREADS)
 
 const int F = FEATURES, PLANE = ROWS * FEATURES;
 const int SAVED = 16 * PLANE;  // of a layer, for its adjoint:

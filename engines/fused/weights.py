@@ -1,34 +1,20 @@
 """A student's weights as one array of float32, as the kernel of molecules reads them: products' both ways."""
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, cast
+from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import torch
-from jaxtyping import Float32
 from torch import Tensor, nn
 
+from painn_deploy.engines.fused.plan import Packed
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.model.painn import BesselBasis, GaussianBasis, PaiNN
 from painn_deploy.export.model.student import Student, parts
 
-__all__ = ["MOST_FEATURES", "Packed", "pack"]
+__all__ = ["MOST_FEATURES", "pack"]
 
 MOST_FEATURES = 128
-
-
-class Packed(NamedTuple):
-    """Weights and where they lie.
-
-    Attributes:
-        weights: all of them.
-        macros: names that the kernel's source knows: sizes of the student, and offsets into `weights`.
-        rows: of the embedding: the largest atomic number plus one.
-    """
-
-    weights: Float32[np.ndarray, " numbers"]
-    macros: Mapping[str, int | float]
-    rows: int
 
 
 def pack(student: Student) -> Packed:
@@ -74,7 +60,7 @@ def pack(student: Student) -> Packed:
     return Packed(writer.joined(), macros, len(embedding))
 
 
-def _add_layer(add: "Callable[[str, Tensor], None]", model: PaiNN, layer: int, columns: int) -> None:
+def _add_layer(add: Callable[[str, Tensor], None], model: PaiNN, layer: int, columns: int) -> None:
     """Weights of one interaction; products forward are of transposed matrices, as torch keeps [out, in]."""
     features, last = model.configuration.hidden_dim, layer == model.configuration.num_interactions - 1
     message_in, message_out = (cast(nn.Linear, cast(nn.Sequential, model.message[layer])[i]) for i in (0, 2))

@@ -10,8 +10,8 @@ from ase import Atoms
 from ase.build import molecule
 
 from painn_deploy.calibration.structures import aspirin
-from painn_deploy.engines.fused.plan import MOST_ATOMS, Plan, groups_of
-from painn_deploy.engines.fused.weights import Packed, pack
+from painn_deploy.engines.fused.plan import MOST_ATOMS, Packed, Plan, groups_of
+from painn_deploy.engines.fused.weights import pack
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import EngineError, ShapeError
 from painn_deploy.export.model.distiller import Distiller
@@ -54,11 +54,11 @@ def graph_of(atoms: Atoms, cutoff: float) -> NeighbourGraph:
     return NeighbourGraph(*(torch.as_tensor(a) for a in (atoms.numbers, displacements, neighbours, reverse, mask)))
 
 
-def run(plan: Plan, batch: Sequence[Atoms], blocks: int = 2) -> list[Result]:
+def run(plan: Plan, batch: Sequence[Atoms], blocks: int = 2, threads: bool = False) -> list[Result]:
     starts = np.cumsum([0, *(len(atoms) for atoms in batch)])
     numbers = np.concatenate([atoms.numbers for atoms in batch])
     positions = np.concatenate([atoms.positions for atoms in batch])
-    whole = evaluate(plan, numbers, positions, starts[:-1], blocks)
+    whole = evaluate(plan, numbers, positions, starts[:-1], blocks, threads)
     return [Result(*(array[a:b] for array in whole)) for a, b in pairwise(starts)]
 
 
@@ -92,6 +92,13 @@ def test_a_molecule_has_the_same_bits_alone_and_anywhere_in_a_batch(packed: Pack
         assert all(np.array_equal(one, other) for one, other in zip(alone, found, strict=True))
     backwards = run(plan, batch[::-1], blocks=1)[::-1]
     for one, other in zip(together, backwards, strict=True):
+        assert all(np.array_equal(first, second) for first, second in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("spilled", [False, True])
+def test_threads_of_a_block_wait_for_each_other(packed: Packed, spilled: bool) -> None:
+    plan, batch = Plan(packed, CUTOFF, 9, 12, 6, spilled=spilled), [a for a in mixture() if len(a) < 10]
+    for one, other in zip(run(plan, batch), run(plan, batch, threads=True), strict=True):
         assert all(np.array_equal(first, second) for first, second in zip(one, other, strict=True))
 
 
