@@ -18,7 +18,7 @@ from painn_deploy.export.model.distiller import Distiller
 from painn_deploy.export.model.force_head import autograd_forces
 from painn_deploy.export.model.painn import BesselBasis, PaiNN
 from painn_deploy.export.model.student import Configuration, NeighbourGraph, Student
-from tests.engines.host_molecules import Result, evaluate
+from tests.engines.fused.host_molecules import Result, evaluate
 
 CUTOFF = 5.0
 
