@@ -28,7 +28,7 @@ def pack(student: Student) -> Packed:
     """
     model = _checked(student)
     said = model.configuration
-    basis = cast(nn.Module, model.basis)
+    basis = model.basis
     columns = 4 * -(-said.num_rbf // 4)
     writer = _Writer()
     with torch.no_grad():
