@@ -29,7 +29,7 @@ MOST_MODULES, MOST_LINES = 20, 400  # of a folder, of a module
 # in none. A module that stands elsewhere than its folder is named.
 SHELVES = {
     "export": ("", "model", "readers", "schnetpack", "originals", "checkpoint", "graph"),
-    "engines": ("", "gpu", "inductor", "onnxruntime", "tensorrt"),
+    "engines": ("", "gpu", "fused", "inductor", "onnxruntime", "tensorrt"),
     "runtime": (
         *("uncertainty", "structures", "pairs", "neighbours", "matrix", "grouping", "limits", "periodicity", "species"),
         *("results", "batches", "", "screening", "screening/bulk"),
@@ -212,6 +212,7 @@ def run_bare(code: str) -> subprocess.CompletedProcess[str]:
 
 
 NEED_TORCH = {  # what only building with torch imports; a model of TorchSim is a torch module
+    "painn_deploy.engines.fused.weights",
     "painn_deploy.engines.inductor.onnx_torch",
     "painn_deploy.runtime.torchsim",
 }

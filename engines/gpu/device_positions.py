@@ -49,12 +49,13 @@ def _nvrtc() -> Any:
 
 
 @cache
-def compile_kernel(capability: str, source: str = KERNEL) -> bytes:
-    """Machine code of a kernel, without fused multiply-add; needs no GPU.
+def compile_kernel(capability: str, source: str = KERNEL, *, fmad: bool = False) -> bytes:
+    """Machine code of a kernel; needs no GPU.
 
     Args:
         capability: compute capability, such as `86`.
         source: in CUDA C++.
+        fmad: whether a product and a sum may become one operation, whose last bit differs from a host's.
 
     Raises:
         EngineUnavailableError: NVRTC is not installed.
@@ -62,7 +63,7 @@ def compile_kernel(capability: str, source: str = KERNEL) -> bytes:
     """
     nvrtc = _nvrtc()
     program = call(nvrtc.nvrtcCreateProgram, source.encode(), b"kernel.cu", 0, [], [])
-    options = [f"--gpu-architecture=sm_{capability}".encode(), b"--fmad=false"]
+    options = [f"--gpu-architecture=sm_{capability}".encode(), f"--fmad={str(fmad).lower()}".encode()]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     if int(status) != 0:
         log = b" " * call(nvrtc.nvrtcGetProgramLogSize, program)

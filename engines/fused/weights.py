@@ -1,0 +1,166 @@
+"""A student's weights as one array of float32, as the kernel of molecules reads them: products' both ways."""
+
+from collections.abc import Callable
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from painn_deploy.engines.fused.plan import Packed
+from painn_deploy.export.errors import EngineError
+from painn_deploy.export.model.painn import BesselBasis, GaussianBasis, PaiNN
+from painn_deploy.export.model.student import Student, parts
+
+__all__ = ["MOST_FEATURES", "pack"]
+
+MOST_FEATURES = 128
+
+
+def pack(student: Student) -> Packed:
+    """Lay a student's weights out for the kernel.
+
+    Args:
+        student: a PaiNN, in any type; one in float64 gives the most exact table of first messages.
+
+    Raises:
+        EngineError: it has a part that the kernel does not compute; with its name.
+    """
+    model = _checked(student)
+    said = model.configuration
+    basis = model.basis
+    columns = 4 * -(-said.num_rbf // 4)
+    writer = _Writer()
+    with torch.no_grad():
+        embedding = model.embedding.weight
+        first = parts(cast(nn.Sequential, model.message[0]), embedding, (0, 1))
+        writer.add("TABLES", torch.cat([embedding, *first], -1))
+        writer.add("CONSTANTS", _constants(basis, columns))
+        read_in, read_last = (cast(nn.Linear, model.readout[place]) for place in (0, 2))
+        writer.add("READ_OUT", read_in.weight.mT)
+        writer.add("READ_OUT_BIAS", read_in.bias)
+        writer.add("READ_OUT_BACK", read_in.weight)
+        writer.add("READ_OUT_LAST", torch.cat([read_last.weight[0], read_last.bias]))
+        start = writer.length
+        for layer in range(said.num_interactions):
+            writer.begin_layer(start if layer == 0 else None)
+            _add_layer(writer.add, model, layer, columns)
+        macros = {
+            "FEATURES": said.hidden_dim,
+            "LAYERS": said.num_interactions,
+            "BASIS": columns,
+            "BASIS_WIDTH": columns + 4,
+            "HIDDEN": read_in.out_features,
+            "SINES": int(isinstance(basis, BesselBasis)),
+            "SOFTPLUS": int(said.activation == "shifted_softplus"),
+            "EPSILON": float(np.float32(said.epsilon)),
+            "CUTOFF_FREQUENCY": float(np.float32(np.pi / said.cutoff)),
+            **writer.offsets(),
+        }
+    return Packed(writer.joined(), macros, len(embedding))
+
+
+def _add_layer(add: Callable[[str, Tensor], None], model: PaiNN, layer: int, columns: int) -> None:
+    """Weights of one interaction; products forward are of transposed matrices, as torch keeps [out, in]."""
+    features, last = model.configuration.hidden_dim, layer == model.configuration.num_interactions - 1
+    message_in, message_out = (cast(nn.Linear, cast(nn.Sequential, model.message[layer])[i]) for i in (0, 2))
+    update_in, update_out = (cast(nn.Linear, cast(nn.Sequential, model.update[layer])[i]) for i in (0, 2))
+    shared = len(model.filters.bias) == 3 * features
+    place = 0 if shared else 3 * features * layer
+    weight = model.filters.weight[place : place + 3 * features].mT
+    padding = weight.new_zeros(columns - len(weight), 3 * features)
+    # the last interaction's vectors are read by nothing: what moves them comes last, and is not computed there
+    order = (0, 2, 1)
+    out = torch.cat([update_out.weight.chunk(3)[i] for i in order[: 2 if last else 3]])
+    bias = torch.cat([update_out.bias.chunk(3)[i] for i in order])
+    out_forward = out.mT.contiguous().flatten()
+    spare = out.new_zeros(3 * features * features - out.numel())
+    add("FILTERS", torch.cat([weight, padding, model.filters.bias[None, place : place + 3 * features]]))
+    add("MESSAGE_IN", message_in.weight.mT)
+    add("MESSAGE_IN_BIAS", message_in.bias)
+    add("MESSAGE_IN_BACK", message_in.weight)
+    add("MESSAGE_OUT", message_out.weight.mT)
+    add("MESSAGE_OUT_BIAS", message_out.bias)
+    add("MESSAGE_OUT_BACK", message_out.weight)
+    mixing = cast(nn.Linear, model.mixing[layer])
+    add("MIXING", mixing.weight.mT)
+    add("MIXING_BACK", mixing.weight)
+    add("UPDATE_IN", update_in.weight.mT)
+    add("UPDATE_IN_BIAS", update_in.bias)
+    add("UPDATE_IN_BACK", update_in.weight)
+    add("UPDATE_OUT", torch.cat([out_forward, spare]))
+    add("UPDATE_OUT_BIAS", bias)
+    add("UPDATE_OUT_BACK", torch.cat([out.flatten(), spare]))
+
+
+class _Writer:
+    """Tensors one after the other, each at a multiple of four numbers; those of a layer at the same place in it."""
+
+    def __init__(self) -> None:
+        self._arrays: list[np.ndarray] = []
+        self._offsets: dict[str, int] = {}
+        self._start: int | None = None
+        self.length = 0
+
+    def begin_layer(self, start: int | None) -> None:
+        if start is not None:
+            self._start = start
+        else:
+            self._offsets.setdefault("LAYER_WEIGHTS", self.length - cast(int, self._start))
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        flat = tensor.detach().double().cpu().numpy().astype(np.float32).reshape(-1)
+        self._offsets.setdefault(name, self.length)
+        self._arrays += [flat, np.zeros(-len(flat) % 4, np.float32)]
+        self.length += len(flat) + len(self._arrays[-1])
+
+    def offsets(self) -> dict[str, int]:
+        return {"LAYER_WEIGHTS": self.length - cast(int, self._start), **self._offsets}
+
+    def joined(self) -> np.ndarray:
+        return np.concatenate(self._arrays)
+
+
+def _constants(basis: nn.Module, columns: int) -> Tensor:
+    """What the radial functions are made of; a padded one is finite, and its weights are zero."""
+    if isinstance(basis, BesselBasis):
+        return nn.functional.pad(basis.freqs, (0, columns - len(basis.freqs)))
+    made = cast(GaussianBasis, basis)
+    flat = columns - len(made.offsets)
+    return torch.cat([nn.functional.pad(each, (0, flat)) for each in (made.offsets, 1 / made.widths.double())])
+
+
+def _checked(student: Student) -> PaiNN:
+    """Refuse what the kernel does not compute.
+
+    Raises:
+        EngineError: see above.
+    """
+    said = student.configuration
+    if len(student.members) > 1:
+        raise EngineError("The kernel of whole molecules evaluates one student, and this is a committee.")
+    if not isinstance(student, PaiNN):
+        raise EngineError(
+            f"The kernel of whole molecules computes the architecture painn, and this student is {said.architecture}. "
+            "Export it with another engine."
+        )
+    linear = [layer for layer in student.readout if isinstance(layer, nn.Linear)]
+    odd = {
+        f"{said.hidden_dim} features, and no multiple of 4": said.hidden_dim % 4,
+        f"{said.hidden_dim} features, more than {MOST_FEATURES}": said.hidden_dim > MOST_FEATURES,
+        f"the cutoff function {said.cutoff_fn}, not cosine": said.cutoff_fn != "cosine",
+        "a repulsion of nuclei": student.repulsion is not None,
+        "a scale for each element's energies": student.energy_scales is not None,
+        "a bias in its mixing of vectors": cast(nn.Linear, student.mixing[0]).bias is not None,
+        "a radial basis for each interaction": isinstance(student.basis, nn.ModuleList),
+        "a radial table": student.radial_table is not None,
+        "features among its outputs": student.gives_features,
+        f"{len(linear) - 1} hidden layers in its read-out, not one": len(linear) != 2,
+    }
+    odd[f"a read-out of {linear[0].out_features} features, and no multiple of 4"] = linear[0].out_features % 4
+    if found := [name for name, is_so in odd.items() if is_so]:
+        raise EngineError(
+            f"The kernel of whole molecules does not compute this student: it has {'; '.join(found)}. "
+            "Export it with another engine."
+        )
+    return student
