@@ -55,6 +55,8 @@ class Footnotes:
         return [f"({number}) {reason}" for reason, number in self._numbers.items()]
 
 
+NOT_MEASURED = "It was not measured."
+
 Place = tuple[int, str]
 """Number of a job, and name of a stage of it."""
 
@@ -106,7 +108,7 @@ class StudentFigures:
             if reason is None and stage in (label, *(f"{kind}{label}" for kind in STAGES)):
                 reason = state.get("reason") or ("Its stage was not reached." if state["state"] == WAITING else None)
             reasons += [] if reason is None else [reason]
-        return (reasons[0] if reasons else "It was not measured."), None
+        return (reasons[0] if reasons else NOT_MEASURED), None
 
     def at(self, stage: "Place", label: str, case: str, what: str) -> Any:
         """A figure of one stage; None where that has none.
@@ -188,7 +190,8 @@ def _of_student(student: str, records: list[Record]) -> Iterator[str]:
     yield markdown(headings, [_overview(figures, notes, name, cases[name][0], labels) for name in cases])
     for label in labels:
         yield f"**{label}**"
-        rows = [_row(figures, notes, label, name, *cases[name]) for name in cases if _best(figures, label, name)[1]]
+        tried = [name for name in cases if _best(figures, label, name)[0] != NOT_MEASURED]
+        rows = [_row(figures, notes, label, name, *cases[name]) for name in tried]
         yield markdown(COLUMNS, rows)
     if lines := notes.lines():
         yield "\n".join(f"{line}<br>" for line in lines)

@@ -87,7 +87,8 @@ def test_memory_does_not_grow_with_the_input(calculator: PaiNNCalculator) -> Non
             pass
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < 2 * peaks[0], "of ten times as many; one or two windows are under way, as threads come to them"
+    # a window is read, one is in the engine and one made ready, where 2,060 may never have more than one at a time
+    assert peaks[1] < 4 * peaks[0], "of ten times as many, which would take ten times as much if they were kept"
 
 
 def test_no_batch_is_larger_than_it_may_be(calculator: PaiNNCalculator) -> None:
