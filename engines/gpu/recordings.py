@@ -9,7 +9,7 @@ from painn_deploy.engines.gpu.arena import Arena
 from painn_deploy.engines.gpu.executor import Executor, Recorded
 from painn_deploy.export.errors import EngineError
 
-__all__ = ["MOST_CELLS", "MOST_GRAPHS", "MOST_REFUSED", "Recordings"]
+__all__ = ["MOST_CELLS", "MOST_GRAPHS", "MOST_REFUSED", "Recordings", "recordable"]
 
 MOST_GRAPHS = 32
 """CUDA graphs that are kept; the one that was used longest ago goes first."""
@@ -25,6 +25,16 @@ MOST_SEEN = 1024
 
 Key = tuple[Any, ...]
 """Kind, atoms and slots of an evaluation, and what else is part of what is recorded."""
+
+
+def recordable(atoms: int, slots: int) -> bool:
+    """Whether a size is small enough to be recorded.
+
+    Args:
+        atoms: rows of the matrix.
+        slots: columns.
+    """
+    return atoms * slots <= MOST_CELLS
 
 
 class Recordings:
@@ -87,8 +97,8 @@ class Recordings:
         bind()
         send()
         again = (key, self._arena.generation)
-        recordable = self.wanted and key[1] * key[2] <= MOST_CELLS
-        if recordable and again in self._seen and key not in self.refused and len(self.refused) < MOST_REFUSED:
+        may_be = self.wanted and recordable(key[1], key[2]) and key not in self.refused
+        if may_be and again in self._seen and len(self.refused) < MOST_REFUSED:
             self._record(key, executor, send)
         if len(self._seen) >= MOST_SEEN:
             self._seen.clear()

@@ -12,7 +12,7 @@ from ase import Atoms
 from torch.profiler import ProfilerActivity, profile
 
 from painn_deploy.engines import Session
-from painn_deploy.engines.gpu.recordings import MOST_CELLS
+from painn_deploy.engines.gpu.recordings import MOST_CELLS, recordable
 from painn_deploy.engines.session import CudaGraphs, FollowingSession, SearchingSession
 from painn_deploy.export.errors import DeviceMemoryError, EngineError
 from painn_deploy.export.fields import GraphOutputs
@@ -23,15 +23,12 @@ from painn_deploy.scripts.benchmarks.standing import in_boxes, resident_of
 from painn_deploy.scripts.gpu.cases import SIGMA, Case, Pace
 from painn_deploy.scripts.gpu.plan import LAUNCHED, REPLAYED, Figures
 from painn_deploy.scripts.gpu.record import Unavailable
-from painn_deploy.scripts.gpu.resources import Sized
+from painn_deploy.scripts.gpu.resources import RECORDED, Sized
 
 __all__ = ["ASE_CALL", "Clock", "engine_figures", "errors", "mover_of", "same_bits", "worst"]
 
 ASE_CALL = "ASE call"
 """Figure of `atoms.get_forces()` at new positions, with CUDA graphs where a session has them."""
-
-RECORDED = 3
-"""Times that a size comes until a session has recorded it as a CUDA graph."""
 
 
 class Clock:
@@ -273,7 +270,7 @@ def _whole_figures(keep: Sized, calculator: PaiNNCalculator, case: Case, clock: 
 
 def _replayed(session: CudaGraphs, case: Case, measure: Callable[[], Any]) -> Any:
     """Measurements made once a case's size was recorded; no plain launch passes for a replay."""
-    if case.inputs[0].mask.size > MOST_CELLS:
+    if not recordable(*case.inputs[0].mask.shape):
         raise Unavailable(f"More than {MOST_CELLS} atoms x slots are launched kernel by kernel.")
     for _ in range(RECORDED):
         session.run(case.inputs[0])

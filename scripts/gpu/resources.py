@@ -21,13 +21,13 @@ from painn_deploy.scripts.gpu.record import Unavailable
 from painn_deploy.scripts.profiling.costs import count
 from painn_deploy.scripts.profiling.roofline import Peaks, measured_peaks, roof
 
-__all__ = ["Sized", "floor_figures", "memory_figures", "memory_of", "peaks_of", "used_bytes"]
+__all__ = ["RECORDED", "Sized", "floor_figures", "memory_figures", "memory_of", "peaks_of", "used_bytes"]
 
 MOST_WORDS = 300
 """Characters of a reason that are kept; torch adds a paragraph of advice."""
 
-RUNS = 3
-"""Of a size, after which it was recorded as a CUDA graph where a session records."""
+RECORDED = 3
+"""Times that a size comes until a session has recorded it as a CUDA graph, where it records."""
 
 
 class Sized:
@@ -120,7 +120,7 @@ def memory_figures(keep: Figures, bundle: Path, device: str, cases: Mapping[str,
             before = used_bytes(device)
             with PaiNNCalculator(bundle, device=device) as calculator:
                 session = calculator.session
-                for _ in range(RUNS):
+                for _ in range(RECORDED):
                     session.run(case.inputs[0])
                 graphs = isinstance(session, CudaGraphs) and session.cuda_graphs
                 return {"bytes": used_bytes(device) - before, "CUDA graphs": graphs}
