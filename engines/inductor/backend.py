@@ -105,10 +105,8 @@ class InductorBackend(Backend):
     def executed_graph(self, bundle: Bundle, atoms: int, slots: int) -> "onnx.ModelProto":
         """See `Backend.executed_graph`."""
         form = serving(_packages(bundle), atoms, slots).plan.form
-        form = replace(
-            form, words=tuple(word for word in form.words if word != "dots")
-        )  # the work of products is theirs
-        return form.lowered(super().executed_graph(bundle, atoms, slots))
+        words = tuple(word for word in form.words if word != "dots")  # whose work is that of products
+        return replace(form, words=words).lowered(super().executed_graph(bundle, atoms, slots))
 
     def contents(self, bundle: Bundle) -> Mapping[str, str]:
         """See `Backend.contents`: forms of the graph, and the sizes that each is for."""

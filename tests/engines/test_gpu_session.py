@@ -16,7 +16,7 @@ from ase.build import bulk, molecule
 
 from painn_deploy.engines.contract import check_indices, check_molecules, padded
 from painn_deploy.engines.forms import Form, Plan
-from painn_deploy.engines.gpu import device_molecules, device_neighbours, device_positions
+from painn_deploy.engines.gpu import device_molecules, device_neighbours, device_positions, recordings
 from painn_deploy.engines.gpu import lane as gpu_lane
 from painn_deploy.engines.gpu import session as gpu_session
 from painn_deploy.engines.gpu.arena import Arena
@@ -204,6 +204,21 @@ def test_the_time_on_the_device_is_that_of_the_engine_and_of_a_replay(opened: Op
         launched, replayed = session.device_time(inputs, 7)
         assert (launched, replayed) == (1.0, 3.0 if engine == "onnxruntime" else 1.0)  # with its copies, or as a whole
         assert session.cuda_graphs
+
+
+@every_engine
+def test_a_size_that_launching_costs_nothing_is_not_recorded(
+    opened: Opened, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = (graph_inputs([students.water(i) for i in range(count)], CUTOFF) for count in (1, 4))
+    monkeypatch.setattr(recordings, "MOST_CELLS", 3 * 8)  # of the small one, whose slots are rounded up
+    with opened(engine) as session:
+        for _ in range(4):
+            session.run(large)
+            session.run(small)
+        (lane,) = session._lanes
+        assert [key[1:3] for key in lane.recordings.keys] == [(3, 8)]
+        assert not session.refused_graphs, "nothing was refused: it was not tried"
 
 
 @every_engine
