@@ -177,8 +177,10 @@ def padded(inputs: GraphInputs, atoms: int, slots: int) -> GraphInputs:
         neighbours=own // np.int32(slots),
         reverse=own,
         mask=np.zeros((atoms, slots), inputs.mask.dtype),
+        weights=np.ones(atoms, inputs.weights.dtype),
     )
     result.atomic_numbers[:old_atoms] = inputs.atomic_numbers
+    result.weights[:old_atoms] = inputs.weights
     for name in ("displacements", "neighbours", "mask"):
         getattr(result, name)[:old_atoms, :old_slots] = getattr(inputs, name)
     row, slot = np.divmod(inputs.reverse, np.int32(old_slots))

@@ -94,11 +94,19 @@ INPUTS = (
         "",
         "1 for an edge (d < cutoff in float64), 0 for padding and for a stored pair that is beyond the cutoff",
     ),
+    Field(
+        "weights",
+        ("atoms",),
+        REAL,
+        "",
+        "factor of each atomic energy before it is differentiated: 1, and 0 for an atom whose energy another part of a "
+        "divided structure counts",
+    ),
 )
 
 OUTPUTS = (
-    Field("atomic_energies", ("atoms",), REAL, "eV", "each atom's share of the energy; summed in float64 outside"),
-    Field("forces", ("atoms", 3), REAL, "eV/Angstrom", "minus the gradient of the energy with the positions"),
+    Field("atomic_energies", ("atoms",), REAL, "eV", "weights times each atom's share; summed in float64 outside"),
+    Field("forces", ("atoms", 3), REAL, "eV/Angstrom", "minus the gradient of the weighted energy with the positions"),
     Field(
         "virials",
         ("atoms", 3, 3),
@@ -179,6 +187,7 @@ class GraphInputs(NamedTuple):
     neighbours: Int32[np.ndarray, "atoms slots"]
     reverse: Int32[np.ndarray, "atoms slots"]
     mask: Float[np.ndarray, "atoms slots"]
+    weights: Float[np.ndarray, " atoms"]
 
 
 class _Outputs(NamedTuple):

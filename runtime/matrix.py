@@ -60,6 +60,7 @@ class NeighbourMatrix:
             neighbours=neighbours,
             reverse=reverse,
             mask=np.zeros(shape, dtype),
+            weights=np.ones(atoms, dtype),
         )
 
     _rounded: np.ndarray | None = None

@@ -61,6 +61,7 @@ def trace(student: Student, precision: str = "fp32") -> fx.GraphModule:
         torch.zeros(atoms, slots, dtype=torch.int32),
         torch.zeros(atoms, slots, dtype=torch.int32),
         torch.ones(atoms, slots, dtype=student.dtype),
+        torch.ones(atoms, dtype=student.dtype),
     )
     traced = make_fx(
         outputs,

@@ -30,12 +30,12 @@ class EnergyAndForces(NamedTuple):
 def explicit_forces(student: Student, graph: NeighbourGraph) -> EnergyAndForces:
     """Energies, forces and virials with the closed-form adjoints: what is traced, exported and deployed.
 
-    With g = dE/d(displacement) of each slot, the force on atom i is the sum over its slots of g minus that of the
-    reverse slot, and its virial the sum of g ⊗ displacement.
+    E is the sum of the atomic energies times their weights. With g = dE/d(displacement) of each slot, the force on atom
+    i is the sum over its slots of g minus that of the reverse slot, and its virial the sum of g ⊗ displacement.
 
     Args:
         student: its energy model.
-        graph: displacements (Å), neighbours and mask of [atoms, slots], and atomic numbers [atoms].
+        graph: displacements (Å), neighbours, reverse and mask of [atoms, slots], atomic numbers and weights [atoms].
     """
     return EnergyAndForces(*explicit_outputs(student, graph)[: len(EnergyAndForces._fields)])
 
@@ -48,13 +48,14 @@ def explicit_outputs(student: Student, graph: NeighbourGraph) -> tuple[Tensor, .
 
     Args:
         student: its energy model.
-        graph: displacements (Å), neighbours and mask of [atoms, slots], and atomic numbers [atoms].
+        graph: displacements (Å), neighbours, reverse and mask of [atoms, slots], atomic numbers and weights [atoms].
     """
     graph = graph._replace(displacements=graph.displacements.detach().requires_grad_())
     with torch.enable_grad():
         answers = [member.answer(graph, EXPLICIT) for member in student.members]
-        gradients = [torch.autograd.grad(one.energies.sum(), graph.displacements)[0] for one in answers]
-    energies = [one.energies.detach() for one in answers]
+        weighted = [one.energies * graph.weights for one in answers]
+        gradients = [torch.autograd.grad(each.sum(), graph.displacements)[0] for each in weighted]
+    energies = [each.detach() for each in weighted]
     mean = _mean(gradients)
     # each member's own: a mean that is multiplied at once is scaled in float32 by ONNX Runtime, in a float64 graph too
     virials = _mean([gradient.mT @ graph.displacements for gradient in gradients])
@@ -93,7 +94,7 @@ def autograd_forces(student: Student, graph: NeighbourGraph) -> EnergyAndForces:
     moves = torch.zeros(atoms, 3, dtype=displacements.dtype, requires_grad=True)
     moved = displacements + (moves[graph.neighbours] - moves[:, None]) * graph.mask[..., None]
     with torch.enable_grad():
-        energies = student(graph._replace(displacements=moved), PLAIN)
+        energies = student(graph._replace(displacements=moved), PLAIN) * graph.weights
         gradient, negative_forces = torch.autograd.grad(energies.sum(), (displacements, moves))
     virials = torch.einsum("akx,aky->axy", gradient, displacements)
     return EnergyAndForces(energies.detach(), -negative_forces, virials.detach())

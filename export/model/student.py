@@ -28,6 +28,7 @@ class NeighbourGraph(NamedTuple):
     neighbours: Int[Tensor, "atoms slots"]
     reverse: Int[Tensor, "atoms slots"]
     mask: Float[Tensor, "atoms slots"]
+    weights: Float[Tensor, " atoms"]
 
 
 @dataclass(frozen=True)

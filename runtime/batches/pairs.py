@@ -116,7 +116,7 @@ class PairLists:
             taken = np.empty((2, int(counts.max())), np.int64)
             pairs = self.offsets, self.first, self.second, self.vectors
             loops.pack(chosen, frames.offsets, *pairs, slots, *flat, taken)
-            return GraphInputs(numbers, displacements, neighbours, reverse, mask)
+            return GraphInputs(numbers, displacements, neighbours, reverse, mask, np.ones(rows, dtype))
         sizes = (self.offsets[1:] - self.offsets[:-1])[chosen]
         places, before = ranges(self.offsets[:-1][chosen], sizes), np.repeat(bounds_of(counts)[:-1], sizes)
         joined = Pairs(self.first[places] + before, self.second[places] + before, None)
