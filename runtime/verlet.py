@@ -254,6 +254,8 @@ class VerletList:
         most_widening: columns with `DEFAULT_SKIN` over those without, up to which it is used where `skin` is None.
         admit: asked about each new matrix before it is made.
         finder: finds the neighbours of what has `MANY` atoms or more on a device; None where there is none.
+        weights: of the atoms, as in the graph contract; None for ones. What was found before others are set is to be
+            forgotten by `forget`.
         searches: how many searches there were.
         updates: how many steps reused one.
     """
@@ -265,6 +267,7 @@ class VerletList:
     most_widening: float = WIDER
     admit: Admit = lambda atoms, slots: None  # noqa: ARG005
     finder: Finder | None = None
+    weights: Float64[np.ndarray, " atoms"] | None = None
     searches: int = 0
     updates: int = 0
     _stored: _Stored | None = field(default=None, repr=False)
@@ -291,7 +294,12 @@ class VerletList:
             return stored.standing.write(self.cutoff)
         found = self._find(atoms, self.cutoff)
         self._admitted(found.pairs, len(atoms))
-        return NeighbourMatrix(as_elements(atoms.numbers), found.pairs, self.slot_step, self.dtype).write(found.vectors)
+        matrix = NeighbourMatrix(as_elements(atoms.numbers), found.pairs, self.slot_step, self.dtype)
+        return self._weighed(matrix).write(found.vectors)
+
+    def forget(self) -> None:
+        """Search again at the next step, whatever was found."""
+        self._stored = self._boxed = None
 
     def resident(self, atoms: Atoms, last: ResidentGraph | Boxes | None) -> ResidentGraph | Boxes | None:
         """What stays on a device while the neighbours stand; None where there is no skin: use `inputs`.
@@ -341,6 +349,7 @@ class VerletList:
             self._stored, self._widened = None, (seen, math.inf)  # without a skin it may fit
             return None
         standing = StandingPairs(as_elements(atoms.numbers), found, self.slot_step, self.dtype)
+        self._weighed(standing.matrix)
         self._stored = _Stored(seen, atoms.positions.copy(), found.cell, standing)
         return self._stored
 
@@ -367,6 +376,12 @@ class VerletList:
         refuse_one_spot(atoms.numbers, *nearest)
         self._boxed = seen, boxes
         return boxes
+
+    def _weighed(self, matrix: NeighbourMatrix) -> NeighbourMatrix:
+        """A matrix with the weights of its atoms."""
+        if self.weights is not None:
+            matrix.inputs.weights[:] = self.weights
+        return matrix
 
     def _find(self, atoms: Atoms, reach: float) -> Displacements:
         self.searches += 1

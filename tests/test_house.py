@@ -32,7 +32,8 @@ SHELVES = {
     "engines": ("", "gpu", "fused", "inductor", "onnxruntime", "tensorrt"),
     "runtime": (
         *("uncertainty", "structures", "pairs", "neighbours", "matrix", "grouping", "limits", "periodicity", "species"),
-        *("results", "batches", "", "screening", "screening/bulk"),
+        *("results", "batches", "", "motion", "calculator"),
+        *("lammps", "sockets", "__init__", "screening", "screening/bulk"),
         *("screening/workers", "screening/run", "screening/__init__", "labelling", "programs"),
     ),
     "calibration": ("", "accuracy", "uncertainty", "int8", "physics", "report"),

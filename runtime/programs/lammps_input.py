@@ -17,7 +17,7 @@ from painn_deploy.export.parsing import UnreadableError
 from painn_deploy.export.progress import Tell, silent
 from painn_deploy.export.reading import read_regular
 from painn_deploy.runtime.calculator import PaiNNCalculator
-from painn_deploy.runtime.lammps import LammpsForces, info_of, lammps_in_words
+from painn_deploy.runtime.lammps import SKIN, LammpsForces, info_of, lammps_in_words
 from painn_deploy.runtime.programs.lammps_commands import (
     ADDS,
     EXPANDED,
@@ -106,6 +106,7 @@ class InputFile:
     def _cleared(self) -> None:
         """Begin anew, as LAMMPS does by `clear`."""
         self.forces: LammpsForces | None = None
+        self._skin = SKIN
         self._elements, self._style = self._given, ""
         self._bare = self._thermo = self._modified = self._masses_seen = False
 
@@ -174,6 +175,10 @@ class InputFile:
             self._command(text if whole else f"{' '.join(words_of(text, raw=True))} nocoeff")
         if word == "clear":
             self._cleared()
+        elif word == "neighbor":
+            self._skin = float(words_of(self._expanded(text))[1])  # LAMMPS has just taken it for a number
+            if self.forces is not None:
+                self.forces.reach_for(self._skin)
         elif word == "next":
             self._skips = self._skips or not all(self._lammps.has_id("variable", name) for name in rest)
         elif word in ("fix", "run"):
@@ -280,7 +285,7 @@ class InputFile:
             self._tell_once(f"`pair_style {found}` of the restart becomes `zero`: forces are the engine's")
         _refuse_others(styles)
         named = dict(enumerate(self._elements, start=1))
-        self.forces, self._computed = LammpsForces(self._lammps, self._calculator, named), True
+        self.forces, self._computed = LammpsForces(self._lammps, self._calculator, named, self._skin), True
         self._tell_once(f"types: {', '.join(f'{kind} {element}' for kind, element in named.items())}")
 
     def _look(self, path: Path, command: Command, words: Sequence[str]) -> None:

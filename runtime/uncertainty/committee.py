@@ -31,6 +31,9 @@ class Spread:
         seen: atomic numbers that these frames held.
     """
 
+    additive = False
+    """The spread of a force is known where each member's whole force is."""
+
     def __init__(
         self,
         species: Sequence[int],

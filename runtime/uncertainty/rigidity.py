@@ -17,7 +17,7 @@ import binascii
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
@@ -48,6 +48,7 @@ class LastLayer:
     roots: Mapping[int, Float64[np.ndarray, "width width"]]
     factor: float | None
     scale: Scale
+    additive: ClassVar[bool] = True
 
     @property
     def names(self) -> tuple[str, ...]:

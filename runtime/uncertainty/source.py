@@ -24,7 +24,11 @@ class Uncertainty(Protocol):
     Attributes:
         names: of the results that it adds.
         scale: what `uncertainty_ratio` is measured by; None where nothing is.
+        additive: whether a structure's ratio is the mean over its atoms, and its energy's uncertainty the sum, so that
+            they follow from those of parts of it.
     """
+
+    additive: bool
 
     @property
     def scale(self) -> Scale | None:

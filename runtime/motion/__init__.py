@@ -1,0 +1,1 @@
+"""One structure that moves, on one process or divided among several."""
