@@ -15,7 +15,7 @@ from painn_deploy.engines.gpu.driver import driver
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
 from painn_deploy.runtime.motion.ranks import Ranks
 
-__all__ = ["cores_of", "device_of", "ended_together", "run_on_ranks", "started_by_others"]
+__all__ = ["check_launcher", "cores_of", "device_of", "ended_together", "launcher", "run_on_ranks", "started_by_others"]
 
 STARTED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Variables by which a launcher of MPI tells a process how many there are."""
@@ -34,10 +34,10 @@ def run_on_ranks(ranks: int, arguments: Sequence[str]) -> int:
     if importlib.util.find_spec("mpi4py") is None:
         raise EngineUnavailableError('--ranks needs mpi4py: pip install "painn-deploy[lammps]".')
     program = sys.executable, "-m", "painn_deploy.scripts.cli"
-    return subprocess.run([_launcher(), "-n", str(ranks), *program, *arguments], check=False).returncode  # noqa: S603
+    return subprocess.run([launcher(), "-n", str(ranks), *program, *arguments], check=False).returncode  # noqa: S603
 
 
-def _launcher() -> str:
+def launcher() -> str:
     """The launcher of the MPI that LAMMPS's wheel uses."""
     try:
         files = metadata.files("mpich") or []

@@ -32,18 +32,24 @@ KCAL = 23.060547830619  # kcal/mol in an eV: 96485.33212331 C/mol / 4184 J
 
 
 def build(
-    lammps: Any, atoms: Atoms, symbols: list[str], unit_system: str = "metal", order: np.ndarray | None = None
+    lammps: Any,
+    atoms: Atoms,
+    symbols: list[str],
+    unit_system: str = "metal",
+    order: np.ndarray | None = None,
+    boundary: str = "",
 ) -> None:
     """A box that holds `atoms`, whose cell is triangular as LAMMPS wants it, with their velocities.
 
-    Atom ids are the atoms' own places, from 1; `order` is that in which LAMMPS is given them.
+    Atom ids are the atoms' own places, from 1; `order` is that in which LAMMPS is given them. `boundary` is LAMMPS's;
+    without one it is fixed where the atoms do not repeat.
     """
     order = np.arange(len(atoms)) if order is None else order
     picoseconds = {"metal": 1.0, "real": 1e-3}.get(unit_system, 1.0)
     cell = atoms.cell.array
     lammps.command(f"units {unit_system}")
     lammps.command("atom_style atomic")
-    lammps.command("boundary " + " ".join("p" if flag else "f" for flag in atoms.pbc))
+    lammps.command("boundary " + (boundary or " ".join("p" if flag else "f" for flag in atoms.pbc)))
     lengths = " ".join(f"0 {length:.17g}" for length in np.diag(cell))
     tilts = " ".join(f"{tilt:.17g}" for tilt in (cell[1, 0], cell[2, 0], cell[2, 1]))
     lammps.command(f"region box prism {lengths} {tilts} units box")

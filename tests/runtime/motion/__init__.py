@@ -1,0 +1,1 @@
+"""One structure on several MPI ranks."""
