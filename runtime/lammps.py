@@ -187,6 +187,7 @@ class LammpsForces:
     ) -> None:
         self._lammps, self._calculator = lammps, calculator
         self.error: BaseException | None = None
+        self._commands = 0
         self._energy = _checked_energy(lammps)
         self._numbers = _numbers_of(lammps, calculator, elements)
         ranks = ranks_of(lammps)
@@ -216,6 +217,7 @@ class LammpsForces:
         """
         self._check_here()
         self._check_ghosts()
+        self._commands += 1
         word = "".join(text.split()[:1])
         styles = set() if word in MENDING else _check_styles(self._lammps)
         before, failed, self.error = _names(self._lammps), self.error, None
@@ -305,7 +307,8 @@ class LammpsForces:
         """The part of this rank."""
         rows = count + self._lammps.extract_setting("nghost")
         asked = self._lammps.extract_global("vflag_atom") == step
-        return division.answer(self._seen(count, rows), self._skin + SPARE, of_atoms=asked)
+        exchange = self._commands, int(self._lammps.get_thermo("nbuild"))  # LAMMPS counts anew in each run
+        return division.answer(self._seen(count, rows, exchange), self._skin + SPARE, of_atoms=asked)
 
     def _give(self, step: int, f: Float64[np.ndarray, "atoms 3"], part: Part) -> None:
         """Hand over results in LAMMPS's order, units and components; of each atom only where this step asks for it."""
@@ -324,13 +327,13 @@ class LammpsForces:
             unit = 1.0 if name == RATIO else self._energy
             self._lammps.fix_external_set_vector(FIX, place, unit * results.get(name, math.inf))
 
-    def _seen(self, count: int, rows: int) -> Seen:
+    def _seen(self, count: int, rows: int, exchange: tuple[int, int] = (0, 0)) -> Seen:
         """Own atoms, and as many images of others as there are rows after them."""
         x, tags, types = (self._lammps.numpy.extract_atom(name, nelem=rows)[:rows] for name in ("x", "id", "type"))
         low, high, xy, yz, xz, periodic, _ = self._lammps.extract_box()
         lengths = np.subtract(high, low)
         cell = np.array([[lengths[0], 0, 0], [xy, lengths[1], 0], [xz, yz, lengths[2]]])
-        return Seen(count, tags, self._numbers[types], x, cell, np.array(periodic, bool))
+        return Seen(count, tags, self._numbers[types], x, cell, np.array(periodic, bool), exchange)
 
 
 def _checked_energy(lammps: Any) -> float:

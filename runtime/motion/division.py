@@ -38,6 +38,7 @@ class Seen:
         positions: Å.
         cell: of the whole structure, Å.
         periodic: directions in which it repeats.
+        exchange: of atoms among ranks, the last one: numbers that differ from those of any other one.
     """
 
     owned: int
@@ -46,6 +47,7 @@ class Seen:
     positions: Float64[np.ndarray, "atoms 3"]
     cell: Float64[np.ndarray, "3 3"]
     periodic: Bool[np.ndarray, "3"]
+    exchange: tuple[int, int] = (0, 0)
 
     def atoms(self, rows: Int64[np.ndarray, " rows"] | slice) -> Atoms:
         """Some of the atoms.
@@ -83,16 +85,16 @@ class Part:
 class _Divided:
     """What a rank was given when atoms last changed hands, and what it evaluates since then."""
 
-    owned: int
     tags: np.ndarray
     numbers: np.ndarray
+    exchange: tuple[int, int]
     domain: Domain
     owners: Owners
 
     def is_of(self, seen: Seen) -> bool:
-        """Whether it was given the same atoms."""
+        """Whether it was given the same atoms, and they changed hands no more since then."""
         same = np.array_equal(seen.tags, self.tags) and np.array_equal(seen.numbers, self.numbers)
-        return same and seen.owned == self.owned
+        return same and seen.exchange == self.exchange
 
 
 class Division:
@@ -154,9 +156,9 @@ class Division:
             atoms = seen.atoms(domain.rows)
             if not domain.covers(atoms):
                 raise EngineError(
-                    f"Atoms moved by more than half of LAMMPS's skin of {margin:g} Å since it last exchanged atoms, so "
-                    "that some may lack neighbours on other ranks: `neigh_modify every 1 delay 0 check yes`, a smaller "
-                    "timestep, or a larger skin (`neighbor`)."
+                    f"Atoms moved by more than {margin / 2:g} Å, half of LAMMPS's skin, since it last exchanged atoms, "
+                    "so that some may lack neighbours on other ranks: `neigh_modify every 1 delay 0 check yes`, a "
+                    "smaller timestep, or a larger skin (`neighbor`)."
                 )
             energies, rows, sums = self._evaluated(atoms, owned)
         own, foreign = rows[:owned].copy(), rows[owned:]
@@ -178,7 +180,7 @@ class Division:
         neighbours = self._moving.neighbour_list
         neighbours.weights = (np.arange(len(domain.rows)) < seen.owned).astype(np.float64)
         neighbours.forget()
-        self._divided = _Divided(seen.owned, seen.tags.copy(), seen.numbers, domain, owners)
+        self._divided = _Divided(seen.tags.copy(), seen.numbers, seen.exchange, domain, owners)
         return self._divided
 
     def _evaluated(self, atoms: Atoms, owned: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

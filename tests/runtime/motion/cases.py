@@ -32,6 +32,7 @@ class Case:
         student: that answers, by its name among those of `bundles`.
         skin: Å, LAMMPS's own, and the calculator's.
         boundary: of LAMMPS; the structure's own where none is said.
+        most_ranks: that it is tried on.
     """
 
     make: Callable[[], Atoms]
@@ -41,6 +42,7 @@ class Case:
     student: str = "painn"
     skin: tuple[float, float | None] = (1.0, None)
     boundary: str = ""
+    most_ranks: int = 4
 
 
 def diamond(*repeats: int) -> Callable[[], Atoms]:
@@ -90,14 +92,14 @@ def gas() -> Atoms:
 CUBE, ALONG = diamond(3, 2, 2), "processors {} {} {}"
 
 CASES: dict[str, Case] = {
-    "cut along x": Case(CUBE, ALONG.format("*", 1, 1)),
-    "cut along y": Case(CUBE, ALONG.format(1, "*", 1)),
-    "cut along z": Case(CUBE, ALONG.format(1, 1, "*")),
-    "tiles": Case(CUBE, "comm_style tiled", ("balance 1.0 rcb\nrun 0", "fix move all nve\nrun 20")),
-    "triclinic": Case(slanted),
-    "thinner than the cutoff": Case(diamond(4, 1, 1), ALONG.format("*", 1, 1)),
+    "cut along x": Case(CUBE, most_ranks=8, before=ALONG.format("*", 1, 1)),
+    "cut along y": Case(CUBE, most_ranks=8, before=ALONG.format(1, "*", 1)),
+    "cut along z": Case(CUBE, most_ranks=8, before=ALONG.format(1, 1, "*")),
+    "tiles": Case(diamond(3, 3, 3), "comm_style tiled", ("balance 1.0 rcb\nrun 0", "fix move all nve\nrun 20")),
+    "triclinic": Case(slanted, most_ranks=8),
+    "thinner than the cutoff": Case(diamond(4, 1, 1), ALONG.format("*", 1, 1), most_ranks=8),
     "cut thinner than the cutoff": Case(diamond(1, 1, 2), ALONG.format("*", 1, 1)),
-    "vacuum": Case(slab, ALONG.format(1, 1, "*"), boundary="p p f"),
+    "vacuum": Case(slab, ALONG.format(1, 1, "*"), boundary="p p f", most_ranks=8),
     "shrink-wrapped": Case(ethanol, boundary="s s s", units="real"),
     "real units": Case(CUBE, units="real"),
     "newton off": Case(CUBE, "newton off"),
@@ -105,15 +107,18 @@ CASES: dict[str, Case] = {
     "a searching step": Case(CUBE, skin=(1.0, 0.0)),
     "one interaction": Case(CUBE, student="one interaction"),
     "repulsion": Case(CUBE, student="repulsion"),
-    "three interactions, shared filters": Case(CUBE, student="a basis an interaction, and shared filters"),
+    "three interactions, shared filters": Case(
+        CUBE, after=("run 0",), student="a basis an interaction, and shared filters"
+    ),
     "not rotationally invariant": Case(CUBE, student="distiller"),
     "uncertain": Case(CUBE, student="uncertain"),
     "pressure": Case(CUBE, after=("run 0", "fix move all npt temp 300 300 0.02 aniso 0 0 0.1\nrun 20")),
     "minimised": Case(CUBE, after=("run 0", "minimize 0 1e-3 10 20")),
     "changed types": Case(CUBE, after=("run 0", "set atom 1*20 type 1\nrun 0", "fix move all nve\nrun 10")),
     "deleted atoms": Case(
-        CUBE, after=("run 0", "group gone id 1*31\ndelete_atoms group gone compress no\nrun 0", "fix m all nve\nrun 5")
+        CUBE, after=("run 0", "group gone id 1:31\ndelete_atoms group gone compress no\nrun 0", "fix m all nve\nrun 5")
     ),
-    "moving across borders": Case(gas, after=("run 0", "fix move all nve\nrun 500"), skin=(0.6, None)),
+    "moving across borders": Case(gas, after=("run 0", "fix move all nve\nrun 500"), skin=(0.6, None), most_ranks=2),
+    "moving": Case(gas, skin=(0.6, None)),
 }
 """By what each one tries."""
