@@ -1,6 +1,6 @@
 """Checks of an engine's inputs against the graph contract, and padding that keeps it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int32
@@ -8,10 +8,10 @@ from numpy.typing import DTypeLike
 
 from painn_deploy.engines.session import Boxes
 from painn_deploy.export.errors import ShapeError
-from painn_deploy.export.fields import INPUTS, GraphInputs
+from painn_deploy.export.fields import INPUTS, WITH_WEIGHTS, Field, GraphInputs
 from painn_deploy.export.manifest_values import PRECISIONS
 
-__all__ = ["check_boxes", "check_indices", "check_inputs", "check_molecules", "padded"]
+__all__ = ["check_boxes", "check_indices", "check_inputs", "check_molecules", "padded", "taken"]
 
 MOST_SPAN = 2**24
 """Boxes away that a neighbour may be in a direction that repeats; a thinner cell is none of matter."""
@@ -43,6 +43,27 @@ def check_inputs(inputs: GraphInputs, precision: str = "fp32") -> None:
             )
     if atoms < 1 or slots < 1:
         raise ShapeError(f"A graph has at least one atom and one slot, not {atoms} and {slots}.")
+
+
+def taken(inputs: GraphInputs, fields: Sequence[Field] = INPUTS) -> dict[str, np.ndarray]:
+    """The arrays that a graph takes, by name, in its order.
+
+    Args:
+        inputs: that keep the contract.
+        fields: that the graph takes, see `painn_deploy.export.fields.inputs_of`.
+
+    Raises:
+        ShapeError: the graph takes no weights, and some are not 1.
+    """
+    arrays = inputs._asdict()
+    if len(fields) == len(arrays):
+        return arrays
+    if (inputs.weights != 1).any():
+        raise ShapeError(
+            f"The input weights holds {inputs.weights[inputs.weights != 1][0]:g}, and this engine takes no weights, as "
+            f"its bundle is of a format before {WITH_WEIGHTS}. Export the bundle again."
+        )
+    return {field.name: arrays[field.name] for field in fields}
 
 
 def check_indices(

@@ -12,7 +12,7 @@ from painn_deploy.engines.contract import check_inputs, padded
 from painn_deploy.engines.owner import SoleUse
 from painn_deploy.engines.session import Closing, EngineInfo
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
-from painn_deploy.export.fields import OUTPUTS, Field, GraphInputs, GraphOutputs
+from painn_deploy.export.fields import INPUTS, OUTPUTS, Field, GraphInputs, GraphOutputs
 
 __all__ = ["HostSession"]
 
@@ -36,10 +36,17 @@ class HostSession(Closing):
         info: what the session says of itself.
         least: atoms and slots that the engine takes at least; smaller matrices are padded.
         outputs: of the graph, see `painn_deploy.export.fields.outputs_of`.
+        inputs: of the graph, see `painn_deploy.export.fields.inputs_of`.
     """
 
-    def __init__(self, info: EngineInfo, least: int = 1, outputs: Sequence[Field] = OUTPUTS) -> None:
-        self._info, self._least, self.outputs = info, least, tuple(outputs)
+    def __init__(
+        self,
+        info: EngineInfo,
+        least: int = 1,
+        outputs: Sequence[Field] = OUTPUTS,
+        inputs: Sequence[Field] = INPUTS,
+    ) -> None:
+        self._info, self._least, self.outputs, self.inputs = info, least, tuple(outputs), tuple(inputs)
         self._checked: GraphInputs | None = None
         self._closed = False
         _OPEN.add(self)

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float64, Int32, Int64, UInt8
+from jaxtyping import Float32, Float64, Int32, Int64, UInt8
 
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 
@@ -97,6 +97,7 @@ class ResidentGraph:
         shifts: S·cell of each slot, Å.
         stored: 1 for a slot that holds a pair, within the cutoff or the skin.
         cutoff: Å.
+        weights: as in the graph contract.
     """
 
     atomic_numbers: Int32[np.ndarray, " atoms"]
@@ -105,6 +106,7 @@ class ResidentGraph:
     shifts: Float64[np.ndarray, "atoms slots 3"]
     stored: UInt8[np.ndarray, "atoms slots"]
     cutoff: float
+    weights: Float32[np.ndarray, " atoms"]
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ __all__ = [
     "GraphInputs",
     "GraphOutputs",
     "PairInputs",
+    "inputs_of",
     "outputs_of",
     "real_type",
 ]
@@ -103,6 +104,19 @@ INPUTS = (
         "divided structure counts",
     ),
 )
+
+WITH_WEIGHTS = 3
+"""Format of bundles from which on a graph takes `weights`."""
+
+
+def inputs_of(format_version: int) -> tuple[Field, ...]:
+    """The inputs of a graph.
+
+    Args:
+        format_version: of the bundle that holds it.
+    """
+    return INPUTS if format_version >= WITH_WEIGHTS else tuple(field for field in INPUTS if field.name != "weights")
+
 
 OUTPUTS = (
     Field("atomic_energies", ("atoms",), REAL, "eV", "weights times each atom's share; summed in float64 outside"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from painn_deploy.export.errors import BundleError, OutputError
-from painn_deploy.export.fields import UNITS, Field, outputs_of
+from painn_deploy.export.fields import UNITS, Field, inputs_of, outputs_of
 from painn_deploy.export.manifest_values import PRECISIONS, wrong_keys
 from painn_deploy.export.moved import moved_names
 from painn_deploy.export.parsing import UnreadableError, parse_json
@@ -31,7 +31,7 @@ __all__ = [
     "write_bundle",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 VALIDATION = "validation.json"
@@ -107,6 +107,11 @@ class Manifest:
     files: Mapping[str, str] = field(default_factory=dict)
     manifest_sha256: str = ""
     format_version: int = FORMAT_VERSION
+
+    @property
+    def inputs(self) -> tuple[Field, ...]:
+        """The inputs of its graph."""
+        return inputs_of(self.format_version)
 
     @property
     def outputs(self) -> tuple[Field, ...]:

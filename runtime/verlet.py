@@ -186,6 +186,7 @@ class StandingPairs:
             images.reshape(atoms, slots, 3),
             held.reshape(atoms, slots),
             cutoff,
+            inputs.weights,
         )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from ase import Atoms
 from ase.build import bulk, graphene, molecule
@@ -139,6 +140,19 @@ def distiller_weights(configuration: dict[str, Any], seed: int) -> dict[str, tor
         weights |= _layers(g, f"interactions.{i}.update.update_mlp", [2 * f, f, 3 * f], 2)
         weights[f"interactions.{i}.update.mixing_matrix"] = torch.eye(3) + 0.3 * torch.randn(3, 3, generator=g)
     return weights | _layers(g, "energy_head", [f, f // 2, f // 4, 1], 2)
+
+
+def without_weights(model: bytes) -> bytes:
+    """A graph as bundles held it before format 3: every weight is 1, and no input says so."""
+    graph = onnx.load_from_string(model)
+    (weights,) = (value for value in graph.graph.input if value.name == "weights")
+    graph.graph.input.remove(weights)
+    lowest = onnx.numpy_helper.from_array(np.array(-1, np.int32), "lowest")
+    graph.graph.initializer.append(lowest)
+    kind = weights.type.tensor_type.elem_type
+    graph.graph.node.insert(0, onnx.helper.make_node("Cast", ["are_atoms"], ["weights"], "ones", to=kind))
+    graph.graph.node.insert(0, onnx.helper.make_node("Greater", ["atomic_numbers", "lowest"], ["are_atoms"], "atoms"))
+    return graph.SerializeToString()
 
 
 def perturbed(atoms: Atoms, seed: int = 0, sigma: float = 0.1) -> Atoms:

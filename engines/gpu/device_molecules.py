@@ -108,7 +108,7 @@ def molecule_columns(rows: int) -> tuple[Column, ...]:
         rows: of the matrix, padded ones included.
     """
     whole = tuple((name, (rows,), "int32") for name in ("atomic_numbers", "first", "count"))
-    return (("positions", (rows, 3), "float64"), *whole, ("padding", (1,), "int32"))
+    return (("positions", (rows, 3), "float64"), ("weights", (rows,), "float32"), *whole, ("padding", (1,), "int32"))
 
 
 def fill_molecules(
@@ -131,6 +131,7 @@ def fill_molecules(
     sizes = np.diff(starts, append=atoms)
     arrays["atomic_numbers"][:atoms], arrays["atomic_numbers"][atoms:] = numbers, 0
     arrays["positions"][:atoms], arrays["positions"][atoms:] = positions, 0.0
+    arrays["weights"][...] = 1.0
     arrays["first"][:atoms], arrays["first"][atoms:] = np.repeat(starts, sizes), np.arange(atoms, rows)
     arrays["count"][:atoms], arrays["count"][atoms:] = np.repeat(sizes, sizes), 1
     spare = arrays["count"] <= slots  # such an atom's last slot is padding

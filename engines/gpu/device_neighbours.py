@@ -4,8 +4,9 @@ import ctypes
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Int32
 
-from painn_deploy.engines.gpu.arena import Column
+from painn_deploy.engines.gpu.arena import Block, Column
 from painn_deploy.engines.gpu.device_positions import DeviceKernel
 from painn_deploy.engines.session import Boxes, Nearest
 from painn_deploy.export.fields import PAIR_INPUTS
@@ -14,10 +15,12 @@ __all__ = [
     "COUNTED",
     "KERNEL",
     "NAMES",
+    "OF_ATOMS",
     "FindingKernel",
     "PairingKernel",
     "box_columns",
     "counted_columns",
+    "fill_atoms",
     "fill_boxes",
     "nearest_of",
     "number_pairs",
@@ -140,6 +143,9 @@ COUNTED = ("count", "forward", "closest", "nearest")
 """What is counted of each row, and comes down: neighbours, pairs that its slots count, the nearest other atom, and how
 far away that is in Å."""
 
+OF_ATOMS = ("atoms",)
+"""Shape of the inputs that no kernel writes. They come first in their block, so that one copy takes them."""
+
 FINDING_TYPES = (
     *[ctypes.c_void_p] * 7,
     ctypes.c_double,
@@ -178,6 +184,23 @@ def numbered_columns(rows: int) -> tuple[Column, ...]:
         rows: of the matrix.
     """
     return (("numbers", (rows,), "int32"), ("totals", (2,), "int32"))
+
+
+def fill_atoms(block: Block, numbers: Int32[np.ndarray, " atoms"]) -> int:
+    """Write the inputs that no kernel writes: atomic numbers, and weights of 1 where the engine takes weights.
+
+    Args:
+        block: of the inputs, those of `OF_ATOMS` first.
+        numbers: Z.
+
+    Returns:
+        Bytes of the block up to their end.
+    """
+    atoms, arrays, last = len(numbers), block.arrays, "atomic_numbers"
+    arrays["atomic_numbers"][:atoms], arrays["atomic_numbers"][atoms:] = numbers, 0
+    if "weights" in arrays:
+        arrays["weights"][...], last = 1.0, "weights"
+    return block.addresses[last] + arrays[last].nbytes - block.device
 
 
 def fill_boxes(arrays: Mapping[str, np.ndarray], boxes: Boxes) -> None:

@@ -29,12 +29,14 @@ class Executor(Protocol):
     Attributes:
         fields: inputs that the engine reads beside those of the contract: none, or `PAIR_INPUTS`, which a lane's kernel
             can write in place of `fill`.
+        inputs: of the contract that the graph takes, see `painn_deploy.export.fields.inputs_of`.
         outputs: of the graph, see `painn_deploy.export.fields.outputs_of`.
         least: atoms that a matrix has at least.
         most_slots: slots that it has at most; None for any number.
     """
 
     fields: tuple[Field, ...]
+    inputs: tuple[Field, ...]
     outputs: tuple[Field, ...]
     least: int
     most_slots: int | None

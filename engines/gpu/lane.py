@@ -10,15 +10,17 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from jaxtyping import Float64, Int32, Int64
 
-from painn_deploy.engines.contract import padded
+from painn_deploy.engines.contract import padded, taken
 from painn_deploy.engines.gpu.arena import Arena, Block, columns
 from painn_deploy.engines.gpu.cuda import call, compute_capability, milliseconds, nvtx_range
 from painn_deploy.engines.gpu.device_molecules import NEAREST, PairsKernel, fill_molecules, molecule_columns, widest
 from painn_deploy.engines.gpu.device_neighbours import (
+    OF_ATOMS,
     FindingKernel,
     PairingKernel,
     box_columns,
     counted_columns,
+    fill_atoms,
     fill_boxes,
     nearest_of,
     number_pairs,
@@ -29,7 +31,7 @@ from painn_deploy.engines.gpu.executor import Executor
 from painn_deploy.engines.gpu.recordings import Recordings
 from painn_deploy.engines.session import Admit, Boxes, DeviceTime, MoleculesOutputs, Nearest, ResidentGraph
 from painn_deploy.export.errors import EngineError, ShapeError
-from painn_deploy.export.fields import INPUTS, Field, GraphInputs, GraphOutputs
+from painn_deploy.export.fields import Field, GraphInputs, GraphOutputs
 
 __all__ = ["SLOT_STEP", "Lane"]
 
@@ -127,7 +129,8 @@ class Lane:
         with nvtx_range("follow"):
             nothing = np.zeros((atoms, slots), np.float32)
             moving = np.zeros((atoms, slots, 3), np.float32)
-            whole = GraphInputs(resident.atomic_numbers, moving, resident.neighbours, resident.reverse, nothing)
+            standing = resident.atomic_numbers, moving, resident.neighbours, resident.reverse, nothing
+            whole = GraphInputs(*standing, resident.weights)
             block, fixed = self._inputs(rows, slots), self._fixed(rows, slots)
             self._write(padded(whole, rows, slots), block)
             for name in ("shifts", "stored"):
@@ -172,9 +175,7 @@ class Lane:
             number_pairs(counted.arrays, numbered.arrays, slots)
             block, fixed = self._inputs(rows, slots), self._fixed(rows, slots)
             fixed.arrays["positions"][...] = 0.0  # of padding; a step uploads them
-            numbers = block.arrays["atomic_numbers"]
-            numbers[:atoms], numbers[atoms:] = boxes.atomic_numbers, 0
-            self._upload(block.host_address("atomic_numbers"), block.addresses["atomic_numbers"], numbers.nbytes)
+            self._upload(block.host, block.device, fill_atoms(block, boxes.atomic_numbers))
             self._upload(numbered.host, numbered.device, numbered.size)
             parts = (block, fixed, counted, numbered, sent)
             addresses = {name: address for part in parts for name, address in part.addresses.items()}
@@ -352,7 +353,8 @@ class Lane:
     def _inputs(self, atoms: int, slots: int) -> Block:
         executor = self.executor
         lengths = {"atoms": atoms, "slots": slots, **executor.lengths(atoms, slots)}
-        return self._arena.block("inputs", columns((*INPUTS, *executor.fields), **lengths))
+        fields = (*sorted(executor.inputs, key=lambda field: field.shape != OF_ATOMS), *executor.fields)
+        return self._arena.block("inputs", columns(fields, **lengths))
 
     def _fixed(self, atoms: int, slots: int) -> Block:
         """Arrays that a step of dynamics reads beside the inputs."""
@@ -364,8 +366,8 @@ class Lane:
 
     def _write(self, inputs: GraphInputs, block: Block) -> None:
         """Copy inputs into pinned memory, and what the engine reads beside them."""
-        for field, array in zip(INPUTS, inputs, strict=True):
-            np.copyto(block.arrays[field.name], array)
+        for name, array in taken(inputs, self.executor.inputs).items():
+            np.copyto(block.arrays[name], array)
         self.executor.fill(inputs, block.arrays)
 
     def _upload(self, source: int, target: int, size: int) -> None:

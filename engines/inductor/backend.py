@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine
+from painn_deploy.engines.contract import taken
 from painn_deploy.engines.forms import CPU_FORMS, Plan, plans_for, serving
 from painn_deploy.engines.gpu.arena import Arena
 from painn_deploy.engines.gpu.driver import check_driver, driver
@@ -36,7 +37,7 @@ from painn_deploy.engines.inductor.pairs import KnownPairs
 from painn_deploy.engines.session import EngineInfo
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
-from painn_deploy.export.fields import OUTPUTS, Field, GraphInputs
+from painn_deploy.export.fields import INPUTS, OUTPUTS, Field, GraphInputs
 from painn_deploy.export.manifest import Manifest
 from painn_deploy.export.progress import Tell, silent
 
@@ -199,7 +200,7 @@ class InductorBackend(Backend):
         packages = _packages(bundle)
         if device == "cpu":
             check_threads(threads)
-            return InductorSession(packages, threads, info, manifest.outputs)
+            return InductorSession(packages, threads, info, manifest.outputs, manifest.inputs)
         return _gpu_session(torch, packages, info, manifest)
 
 
@@ -285,7 +286,8 @@ def _gpu_session(torch: Any, packages: Sequence[StoredPackage], info: EngineInfo
     loaded = [LoadedPackage(one.plan, one.elements, _load(torch, index, one.contents)) for one in packages]
 
     def make(stream: int, _: Arena) -> TorchExecutor:
-        return TorchExecutor(torch, loaded, device, stream, tf32=manifest.tf32, outputs=manifest.outputs)
+        boundary = {"outputs": manifest.outputs, "inputs": manifest.inputs}
+        return TorchExecutor(torch, loaded, device, stream, tf32=manifest.tf32, **boundary)
 
     def release() -> None:
         loaded.clear()
@@ -303,6 +305,7 @@ class InductorSession(HostSession):
         threads: of its calls; None for as many as torch may take, and fewer while others want the cores.
         info: what the session says of itself.
         outputs: of the graph.
+        inputs: of the graph.
     """
 
     def __init__(
@@ -311,8 +314,9 @@ class InductorSession(HostSession):
         threads: int | None,
         info: EngineInfo,
         outputs: Sequence[Field] = OUTPUTS,
+        inputs: Sequence[Field] = INPUTS,
     ) -> None:
-        super().__init__(info, LEAST, outputs)
+        super().__init__(info, LEAST, outputs, inputs)
         self._torch, self._threads = _torch(), threads
         if threads is not None:
             self._torch.set_num_threads(threads)
@@ -331,7 +335,9 @@ class InductorSession(HostSession):
     def _evaluate(self, inputs: GraphInputs) -> list[np.ndarray]:
         atoms, slots = inputs.mask.shape
         package = serving(self._packages, atoms, slots)
-        arrays = (*inputs, *self._pairs.of(inputs.reverse, LEAST)) if package.plan.form.paired else inputs
+        arrays = [*taken(inputs, self.inputs).values()]
+        if package.plan.form.paired:
+            arrays += self._pairs.of(inputs.reverse, LEAST)
         failed = f"The compiled graph failed on {atoms} atoms x {slots} slots"
         most = self._torch.get_num_threads() if self._threads is None else self._threads
         threads = CORES.threads(most) if self._threads is None else most

@@ -73,6 +73,7 @@ class TorchExecutor:
         stream: of the lane.
         tf32: whether products may round their operands to ten bits.
         outputs: of the graph.
+        inputs: of the graph.
     """
 
     least = LEAST
@@ -87,8 +88,9 @@ class TorchExecutor:
         *,
         tf32: bool = False,
         outputs: Sequence[Field] = OUTPUTS,
+        inputs: Sequence[Field] = INPUTS,
     ) -> None:
-        self.outputs = tuple(outputs)
+        self.outputs, self.inputs = tuple(outputs), tuple(inputs)
         self._torch, self._packages, self._device, self._tf32 = torch, tuple(packages), device, tf32
         self.fields: tuple[Field, ...] = PAIR_INPUTS if any(p.plan.form.paired for p in packages) else ()
         self._stream = torch.cuda.ExternalStream(stream, device=device)
@@ -116,7 +118,7 @@ class TorchExecutor:
         """See `Executor.bind`."""
         lengths = {"atoms": atoms, "slots": slots, **self.lengths(atoms, slots)}
         package = serving(self._packages, atoms, slots)
-        taken = (*INPUTS, *(PAIR_INPUTS if package.plan.form.paired else ()))
+        taken = (*self.inputs, *(PAIR_INPUTS if package.plan.form.paired else ()))
         key = (atoms, slots, *(addresses[field.name] for field in (*taken, *self.outputs)))
         if key not in self._bound:
             if len(self._bound) >= MOST_BOUND:

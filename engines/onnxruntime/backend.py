@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine
+from painn_deploy.engines.contract import taken
 from painn_deploy.engines.gpu.arena import Arena
 from painn_deploy.engines.gpu.session import GpuSession
 from painn_deploy.engines.host_session import HostSession
@@ -17,11 +18,11 @@ from painn_deploy.engines.onnxruntime.library import library as _library
 from painn_deploy.engines.session import EngineInfo
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
-from painn_deploy.export.fields import AS_WRITTEN, OUTPUTS, Field, GraphInputs
+from painn_deploy.export.fields import AS_WRITTEN, FIELDS, INPUTS, OUTPUTS, Field, GraphInputs
 from painn_deploy.export.manifest import MODEL
 from painn_deploy.export.progress import Tell, silent
 
-__all__ = ["BACKEND", "OnnxRuntimeBackend", "OnnxRuntimeSession", "load_graph", "open_graph"]
+__all__ = ["BACKEND", "OnnxRuntimeBackend", "OnnxRuntimeSession", "fields_of", "load_graph", "open_graph"]
 
 _OUTPUT_NAMES = [field.name for field in OUTPUTS]
 OPTIMISED = "optimised.onnx"
@@ -78,7 +79,8 @@ class OnnxRuntimeBackend(Backend):
         )
         if chosen.partition(":")[0] == "cuda":
             return _gpu_session(bundle, info)
-        return OnnxRuntimeSession(bundle.file(MODEL), chosen, threads, info, bundle.manifest.outputs)
+        manifest = bundle.manifest
+        return OnnxRuntimeSession(bundle.file(MODEL), chosen, threads, info, manifest.outputs, manifest.inputs)
 
 
 BACKEND = OnnxRuntimeBackend()
@@ -88,14 +90,24 @@ def open_graph(model: bytes, outputs: Sequence[str] = _OUTPUT_NAMES) -> Callable
     """A function that runs any graph with the contract's inputs on the CPU, for studies of graphs.
 
     Args:
-        model: the graph.
+        model: the graph; it may be of a bundle of an older format.
         outputs: names of the tensors wanted; the contract's own by default.
 
     Raises:
         EngineError: it cannot be loaded.
     """
     session = load_graph(model, "cpu", None)
-    return lambda inputs: session.run(list(outputs), inputs._asdict())
+    fields = fields_of(session)
+    return lambda inputs: session.run(list(outputs), taken(inputs, fields))
+
+
+def fields_of(session: Any) -> list[Field]:
+    """The inputs of a graph that was loaded.
+
+    Args:
+        session: of ONNX Runtime.
+    """
+    return [FIELDS[value.name] for value in session.get_inputs()]
 
 
 def load_graph(
@@ -190,7 +202,7 @@ def _gpu_session(bundle: Bundle, info: EngineInfo) -> GpuSession:
         def load(records: bool) -> object:
             return load_graph(model, device, None, planned=False, stream=stream, records=records)
 
-        return OrtExecutor(library, load, kind, index, elements, manifest.outputs)
+        return OrtExecutor(library, load, kind, index, elements, manifest.outputs, manifest.inputs)
 
     return GpuSession(make, index, info, species=manifest.species)
 
@@ -208,6 +220,7 @@ class OnnxRuntimeSession(HostSession):
         threads: of the CPU, for graphs of any size; None for one or all cores by size.
         info: what the session says of itself.
         outputs: of the graph.
+        inputs: of the graph.
     """
 
     def __init__(
@@ -217,8 +230,9 @@ class OnnxRuntimeSession(HostSession):
         threads: int | None,
         info: EngineInfo,
         outputs: Sequence[Field] = OUTPUTS,
+        inputs: Sequence[Field] = INPUTS,
     ) -> None:
-        super().__init__(info, outputs=outputs)
+        super().__init__(info, outputs=outputs, inputs=inputs)
         self._names = [field.name for field in self.outputs]
         if device == "cpu":
             self._small: Any = load_graph(model, device, 1 if threads is None else threads)
@@ -228,8 +242,9 @@ class OnnxRuntimeSession(HostSession):
 
     def _evaluate(self, inputs: GraphInputs) -> list[np.ndarray]:
         session = self._small if inputs.mask.size <= SMALL else self._large
+        arrays = taken(inputs, self.inputs)
         try:
-            outputs = session.run(self._names, inputs._asdict())
+            outputs = session.run(self._names, arrays)
         except Exception as error:  # as above
             atoms, slots = inputs.mask.shape
             raise EngineError(f"onnxruntime failed on {atoms} atoms x {slots} slots: {error}") from error

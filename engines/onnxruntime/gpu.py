@@ -42,6 +42,7 @@ class OrtExecutor:
         index: of the GPU.
         elements: of the graph's widest tensor, for each slot.
         outputs: of the graph.
+        inputs: of the graph.
     """
 
     fields: tuple[Field, ...] = ()
@@ -56,8 +57,9 @@ class OrtExecutor:
         index: int,
         elements: float,
         outputs: Sequence[Field] = OUTPUTS,
+        inputs: Sequence[Field] = INPUTS,
     ) -> None:
-        self.outputs = tuple(outputs)
+        self.outputs, self.inputs = tuple(outputs), tuple(inputs)
         self._library, self._load, self._device, self._index, self._elements = library, load, device, index, elements
         self._plain: Any = load(False)
         self._recording: Any = None
@@ -88,7 +90,7 @@ class OrtExecutor:
             raise EngineError("Nothing is bound.")
         atoms, slots, addresses = self._bound
         binding = session.io_binding()
-        for fields, bind in ((INPUTS, binding.bind_input), (self.outputs, binding.bind_output)):
+        for fields, bind in ((self.inputs, binding.bind_input), (self.outputs, binding.bind_output)):
             for field in fields:
                 shape = list(field.sized(atoms=atoms, slots=slots))
                 bind(field.name, self._device, self._index, np.dtype(field.dtype), shape, addresses[field.name])

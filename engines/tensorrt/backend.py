@@ -174,5 +174,6 @@ def open_plan(library: Any, name: str, bundle: Bundle, device: str) -> TensorRTS
         info,
         species=manifest.species,
         outputs=manifest.outputs,
+        inputs=manifest.inputs,
         kept=cache_folder() / "kernels" / f"{name}-{library.__version__}-{here}-{bundle.sha256[:24]}.cache",
     )

@@ -43,6 +43,7 @@ class PlanExecutor:
         stream: of the lane.
         arena: of the lane.
         outputs: of the graph.
+        inputs: of the graph.
 
     Raises:
         EngineError: no context can be made.
@@ -60,8 +61,9 @@ class PlanExecutor:
         stream: int,
         arena: Arena,
         outputs: Sequence[Field] = OUTPUTS,
+        inputs: Sequence[Field] = INPUTS,
     ) -> None:
-        self.outputs = tuple(outputs)
+        self.outputs, self.inputs = tuple(outputs), tuple(inputs)
         self._name, self._profile, self._messages = kernels.library.__name__, profile, messages
         self._stream, self._arena = stream, arena
         self._context = kernels.context(engine)
@@ -83,11 +85,11 @@ class PlanExecutor:
     def bind(self, atoms: int, slots: int, addresses: Mapping[str, int]) -> None:
         """See `Executor.bind`."""
         context = self._context
-        for field in INPUTS:
+        for field in self.inputs:
             shape = field.sized(atoms=atoms, slots=slots)
             if not context.set_input_shape(field.name, shape):
                 raise EngineError(f"{self._name} refuses {field.name} of shape {shape}: {self._messages.told()}.")
-        for field in (*INPUTS, *self.outputs):
+        for field in (*self.inputs, *self.outputs):
             if not context.set_tensor_address(field.name, addresses[field.name]):
                 raise EngineError(f"{self._name} refuses the address of {field.name}: {self._messages.told()}.")
         size = max(1, int(context.update_device_memory_size_for_shapes()))
@@ -168,6 +170,7 @@ class TensorRTSession(GpuSession):
         species: atomic numbers that the engine has rows for.
         kept: file for the kernels that TensorRT-RTX compiles when a plan is opened.
         outputs: of the graph.
+        inputs: of the graph.
 
     Raises:
         EngineError: the plan cannot be loaded here; with what the library said.
@@ -185,6 +188,7 @@ class TensorRTSession(GpuSession):
         species: Sequence[int] = (),
         kept: Path | None = None,
         outputs: Sequence[Field] = OUTPUTS,
+        inputs: Sequence[Field] = INPUTS,
     ) -> None:
         messages, kernels = Messages(library), Kernels(library, kept)
         loaded: list[Any] = []
@@ -197,7 +201,7 @@ class TensorRTSession(GpuSession):
         del loader, engine  # the closures below would keep them
 
         def make(stream: int, arena: Arena) -> PlanExecutor:
-            return PlanExecutor(kernels, loaded[-1], profile, messages, stream, arena, outputs)
+            return PlanExecutor(kernels, loaded[-1], profile, messages, stream, arena, outputs, inputs)
 
         def release() -> None:
             kernels.keep()

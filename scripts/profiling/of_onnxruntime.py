@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from painn_deploy.engines.onnxruntime.backend import OPTIMISED, SMALL, load_graph
+from painn_deploy.engines.contract import taken
+from painn_deploy.engines.onnxruntime.backend import OPTIMISED, SMALL, fields_of, load_graph
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.scripts.profiling.purposes import purposes
@@ -61,8 +62,9 @@ def profile_graph(
     """
     with TemporaryDirectory() as folder:
         session = _load(model, calls[0], device, threads, Path(folder))
+        fields = fields_of(session)
         for inputs in [calls[0]] * WARM_UP + list(calls):
-            session.run(None, inputs._asdict())
+            session.run(None, taken(inputs, fields))
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         optimised = onnx.load(Path(folder) / OPTIMISED, load_external_data=False)
     trace.write_text(json.dumps(events), encoding="utf-8")
@@ -93,7 +95,8 @@ def open_plain(
         threads: of the CPU.
     """
     session = _load(model, example, device, threads)
-    return lambda inputs: session.run(None, inputs._asdict())
+    fields = fields_of(session)
+    return lambda inputs: session.run(None, taken(inputs, fields))
 
 
 def _load(

@@ -210,6 +210,7 @@ def reference(reading: Reading, exact: Any, single: Any, orders: int = ORDERS) -
             torch.as_tensor(neighbours[:, order]),
             torch.zeros((atoms, slots), dtype=torch.int64),  # plain autograd needs none
             torch.as_tensor(mask[:, order], dtype=student.dtype),
+            torch.ones(atoms, dtype=student.dtype),
         )
         outputs = autograd_forces(student, graph)
         energies = outputs.atomic_energies.double() + student.atomic_references[graph.atomic_numbers].double()

@@ -23,7 +23,7 @@ import torch
 
 from painn_deploy.engines.gpu.device_positions import KERNEL, KERNEL_NAME, DeviceKernel
 from painn_deploy.engines.onnxruntime.backend import open_graph
-from painn_deploy.export.fields import INPUTS, Field, GraphInputs, outputs_of
+from painn_deploy.export.fields import FIELDS, Field, GraphInputs, outputs_of
 from painn_deploy.export.graph.onnx_graph import axes_of
 
 
@@ -200,7 +200,8 @@ def activations(shape: tuple[int, ...]) -> int:
 
 def library(cuda: EmulatedCuda, model: bytes) -> Any:
     """A TensorRT whose every plan is `model`, run by ONNX Runtime on what lies at the bound addresses."""
-    outputs = outputs_of(axes_of(onnx.load_from_string(model)))
+    graph = onnx.load_from_string(model)
+    inputs, outputs = [FIELDS[value.name] for value in graph.graph.input], outputs_of(axes_of(graph))
     run = open_graph(model, [field.name for field in outputs])
 
     class Context:
@@ -241,8 +242,9 @@ def library(cuda: EmulatedCuda, model: bytes) -> Any:
 
             def evaluate() -> None:
                 assert address in cuda.memory, "its activations are gone"
-                inputs = GraphInputs(*(array_at(addresses[f.name], shapes[f.name], f.dtype) for f in INPUTS))
-                for field, result in zip(outputs, run(inputs), strict=True):
+                arrays = {f.name: array_at(addresses[f.name], shapes[f.name], f.dtype) for f in inputs}
+                arrays.setdefault("weights", np.ones(shapes["mask"][0], np.float32))  # a graph from before format 3
+                for field, result in zip(outputs, run(GraphInputs(**arrays)), strict=True):
                     array_at(addresses[field.name], result.shape, field.dtype)[...] = result
 
             cuda.do(evaluate)

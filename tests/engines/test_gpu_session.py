@@ -18,11 +18,8 @@ from painn_deploy.engines.contract import check_indices, check_molecules, padded
 from painn_deploy.engines.forms import Form, Plan
 from painn_deploy.engines.gpu import device_molecules, device_neighbours, device_positions, recordings
 from painn_deploy.engines.gpu import lane as gpu_lane
-from painn_deploy.engines.gpu import session as gpu_session
 from painn_deploy.engines.gpu.arena import Arena
-from painn_deploy.engines.gpu.device_molecules import PairsKernel
-from painn_deploy.engines.gpu.device_neighbours import FindingKernel, PairingKernel
-from painn_deploy.engines.gpu.device_positions import DisplacementKernel, compile_kernel
+from painn_deploy.engines.gpu.device_positions import compile_kernel
 from painn_deploy.engines.gpu.recordings import MOST_GRAPHS, MOST_REFUSED
 from painn_deploy.engines.gpu.session import GpuSession
 from painn_deploy.engines.inductor.gpu import LoadedPackage, TorchExecutor
@@ -31,11 +28,10 @@ from painn_deploy.engines.onnxruntime.backend import open_graph
 from painn_deploy.engines.onnxruntime.gpu import OrtExecutor, ort_in_words
 from painn_deploy.engines.profiles import Profile
 from painn_deploy.engines.session import Boxes, CudaGraphs, EngineInfo, MoleculesSession, SearchingSession
-from painn_deploy.engines.tensorrt import session as tensorrt_session
 from painn_deploy.engines.tensorrt.session import TensorRTSession
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import DeviceMemoryError, EngineError, ShapeError, StructureError
-from painn_deploy.export.fields import GraphOutputs, outputs_of
+from painn_deploy.export.fields import FIELDS, GraphOutputs, outputs_of
 from painn_deploy.export.graph.onnx_graph import axes_of, export_onnx
 from painn_deploy.export.model.committee import Committee
 from painn_deploy.export.model.student import Student
@@ -61,17 +57,6 @@ def model(painn: Path) -> bytes:
     return export_onnx(load_student(painn), {}).SerializeToString()
 
 
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> emulated_gpu.EmulatedCuda:
-    made = emulated_gpu.EmulatedCuda()
-    for module in (gpu_session, tensorrt_session):
-        monkeypatch.setattr(module, "runtime", lambda: made)
-    monkeypatch.setattr(gpu_lane, "compute_capability", lambda index: "86")
-    for kind in (DisplacementKernel, PairsKernel, FindingKernel, PairingKernel):
-        monkeypatch.setattr(gpu_lane, kind.__name__, emulated_gpu.device_kernel(made, kind))
-    return made
-
-
 class Opened:
     """How a session of each engine is opened on the emulated GPU; `torch` stands for the library."""
 
@@ -79,12 +64,14 @@ class Opened:
         self.cuda, self.model = cuda, model
         self.torch = emulated_gpu.EmulatedTorch(cuda)
         self.numbers: list[str] = []
-        self.outputs = outputs_of(axes_of(onnx.load_from_string(model)))
+        graph = onnx.load_from_string(model)
+        self.inputs = tuple(FIELDS[value.name] for value in graph.graph.input)
+        self.outputs = outputs_of(axes_of(graph))
 
     def __call__(self, engine: str, *, index: int = 0, **options: Any) -> GpuSession:
         options = {"cuda_graphs": True, **options}
         if engine == "tensorrt":
-            options = {"outputs": self.outputs, **options}
+            options = {"outputs": self.outputs, "inputs": self.inputs, **options}
             return TensorRTSession(
                 emulated_gpu.library(self.cuda, self.model), b"plan", index, PROFILE, INFO, **options
             )
@@ -97,7 +84,8 @@ class Opened:
             plan = Plan(Form.parse(form), most_cells=most)
             run = OnnxModule(plan.form.lowered(onnx.load_from_string(self.model)))
             packages.append(LoadedPackage(plan, 100.0, self.torch.package(run, self.outputs)))
-        return lambda stream, arena: TorchExecutor(self.torch, packages, f"cuda:{index}", stream, outputs=self.outputs)
+        boundary = {"outputs": self.outputs, "inputs": self.inputs}
+        return lambda stream, arena: TorchExecutor(self.torch, packages, f"cuda:{index}", stream, **boundary)
 
     def _onnxruntime(self, index: int) -> Callable[[int, Arena], OrtExecutor]:
         opened = self
@@ -124,7 +112,7 @@ class Opened:
 
         library = type("Library", (), {"RunOptions": RunOptions})
         return lambda stream, arena: OrtExecutor(
-            library, lambda records: Session(stream), "cpu", 0, 100.0, opened.outputs
+            library, lambda records: Session(stream), "cpu", 0, 100.0, opened.outputs, opened.inputs
         )
 
 
@@ -596,7 +584,7 @@ def test_molecules_upload_atoms_alone_in_one_copy_and_wait_once(opened: Opened, 
         session.run_molecules(*arrays, CUTOFF)
         assert len(moved) == 2
         assert cuda.waits == before + 1
-        assert moved[0] <= 36 * 63 + 5 * 256  # what its five arrays are rounded up by
+        assert moved[0] == 256 * (6 + 5)  # 63 positions, four arrays of 4 bytes an atom, and where padding is
     if engine != "onnxruntime":
         with opened(engine) as session:
             before, kept = cuda.launches, session.run_molecules(*arrays, CUTOFF)

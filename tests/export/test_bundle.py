@@ -86,7 +86,7 @@ def test_a_bundle_says_what_it_is(bundle: Path, painn: Path) -> None:
         (lambda b: (b / MANIFEST).write_text("{"), "not JSON"),
         (lambda b: (b / MANIFEST).write_bytes(b"\xff\xfe"), "not text"),
         (lambda b: (b / MANIFEST).write_text("[]"), "no JSON object"),
-        (lambda b: _edit(b, format_version=FORMAT_VERSION + 1), r"format 3.*reads up to 2.*Upgrade"),
+        (lambda b: _edit(b, format_version=FORMAT_VERSION + 1), r"format 4.*reads up to 3.*Upgrade"),
         (lambda b: _edit(b, format_version=...), "no format_version"),
         (lambda b: _edit(b, cutoff=...), "lacks cutoff"),
         (lambda b: _alter(b, cutoff=6.0), "manifest.json was altered after export"),

@@ -18,7 +18,7 @@ from rich.console import Console
 from painn_deploy.calibration.report.validation import _sensitivity
 from painn_deploy.export.bundle import Bundle, read_bundle
 from painn_deploy.export.errors import BundleError
-from painn_deploy.export.manifest import MANIFEST, MODEL, VALIDATION
+from painn_deploy.export.manifest import FORMAT_VERSION, MANIFEST, MODEL, VALIDATION
 from painn_deploy.export.onnx_content import OnnxContentError, read_onnx_content
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.familiarity import Judged
@@ -151,7 +151,7 @@ WRONG: dict[str, list[Any]] = {
     "units": [None, 5, [], {"energy": "kcal/mol"}],
     "files": [None, 5, [], "x", {MODEL: None}, {MODEL: 5}, {MODEL: "x"}],
     "manifest_sha256": [None, 5],
-    "format_version": [None, "1", [], 0, True, 1.5, 3],
+    "format_version": [None, "1", [], 0, True, 1.5, FORMAT_VERSION + 1],
 }
 
 

@@ -240,11 +240,11 @@ class Follower:
 
     def step(self, positions: np.ndarray) -> GraphOutputs:
         assert self.following is not None
-        numbers, neighbours, reverse, shifts, stored, cutoff = vars(self.following).values()
+        numbers, neighbours, reverse, shifts, stored, cutoff, weights = vars(self.following).values()
         vectors = (positions[neighbours] - positions[:, None] + shifts) * stored[..., None]
         mask = stored.astype(bool) & (np.linalg.norm(vectors, axis=-1) < cutoff)
         arrays = vectors.astype(np.float32), neighbours, reverse, mask.astype(np.float32)
-        return self.run(GraphInputs(numbers, *arrays))
+        return self.run(GraphInputs(numbers, *arrays, weights))
 
 
 def test_a_calculator_on_a_session_that_follows_searches_once(bundle: Path, calls: Counter[str]) -> None:

@@ -1,6 +1,7 @@
 """The uncertainty of a last layer: fitted from frames, in a bundle, in results, and acted on."""
 
 import copy
+import hashlib
 import json
 import pickle
 import warnings
@@ -23,7 +24,7 @@ from painn_deploy.calibration.uncertainty.training import last_layer_of
 from painn_deploy.export.bundle import read_bundle
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import BundleError, DatasetError
-from painn_deploy.export.manifest import MANIFEST, UNCERTAINTY, manifest_digest
+from painn_deploy.export.manifest import MANIFEST, MODEL, UNCERTAINTY, manifest_digest
 from painn_deploy.export.model.force_head import tensors
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.matrix import graph_inputs
@@ -32,6 +33,7 @@ from painn_deploy.runtime.uncertainty.rigidity import LastLayer
 from painn_deploy.runtime.uncertainty.watch import UncertaintyWarning
 from painn_deploy.scripts import export_engines
 from painn_deploy.scripts.cli import app
+from tests.students import without_weights
 
 KEYS = {"uncertainty_ratio", "uncertainty_verdict", "energy_uncertainty", "energies_uncertainty"}
 
@@ -350,7 +352,10 @@ def test_a_bundle_of_the_first_format_opens_as_before(bundle: Path, tmp_path: Pa
     target.mkdir()
     for file in bundle.iterdir():
         (target / file.name).write_bytes(file.read_bytes())
+    model = without_weights((bundle / MODEL).read_bytes())
+    (target / MODEL).write_bytes(model)
     values = json.loads((bundle / MANIFEST).read_text()) | {"format_version": 1}
+    values["files"][MODEL] = hashlib.sha256(model).hexdigest()
     del values["axes"], values["members"]
     values["manifest_sha256"] = manifest_digest(values)
     (target / MANIFEST).write_text(json.dumps(values))

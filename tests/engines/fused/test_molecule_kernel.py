@@ -51,7 +51,8 @@ def graph_of(atoms: Atoms, cutoff: float) -> NeighbourGraph:
             displacements[i, k] = atoms.positions[j] - atoms.positions[i]
             neighbours[i, k], reverse[i, k] = j, j * slots + (i if i < j else i - 1)
             mask[i, k] = np.linalg.norm(displacements[i, k]) < cutoff
-    return NeighbourGraph(*(torch.as_tensor(a) for a in (atoms.numbers, displacements, neighbours, reverse, mask)))
+    arrays = atoms.numbers, displacements, neighbours, reverse, mask, np.ones(n)
+    return NeighbourGraph(*(torch.as_tensor(array) for array in arrays))
 
 
 def run(plan: Plan, batch: Sequence[Atoms], blocks: int = 2, threads: bool = False) -> list[Result]:
