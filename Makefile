@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
 
-# figures of docs/performance.md and docs/batching.md for the student that ships, on a machine that does nothing else
+# figures of docs/performance.md, docs/batching.md and docs/dynamics.md for the student that ships, on a machine that does nothing else
 bench: $(VENV)/.dev
 	$(BIN)/python scripts/benchmark_inference.py student:base --output bench --radial-table
 	$(BIN)/painn-deploy export student:base -o bench --overwrite

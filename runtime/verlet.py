@@ -40,7 +40,7 @@ from painn_deploy.runtime.structures import as_elements, periodic_cell, refuse_o
 __all__ = ["DEFAULT_SKIN", "MANY", "WIDER", "StandingPairs", "VerletList", "slack", "still_covered"]
 
 DEFAULT_SKIN = 0.5
-"""Å; of 0.25 to 1.5 Å as good as any for molecules at 300 K (docs/batching.md)."""
+"""Å; of 0.25 to 1.5 Å as good as any for molecules at 300 K (docs/dynamics.md)."""
 
 WIDER = 1.15
 """Columns of the matrix with the default skin, over those without, on a CPU; past it an engine's time on them exceeds

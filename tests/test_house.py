@@ -407,3 +407,19 @@ def test_files_that_texts_name_are_there() -> None:
     texts += [*(p for room in (*ROOMS, "tests") for p in modules(room))]
     gone = {(text.name, m[1]) for text in texts for m in path.finditer(text.read_text()) if not (ROOT / m[1]).exists()}
     assert gone == set()
+
+
+def test_links_of_texts_lead_to_a_heading() -> None:
+    texts = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("export/students/*.md")]
+
+    def headings(path: Path) -> set[str]:
+        lines = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL), re.MULTILINE)
+        return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+    wrong = set()
+    for text in texts:
+        for file, anchor in re.findall(r"\]\(([^)#:\s]*)(?:#([^)\s]+))?\)", text.read_text()):
+            target = text.parent / file if file else text
+            if not target.exists() or (anchor and anchor not in headings(target)):
+                wrong.add((text.name, f"{file}#{anchor}"))
+    assert wrong == set()

@@ -1,4 +1,4 @@
-"""Figures of docs/batching.md: batch size, packing, skin, replicas, memory. Run it on a machine that is idle.
+"""Figures of docs/batching.md and docs/dynamics.md: batch size, packing, skin, replicas, memory. For an idle machine.
 
     python scripts/benchmark_batching.py BUNDLE --student STUDENT
 

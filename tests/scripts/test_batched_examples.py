@@ -1,6 +1,5 @@
-"""The example scripts run, on few molecules; full-size runs are in docs/batching.md."""
+"""The example scripts run, on few molecules; full-size runs are in docs/dynamics.md."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from painn_deploy.scripts.examples.relax_molecules import molecules, relax_molec
 from painn_deploy.scripts.examples.run_replicas import run_replicas
 from painn_deploy.scripts.studies import interrupted_screening as prove_screening
 from tests import students
-from tests.conftest import ROOT
+from tests.scripts.commands.pages import blocks_of
 
 
 def test_replicas_take_on_their_temperatures(bundle: Path) -> None:
@@ -63,27 +62,14 @@ def test_batch_sizes_are_measured(bundle: Path) -> None:
 
 
 PREAMBLE = """
-import ase.io
 from ase.build import molecule
 bundle = {bundle!r}
 structures = [molecule("CH3CH2OH"), molecule("H2O")]
-for atoms in structures:
-    atoms.set_initial_magnetic_moments(None)
-box = structures[0].copy()
-box.set_cell([15, 15, 15])
-box.center()
-box.pbc = True
-ase.io.write("structure.data", box, format="lammps-data", specorder=["C", "H", "O"], masses=True)
 """
 
 
 def test_the_documentation_s_python_runs(bundle: Path, tmp_path: Path) -> None:
-    """All but the blocks that speak through a socket: tests/runtime/test_sockets.py starts both of its ends."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "batching.md").read_text(), re.S)
-    program = "\n".join(
-        [PREAMBLE.format(bundle=str(bundle)), *(block for block in blocks if "unixsocket=" not in block)]
-    )
-    program = program.replace("n_steps=1000", "n_steps=5").replace("run 1000", "run 5")
+    program = "\n".join([PREAMBLE.format(bundle=str(bundle)), *blocks_of("batching.md")])
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("0 ")

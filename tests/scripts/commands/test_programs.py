@@ -15,9 +15,9 @@ from ase.calculators.mixing import SumCalculator
 from dftd3.ase import DFTD3
 
 from painn_deploy.runtime import PaiNNCalculator
-from tests.conftest import ROOT
+from tests.scripts.commands.pages import blocks_of, run_program
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "programs.md").read_text(), re.S)
+BLOCKS = blocks_of("programs.md")
 PACKAGES = ("openmm", "openmmml")
 """Of the one block whose packages are not among those of the tests; the page says with which versions it was run."""
 
@@ -25,10 +25,7 @@ PACKAGES = ("openmm", "openmmml")
 def run_block(word: str, bundle: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run the one block that holds a word, in a process and a folder of its own."""
     (block,) = (block for block in BLOCKS if word in block)
-    program = folder / "block.py"
-    program.write_text(f"bundle = {str(bundle)!r}\n{block}")
-    command = [sys.executable, str(program)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return run_program(block, bundle, folder)
 
 
 def test_every_block_is_run_here() -> None:

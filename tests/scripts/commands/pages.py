@@ -1,0 +1,39 @@
+"""What the documents show, to be run as it stands."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+__all__ = ["blocks_of", "commands_of", "run_program", "run_shell"]
+
+
+def blocks_of(page: str, language: str = "python") -> list[str]:
+    """The fenced blocks of a document in a language, in their order."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+
+
+def commands_of(page: str) -> list[str]:
+    """The indented lines of a document, which are commands, without their comments."""
+    text = re.sub(r"```.*?```", "", (ROOT / "docs" / page).read_text(), flags=re.S)
+    return [line.split("  #")[0].strip() for line in re.findall(r"^    (\S.*)$", text, re.M)]
+
+
+def run_program(block: str, bundle: Path, folder: Path, name: str = "block.py") -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own, in this folder."""
+    program = folder / name
+    program.write_text(f"bundle = {str(bundle)!r}\n{block}")
+    command = [sys.executable, str(program)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def run_shell(command: str, bundle: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in this folder, with the programs of this interpreter's environment."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    text = re.sub(r"\bBUNDLE\b", str(bundle), command).replace("scripts/", f"{ROOT}/scripts/")
+    environment = {**os.environ, "PATH": path, "COLUMNS": "160"}
+    done = ["bash", "-c", text]
+    return subprocess.run(done, cwd=folder, env=environment, capture_output=True, text=True, check=False)
