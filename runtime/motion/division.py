@@ -8,7 +8,6 @@ from ase import Atoms
 from jaxtyping import Bool, Float64, Int, Int64
 
 from painn_deploy.export.errors import EngineError
-from painn_deploy.export.fields import INPUTS
 from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.motion.domain import Domain
 from painn_deploy.runtime.motion.moving import MovingStructure
@@ -119,7 +118,7 @@ class Division:
         manifest = evaluator.manifest
         self._interactions = int(manifest.configuration["num_interactions"])
         self.reach = self._interactions * manifest.cutoff
-        if not any(field.name == "weights" for field in getattr(manifest, "inputs", INPUTS)):
+        if not any(field.name == "weights" for field in manifest.inputs):
             raise EngineError(
                 f"This bundle is of format {manifest.format_version}, whose graph takes no weights, and runs on one "
                 "MPI rank only: export it again."

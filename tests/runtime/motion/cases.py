@@ -42,7 +42,7 @@ class Case:
     student: str = "painn"
     skin: tuple[float, float | None] = (1.0, None)
     boundary: str = ""
-    most_ranks: int = 4
+    most_ranks: int = 2
 
 
 def diamond(*repeats: int) -> Callable[[], Atoms]:
@@ -92,12 +92,17 @@ def gas() -> Atoms:
 CUBE, ALONG = diamond(3, 2, 2), "processors {} {} {}"
 
 CASES: dict[str, Case] = {
-    "cut along x": Case(CUBE, most_ranks=8, before=ALONG.format("*", 1, 1)),
-    "cut along y": Case(CUBE, most_ranks=8, before=ALONG.format(1, "*", 1)),
+    "cut along x": Case(CUBE, most_ranks=4, before=ALONG.format("*", 1, 1)),
+    "cut along y": Case(CUBE, most_ranks=4, before=ALONG.format(1, "*", 1)),
     "cut along z": Case(CUBE, most_ranks=8, before=ALONG.format(1, 1, "*")),
-    "tiles": Case(diamond(3, 3, 3), "comm_style tiled", ("balance 1.0 rcb\nrun 0", "fix move all nve\nrun 20")),
+    "tiles": Case(
+        diamond(3, 3, 3),
+        most_ranks=4,
+        before="comm_style tiled",
+        after=("balance 1.0 rcb\nrun 0", "fix move all nve\nrun 20"),
+    ),
     "triclinic": Case(slanted, most_ranks=8),
-    "thinner than the cutoff": Case(diamond(4, 1, 1), ALONG.format("*", 1, 1), most_ranks=8),
+    "thinner than the cutoff": Case(diamond(4, 1, 1), ALONG.format("*", 1, 1), most_ranks=4),
     "cut thinner than the cutoff": Case(diamond(1, 1, 2), ALONG.format("*", 1, 1)),
     "vacuum": Case(slab, ALONG.format(1, 1, "*"), boundary="p p f", most_ranks=8),
     "shrink-wrapped": Case(ethanol, boundary="s s s", units="real"),
@@ -108,17 +113,19 @@ CASES: dict[str, Case] = {
     "one interaction": Case(CUBE, student="one interaction"),
     "repulsion": Case(CUBE, student="repulsion"),
     "three interactions, shared filters": Case(
-        CUBE, after=("run 0",), student="a basis an interaction, and shared filters"
+        gas, after=("run 0",), student="a basis an interaction, and shared filters"
     ),
     "not rotationally invariant": Case(CUBE, student="distiller"),
     "uncertain": Case(CUBE, student="uncertain"),
-    "pressure": Case(CUBE, after=("run 0", "fix move all npt temp 300 300 0.02 aniso 0 0 0.1\nrun 20")),
+    "pressure": Case(CUBE, most_ranks=4, after=("run 0", "fix move all npt temp 300 300 0.02 aniso 0 0 0.1\nrun 20")),
     "minimised": Case(CUBE, after=("run 0", "minimize 0 1e-3 10 20")),
     "changed types": Case(CUBE, after=("run 0", "set atom 1*20 type 1\nrun 0", "fix move all nve\nrun 10")),
     "deleted atoms": Case(
-        CUBE, after=("run 0", "group gone id 1:31\ndelete_atoms group gone compress no\nrun 0", "fix m all nve\nrun 5")
+        CUBE,
+        most_ranks=4,
+        after=("run 0", "group gone id 1:31\ndelete_atoms group gone compress no\nrun 0", "fix m all nve\nrun 5"),
     ),
     "moving across borders": Case(gas, after=("run 0", "fix move all nve\nrun 500"), skin=(0.6, None), most_ranks=2),
-    "moving": Case(gas, skin=(0.6, None)),
+    "moving": Case(gas, skin=(0.6, None), most_ranks=4),
 }
 """By what each one tries."""

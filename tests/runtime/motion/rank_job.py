@@ -41,10 +41,13 @@ def run(case: Case, bundle: Path) -> list[dict[str, np.ndarray]]:
 def look(lammps: Any, ranks: Ranks, link: LammpsForces) -> dict[str, np.ndarray]:
     """Atoms by their IDs, with all that LAMMPS has of them, and the totals."""
     count = lammps.extract_setting("nlocal")
+    asked = ("energies", 1, 1), ("virials", 1, 2)
+    for compute in asked:
+        lammps.extract_compute(*compute)  # by all ranks, since it may compute something
     own = np.zeros((count, 15))
     if count:  # LAMMPS's arrays of none are no arrays
         parts = [lammps.numpy.extract_atom(name, nelem=count)[:count] for name in ("id", "type", "x", "f")]
-        parts += [lammps.numpy.extract_compute(*asked)[:count] for asked in (("energies", 1, 1), ("virials", 1, 2))]
+        parts += [lammps.numpy.extract_compute(*compute)[:count] for compute in asked]
         own[:] = np.column_stack(parts)
     rows = np.concatenate(ranks.exchanged([own] * ranks.size))
     rows = rows[np.argsort(rows[:, 0])]
