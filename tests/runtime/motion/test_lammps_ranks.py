@@ -1,6 +1,7 @@
 """LAMMPS on several MPI ranks: energies, forces and virials are those of one rank, and of ASE."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ase import Atoms, units
+from filelock import FileLock
 
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.uncertainty.scale import NUMBERS
@@ -29,9 +31,27 @@ Seen = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="session")
-def bundles(painn: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Small students by name; what is random is the same on every rank."""
-    folder = tmp_path_factory.mktemp("ranks")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the workers of pytest-xdist share: ranks of two jobs at once would wait for each other's turns."""
+    own = tmp_path_factory.getbasetemp()
+    made = (own.parent if os.environ.get("PYTEST_XDIST_WORKER") else own) / "ranks"
+    made.mkdir(exist_ok=True)
+    return made
+
+
+@pytest.fixture(scope="session")
+def bundles(folder: Path) -> dict[str, str]:
+    """Small students by name."""
+    named = folder / "bundles.json"
+    with FileLock(folder / "lock"):
+        if not named.exists():
+            named.write_text(json.dumps(_exported(folder)))
+    found: dict[str, str] = json.loads(named.read_text())
+    return found
+
+
+def _exported(folder: Path) -> dict[str, str]:
+    painn = students.write(folder, "painn")
     variants = ("one interaction", "repulsion", "a basis an interaction, and shared filters")
     made: dict[str, list[Path]] = {
         "painn": export_engines(painn, folder, structures=[students.water()]),
@@ -45,20 +65,19 @@ def bundles(painn: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 
 @pytest.fixture(scope="session")
-def seen(bundles: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], list[Seen]]:
+def seen(bundles: dict[str, str], folder: Path) -> Callable[[str, int], list[Seen]]:
     """What a case looked like on so many ranks, after each block of its commands."""
-    folder, jobs = tmp_path_factory.mktemp("jobs"), dict[int, tuple[Any, dict[str, str]]]()
-    (folder / "bundles.json").write_text(json.dumps(bundles))
 
     def job(ranks: int) -> tuple[Any, dict[str, str]]:
-        if ranks not in jobs:
-            out = folder / f"{ranks}.npz"
-            program = "-m", "tests.runtime.motion.rank_job", str(folder / "bundles.json"), str(out)
-            command = [launcher(), "-n", str(ranks), sys.executable, *program]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
-            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-            jobs[ranks] = np.load(out), json.loads(out.with_suffix(".json").read_text())
-        return jobs[ranks]
+        out = folder / f"{ranks}.npz"
+        told = out.with_suffix(".json")
+        with FileLock(folder / "lock"):
+            if not told.exists():
+                program = "-m", "tests.runtime.motion.rank_job", str(folder / "bundles.json"), str(out)
+                command = [launcher(), "-n", str(ranks), sys.executable, *program]
+                done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+                assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return np.load(out), json.loads(told.read_text())
 
     def looked(name: str, ranks: int) -> list[Seen]:
         found, failed = job(ranks)
