@@ -72,11 +72,12 @@ class Domain:
         foreign = ~np.isin(others, tags[:owned])
         rows = np.concatenate([own, owned + first[foreign]])
         candidates = structure[rows]
-        pairs = find_pairs(candidates, cutoff + margin).pairs if owned else None
         reached: Bool[np.ndarray, " candidates"] = np.arange(len(rows)) < owned
-        for _ in range(interactions if pairs is not None else 0):
-            touched = reached[pairs.first] | reached[pairs.second]
-            reached[pairs.first[touched]] = reached[pairs.second[touched]] = True
+        if owned:
+            pairs = find_pairs(candidates, cutoff + margin).pairs
+            for _ in range(interactions):
+                touched = reached[pairs.first] | reached[pairs.second]
+                reached[pairs.first[touched]] = reached[pairs.second[touched]] = True
         rows, seen = rows[reached], candidates[reached]
         return cls(rows, tags[rows].astype(np.int64), seen, periodic_cell(seen), interactions * cutoff, margin)
 

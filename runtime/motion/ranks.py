@@ -61,7 +61,8 @@ class Ranks:
             return values
         found = np.empty((self.size, *values.shape))
         self._comm.Allgather(np.ascontiguousarray(values), found)
-        return found.sum(0)
+        whole: np.ndarray = found.sum(0)
+        return whole
 
     def exchanged(self, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
         """What each rank has for this one, in the order of ranks.

@@ -24,11 +24,12 @@ class Uncertainty(Protocol):
     Attributes:
         names: of the results that it adds.
         scale: what `uncertainty_ratio` is measured by; None where nothing is.
-        additive: whether a structure's ratio is the mean over its atoms, and its energy's uncertainty the sum, so that
-            they follow from those of parts of it.
+        additive: whether a structure's ratio and energy uncertainty follow from those of parts of it.
     """
 
-    additive: bool
+    @property
+    def additive(self) -> bool:
+        """Whether a structure's ratio is the mean over its atoms, and its energy's uncertainty the sum."""
 
     @property
     def scale(self) -> Scale | None:
