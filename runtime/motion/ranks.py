@@ -16,6 +16,9 @@ T = TypeVar("T")
 PATIENCE = 10.0
 """Seconds that a rank which has failed waits for the others to fail too."""
 
+HEARD = 0.5
+"""Seconds in which a launcher passes on what a rank said last."""
+
 POLL = 0.01
 """Seconds between two looks at whether they have."""
 
@@ -128,6 +131,7 @@ class Ranks:
     def abort(self) -> None:
         """End all ranks at once."""
         if self._comm is not None:
+            time.sleep(HEARD)
             self._comm.Abort(1)
 
     def neighbours_here(self) -> tuple[int, int]:
