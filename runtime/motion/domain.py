@@ -14,12 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 from ase import Atoms
 from jaxtyping import Bool, Float64, Int, Int64
+from scipy.spatial import KDTree
 
 from painn_deploy.runtime.neighbours import find_pairs
 from painn_deploy.runtime.structures import periodic_cell
 from painn_deploy.runtime.verlet import still_covered
 
 __all__ = ["Domain"]
+
+ROUNDING = 1e-9
+"""Of distances, relative."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,10 @@ class Domain:
             MemoryError: there is no memory for their pairs.
         """
         own = np.argsort(tags[:owned], kind="stable")
-        others, first = np.unique(tags[owned:], return_index=True)
+        near = owned + _near(structure.positions, owned, interactions * cutoff + margin).nonzero()[0]
+        others, first = np.unique(tags[near], return_index=True)
         foreign = ~np.isin(others, tags[:owned])
-        rows = np.concatenate([own, owned + first[foreign]])
+        rows = np.concatenate([own, near[first[foreign]]])
         candidates = structure[rows]
         reached: Bool[np.ndarray, " candidates"] = np.arange(len(rows)) < owned
         if owned:
@@ -91,3 +96,12 @@ class Domain:
             return True
         cell = periodic_cell(atoms)
         return still_covered(self.seen.positions, self.cell, atoms.positions, cell, self.reach, self.margin)
+
+
+def _near(positions: Float64[np.ndarray, "atoms 3"], owned: int, reach: float) -> Bool[np.ndarray, " others"]:
+    """Which atoms after the own ones lie within so many Å of one: ghosts fill a box, whose corners are far."""
+    if not owned:
+        return np.zeros(len(positions), bool)
+    distances, _ = KDTree(positions[:owned]).query(positions[owned:], distance_upper_bound=reach * (1 + ROUNDING))
+    near: np.ndarray = np.isfinite(distances)
+    return near

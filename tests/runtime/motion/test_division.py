@@ -22,6 +22,7 @@ from painn_deploy.scripts.programs import ranks as launching
 from tests import students
 
 CUTOFF, INTERACTIONS, MARGIN = students.CONFIGURATION["cutoff"], students.CONFIGURATION["num_interactions"], 0.8
+NEAR = INTERACTIONS * CUTOFF + MARGIN
 
 
 def crystal(seed: int) -> Atoms:
@@ -37,7 +38,7 @@ def crystal(seed: int) -> Atoms:
 def parts(atoms: Atoms, count: int) -> list[Seen]:
     """What each of some ranks would see: own atoms, and every image of any atom that LAMMPS's ghosts could be."""
     order = np.array_split(np.argsort(atoms.positions[:, 0], kind="stable"), count)
-    reach = INTERACTIONS * CUTOFF + MARGIN
+    reach = NEAR + 1.5  # LAMMPS's ghosts fill a box
     one, other = atoms.cell.array[[1, 2, 0]], atoms.cell.array[[2, 0, 1]]
     spans = np.ceil(reach * np.linalg.norm(np.cross(one, other), axis=1) / atoms.get_volume())
     found = []
@@ -88,7 +89,9 @@ def test_nothing_is_evaluated_that_no_own_atom_feels(seed: int) -> None:
     for seen in parts(atoms, 4):
         domain = Domain.chosen(seen.atoms(slice(None)), seen.tags, seen.owned, CUTOFF, INTERACTIONS, MARGIN)
         own = seen.tags[: seen.owned] - 1
-        assert sorted(domain.tags - 1) == felt[own].any(0).nonzero()[0].tolist()
+        apart = np.linalg.norm(seen.positions[:, None] - seen.positions[None, : seen.owned], axis=2).min(1)
+        near = np.isin(np.arange(len(atoms)), seen.tags[apart <= NEAR] - 1)
+        assert sorted(domain.tags - 1) == (felt[own].any(0) & near).nonzero()[0].tolist()
 
 
 def test_what_moved_too_far_is_refused(bundle: Path) -> None:
