@@ -313,7 +313,7 @@ class VerletList:
             StructureError: see `inputs`.
             ShapeError: see `inputs`.
         """
-        if self.finder is not None and len(atoms) >= MANY:
+        if self.finder is not None and self.weights is None and len(atoms) >= MANY:  # a device that finds knows of none
             return self._found_on_device(self.finder, atoms)
         stored = self._reused(atoms) or self._searched(atoms)
         if stored is None:

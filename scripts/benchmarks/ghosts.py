@@ -52,8 +52,8 @@ def by_formula(edges: Float64[np.ndarray, "3"], reach: float, density: float, at
         density: atoms an Å³.
         atoms: of the whole structure.
     """
-    a, b, c = edges.tolist()
-    shell: float = 2 * reach * (a * b + b * c + c * a) + math.pi * reach**2 * (a + b + c) + 4 / 3 * math.pi * reach**3
+    a, b, c = (float(edge) for edge in edges)
+    shell = 2 * reach * (a * b + b * c + c * a) + math.pi * reach**2 * (a + b + c) + 4 / 3 * math.pi * reach**3
     return min(float(atoms), density * (a * b * c + shell))
 
 

@@ -812,6 +812,27 @@ def test_a_calculator_leaves_the_search_to_the_device(
         np.testing.assert_allclose(calculator.get_forces(atoms), plain.get_forces(atoms), rtol=0, atol=1e-4)
 
 
+@every_engine
+@pytest.mark.parametrize("skin", [0.6, 0.0])
+def test_a_part_of_a_structure_has_its_weights_on_a_device_that_searches(
+    opened: Opened, bundle: Path, engine: str, skin: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verlet, "MANY", 5)
+    atoms = students.zoo()["outside the cell"].repeat((2, 2, 2))
+    weights = (np.arange(len(atoms)) < len(atoms) // 2).astype(float)
+    with PaiNNCalculator(bundle, skin=0.0) as plain, PaiNNCalculator(bundle, skin=skin) as calculator:
+        calculator.with_session(opened(engine))
+        for _ in range(2):
+            for each in (plain, calculator):
+                each.neighbour_list.weights = weights
+                each.neighbour_list.forget()
+            want, got = plain.moving.outputs(atoms), calculator.moving.outputs(atoms)
+            np.testing.assert_allclose(got.atomic_energies, want.atomic_energies, rtol=0, atol=2e-5)
+            np.testing.assert_allclose(got.forces, want.forces, rtol=0, atol=2e-5)
+            np.testing.assert_array_equal(got.atomic_energies == 0, weights == 0)
+            weights = 1 - weights
+
+
 def test_a_skin_that_does_not_fit_is_done_without(
     opened: Opened, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
