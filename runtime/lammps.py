@@ -187,7 +187,7 @@ class LammpsForces:
     ) -> None:
         self._lammps, self._calculator = lammps, calculator
         self.error: BaseException | None = None
-        self._commands = 0
+        self._setups, self._repeats, self._step = 0, "", -1
         self._energy = _checked_energy(lammps)
         self._numbers = _numbers_of(lammps, calculator, elements)
         ranks = ranks_of(lammps)
@@ -217,7 +217,7 @@ class LammpsForces:
         """
         self._check_here()
         self._check_ghosts()
-        self._commands += 1
+        self._setups, self._repeats = self._setups + 1, "".join({"rerun", "every"}.intersection(text.split()))
         word = "".join(text.split()[:1])
         styles = set() if word in MENDING else _check_styles(self._lammps)
         before, failed, self.error = _names(self._lammps), self.error, None
@@ -307,7 +307,10 @@ class LammpsForces:
         """The part of this rank."""
         rows = count + self._lammps.extract_setting("nghost")
         asked = self._lammps.extract_global("vflag_atom") == step
-        exchange = self._commands, int(self._lammps.get_thermo("nbuild"))  # LAMMPS counts anew in each run
+        # LAMMPS counts its exchanges anew where it sets up a run: at each frame of a rerun, at each part of `run every`
+        self._setups += self._repeats == "rerun" or (self._repeats == "every" and step == self._step)
+        self._step = step
+        exchange = self._setups, int(self._lammps.get_thermo("nbuild"))
         return division.answer(self._seen(count, rows, exchange), self._skin + SPARE, of_atoms=asked)
 
     def _give(self, step: int, f: Float64[np.ndarray, "atoms 3"], part: Part) -> None:

@@ -85,15 +85,13 @@ class _Divided:
     """What a rank was given when atoms last changed hands, and what it evaluates since then."""
 
     tags: np.ndarray
-    numbers: np.ndarray
     exchange: tuple[int, int]
     domain: Domain
     owners: Owners
 
     def is_of(self, seen: Seen) -> bool:
-        """Whether it was given the same atoms, and they changed hands no more since then."""
-        same = np.array_equal(seen.tags, self.tags) and np.array_equal(seen.numbers, self.numbers)
-        return same and seen.exchange == self.exchange
+        """Whether it was given the same atoms, of whatever elements, and they changed hands no more since then."""
+        return seen.exchange == self.exchange and np.array_equal(seen.tags, self.tags)
 
 
 class Division:
@@ -179,7 +177,7 @@ class Division:
         neighbours = self._moving.neighbour_list
         neighbours.weights = (np.arange(len(domain.rows)) < seen.owned).astype(np.float64)
         neighbours.forget()
-        self._divided = _Divided(seen.tags.copy(), seen.numbers, seen.exchange, domain, owners)
+        self._divided = _Divided(seen.tags.copy(), seen.exchange, domain, owners)
         return self._divided
 
     def _evaluated(self, atoms: Atoms, owned: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

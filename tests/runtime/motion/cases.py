@@ -126,6 +126,14 @@ CASES: dict[str, Case] = {
         after=("run 0", "group gone id 1:31\ndelete_atoms group gone compress no\nrun 0", "fix m all nve\nrun 5"),
     ),
     "moving across borders": Case(gas, after=("run 0", "fix move all nve\nrun 500"), skin=(0.6, None), most_ranks=2),
+    "in parts": Case(gas, after=("run 0", "fix move all nve\nrun 60 every 2 NULL"), skin=(0.3, None)),
+    "swapped": Case(
+        CUBE,
+        after=(
+            "pair_style zero 4\npair_coeff * *\nfix move all nve\nfix s all atom/swap 2 3 29 3e4 ke no types 1 3\nrun 8",
+        ),
+        skin=(1.0, 0.4),
+    ),
     "moving": Case(gas, skin=(0.6, None), most_ranks=4),
 }
 """By what each one tries."""
