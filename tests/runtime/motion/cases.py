@@ -130,7 +130,7 @@ CASES: dict[str, Case] = {
     "swapped": Case(
         CUBE,
         after=(
-            "pair_style zero 4\npair_coeff * *\nfix move all nve\nfix s all atom/swap 2 3 29 3e4 ke no types 1 3\nrun 8",
+            "pair_style zero 4\npair_coeff * *\nfix move all nve\nfix s all atom/swap 2 3 9 3e4 ke no types 1 3\nrun 8",
         ),
         skin=(1.0, 0.4),
     ),
