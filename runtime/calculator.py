@@ -293,7 +293,8 @@ class PaiNNCalculator(Closing, Calculator):
 
     def _single(self, atoms: Atoms) -> dict[str, Any]:
         """One structure that moves from call to call."""
-        references = self.evaluator.references(atoms.numbers)
+        with self.timings.phase("neighbours"):
+            references = self.evaluator.references(atoms.numbers)
         outputs = self.moving.outputs(atoms)
         with self.timings.phase("results"):
             results = self.evaluator.results_of(atoms.numbers, atoms.cell.array, outputs, references)
