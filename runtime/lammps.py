@@ -217,8 +217,8 @@ class LammpsForces:
         """
         self._check_here()
         self._check_ghosts()
-        self._setups, self._repeats = self._setups + 1, "".join({"rerun", "every"}.intersection(text.split()))
-        word = "".join(text.split()[:1])
+        word, *rest = text.split() or [""]
+        self._setups, self._repeats = self._setups + 1, word if word == "rerun" else "every" * ("every" in rest)
         styles = set() if word in MENDING else _check_styles(self._lammps)
         before, failed, self.error = _names(self._lammps), self.error, None
         try:

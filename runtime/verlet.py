@@ -255,8 +255,7 @@ class VerletList:
         most_widening: columns with `DEFAULT_SKIN` over those without, up to which it is used where `skin` is None.
         admit: asked about each new matrix before it is made.
         finder: finds the neighbours of what has `MANY` atoms or more on a device; None where there is none.
-        weights: of the atoms, as in the graph contract; None for ones. What was found before others are set is to be
-            forgotten by `forget`.
+        weights: of the atoms, as in the graph contract; None for ones. `weigh` sets others.
         searches: how many searches there were.
         updates: how many steps reused one.
     """
@@ -296,11 +295,16 @@ class VerletList:
         found = self._find(atoms, self.cutoff)
         self._admitted(found.pairs, len(atoms))
         matrix = NeighbourMatrix(as_elements(atoms.numbers), found.pairs, self.slot_step, self.dtype)
-        return self._weighed(matrix).write(found.vectors)
+        matrix.inputs.weights[:] = 1.0 if self.weights is None else self.weights
+        return matrix.write(found.vectors)
 
-    def forget(self) -> None:
-        """Search again at the next step, whatever was found."""
-        self._stored = self._boxed = None
+    def weigh(self, weights: Float64[np.ndarray, " atoms"]) -> None:
+        """Give the atoms other weights, and search again at the next step.
+
+        Args:
+            weights: as in the graph contract.
+        """
+        self.weights, self._stored, self._boxed = weights, None, None
 
     def resident(self, atoms: Atoms, last: ResidentGraph | Boxes | None) -> ResidentGraph | Boxes | None:
         """What stays on a device while the neighbours stand; None where there is no skin: use `inputs`.
@@ -350,7 +354,7 @@ class VerletList:
             self._stored, self._widened = None, (seen, math.inf)  # without a skin it may fit
             return None
         standing = StandingPairs(as_elements(atoms.numbers), found, self.slot_step, self.dtype)
-        self._weighed(standing.matrix)
+        standing.matrix.inputs.weights[:] = 1.0 if self.weights is None else self.weights
         self._stored = _Stored(seen, atoms.positions.copy(), found.cell, standing)
         return self._stored
 
@@ -377,12 +381,6 @@ class VerletList:
         refuse_one_spot(atoms.numbers, *nearest)
         self._boxed = seen, boxes
         return boxes
-
-    def _weighed(self, matrix: NeighbourMatrix) -> NeighbourMatrix:
-        """A matrix with the weights of its atoms."""
-        if self.weights is not None:
-            matrix.inputs.weights[:] = self.weights
-        return matrix
 
     def _find(self, atoms: Atoms, reach: float) -> Displacements:
         self.searches += 1

@@ -824,8 +824,7 @@ def test_a_part_of_a_structure_has_its_weights_on_a_device_that_searches(
         calculator.with_session(opened(engine))
         for _ in range(2):
             for each in (plain, calculator):
-                each.neighbour_list.weights = weights
-                each.neighbour_list.forget()
+                each.neighbour_list.weigh(weights)
             want, got = plain.moving.outputs(atoms), calculator.moving.outputs(atoms)
             np.testing.assert_allclose(got.atomic_energies, want.atomic_energies, rtol=0, atol=2e-5)
             np.testing.assert_allclose(got.forces, want.forces, rtol=0, atol=2e-5)

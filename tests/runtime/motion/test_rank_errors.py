@@ -93,14 +93,18 @@ with ended_together(together):
 """
 
 
-def test_a_rank_that_fails_by_itself_ends_all(folder: Path) -> None:
-    (folder / "job.py").write_text(ALONE_IN_FAILING)
-    done = subprocess.run(
-        [launcher(), "-n", "2", sys.executable, "job.py"],
-        cwd=folder, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+def broken(folder: Path, program: str) -> str:
+    """What two ranks of a program said on standard error before they ended, as they must, in failure."""
+    (folder / "job.py").write_text(program)
+    command = [launcher(), "-n", "2", sys.executable, "job.py"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
-    assert "error: rank 1 of 2 failed by itself: something of this rank alone" in done.stderr
+    return done.stderr
+
+
+def test_a_rank_that_fails_by_itself_ends_all(folder: Path) -> None:
+    told = broken(folder, ALONE_IN_FAILING)
+    assert "error: rank 1 of 2 failed by itself: something of this rank alone" in told
 
 
 KILLED = """
@@ -114,9 +118,4 @@ MPI.COMM_WORLD.Barrier()
 
 
 def test_a_rank_that_is_killed_ends_all(folder: Path) -> None:
-    (folder / "job.py").write_text(KILLED)
-    done = subprocess.run(
-        [launcher(), "-n", "2", sys.executable, "job.py"],
-        cwd=folder, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode != 0
+    broken(folder, KILLED)
