@@ -25,7 +25,8 @@ from painn_deploy.scripts.gpu.record import Record, Unavailable
 from painn_deploy.scripts.gpu.resources import Sized, floor_figures, memory_figures, peaks_of
 from painn_deploy.scripts.profiling.roofline import Peaks
 from tests import students
-from tests.engines.test_gpu_session import CUTOFF, cuda, model, opened  # noqa: F401  fixtures
+from tests.engines.conftest import cuda  # noqa: F401  a fixture
+from tests.engines.test_gpu_session import CUTOFF, model, opened  # noqa: F401  fixtures
 
 WATERS = Request("24 atoms of water", (students.water(0),) * 8)
 
