@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float, Int32
 from numpy.typing import DTypeLike
 
 from painn_deploy.engines.session import Boxes
@@ -11,7 +11,7 @@ from painn_deploy.export.errors import ShapeError
 from painn_deploy.export.fields import INPUTS, WITH_WEIGHTS, Field, GraphInputs
 from painn_deploy.export.manifest_values import PRECISIONS
 
-__all__ = ["check_boxes", "check_indices", "check_inputs", "check_molecules", "padded", "taken"]
+__all__ = ["check_boxes", "check_indices", "check_inputs", "check_molecules", "check_no_weights", "padded", "taken"]
 
 MOST_SPAN = 2**24
 """Boxes away that a neighbour may be in a direction that repeats; a thinner cell is none of matter."""
@@ -58,12 +58,24 @@ def taken(inputs: GraphInputs, fields: Sequence[Field] = INPUTS) -> dict[str, np
     arrays = inputs._asdict()
     if len(fields) == len(arrays):
         return arrays
-    if (inputs.weights != 1).any():
-        raise ShapeError(
-            f"The input weights holds {inputs.weights[inputs.weights != 1][0]:g}, and this engine takes no weights, as "
-            f"its bundle is of a format before {WITH_WEIGHTS}. Export the bundle again."
-        )
+    check_no_weights(inputs.weights)
     return {field.name: arrays[field.name] for field in fields}
+
+
+def check_no_weights(weights: Float[np.ndarray, " atoms"]) -> None:
+    """Refuse weights that a graph without such an input would leave out.
+
+    Args:
+        weights: as in the graph contract.
+
+    Raises:
+        ShapeError: some are not 1.
+    """
+    if (weights != 1).any():
+        raise ShapeError(
+            f"The input weights holds {weights[weights != 1][0]:g}, and this engine takes no weights, as its bundle is "
+            f"of a format before {WITH_WEIGHTS}. Export the bundle again."
+        )
 
 
 def check_indices(
@@ -164,7 +176,7 @@ def check_boxes(boxes: Boxes, most_number: int | None = None) -> None:
     atoms, starts = len(boxes.atomic_numbers), boxes.starts.size
     whole = dict.fromkeys(("atomic_numbers", "box", "order"), (atoms,)) | {"starts": (starts,), "shape": (9,)}
     real = {"positions": (atoms, 3), "whole": (atoms, 3), "cell": (3, 3)}
-    for dtype, shapes in ((np.int32, whole), (np.float64, real)):
+    for dtype, shapes in ((np.int32, whole), (np.float64, real), (np.float32, {"weights": (atoms,)})):
         _refuse_unlike({name: (getattr(boxes, name), dtype, shape) for name, shape in shapes.items()}, "boxes")
     counts, spans, repeats = boxes.shape.reshape(3, 3)
     fits = counts.min() > 0 and np.prod(counts, dtype=np.int64) == starts - 1

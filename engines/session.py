@@ -119,6 +119,7 @@ class Boxes:
     Attributes:
         atomic_numbers: Z.
         positions: Å.
+        weights: as in the graph contract.
         whole: cells that each atom was moved by before it was put into its box; whole numbers.
         cell: completed, Å.
         box: number of the box that each atom is in.
@@ -132,6 +133,7 @@ class Boxes:
 
     atomic_numbers: Int32[np.ndarray, " atoms"]
     positions: Float64[np.ndarray, "atoms 3"]
+    weights: Float32[np.ndarray, " atoms"]
     whole: Float64[np.ndarray, "atoms 3"]
     cell: Float64[np.ndarray, "3 3"]
     box: Int32[np.ndarray, " atoms"]

@@ -16,8 +16,9 @@ from painn_deploy.export.errors import StructureError
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.runtime.grouping import group
 from painn_deploy.runtime.neighbours import Displacements, Pairs, find_pairs, slots_for
+from painn_deploy.runtime.pairs.standing import StandingPairs
 from painn_deploy.runtime.structures import ONE_SPOT, as_elements, check_structure, periodic_cell
-from painn_deploy.runtime.verlet import StandingPairs, slack, still_covered
+from painn_deploy.runtime.verlet import slack, still_covered
 
 __all__ = ["Batch", "ReplicaList"]
 

@@ -23,21 +23,19 @@ from typing import TypeVar
 
 import numpy as np
 from ase import Atoms
-from jaxtyping import Float64, Int32, Int64
+from jaxtyping import Float32, Float64
 from numpy.typing import DTypeLike
 
 from painn_deploy.engines.session import Admit, Boxes, Finder, ResidentGraph
 from painn_deploy.export.errors import ShapeError
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.runtime.matrix import NeighbourMatrix
-from painn_deploy.runtime.neighbours import Displacements, Nearest, Pairs, find_pairs, slots_for
-from painn_deploy.runtime.pairs import compiled
+from painn_deploy.runtime.neighbours import Displacements, Pairs, find_pairs, slots_for
 from painn_deploy.runtime.pairs.boxes import boxes_of
-from painn_deploy.runtime.pairs.images import image_vectors
-from painn_deploy.runtime.pairs.standing_images import ImageTable
+from painn_deploy.runtime.pairs.standing import StandingPairs
 from painn_deploy.runtime.structures import as_elements, periodic_cell, refuse_one_spot
 
-__all__ = ["DEFAULT_SKIN", "MANY", "WIDER", "StandingPairs", "VerletList", "slack", "still_covered"]
+__all__ = ["DEFAULT_SKIN", "MANY", "WIDER", "VerletList", "slack", "still_covered"]
 
 DEFAULT_SKIN = 0.5
 """Å; of 0.25 to 1.5 Å as good as any for molecules at 300 K (docs/dynamics.md)."""
@@ -58,8 +56,6 @@ changes no faster. Dynamics at constant pressure stay within it; a compression t
 MANY = 128
 """Atoms from which on a device that can finds the neighbours. Those of fewer are found here in less than a millisecond,
 about as long as it takes to ask three times for an answer. Not measured on a GPU yet."""
-
-_NO_TABLE = np.empty((0, 3))
 
 F = TypeVar("F", float, np.ndarray)
 
@@ -102,92 +98,6 @@ def still_covered(
     moved = positions - expected
     farthest = math.sqrt(np.einsum("ac,ac->a", moved, moved).max())
     return slack(shrink, farthest, cutoff, skin) >= 0
-
-
-class StandingPairs:
-    """Pairs within cutoff and skin, and the matrix that displacements and mask are written into at every step.
-
-    The matrix's `reverse` is closed for writing. As long as it is the same array, the same pairs stand in the same
-    slots, so that an engine may keep what it made of it.
-
-    Args:
-        numbers: atomic numbers of the rows.
-        found: the pairs.
-        slot_step: that the number of columns is a multiple of.
-        dtype: of displacements and mask.
-        owners: which structure each pair is of, from 0, where there are several with cells of their own.
-        structures: how many there are.
-
-    Attributes:
-        found: the same, with displacements as they were found.
-        matrix: of the graph contract.
-    """
-
-    def __init__(
-        self,
-        numbers: Int32[np.ndarray, " atoms"],
-        found: Displacements,
-        slot_step: int = 1,
-        dtype: DTypeLike = np.float32,
-        owners: Int64[np.ndarray, " pairs"] | None = None,
-        structures: int = 1,
-    ) -> None:
-        self.found, self.matrix = found, NeighbourMatrix(numbers, found.pairs, slot_step, dtype)
-        self.matrix.inputs.reverse.flags.writeable = False
-        self._table: ImageTable | None = None
-        self._images = np.empty((len(numbers), 0), np.int32)
-        if compiled.loops() is not None and found.pairs.shifts is not None:
-            shifts, matrix = found.pairs.shifts, self.matrix
-            self._table = ImageTable(shifts, np.zeros(len(shifts), np.int64) if owners is None else owners, structures)
-            self._images = self._table.in_slots(matrix.forward, matrix.backward, matrix.inputs.mask.shape)
-
-    def renew(
-        self, positions: Float64[np.ndarray, "atoms 3"], cell: Float64[np.ndarray, "*structures 3 3"], cutoff: float
-    ) -> Nearest:
-        """Write displacements and mask of now; the nearest pair.
-
-        Args:
-            positions: Å.
-            cell: completed, Å; one, or one for each structure where there are several.
-            cutoff: Å.
-        """
-        inputs, loops = self.matrix.inputs, compiled.loops()
-        if loops is None:
-            self.found.form(positions, cell)
-            self.write(cutoff)
-            return self.found.nearest()
-        table = _NO_TABLE if self._table is None else self._table.vectors(cell.reshape(-1, 3, 3))
-        standing = inputs.neighbours, self.matrix.filled, self._images
-        written = inputs.displacements, inputs.mask
-        return Nearest(*loops.renew(positions, *standing, table, loops.square_of(cutoff), *written))
-
-    def write(self, cutoff: float) -> GraphInputs:
-        """Inputs of the graph contract, with displacements as they were formed last."""
-        return self.matrix.write(self.found.vectors, self.found.within(cutoff))
-
-    def resident(self, cell: Float64[np.ndarray, "3 3"], cutoff: float) -> ResidentGraph:
-        """The arrays by which a device forms displacements itself: shifts S·cell of both ends of each pair, in float64.
-
-        Args:
-            cell: completed cell of now, Å.
-            cutoff: Å.
-        """
-        matrix, shifts = self.matrix, self.found.pairs.shifts
-        inputs, (atoms, slots) = matrix.inputs, matrix.inputs.mask.shape
-        images, held = np.zeros((atoms * slots, 3)), np.zeros(atoms * slots, np.uint8)
-        if shifts is not None:
-            vectors = image_vectors(shifts.astype(np.float64), cell)
-            images[matrix.forward], images[matrix.backward] = vectors, -vectors
-        held[matrix.forward] = held[matrix.backward] = 1
-        return ResidentGraph(
-            inputs.atomic_numbers,
-            inputs.neighbours,
-            inputs.reverse,
-            images.reshape(atoms, slots, 3),
-            held.reshape(atoms, slots),
-            cutoff,
-            inputs.weights,
-        )
 
 
 @dataclass(frozen=True)
@@ -267,7 +177,7 @@ class VerletList:
     most_widening: float = WIDER
     admit: Admit = lambda atoms, slots: None  # noqa: ARG005
     finder: Finder | None = None
-    weights: Float64[np.ndarray, " atoms"] | None = None
+    weights: Float32[np.ndarray, " atoms"] | None = None
     searches: int = 0
     updates: int = 0
     _stored: _Stored | None = field(default=None, repr=False)
@@ -295,10 +205,10 @@ class VerletList:
         found = self._find(atoms, self.cutoff)
         self._admitted(found.pairs, len(atoms))
         matrix = NeighbourMatrix(as_elements(atoms.numbers), found.pairs, self.slot_step, self.dtype)
-        matrix.inputs.weights[:] = 1.0 if self.weights is None else self.weights
+        self._weigh(matrix)
         return matrix.write(found.vectors)
 
-    def weigh(self, weights: Float64[np.ndarray, " atoms"]) -> None:
+    def weigh(self, weights: Float32[np.ndarray, " atoms"]) -> None:
         """Give the atoms other weights, and search again at the next step.
 
         Args:
@@ -317,7 +227,7 @@ class VerletList:
             StructureError: see `inputs`.
             ShapeError: see `inputs`.
         """
-        if self.finder is not None and self.weights is None and len(atoms) >= MANY:  # a device that finds knows of none
+        if self.finder is not None and len(atoms) >= MANY:
             return self._found_on_device(self.finder, atoms)
         stored = self._reused(atoms) or self._searched(atoms)
         if stored is None:
@@ -354,7 +264,7 @@ class VerletList:
             self._stored, self._widened = None, (seen, math.inf)  # without a skin it may fit
             return None
         standing = StandingPairs(as_elements(atoms.numbers), found, self.slot_step, self.dtype)
-        standing.matrix.inputs.weights[:] = 1.0 if self.weights is None else self.weights
+        self._weigh(standing.matrix)
         self._stored = _Stored(seen, atoms.positions.copy(), found.cell, standing)
         return self._stored
 
@@ -368,7 +278,7 @@ class VerletList:
             if seen.cell_of(atoms) is seen.cell and still_covered(*place, self.cutoff, self._reach):
                 self.updates += 1
                 return boxes
-        boxes = boxes_of(atoms, self.cutoff, self.cutoff + self._reach)
+        boxes = boxes_of(atoms, self.cutoff, self.cutoff + self._reach, self.weights)
         seen = _Seen(atoms.numbers.tobytes(), atoms.pbc.tobytes(), boxes.cell)
         self.searches, self._boxed = self.searches + 1, None
         try:
@@ -381,6 +291,10 @@ class VerletList:
         refuse_one_spot(atoms.numbers, *nearest)
         self._boxed = seen, boxes
         return boxes
+
+    def _weigh(self, matrix: NeighbourMatrix) -> None:
+        if self.weights is not None:
+            matrix.inputs.weights[:] = self.weights  # which a matrix is made with ones of
 
     def _find(self, atoms: Atoms, reach: float) -> Displacements:
         self.searches += 1

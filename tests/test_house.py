@@ -31,7 +31,8 @@ SHELVES = {
     "export": ("", "model", "readers", "schnetpack", "originals", "checkpoint", "graph"),
     "engines": ("", "gpu", "fused", "inductor", "onnxruntime", "tensorrt"),
     "runtime": (
-        *("uncertainty", "structures", "pairs", "neighbours", "matrix", "grouping", "limits", "periodicity", "species"),
+        *("uncertainty", "structures", "pairs", "neighbours", "matrix", "pairs/standing"),
+        *("grouping", "limits", "periodicity", "species"),
         *("results", "batches", "", "motion", "calculator"),
         *("lammps", "sockets", "__init__", "screening", "screening/bulk"),
         *("screening/workers", "screening/run", "screening/__init__", "labelling", "programs"),

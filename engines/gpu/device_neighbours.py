@@ -4,8 +4,8 @@ import ctypes
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Int32
 
+from painn_deploy.engines.contract import check_no_weights
 from painn_deploy.engines.gpu.arena import Block, Column
 from painn_deploy.engines.gpu.device_positions import DeviceKernel
 from painn_deploy.engines.session import Boxes, Nearest
@@ -186,20 +186,25 @@ def numbered_columns(rows: int) -> tuple[Column, ...]:
     return (("numbers", (rows,), "int32"), ("totals", (2,), "int32"))
 
 
-def fill_atoms(block: Block, numbers: Int32[np.ndarray, " atoms"]) -> int:
-    """Write the inputs that no kernel writes: atomic numbers, and weights of 1 where the engine takes weights.
+def fill_atoms(block: Block, boxes: Boxes) -> int:
+    """Write the inputs that no kernel writes: atomic numbers, and weights where the engine takes them.
 
     Args:
         block: of the inputs, those of `OF_ATOMS` first.
-        numbers: Z.
+        boxes: the structure.
 
     Returns:
         Bytes of the block up to their end.
+
+    Raises:
+        ShapeError: the engine takes no weights, and some are not 1.
     """
-    atoms, arrays, last = len(numbers), block.arrays, "atomic_numbers"
-    arrays["atomic_numbers"][:atoms], arrays["atomic_numbers"][atoms:] = numbers, 0
+    atoms, arrays, last = len(boxes.atomic_numbers), block.arrays, "atomic_numbers"
+    arrays["atomic_numbers"][:atoms], arrays["atomic_numbers"][atoms:] = boxes.atomic_numbers, 0
     if "weights" in arrays:
-        arrays["weights"][...], last = 1.0, "weights"
+        arrays["weights"][:atoms], arrays["weights"][atoms:], last = boxes.weights, 1.0, "weights"
+    else:
+        check_no_weights(boxes.weights)
     return block.addresses[last] + arrays[last].nbytes - block.device
 
 

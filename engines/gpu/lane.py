@@ -175,7 +175,7 @@ class Lane:
             number_pairs(counted.arrays, numbered.arrays, slots)
             block, fixed = self._inputs(rows, slots), self._fixed(rows, slots)
             fixed.arrays["positions"][...] = 0.0  # of padding; a step uploads them
-            self._upload(block.host, block.device, fill_atoms(block, boxes.atomic_numbers))
+            self._upload(block.host, block.device, fill_atoms(block, boxes))
             self._upload(numbered.host, numbered.device, numbered.size)
             parts = (block, fixed, counted, numbered, sent)
             addresses = {name: address for part in parts for name, address in part.addresses.items()}

@@ -174,7 +174,7 @@ class Division:
             cutoff = self._evaluator.manifest.cutoff
             domain = Domain.chosen(sound, seen.tags, seen.owned, cutoff, self._interactions, margin)
         owners = Owners(self._ranks, domain.tags[: seen.owned], domain.tags[seen.owned :])
-        self._moving.neighbour_list.weigh((np.arange(len(domain.rows)) < seen.owned).astype(np.float64))
+        self._moving.neighbour_list.weigh((np.arange(len(domain.rows)) < seen.owned).astype(np.float32))
         self._divided = _Divided(seen.tags.copy(), seen.exchange, domain, owners)
         return self._divided
 

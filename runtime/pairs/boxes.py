@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 from ase import Atoms
+from jaxtyping import Float32
 
 from painn_deploy.engines.session import Boxes
 from painn_deploy.runtime.pairs.search import searchable
@@ -18,7 +19,7 @@ BOXES_AN_ATOM = 4
 """Past which boxes are widened: one without atoms takes a look as well."""
 
 
-def boxes_of(atoms: Atoms, cutoff: float, reach: float) -> Boxes:
+def boxes_of(atoms: Atoms, cutoff: float, reach: float, weights: Float32[np.ndarray, " atoms"] | None = None) -> Boxes:
     """A structure whose atoms are sorted into boxes no thinner than the reach, where it is not thinner itself.
 
     Whatever its cell and however far its atoms are apart, it is first made one that a grid can hold
@@ -29,6 +30,7 @@ def boxes_of(atoms: Atoms, cutoff: float, reach: float) -> Boxes:
         atoms: a structure that `check_structure` gave back.
         cutoff: Å, within which a neighbour is an edge.
         reach: Å, within which it is stored.
+        weights: as in the graph contract; None for ones.
 
     Raises:
         StructureError: there are more neighbours than in any matter, or none can be found.
@@ -61,6 +63,7 @@ def boxes_of(atoms: Atoms, cutoff: float, reach: float) -> Boxes:
     return Boxes(
         atomic_numbers=as_elements(atoms.numbers),
         positions=positions.copy(),
+        weights=np.ones(len(positions), np.float32) if weights is None else weights,
         whole=whole,
         cell=cell,
         box=box.astype(np.int32),

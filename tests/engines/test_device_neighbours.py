@@ -230,6 +230,8 @@ def test_boxes_that_do_not_fit_together_are_refused() -> None:
         (changed(positions=sound.positions[:, :1]), r"positions of boxes is float64 \(192, 1\)"),
         (changed(cell=sound.cell[0]), r"cell of boxes is float64 \(3,\)"),
         (changed(box=sound.box.astype(np.int16)), "box of boxes is int16"),
+        (changed(weights=sound.weights.astype(float)), "weights of boxes is float64"),
+        (changed(weights=sound.weights[:2]), r"weights of boxes is float32 \(2,\)"),
         (changed(shape=sound.shape[:5]), r"shape of boxes is int32 \(5,\)"),
         (changed(shape=np.array([2, 2, 2, 2**30, 1, 1, 1, 1, 1], np.int32)), "shape of boxes holds"),
         (changed(shape=np.array([2, 2, 2, 2, 1, 1, 0, 1, 1], np.int32)), "shape of boxes holds"),

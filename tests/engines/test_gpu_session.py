@@ -819,7 +819,7 @@ def test_a_part_of_a_structure_has_its_weights_on_a_device_that_searches(
 ) -> None:
     monkeypatch.setattr(verlet, "MANY", 5)
     atoms = students.zoo()["outside the cell"].repeat((2, 2, 2))
-    weights = (np.arange(len(atoms)) < len(atoms) // 2).astype(float)
+    weights = (np.arange(len(atoms)) < len(atoms) // 2).astype(np.float32)
     with PaiNNCalculator(bundle, skin=0.0) as plain, PaiNNCalculator(bundle, skin=skin) as calculator:
         calculator.with_session(opened(engine))
         for _ in range(2):
@@ -829,6 +829,7 @@ def test_a_part_of_a_structure_has_its_weights_on_a_device_that_searches(
             np.testing.assert_allclose(got.atomic_energies, want.atomic_energies, rtol=0, atol=2e-5)
             np.testing.assert_allclose(got.forces, want.forces, rtol=0, atol=2e-5)
             np.testing.assert_array_equal(got.atomic_energies == 0, weights == 0)
+            assert isinstance(calculator.session.following, Boxes) == (skin > 0), "the device searched where it may"
             weights = 1 - weights
 
 

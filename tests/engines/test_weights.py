@@ -368,6 +368,18 @@ def test_where_a_device_makes_the_inputs_every_weight_is_one(cuda: EmulatedCuda,
 
 
 @every_engine
+def test_a_device_that_searches_is_given_the_weights(cuda: EmulatedCuda, model: bytes, engine: str) -> None:
+    run, atoms = open_graph(model), students.zoo()["triclinic"].repeat((2, 2, 1))
+    with Opened(cuda, model)(engine) as session:
+        for kind in ("owned", "fractional", "ones", "owned"):
+            weights = weights_of(kind, len(atoms)).astype(np.float32)
+            session.search(boxes_of(atoms, CUTOFF, CUTOFF + 0.5, weights), lambda atoms, slots: None)
+            want = run(weighted(graph_inputs([atoms], CUTOFF), weights))
+            for _ in range(3):  # launched, recorded and replayed
+                alike(session.step(atoms.positions), want)
+
+
+@every_engine
 def test_a_search_uploads_weights_beside_atomic_numbers(cuda: EmulatedCuda, model: bytes, engine: str) -> None:
     boxes, moved = boxes_of(students.zoo()["triclinic"], CUTOFF, CUTOFF + 0.5), list[int]()
     copy = cuda._copy
@@ -498,6 +510,11 @@ def test_an_engine_of_an_earlier_format_on_a_gpu_runs_and_refuses_weights(cuda: 
         assert session.following is None
         session.follow(resident_of(atoms, np.ones(2)))
         alike(session.step(atoms.positions), want)
+        with pytest.raises(ShapeError, match="takes no weights"):
+            session.search(
+                boxes_of(atoms, CUTOFF, CUTOFF + 0.5, np.array([1, 0], np.float32)), lambda atoms, slots: None
+            )
+        assert session.following is None
         session.search(boxes_of(atoms, CUTOFF, CUTOFF + 0.5), lambda atoms, slots: None)
         alike(session.step(atoms.positions), want)
         alike(session.run_molecules(*side_by_side(molecules), CUTOFF).outputs, run(graph_inputs(molecules, CUTOFF)))

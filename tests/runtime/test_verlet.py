@@ -22,9 +22,10 @@ from painn_deploy.export.errors import ShapeError, StructureError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.matrix import graph_inputs
+from painn_deploy.runtime.pairs.standing import StandingPairs
 from painn_deploy.runtime.replicas import ReplicaList
 from painn_deploy.runtime.structures import check_structure
-from painn_deploy.runtime.verlet import DEFAULT_SKIN, WIDER, StandingPairs, VerletList
+from painn_deploy.runtime.verlet import DEFAULT_SKIN, WIDER, VerletList
 from painn_deploy.scripts.studies.card_studies import box_of_water
 from painn_deploy.scripts.studies.neighbours import compare
 from tests import students

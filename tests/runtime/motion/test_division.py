@@ -65,7 +65,7 @@ def test_parts_add_up_to_the_whole(bundle: Path, seed: int) -> None:
         energies, forces = np.zeros(len(atoms)), np.zeros((len(atoms), 3))
         for seen in parts(atoms, 3):
             domain = Domain.chosen(seen.atoms(slice(None)), seen.tags, seen.owned, CUTOFF, INTERACTIONS, MARGIN)
-            part.neighbour_list.weigh((np.arange(len(domain.rows)) < seen.owned).astype(float))
+            part.neighbour_list.weigh((np.arange(len(domain.rows)) < seen.owned).astype(np.float32))
             outputs = part.moving.outputs(seen.atoms(domain.rows))
             places = domain.tags - 1
             assert len(set(places.tolist())) == len(places)  # an atom once
