@@ -4,11 +4,12 @@
 
 Atoms lie on a cubic lattice of water's density, each moved at random by up to a seventh of its constant. The atoms that
 a rank evaluates are those that the runtime chooses, `painn_deploy.runtime.motion.domain`. The formula is that of all
-atoms within a distance R of a box of the edges a, b and c (Steiner's for a convex body),
+atoms within a distance R of a part of the box with the edges a, b and c (Steiner's for a convex body),
 
-    ρ (abc + 2 R (ab + bc + ca) + π R² (a + b + c) + 4/3 π R³),
+    ρ (abc + 2 R (ab + bc + ca) + π R² (a + b + c) + 4/3 π R³).
 
-and never more than there are.
+A direction in which a part and R on both sides of it are as long as the box is left to the box: its length there is a
+factor, and the formula is that of the other directions, ρ L (ab + 2 R (a + b) + π R²) for instance.
 """
 
 import math
@@ -18,6 +19,7 @@ import numpy as np
 import typer
 from ase import Atoms
 from jaxtyping import Float64, Int64
+from numpy.polynomial.polynomial import polyfromroots
 from rich.console import Console
 
 from painn_deploy.export import load_student
@@ -39,22 +41,26 @@ GRIDS = (
 )
 """Sites along an edge of a cubic box, and ranks along its three directions."""
 
+BALLS = (1.0, 2.0, math.pi, 4 / 3 * math.pi)
+"""Volumes of balls of radius 1 in no to three dimensions."""
+
 MOST = 150_000
 """Atoms that a rank may see for them to be counted; of more there is the formula alone."""
 
 
-def by_formula(edges: Float64[np.ndarray, "3"], reach: float, density: float, atoms: int) -> float:
+def by_formula(edges: Float64[np.ndarray, "3"], box: Float64[np.ndarray, "3"], reach: float, density: float) -> float:
     """Atoms that a rank evaluates.
 
     Args:
         edges: of its part of the box, Å.
+        box: lengths of the box, Å.
         reach: Å, interactions x cutoff.
         density: atoms an Å³.
-        atoms: of the whole structure.
     """
-    a, b, c = (float(edge) for edge in edges)
-    shell = 2 * reach * (a * b + b * c + c * a) + math.pi * reach**2 * (a + b + c) + 4 / 3 * math.pi * reach**3
-    return min(float(atoms), density * (a * b * c + shell))
+    ends = edges + 2 * reach < box
+    sums = polyfromroots(-edges[ends])  # of products: abc, ab + bc + ca, a + b + c, 1
+    volume = sum(one * ball * reach**power for power, (one, ball) in enumerate(zip(sums, BALLS, strict=False)))
+    return float(density * box[~ends].prod() * volume)
 
 
 def sites(count: int, low: Int64[np.ndarray, "3"], high: Int64[np.ndarray, "3"]) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +111,8 @@ def main(
     for count, ranks in GRIDS:
         atoms = count**3
         owned, seen, found = evaluated(count, ranks, cutoff, interactions)
-        wanted = by_formula(count // np.array(ranks) * SPACING, interactions * cutoff, SPACING**-3, atoms)
+        box = np.full(3, count * SPACING)
+        wanted = by_formula(box / ranks, box, interactions * cutoff, SPACING**-3)
         named = "x".join(map(str, ranks))
         told = "" if found is None else f"{found:,} ({found / owned:.1f})"
         formula = f"{wanted:,.0f} ({wanted / owned:.1f})"
