@@ -16,7 +16,7 @@ from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.motion.division import Division, Seen
 from painn_deploy.runtime.motion.domain import Domain
 from painn_deploy.runtime.motion.owners import Owners
-from painn_deploy.runtime.motion.ranks import ALONE, ranks_of
+from painn_deploy.runtime.motion.ranks import ALONE, Ranks, ranks_of
 from painn_deploy.runtime.neighbours import find_pairs
 from painn_deploy.scripts.programs import ranks as launching
 from tests import students
@@ -158,3 +158,16 @@ def test_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
         launching.run_on_ranks(2, ["lammps"])
     assert launching.cores_of(ALONE) is None
     assert launching.device_of(ALONE, "auto") == "auto"
+
+
+def test_ranks_of_a_machine_share_its_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = Ranks(SimpleNamespace(rank=13, size=16))
+    monkeypatch.setattr(ranks, "neighbours_here", lambda: (5, 8))  # sixth of eight here
+    monkeypatch.setattr(launching.os, "sched_getaffinity", lambda process: range(20))
+    assert launching.cores_of(ranks) == 2
+    for gpus, of_auto, of_cuda in ((4, "cuda:1", "cuda:1"), (8, "cuda:5", "cuda:5"), (0, "auto", "cuda")):
+        monkeypatch.setattr(launching, "driver", lambda gpus=gpus: SimpleNamespace(gpus=gpus))
+        assert launching.device_of(ranks, "auto") == of_auto
+        assert launching.device_of(ranks, "cuda") == of_cuda
+        assert launching.device_of(ranks, "cuda:3") == "cuda:3"
+        assert launching.device_of(ranks, "cpu") == "cpu"

@@ -68,6 +68,13 @@ def test_atoms_that_move_before_lammps_looks(bundle: Path, folder: Path) -> None
     assert "neigh_modify every 1 delay 0 check yes" in on_ranks(bundle, folder, text, "--elements", "C,H")
 
 
+def test_atoms_that_leave_the_box_are_lost(bundle: Path, folder: Path) -> None:
+    text = (
+        INPUT.replace("read_data", "boundary f f f\nread_data") + "velocity all set 200 0 0\nfix m all nve\nrun 200\n"
+    )
+    assert "does not run `run 200`: ERROR: Lost atoms" in on_ranks(bundle, folder, text, "--elements", "C,H")
+
+
 def test_a_committee(folder: Path) -> None:
     for name in ("a", "b"):
         (folder / name).mkdir()
