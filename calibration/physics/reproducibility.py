@@ -106,10 +106,10 @@ def _sentences(how: str) -> Sentences:
 
 
 def _differing(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> int:
-    """How many numbers are not the same to the last bit."""
+    """How many numbers, or words of an uncertainty, are not the same to the last bit."""
     count = 0
     for a, b in zip(one, other, strict=True):
         for key in a.keys() | b.keys():
-            left, right = (np.ravel(np.asarray(r.get(key, np.nan), float)) for r in (a, b))
+            left, right = (np.ravel(np.asarray(r.get(key, ()))) for r in (a, b))
             count += int((left != right).sum()) if left.shape == right.shape else max(left.size, right.size)
     return count

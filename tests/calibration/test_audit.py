@@ -176,6 +176,18 @@ def test_two_runs_that_differ_in_the_last_bit_are_found(invariant: References, s
     assert finding.verdict == "broken"
 
 
+def test_words_of_an_uncertainty_are_compared_too(sound: Any) -> None:
+    def told(word: str) -> Any:
+        return lambda structures: [each | {"uncertainty_verdict": word} for each in sound.engine(structures)]
+
+    familiar = replace(sound, engine=told("familiar"))
+    (finding,) = reproducibility.equal_to_the_bit(familiar, told("familiar"))
+    assert finding.verdict == "holds"
+    for other in (told("unfamiliar"), sound.engine):
+        (finding,) = reproducibility.equal_to_the_bit(familiar, other)
+        assert finding.verdict == "broken"
+
+
 def test_another_minimum_is_found(invariant: References, sound: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Springs to the equilibrium give random weights a minimum; an engine with other springs finds another."""
     monkeypatch.setattr(motion, "MOST_STEPS", 80)
