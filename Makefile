@@ -4,13 +4,31 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test bench reliability check gpu-check gpu-kit format clean
+.PHONY: demo test quick coverage lowest docs bench reliability check workflows gpu-check gpu-kit format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/painn-deploy demo
 
+# Tests that compare times come last, with nothing beside them.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not timing"
+	$(BIN)/python -m pytest -m timing
+
+# What to run while one writes: two minutes of the tests, those that take no longer than a moment.
+quick: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -m "not slow and not timing and not gpu" --durations=5
+
+# The tests once more, and the lines that none of them reaches; those of processes that tests start are not counted.
+coverage: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -m "not timing" --cov --cov-report=term-missing
+
+# The lowest versions that pyproject.toml allows, in an environment of their own, and the tests with them.
+lowest: $(VENV)-lowest/.dev
+	$(VENV)-lowest/bin/python -m pytest -n 2 -m "not timing"
+
+# The documentation as a site, in site/: a link to nothing, or a name that is not there, is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # figures of docs/performance.md, docs/batching.md and docs/dynamics.md for the student that ships, on a machine that does nothing else
 bench: $(VENV)/.dev
@@ -24,10 +42,19 @@ RELIABILITY ?=
 reliability: $(VENV)/.dev
 	$(BIN)/python -m tests.endurance --output reliability --resume --document docs/reliability.md $(RELIABILITY)
 
-check: $(VENV)/.dev
+check: $(VENV)/.dev workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_house.py tests/test_docstrings.py tests/test_changelog.py
+
+# Files that GitHub reads, against their schemas.
+SCHEMA := $(BIN)/check-jsonschema --builtin-schema
+workflows: $(VENV)/.dev
+	$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
+	$(SCHEMA) vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
+	$(SCHEMA) vendor.dependabot .github/dependabot.yml
+	$(SCHEMA) vendor.citation-file-format CITATION.cff
 
 # On a machine with an NVIDIA GPU: builds, runs, compares and times every engine that can run there.
 # GPU_PACKAGES are what that machine needs beside [dev], such as onnxruntime-gpu[cuda,cudnn]. It takes the place of
@@ -50,7 +77,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo bench gpu-kit reliability
+	rm -rf $(VENV) $(VENV)-lowest build dist *.egg-info demo bench gpu-kit reliability site
 
 # torch first: its pinned version decides which build of it is taken
 $(VENV)/.torch: constraints.txt
@@ -66,6 +93,10 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable ".[dev]"
 	touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable ".[docs]"
+	touch $@
 
 $(VENV)/.kit: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable ".[kit]"

@@ -210,6 +210,7 @@ class Slow(NullSession):
         return super().run(inputs)
 
 
+@pytest.mark.timing
 def test_structures_are_made_ready_while_the_engine_works(
     calculator: PaiNNCalculator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

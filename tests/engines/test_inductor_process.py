@@ -351,6 +351,7 @@ print(json.dumps([alone, beside]))
 """
 
 
+@pytest.mark.timing
 @linux
 def test_a_molecule_does_not_collapse_beside_busy_programs(compiled: Path) -> None:
     """Two on two cores; it took up to 600 times as long. `scripts/studies/shared_cores.py` measures it."""

@@ -246,6 +246,7 @@ def test_f9_atoms_as_far_as_float64_places_them(calculator: PaiNNCalculator) -> 
 PBC = [(True, True, True), (True, True, False), (True, False, False), (False, True, True), (False, False, False)]
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("length", [1e3, 1e5, 1e7, 1e9, 8e9, 1e10, 1e14, 1e77, 1e100, 1e155, 1e200])
 @pytest.mark.parametrize("pbc", PBC)
 def test_f3_f4_cells_of_any_length_are_answered_or_refused_at_once(length: float, pbc: tuple[bool, ...]) -> None:
@@ -293,6 +294,7 @@ def test_f3_empty_stretches_of_periodic_cells_change_no_edge(
     assert near == [edge[:2] for edge in sure]
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("cell", "pbc", "spread", "count"),
     [(None, False, 2.0, 5_000), ([10.0] * 3, True, 2.0, 5_000), ([0.7, 30, 30], [True, False, False], 0.7, 5_000)],

@@ -330,6 +330,7 @@ with PaiNNCalculator(sys.argv[1], skin=0.5) as calculator:
 """
 
 
+@pytest.mark.timing
 def test_timings_add_up_to_the_wall_time(bundle: Path) -> None:
     """In a process of its own: here every call is held against its types, which takes time between the phases."""
     command = [sys.executable, "-c", TIMINGS, str(bundle)]

@@ -3,6 +3,7 @@
 import time
 
 import numpy as np
+import pytest
 from ase.build import molecule
 from ase.calculators.lj import LennardJones
 
@@ -17,6 +18,7 @@ def test_every_call_gets_an_input_of_its_own_in_turns() -> None:
     assert "".join(name for name, _ in seen) == "aaaabbbb" * 2
 
 
+@pytest.mark.timing
 def test_neither_preparation_nor_warming_up_is_timed() -> None:
     calls = []
 
@@ -28,6 +30,7 @@ def test_neither_preparation_nor_warming_up_is_timed() -> None:
     assert 5 <= found["one"] < 25
 
 
+@pytest.mark.timing
 def test_processor_time_leaves_waiting_out() -> None:
     found = timing.medians(
         {"waits": lambda _: time.sleep(0.02), "works": lambda _: sum(range(300_000))},
