@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 # A GPU is for the tests that are marked so, each in a process of its own; all others run as they do without one.
@@ -22,7 +23,7 @@ from ase import Atoms  # noqa: E402
 
 from painn_deploy.runtime.pairs import compiled  # noqa: E402
 
-from . import students  # noqa: E402
+from . import peers, students  # noqa: E402
 from .export.originals import installed  # noqa: E402
 
 torch.set_num_threads(1)
@@ -46,6 +47,31 @@ def references() -> Path:
             pytest.fail(f"no reference data at {REFERENCES}")
         pytest.skip("no reference data; set PAINN_DEPLOY_REFERENCES")
     return REFERENCES
+
+
+@dataclass(frozen=True)
+class Peer:
+    """What a peer's own code computed in float64, and of what.
+
+    Attributes:
+        student: weights.
+        systems: name, structure and results of each.
+    """
+
+    student: Path
+    systems: list[tuple[str, Atoms, dict[str, np.ndarray]]]
+
+
+@pytest.fixture(scope="session", params=[*peers.CASES, *REFERENCE_NAMES])
+def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Peer:
+    """Students that are made here, wherever the tests run; the real ones too where `references` are."""
+    name = request.param
+    if name in peers.CASES:
+        student = peers.write(tmp_path_factory.mktemp("peer"), name)
+        return Peer(student, reference_systems(peers.figures(name, student)))
+    references = request.getfixturevalue("references")
+    systems = reference_systems(references / f"{name}.reference.npz")
+    return Peer(references / f"{name}.safetensors", systems)
 
 
 @pytest.fixture(scope="session", params=["painn", "painn-bessel", "distiller"])

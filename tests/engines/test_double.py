@@ -43,7 +43,7 @@ from painn_deploy.runtime.torchsim import PaiNNModel
 from painn_deploy.scripts import export_engines
 from painn_deploy.scripts.studies import line_searches
 from tests import students
-from tests.conftest import REFERENCE_NAMES, reference_systems
+from tests.conftest import Peer
 
 EXACT = 1e-9
 """eV and eV/Å, of every figure against a student in float64."""
@@ -97,15 +97,13 @@ def test_every_number_of_the_graph_is_double(double: Path) -> None:
         check_contract(model)
 
 
-@pytest.mark.parametrize("name", REFERENCE_NAMES)
-def test_it_gives_what_a_peer_computed_in_float64(name: str, references: Path, tmp_path: Path) -> None:
+def test_it_gives_what_a_peer_computed_in_float64(peer: Peer, tmp_path: Path) -> None:
     """SchNetPack's own PaiNN and the distiller's own code, whose arithmetic shares nothing with ours."""
-    systems = reference_systems(references / f"{name}.reference.npz")
-    structures = [atoms for _, atoms, _ in systems]
+    structures = [atoms for _, atoms, _ in peer.systems]
     few = [structures[0], structures[-1]]
-    (path,) = export_engines(references / f"{name}.safetensors", tmp_path, precisions=["fp64"], structures=few)
+    (path,) = export_engines(peer.student, tmp_path, precisions=["fp64"], structures=few)
     with PaiNNCalculator(path) as calculator:
-        for (system, _, want), got in zip(systems, calculator.calculate_batch(structures), strict=True):
+        for (system, _, want), got in zip(peer.systems, calculator.calculate_batch(structures), strict=True):
             assert abs(got["energy"] - want["energy"]) < EXACT * len(want["numbers"]), system
             np.testing.assert_allclose(got["forces"], want["forces"], rtol=0, atol=EXACT, err_msg=system)
 

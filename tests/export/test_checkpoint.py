@@ -14,15 +14,15 @@ from painn_deploy.export.errors import CheckpointError, ConfigurationError
 from painn_deploy.export.model.force_head import autograd_forces, explicit_forces, tensors
 from painn_deploy.runtime.matrix import graph_inputs
 from tests import students
-from tests.conftest import REFERENCE_NAMES, reference_systems
+from tests.conftest import Peer
 
 
-@pytest.mark.parametrize("name", REFERENCE_NAMES)
 @pytest.mark.parametrize("evaluate", [autograd_forces, explicit_forces])
-def test_float64_agrees_with_the_peers(references: Path, name: str, evaluate: Any) -> None:
-    student = load_student(references / f"{name}.safetensors", dtype=torch.float64)
-    for _, atoms, want in reference_systems(references / f"{name}.reference.npz"):
-        outputs = evaluate(student, tensors(graph_inputs([atoms], 5.0, np.float64), torch.float64))
+def test_float64_agrees_with_the_peers(peer: Peer, evaluate: Any) -> None:
+    student = load_student(peer.student, dtype=torch.float64)
+    for _, atoms, want in peer.systems:
+        graph = graph_inputs([atoms], student.configuration.cutoff, np.float64)
+        outputs = evaluate(student, tensors(graph, torch.float64))
         assert abs(outputs.atomic_energies.sum().item() - want["energy"]) < 1e-8
         np.testing.assert_allclose(outputs.forces.numpy(), want["forces"], rtol=0, atol=1e-8)
         if "stress" in want:
@@ -30,11 +30,11 @@ def test_float64_agrees_with_the_peers(references: Path, name: str, evaluate: An
             np.testing.assert_allclose(stress, want["stress"], rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", REFERENCE_NAMES)
-def test_float32_stays_close_to_the_peers(references: Path, name: str) -> None:
-    student = load_student(references / f"{name}.safetensors")
-    for _, atoms, want in reference_systems(references / f"{name}.reference.npz"):
-        outputs = explicit_forces(student, tensors(graph_inputs([atoms], 5.0), torch.float32))
+def test_float32_stays_close_to_the_peers(peer: Peer) -> None:
+    student = load_student(peer.student)
+    for _, atoms, want in peer.systems:
+        graph = graph_inputs([atoms], student.configuration.cutoff)
+        outputs = explicit_forces(student, tensors(graph, torch.float32))
         assert abs(outputs.atomic_energies.double().sum().item() - want["energy"]) < 2e-6 * len(atoms)
         np.testing.assert_allclose(outputs.forces.numpy(), want["forces"], rtol=0, atol=2e-5)
 
