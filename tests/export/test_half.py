@@ -96,10 +96,10 @@ def test_a_weight_beyond_half_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["distiller/original", "schnetpack/painn_128x3", "student:base"])
-def test_real_students_lose_little(references: Path, name: str) -> None:
+def test_real_students_lose_little(request: pytest.FixtureRequest, name: str) -> None:
     """The design's limits: 0.3 meV an atom and 1.5 meV/Å, here on perturbed G2 molecules."""
-    path = name if name.startswith("student:") else references / f"{name}.safetensors"
-    student = load_student(path)
+    ships = name.startswith("student:")
+    student = load_student(name if ships else request.getfixturevalue("references") / f"{name}.safetensors")
     model = export_onnx(student, {})
     structures = [a for a in default_structures(trusted_species(student)) if not a.pbc.any()]
     run = open_graph(model.SerializeToString())

@@ -30,7 +30,7 @@ SOURCE = Path("src", "mlff_distiller", "models", "student_model.py")
 
 
 def model_of(source: Path, student: Path) -> nn.Module:
-    """The seed's own student with the weights of ours, every one of which must have its place."""
+    """MLFF-Distiller's own student with the weights of ours, every one of which must have its place."""
     # by its path: the package around it imports teachers and GPU code, which nothing here needs
     spec = importlib.util.spec_from_file_location("student_model", source / SOURCE)
     assert spec is not None
@@ -67,7 +67,7 @@ def copies(atoms: Atoms, reach: float) -> tuple[np.ndarray, np.ndarray]:
 def results(model: nn.Module, atoms: Atoms) -> dict[str, np.ndarray]:
     """Energy in eV, forces in eV/Å, and stress in eV/Å³ where the structure is periodic in three directions.
 
-    The stress is dE/dF over the volume, and not symmetric: the seed's energy changes when a structure is turned.
+    The stress is dE/dF over the volume, and not symmetric: its energy changes when a structure is turned.
     """
     sizes = peers.CASES[NAME].sizes
     index, moved = copies(atoms, sizes["num_interactions"] * sizes["cutoff"])  # an interaction carries one cutoff far
