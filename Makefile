@@ -94,6 +94,13 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable ".[dev]"
 	touch $@ $(VENV)/.demo
 
+# uv alone knows how to take the lowest versions of what is named here, and the newest of what these need
+$(VENV)-lowest/.dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet uv
+	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest --resolution lowest-direct --editable ".[dev]"
+	touch $@
+
 $(VENV)/.docs: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable ".[docs]"
 	touch $@
