@@ -14,17 +14,18 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m "not timing"
 	$(BIN)/python -m pytest -m timing
 
-# What to run while one writes: two minutes of the tests, those that take no longer than a moment.
+# What to run while one writes: the modules of tests/quick.txt, each of which takes seconds.
 quick: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -m "not slow and not timing and not gpu" --durations=5
+	$(BIN)/python -m pytest -n 2 -m "not slow and not timing and not gpu" --durations=5 @tests/quick.txt
 
 # The tests once more, and the lines that none of them reaches; those of processes that tests start are not counted.
 coverage: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m "not timing" --cov --cov-report=term-missing
 
-# The lowest versions that pyproject.toml allows, in an environment of their own, and the tests with them.
+# The lowest versions that pyproject.toml allows, in an environment of their own, and the quick tests with them. They may
+# warn of what newer versions of what they need themselves call outdated.
 lowest: $(VENV)-lowest/.dev
-	$(VENV)-lowest/bin/python -m pytest -n 2 -m "not timing"
+	$(VENV)-lowest/bin/python -m pytest -n 2 -m "not slow and not timing and not gpu" -o filterwarnings=default @tests/quick.txt
 
 # The documentation as a site, in site/: a link to nothing, or a name that is not there, is an error.
 docs: $(VENV)/.docs
