@@ -32,6 +32,12 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(cuda_toolchain.shutil, "which", lambda program: None)
     monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "site")])
+    by_pip = cuda_toolchain.pip_folders  # this environment may have wheels of CUDA too
+
+    def made_here(kind: str) -> list[Path]:
+        return [folder for folder in by_pip(kind) if folder.is_relative_to(tmp_path)]
+
+    monkeypatch.setattr(cuda_toolchain, "pip_folders", made_here)
     return tmp_path
 
 
