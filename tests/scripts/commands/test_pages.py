@@ -143,3 +143,13 @@ def test_times_of_the_readme_are_those_of_the_performance_page() -> None:
     assert (len(ratios), len(times)) == (9, 11)
     assert [ratio for ratio in ratios if ratio not in page] == []
     assert [time for time in times if not any(f"{one:.{len(time.partition('.')[2])}f}" == time for one in known)] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/")])
+def test_a_page_says_first_what_it_answers(page: str) -> None:
+    title, empty, first = (ROOT / page).read_text(encoding="utf-8").split("\n")[:3]
+    assert title.startswith("# ")
+    assert not empty
+    assert re.match(r"[A-Z`]", first), (
+        f"{page}, line 3: a sentence says what the page answers, before commands and tables"
+    )
