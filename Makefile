@@ -30,7 +30,7 @@ lowest: $(VENV)-lowest/.dev
 
 # The documentation as a site, in site/: a link to nothing, or a name that is not there, is an error.
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # --quiet would let broken anchors pass
 
 # figures of docs/performance.md, docs/batching.md and docs/dynamics.md for the student that ships, on a machine that does nothing else
 bench: $(VENV)/.dev
@@ -94,7 +94,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable ".[dev]"
-	touch $@ $(VENV)/.demo
+	touch $@ $(VENV)/.demo $(VENV)/.docs
 
 # uv alone knows how to take the lowest versions of what is named here, and the newest of what these need
 $(VENV)-lowest/.dev: pyproject.toml
