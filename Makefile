@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test quick coverage lowest docs bench reliability check workflows gpu-check gpu-kit format clean
+.PHONY: demo test quick coverage lowest docs bench reliability check house workflows gpu-check gpu-kit format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/painn-deploy demo
@@ -15,8 +15,9 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m timing
 
 # What to run while one writes: the modules of tests/quick.txt, each of which takes seconds.
+QUICK := -n 2 -m "not slow and not timing and not gpu" @tests/quick.txt
 quick: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -m "not slow and not timing and not gpu" --durations=5 @tests/quick.txt
+	$(BIN)/python -m pytest $(QUICK) --durations=5
 
 # The tests once more, and the lines that none of them reaches; those of processes that tests start are not counted.
 coverage: $(VENV)/.dev
@@ -25,8 +26,8 @@ coverage: $(VENV)/.dev
 # The lowest versions that pyproject.toml allows, in an environment of their own, and the quick tests with them. They may
 # warn of what newer versions of what they need themselves call outdated. Figures of conformers are those of the pinned RDKit.
 lowest: $(VENV)-lowest/.dev
-	$(VENV)-lowest/bin/python -m pytest -n 2 -m "not slow and not timing and not gpu" -o filterwarnings=default \
-		--deselect tests/scripts/test_precision_study.py::test_figures_of_the_document_are_made_again @tests/quick.txt
+	$(VENV)-lowest/bin/python -m pytest $(QUICK) -o filterwarnings=default \
+		--deselect tests/scripts/test_precision_study.py::test_figures_of_the_document_are_made_again
 
 # The documentation as a site, in site/: a link to nothing, or a name that is not there, is an error.
 docs: $(VENV)/.docs
@@ -44,10 +45,13 @@ RELIABILITY ?=
 reliability: $(VENV)/.dev
 	$(BIN)/python -m tests.endurance --output reliability --resume --document docs/reliability.md $(RELIABILITY)
 
-check: $(VENV)/.dev workflows
+check: $(VENV)/.dev workflows house
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What the tests alone can check of the source: who imports whom, docstrings, the changelog's day.
+house: $(VENV)/.dev
 	$(BIN)/python -m pytest -q tests/test_house.py tests/test_docstrings.py tests/test_changelog.py
 
 # Files that GitHub reads, against their schemas.

@@ -17,6 +17,7 @@ from painn_deploy.engines import BACKENDS, get_backend
 from painn_deploy.export.moved import MOVED
 
 from .conftest import ROOT
+from .scripts.commands.pages import blocks_of
 
 ROOT_PACKAGE = "typings/painn_deploy"  # what `import painn_deploy` runs, and links to the rooms
 ROOMS = ("export", "engines", "runtime", "calibration", "scripts")  # imports point to the left
@@ -359,12 +360,8 @@ def test_every_import_is_declared() -> None:
                 assert NAMES.get(top, top.replace("_", "-")).lower() in declared, f"{path.name} imports {top}"
 
 
-def python_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-
-
 def test_the_readme_s_python_runs(tmp_path: Path) -> None:
-    blocks = python_blocks()
+    blocks = blocks_of("README.md")
     assert blocks
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", "\n".join(blocks)],

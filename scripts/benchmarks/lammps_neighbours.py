@@ -17,13 +17,14 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from ase import Atoms
-from ase.io import write
 
+from painn_deploy.export.errors import EngineError
 from painn_deploy.runtime.lammps import start_lammps
 from painn_deploy.runtime.machine import machine
 from painn_deploy.runtime.neighbours import find_pairs
 from painn_deploy.runtime.pairs import compiled
 from painn_deploy.scripts.benchmarks.cases import box_of_water
+from painn_deploy.scripts.benchmarks.ranks import START, write_water
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.commands.outputs import markdown
 
@@ -35,7 +36,7 @@ BUILT = re.compile(r"^Neigh +\|[^|]*\| +(\S+) ", re.MULTILINE)
 
 INPUT = f"""
 units metal
-read_data start.data
+read_data {START}
 pair_style zero {CUTOFF} nocoeff full
 pair_coeff * *
 neighbor {SKIN} bin
@@ -65,10 +66,10 @@ def by_lammps(atoms: Atoms, folder: Path) -> tuple[float, float, int]:
         atoms: the structure.
         folder: for LAMMPS's files.
     """
-    data, log = folder / "start.data", folder / "log"
-    write(data, atoms, format="lammps-data", specorder=["O", "H"], masses=True)
+    log = folder / "log"
+    write_water(atoms, folder)
     lammps: Any = start_lammps(("-log", str(log), "-screen", "none"))
-    lammps.commands_string(INPUT.replace("start.data", str(data)))
+    lammps.commands_string(INPUT.replace(START, str(folder / START)))
     start = time.perf_counter()
     found = lammps.numpy.get_neighlist(lammps.find_pair_neighlist("zero"))
     neighbours = np.concatenate([found.get(row)[1] for row in range(found.size)])
@@ -91,7 +92,9 @@ def main(
         with TemporaryDirectory() as folder:
             builds, gatherings, others = zip(*(by_lammps(atoms, Path(folder)) for _ in range(rounds)), strict=True)
         if {*counts} != {*others}:
-            raise AssertionError(f"LAMMPS finds {others[0]} neighbours, and we {counts[0]}.")
+            raise EngineError(
+                f"LAMMPS finds {others[0]} neighbours, and our search {counts[0]}: no times are compared."
+            )
         searched, built, gathered = (float(np.median(times)) for times in (ours, builds, gatherings))
         cells = f"{searched:.2f}", f"{built:.2f}", f"{gathered:.2f}", f"{(built + gathered) / searched:.1f}"
         rows.append([f"{len(atoms):,}", f"{counts[0]:,}", *cells])

@@ -33,11 +33,14 @@ from painn_deploy.scripts.benchmarks.ghosts import by_formula
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.commands.outputs import markdown
 
-__all__ = ["Run", "boxes", "run"]
+__all__ = ["START", "Run", "boxes", "run", "write_water"]
 
-INPUT = """
+START = "start.data"
+"""The file that inputs read their structure from."""
+
+INPUT = f"""
 units metal
-read_data start.data
+read_data {START}
 pair_style zero 5 nocoeff
 pair_coeff * * O H
 timestep 0.0005
@@ -48,7 +51,7 @@ dump first all custom 1 first.dump id element x y z fx fy fz
 dump_modify first element O H sort id format float %.10f
 run 0
 undump first
-run {steps}
+run {{steps}}
 """
 
 TIME = re.compile(r"^Loop time of (\S+) on \d+ procs for \d+ steps", re.MULTILINE)
@@ -89,8 +92,18 @@ def boxes(waters: int) -> dict[str, Atoms]:
     return made
 
 
+def write_water(atoms: Atoms, folder: Path) -> None:
+    """Write the structure that inputs begin with; type 1 is O, and 2 is H.
+
+    Args:
+        atoms: of these elements.
+        folder: for the file.
+    """
+    write(folder / START, atoms, format="lammps-data", specorder=["O", "H"], masses=True, velocities=True)
+
+
 def run(bundle: Path, folder: Path, ranks: int, steps: int) -> Run:
-    """Run what `start.data` in a folder holds.
+    """Run the structure that `write_water` wrote.
 
     Args:
         bundle: a folder NAME.engine.
@@ -133,8 +146,7 @@ def main(
         manifest = calculator.manifest
         reach = int(manifest.configuration["num_interactions"]) * manifest.cutoff
         for name, atoms in boxes(waters).items():
-            options = {"specorder": ["O", "H"], "masses": True, "velocities": True}
-            write(folder / "start.data", atoms, format="lammps-data", **options)
+            write_water(atoms, folder)
             found = [[run(bundle, folder, count, steps) for count in counts] for _ in range(rounds)]
             calculator.calculate(atoms)
             energy, forces = calculator.results["energy"], calculator.results["forces"]

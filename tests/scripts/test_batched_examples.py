@@ -69,7 +69,7 @@ structures = [molecule("CH3CH2OH"), molecule("H2O")]
 
 
 def test_the_documentation_s_python_runs(bundle: Path, tmp_path: Path) -> None:
-    program = "\n".join([PREAMBLE.format(bundle=str(bundle)), *blocks_of("batching.md")])
+    program = "\n".join([PREAMBLE.format(bundle=str(bundle)), *blocks_of("docs/batching.md")])
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("0 ")

@@ -11,6 +11,7 @@ from ase.io import write
 from painn_deploy.scripts import export_engines
 from painn_deploy.scripts.programs.ranks import launcher
 from tests import students
+from tests.runtime.motion.commands import run_lammps
 
 ROOT = Path(__file__).parents[3]
 
@@ -23,20 +24,12 @@ timestep 0.0005
 """
 
 
-def said(command: list[str], folder: Path, status: int) -> str:
-    """What a command said on standard error; it must end with this status, before a minute is over."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == status, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stderr
-
-
 def on_ranks(bundle: Path, folder: Path, text: str, *options: str) -> str:
-    """The one error of an input on two ranks."""
-    (folder / "in.lammps").write_text(text)
-    program = [sys.executable, "-m", "painn_deploy.scripts.cli", "lammps", str(bundle), "in.lammps", *options]
-    told = said([*program, "--ranks", "2"], folder, 2)
-    assert told.count("error:") == 1
-    return " ".join(told.split())
+    """The one error of an input on two ranks, which is told before a minute is over."""
+    done = run_lammps(bundle, folder, text, 2, *options, timeout=60)
+    assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stderr.count("error:") == 1
+    return " ".join(done.stderr.split())
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """`painn-deploy lammps` on several ranks: restarts, reruns, dynamics without drift, and what is measured of them."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import ase.io
@@ -17,6 +15,7 @@ from painn_deploy.scripts.benchmarks import lammps_neighbours, ranks
 from painn_deploy.scripts.benchmarks.cases import box_of_water
 from painn_deploy.scripts.benchmarks.ghosts import by_formula
 from tests.runtime.motion.cases import SYMBOLS, gas
+from tests.runtime.motion.commands import run_lammps
 from tests.runtime.test_lammps import hot
 
 BEGIN = """
@@ -39,10 +38,7 @@ dump_modify {name} element {" ".join(SYMBOLS)} sort id format float %.12g
 
 def ran(bundle: Path, folder: Path, text: str, count: int) -> str:
     """What an input on so many ranks wrote on standard output."""
-    (folder / "in.lammps").write_text(text)
-    program = [sys.executable, "-m", "painn_deploy.scripts.cli", "lammps", str(bundle), "in.lammps"]
-    command = [*program, "--ranks", str(count), "--elements", ",".join(SYMBOLS)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    done = run_lammps(bundle, folder, text, count, "--elements", ",".join(SYMBOLS), timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert f" on {count} procs for " in done.stdout
     return done.stdout
@@ -131,9 +127,7 @@ def test_ranks_drift_no_more_than_one(water: Path, tmp_path: Path) -> None:
 def test_the_measurements_run(water: Path, tmp_path: Path) -> None:
     (name, atoms), (longer, _) = ranks.boxes(128).items()
     assert (name, longer) == ("cube of 64 waters", "long box of 128 waters")
-    ase.io.write(
-        tmp_path / "start.data", atoms, format="lammps-data", specorder=["O", "H"], masses=True, velocities=True
-    )
+    ranks.write_water(atoms, tmp_path)
     one, two = (ranks.run(water, tmp_path, count, 2) for count in (1, 2))
     assert (one.grid, two.grid) == ((1, 1, 1), (1, 1, 2))
     assert min(one.milliseconds, two.milliseconds) > 0

@@ -8,18 +8,23 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-__all__ = ["blocks_of", "commands_of", "run_program", "run_shell"]
+__all__ = ["blocks_of", "commands_of", "prose_of", "run_program", "run_shell"]
 
 
 def blocks_of(page: str, language: str = "python") -> list[str]:
-    """The fenced blocks of a document in a language, in their order."""
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+    """The fenced blocks of a document in a language, in their order; pages are named from the root."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S)
+
+
+def prose_of(page: str) -> str:
+    """A document without its fenced blocks."""
+    return re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.S)
 
 
 def commands_of(page: str) -> list[str]:
-    """The indented lines of a document, which are commands, without their comments."""
-    text = re.sub(r"```.*?```", "", (ROOT / "docs" / page).read_text(), flags=re.S)
-    return [line.split("  #")[0].strip() for line in re.findall(r"^    (\S.*)$", text, re.M)]
+    """The indented lines of a document, which are commands, without their comments; one that goes on is one."""
+    lines = "\n".join(re.findall(r"^    (.*\S)$", prose_of(page), re.M)).replace("\\\n", " ").splitlines()
+    return [line.split("  #")[0].strip() for line in lines]
 
 
 def run_program(block: str, bundle: Path, folder: Path, name: str = "block.py") -> subprocess.CompletedProcess[str]:

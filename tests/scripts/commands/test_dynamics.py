@@ -16,7 +16,7 @@ from painn_deploy.runtime.sockets import drive
 from tests.conftest import ROOT
 from tests.scripts.commands.pages import blocks_of, commands_of, run_program, run_shell
 
-PAGE = "dynamics.md"
+PAGE = "docs/dynamics.md"
 BLOCKS, COMMANDS = blocks_of(PAGE), commands_of(PAGE)
 IPI = ["i-pi input.xml &", "python drive.py"]
 ENDED = "driven=$?; if [ $driven = 0 ]; then wait $!; else kill $!; exit $driven; fi"
@@ -74,13 +74,13 @@ def test_every_block_is_run_here() -> None:
     found = [kind_of(block) for block in BLOCKS]
     assert {kind: found.count(kind) for kind in PIECES} == PIECES
     assert set(found) == set(PIECES)
-    text = (ROOT / "docs" / PAGE).read_text()
+    text = (ROOT / PAGE).read_text()
     others = [language for language in re.findall(r"^```(\w+)$", text, re.M) if language != "python"]
     assert others == ["lammps", "text", "xml"], "LAMMPS's input, a formula and i-PI's input"
 
 
 def test_every_command_of_the_table_is_one_of_those_that_run() -> None:
-    table = (ROOT / "docs" / PAGE).read_text().split("What they have:")[0]
+    table = (ROOT / PAGE).read_text().split("What they have:")[0]
     rows = re.findall(r"^\| .* \| \[.*\]\(#.*\) \| (.*) \|$", table, re.M)
     assert len(rows) == 8
     assert set(re.findall(r"`(.*?)`", " ".join(rows))) <= {command.removesuffix(" &") for command in COMMANDS}

@@ -16,7 +16,7 @@ from ase.build import molecule
 from painn_deploy.scripts import cli, export_engines
 from painn_deploy.scripts.commands import entry
 from tests.conftest import ROOT
-from tests.scripts.commands.pages import blocks_of, run_program
+from tests.scripts.commands.pages import blocks_of, commands_of, prose_of, run_program
 
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
@@ -38,19 +38,13 @@ AFTER = re.compile(r"\s(?:\||>|&|;|#).*")
 OF_PYTHON = ("-m", "-c", "-u")
 
 
-def commands_of(page: str) -> list[str]:
+def shown_commands(page: str) -> list[str]:
     """What a document shows of our programs: indented and fenced lines, and spans in the text."""
-    text = (ROOT / page).read_text(encoding="utf-8")
-    fenced = re.findall(r"```(?:sh|bash)?\n(.*?)```", text, re.S)
-    plain = re.sub(r"```.*?```", "", text, flags=re.S)
-    lines = [line for block in fenced for line in block.splitlines()] + re.findall(r"^    (.*\S)$", plain, re.M)
-    shown = "\n".join(lines).replace("\\\n", " ").splitlines() + [" ".join(span.split()) for span in spans(plain)]
+    fenced = [line for block in blocks_of(page, "(?:sh|bash)?") for line in block.replace("\\\n", " ").splitlines()]
+    spans = [" ".join(span.split()) for span in re.findall(rf"`({PROGRAMS} [^`]+)`", prose_of(page))]
+    shown = [*fenced, *commands_of(page), *spans]
     found = [match[1] for line in shown if (match := re.match(rf"\s*(?:mpiexec -n \d+ )?({PROGRAMS}.*)", line))]
     return sorted({AFTER.sub("", command) for command in found})
-
-
-def spans(text: str) -> list[str]:
-    return re.findall(rf"`({PROGRAMS} [^`]+)`", text)
 
 
 @cache
@@ -77,7 +71,7 @@ def checked_options(command: Any, words: list[str]) -> None:
     assert options <= known | {"--help"}, f"there are {', '.join(sorted(known))}"
 
 
-@pytest.mark.parametrize(("page", "command"), [(page, command) for page in PAGES for command in commands_of(page)])
+@pytest.mark.parametrize(("page", "command"), [(page, command) for page in PAGES for command in shown_commands(page)])
 def test_a_command_is_there_as_it_is_shown(page: str, command: str) -> None:
     program, *words = shlex.split(command)
     if program == "painn-deploy":
@@ -105,8 +99,7 @@ def test_an_option_that_is_not_there_is_found() -> None:
 
 
 def test_every_block_of_python_is_run_by_a_test() -> None:
-    shown = {page for page in PAGES if "```python" in (ROOT / page).read_text(encoding="utf-8")}
-    assert shown == {*BLOCKS_RUN}
+    assert {page for page in PAGES if blocks_of(page)} == {*BLOCKS_RUN}
     for page, test in BLOCKS_RUN.items():
         assert Path(page).name in (ROOT / test).read_text(encoding="utf-8"), f"{test} runs nothing of {page}"
 
@@ -123,7 +116,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("page", "said"),
-    [("uncertainty.md", "0 structures were past the limit"), ("validation.md", r"^\S+ \[\]\n(?:holds .*\n)+$")],
+    [
+        ("docs/uncertainty.md", "0 structures were past the limit"),
+        ("docs/validation.md", r"^\S+ \[\]\n(?:holds .*\n)+$"),
+    ],
 )
 def test_the_python_of_a_page_runs(base: Path, page: str, said: str) -> None:
     (block,) = blocks_of(page)

@@ -17,7 +17,7 @@ from dftd3.ase import DFTD3
 from painn_deploy.runtime import PaiNNCalculator
 from tests.scripts.commands.pages import blocks_of, run_program
 
-BLOCKS = blocks_of("programs.md")
+BLOCKS = blocks_of("docs/programs.md")
 PACKAGES = ("openmm", "openmmml")
 """Of the one block whose packages are not among those of the tests; the page says with which versions it was run."""
 
