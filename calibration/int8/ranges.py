@@ -1,4 +1,7 @@
-"""One range for all rows of an operand, found on structures by maximum, percentile, entropy or squared error."""
+"""How an operand becomes INT8, found on structures: what its channels are balanced by, and a range for all rows.
+
+A range is the maximum, a percentile, or what entropy or squared error say; a scale for each row needs none.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -9,10 +12,13 @@ from jaxtyping import Float
 from painn_deploy.engines.onnxruntime.backend import open_graph
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.export.graph.edit import EditableGraph
-from painn_deploy.export.graph.int8 import OperandScale
+from painn_deploy.export.graph.int8 import OperandScale, known_numbers
 from painn_deploy.export.graph.products import Product
 
-__all__ = ["METHODS", "OperandStatistics", "measure_operands", "open_tensors", "operand_scale", "structure_maxima"]
+__all__ = [
+    "METHODS", "OperandStatistics", "balance_of", "measure_operands", "open_tensors", "operand_scale", "row_scales",
+    "structure_maxima",
+]  # fmt: skip
 
 METHODS = ("max", "percentile", "entropy", "mse")
 """How one range for all rows of an operand is found: the largest value; the value that one in ten thousand exceeds; the
@@ -20,6 +26,9 @@ range that keeps most of the distribution's information (Kullback-Leibler, as in
 rounding error is least."""
 
 PERCENTILE = 99.99
+LEAST_CHANNEL = 1e-2
+"""Of the largest channel: what a smaller one counts as, so that one that was silent on the calibration structures does
+not rule its row when it speaks."""
 BINS = 2048
 COARSE_BINS = 512
 LEVELS = 127
@@ -76,6 +85,65 @@ def structure_maxima(
         largest = dict(zip(operands, (float(np.abs(values).max()) for values in run(graph)), strict=True))
         rows.append([np.log(largest[product.operand] + 1e-12) for product in products])
     return np.array(rows)
+
+
+def balance_of(
+    operand: Float[np.ndarray, " contracted"], weight: Float[np.ndarray, " contracted"]
+) -> Float[np.ndarray, " contracted"]:
+    """√(operand / weight) of each channel, scaled to a geometric mean of one.
+
+    With a step of the size of |x/b| for x/b and of |b W| for b W, rounding of either leaves an error in proportion to
+    |x/b| |b W|, which this makes least (Cauchy and Schwarz).
+
+    Args:
+        operand: root mean square of each channel.
+        weight: of each row.
+    """
+    operand = np.maximum(operand, LEAST_CHANNEL * max(operand.max(), 1e-30))
+    weight = np.maximum(weight, LEAST_CHANNEL * max(weight.max(), 1e-30))
+    balance = np.sqrt(operand / weight)
+    return np.asarray(balance / np.exp(np.log(balance).mean()))
+
+
+def row_scales(
+    model: onnx.ModelProto, products: Sequence[Product], graphs: Sequence[GraphInputs]
+) -> Mapping[str, OperandScale]:
+    """A scale for each row of each product's operand, centred on its element's mean and balanced; by products' names.
+
+    Args:
+        model: in FP32.
+        products: of the model.
+        graphs: of the calibration structures; each is run twice.
+    """
+    weights, operands = EditableGraph(model), list(dict.fromkeys(product.operand for product in products))
+    of_atoms = {product.operand for product in products if product.rows == ("atoms",)}
+    numbers, run = known_numbers(model), open_tensors(model, operands)
+    counts, sums = np.zeros(numbers), dict.fromkeys(of_atoms, np.zeros(1))
+    for graph in graphs:
+        element = np.eye(numbers)[graph.atomic_numbers]
+        counts += element.sum(0)
+        for name, values in zip(operands, run(graph), strict=True):
+            if name in of_atoms:
+                sums[name] = sums[name] + element.T @ values.astype(np.float64)
+    centres = {name: total / np.maximum(counts, 1)[:, None] for name, total in sums.items()}
+    squares = dict.fromkeys(operands, np.zeros(1))
+    for graph in graphs:
+        for name, values in zip(operands, run(graph), strict=True):
+            left = values - centres[name][graph.atomic_numbers] if name in centres else values.astype(np.float64)
+            rows = left.reshape(-1, left.shape[-1])
+            rows /= np.maximum(np.abs(rows).max(1, keepdims=True), 1e-30)  # each row has a step of its own
+            squares[name] = squares[name] + np.square(rows).sum(0)
+    rows_of_weights = dict.fromkeys(operands, np.zeros(1))  # products of one operand share its scaled form
+    for product in products:
+        weight = weights.array(product.weight).astype(np.float64)
+        rows_of_weights[product.operand] = rows_of_weights[product.operand] + np.square(weight).sum(1)
+    balances = {name: balance_of(np.sqrt(squares[name]), np.sqrt(rows_of_weights[name])) for name in operands}
+    return {
+        product.name: OperandScale(
+            "row, centred and balanced", None, balances[product.operand], centres.get(product.operand)
+        )
+        for product in products
+    }
 
 
 def measure_operands(

@@ -9,13 +9,13 @@ import onnx
 from ase import Atoms
 from ase.data import chemical_symbols
 
-from painn_deploy.calibration.int8.ranges import structure_maxima
+from painn_deploy.calibration.int8.ranges import row_scales, structure_maxima
 from painn_deploy.calibration.int8.selection import farthest_points
 from painn_deploy.calibration.int8.yardstick import Errors, Yardstick
 from painn_deploy.calibration.structures import LARGEST_FORCE, within_reach
 from painn_deploy.engines.onnxruntime.backend import open_graph
 from painn_deploy.export.errors import DatasetError, PrecisionError
-from painn_deploy.export.graph.int8 import BY_ROW, LEAST_SIZE, OperandScale, candidates, to_int8
+from painn_deploy.export.graph.int8 import LEAST_SIZE, OperandScale, candidates, to_int8
 from painn_deploy.export.graph.products import Product, weight_products
 from painn_deploy.export.progress import Tell, silent
 from painn_deploy.runtime.matrix import graph_inputs
@@ -136,10 +136,11 @@ class Int8Search:
         scored = [rest[i] for i in np.linspace(0, len(rest) - 1, min(MOST_STRUCTURES, len(rest))).astype(int)]
         self._yardstick = Yardstick(model, [structures[index] for index in scored], cutoff)
         self._counts = (len(extreme), len(scored))
+        self._scales = row_scales(model, products, [graphs[index] for index in extreme])
         sensitivities = []
         for index, product in enumerate(products):
             tell(f"quantising {product.name} alone, {index + 1} of {len(products)}")
-            sensitivities.append(Sensitivity(product, self._errors(_by_row([product]))))
+            sensitivities.append(Sensitivity(product, self._errors([product])))
         sizes = self._yardstick.mean_size
         self.sensitivities = sorted(
             sensitivities, key=lambda s: s.errors.force_rmse**2 / s.product.multiply_adds(*sizes)
@@ -148,8 +149,8 @@ class Int8Search:
     def find(self, energy_limit: float, force_limit: float) -> Quantisation:
         """The products that can be INT8 together.
 
-        They join in the order of squared error to multiply-adds, as many as the tolerance allows, and at last each of
-        those left over is tried once more. So no single product could be added to what is returned.
+        They join in the order of squared error to multiply-adds, as many as the tolerance allows, and at last those
+        left over are tried until none fits. So no single product could be added to what is returned.
 
         Args:
             energy_limit: eV an atom, mean absolute error against FP32 after the correction.
@@ -168,13 +169,18 @@ class Int8Search:
                 f"and {1e3 * closest.errors.force_rmse:.2f} meV/Å, and a search uses {MARGIN:.0%} of the limits. Allow "
                 "more, or export in fp16."
             )
-        scales = _by_row(entry.product for entry in chosen)
-        errors, sizes = self._errors(scales), self._yardstick.mean_size
+        products = [entry.product for entry in chosen]
+        scales = self._scales_of(products)
+        errors, sizes = self._errors(products), self._yardstick.mean_size
         shares = _shares(self._model, scales, sizes)
         return Quantisation(scales, errors, errors.correction, self.sensitivities, self._counts, sizes, shares)
 
-    def _errors(self, scales: Mapping[str, OperandScale]) -> Errors:
-        return self._yardstick.errors(open_graph(to_int8(self._model, scales).SerializeToString()))
+    def _errors(self, products: Iterable[Product]) -> Errors:
+        model = to_int8(self._model, self._scales_of(products))
+        return self._yardstick.errors(open_graph(model.SerializeToString()))
+
+    def _scales_of(self, products: Iterable[Product]) -> dict[str, OperandScale]:
+        return {product.name: self._scales[product.name] for product in products}
 
 
 def _enough(structures: Sequence[Atoms]) -> None:
@@ -201,28 +207,27 @@ class _Within:
         return self.excess(errors) <= 1.0
 
 
-Measure = Callable[[Mapping[str, OperandScale]], Errors]
-
-
-def _by_row(products: Iterable[Product]) -> dict[str, OperandScale]:
-    return {product.name: BY_ROW for product in products}
+Measure = Callable[[Iterable[Product]], Errors]
 
 
 def _largest(ordered: Sequence[Sensitivity], errors: Measure, within: _Within, tell: Tell) -> list[Sensitivity]:
-    """The longest beginning of a list that is within the tolerance, and every later entry that still fits."""
+    """The longest beginning of a list that is within the tolerance, and later entries until no other fits."""
     fits, too_many = 0, len(ordered) + 1
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
         tell(f"quantising {middle} of {len(ordered)} products together; {fits} fit, {too_many} do not")
-        if within(errors(_by_row(s.product for s in ordered[:middle]))):
+        if within(errors(s.product for s in ordered[:middle])):
             fits = middle
         else:
             too_many = middle
-    chosen = list(ordered[:fits])
-    for index, candidate in enumerate(sorted(ordered[fits:], key=lambda s: s.errors.force_rmse)):
-        tell(f"quantising {len(chosen)} products and one of those left over, {index + 1} of {len(ordered) - fits}")
-        if within(candidate.errors) and within(errors(_by_row(s.product for s in [*chosen, candidate]))):
-            chosen.append(candidate)
+    chosen, left = list(ordered[:fits]), sorted(ordered[fits:], key=lambda s: s.errors.force_rmse)
+    tried = -1
+    while tried != len(chosen):  # errors may cancel: one that did not fit may, once another has joined
+        tried = len(chosen)
+        for candidate in [s for s in left if s not in chosen]:
+            tell(f"quantising {len(chosen)} products and one of {len(ordered) - len(chosen)} left over")
+            if within(errors(s.product for s in [*chosen, candidate])):
+                chosen.append(candidate)
     return chosen
 
 

@@ -9,8 +9,10 @@ structures that it was calibrated on. A scale for each row is measured by the gr
 row's largest absolute value, needs no range, and clips nothing. It is the default; what both cost is in
 docs/precision.md.
 
-With one scale for all rows, channels may be balanced first, x·W = (x/b)·(b W), which takes range from large channels
-and gives it to small ones (SmoothQuant, arXiv:2211.10438). Everything else of the graph stays as it was.
+With either, channels may be balanced first, x·W = (x/b)·(b W), which takes range from large channels and gives it to
+small ones (SmoothQuant, arXiv:2211.10438). And what an element has on average may be taken off first,
+x·W = (x - c)·W + c·W, with c and c·W from tables of a row an element: it is most of what an atom's row holds, says
+nothing of where the others are, and would be rounded with the rest. Everything else of the graph stays as it was.
 """
 
 import logging
@@ -23,10 +25,13 @@ from jaxtyping import Float
 from onnx import helper
 
 from painn_deploy.export.errors import EngineUnavailableError, ExportError
+from painn_deploy.export.fields import GraphInputs
 from painn_deploy.export.graph.edit import EditableGraph, Model, renamed
 from painn_deploy.export.graph.products import RESULT, Product, behind_weights, weight_products
 
-__all__ = ["BY_ROW", "LEAST_SIZE", "OperandScale", "candidates", "to_int8"]
+__all__ = ["BY_ROW", "LEAST_SIZE", "OperandScale", "candidates", "known_numbers", "to_int8"]
+
+ATOMIC_NUMBERS = GraphInputs._fields[0]
 
 LEAST_SIZE = 16
 """Of the contracted axis and of the columns: below, INT8 saves nothing, and tensor cores take no such product."""
@@ -39,13 +44,15 @@ class OperandScale:
     Attributes:
         method: in words.
         most: the absolute value that 127 stands for, after balancing; greater ones are clipped to it. None for the
-            largest of each row, which nothing exceeds.
+            largest of each row, after balancing too, which nothing exceeds.
         balance: what each channel [contracted] is divided by first; None for nothing.
+        centre: what each atomic number's rows [numbers, contracted] are counted from, where rows are atoms; None for 0.
     """
 
     method: str
     most: float | None = None
     balance: Float[np.ndarray, " contracted"] | None = None
+    centre: Float[np.ndarray, "numbers contracted"] | None = None
 
 
 BY_ROW = OperandScale("row")
@@ -68,6 +75,19 @@ def candidates(model: Model) -> list[Product]:
         and product.operand in learnt
         and min(product.contracted, product.columns) >= LEAST_SIZE
     ]
+
+
+def known_numbers(model: Model) -> int:
+    """Rows of the student's embedding: atomic numbers below it may be looked up.
+
+    Raises:
+        ExportError: the graph looks nothing up by atomic number.
+    """
+    graph = EditableGraph.of(model)
+    for node in graph.nodes:
+        if node.op_type == "Gather" and node.input[0] in graph.constants and node.input[1] == ATOMIC_NUMBERS:
+            return int(graph.constants[node.input[0]].dims[0])
+    raise ExportError("The graph has no embedding of atomic numbers.")
 
 
 def to_int8(model: Model, scales: Mapping[str, OperandScale]) -> onnx.ModelProto:
@@ -137,23 +157,60 @@ def _scaled(graph: EditableGraph, scales: Mapping[str, OperandScale]) -> bool:
 
     def scaled(node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
         scale = scales.get(node.name)
-        if scale is None:
+        if scale is None or (scale.most is not None and scale.balance is None and scale.centre is None):
             return None
+        before: list[onnx.NodeProto] = []
+        after: list[onnx.NodeProto] = []
+        product = node
+        if scale.centre is not None:
+            *before, product, centre = _centred(graph, product, scale.centre)
+            after = [centre]
+        if scale.balance is not None:
+            *balancing, product = _balanced(graph, product, scale.balance)
+            before += balancing
         if scale.most is None:
-            return _by_row(graph, node)
-        if scale.balance is None:
-            return None
-        balance = graph.constant(f"{node.name}/balance", (1 / scale.balance).astype(np.float32))
-        weight = (graph.array(node.input[1]) * scale.balance[:, None]).astype(np.float32)
-        balanced = f"{node.name}/balanced"
-        return [
-            helper.make_node("Mul", [node.input[0], balance], [balanced], name=balanced),
-            renamed(node, [balanced, graph.constant(f"{node.name}/weight", weight)]),
-        ]
+            *before, product, rows = [*before, *_by_row(graph, product)]
+            after = [rows, *after]
+        return [*before, product, *after]
 
     changed = graph.rewrite(scaled)
     graph.prune()  # a weight whose balanced copy is read in its place
     return changed
+
+
+def _centred(
+    graph: EditableGraph, product: onnx.NodeProto, centre: Float[np.ndarray, "numbers contracted"]
+) -> list[onnx.NodeProto]:
+    """x - c goes in, and c·W is added to what comes out."""
+    name, (operand, weight), result = product.name, product.input, product.output[0]
+    parts = ("element", "centred", "uncentred", "element_result")
+    element, centred, uncentred, element_result = (f"{name}/{part}" for part in parts)
+    through = centre.astype(np.float64) @ graph.array(weight).astype(np.float64)
+    tables = [
+        graph.constant(f"{name}/{which}", table.astype(np.float32))
+        for which, table in (("centres", centre), ("centre_results", through))
+    ]
+    return [
+        helper.make_node("Gather", [tables[0], ATOMIC_NUMBERS], [element], name=element),
+        helper.make_node("Sub", [operand, element], [centred], name=centred),
+        helper.make_node("Gather", [tables[1], ATOMIC_NUMBERS], [element_result], name=element_result),
+        renamed(product, [centred, weight], [uncentred]),
+        helper.make_node("Add", [uncentred, element_result], [result], name=f"{name}/centre"),
+    ]
+
+
+def _balanced(
+    graph: EditableGraph, product: onnx.NodeProto, balance: Float[np.ndarray, " contracted"]
+) -> list[onnx.NodeProto]:
+    """x/b goes in, to a weight whose rows are multiplied by b."""
+    name, (operand, weight) = product.name, product.input
+    inverse = graph.constant(f"{name}/balance", (1 / balance).astype(np.float32))
+    heavier = graph.constant(f"{name}/weight", (graph.array(weight) * balance[:, None]).astype(np.float32))
+    balanced = f"{name}/balanced"
+    return [
+        helper.make_node("Mul", [operand, inverse], [balanced], name=balanced),
+        renamed(product, [balanced, heavier]),
+    ]
 
 
 def _by_row(graph: EditableGraph, product: onnx.NodeProto) -> list[onnx.NodeProto]:

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 
-__all__ = ["CLOSED_FORM", "PLAIN", "Aggregation"]
+__all__ = ["CLOSED_FORM", "PLAIN", "Aggregation", "Product", "linear"]
 
 Neighbours = Int[Tensor, "atoms slots"]
 Distances = Float[Tensor, "atoms slots"]
@@ -37,6 +37,21 @@ LEAST_NORM = 1e-15
 """Below it a norm is rounding noise; dividing by this instead takes v/|v| to 0 at v = 0, where squares underflow."""
 
 FilterFunction = Callable[[Distances], Filters]
+
+
+Product = Callable[[nn.Linear, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def linear(_: nn.Linear, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x·Wᵀ + b, as it is.
+
+    Args:
+        _: the layer.
+        x: [..., inputs].
+        weight: rows of the layer's, [outputs, inputs].
+        bias: as many of its, if it has any.
+    """
+    return nn.functional.linear(x, weight, bias)
 
 
 def _filters(functions: Sequence[FilterFunction], distances: Distances) -> Sequence[Any]:
@@ -76,6 +91,8 @@ class Aggregation:
         directed: (directions, filters) -> Σ_k u ⊗ filters, shape [atoms, 3, features].
         geometry: (displacements [atoms, slots, 3], mask [atoms, slots], epsilon in Å) -> distances d and directions
             u = r/(d + epsilon) of each slot; d = 1 and u = 0 in a padded one, with finite derivatives.
+        product: (layer, x [..., inputs], rows of its weight [outputs, inputs], as many of its bias or None) -> the
+            product, [..., outputs]; of messages, mixing and updates.
     """
 
     scalars: Callable[[Any, Scalars, Neighbours], Scalars]
@@ -85,6 +102,7 @@ class Aggregation:
     filters: Callable[[Sequence[FilterFunction], Distances], Sequence[Any]] = _filters
     directed: Callable[[Directions, Any], Vectors] = _directed
     geometry: Callable[[Directions, Distances, float], tuple[Distances, Directions]] = _geometry
+    product: Product = linear
 
 
 def gather(x: Scalars, neighbours: Neighbours) -> Filters:

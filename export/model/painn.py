@@ -144,21 +144,22 @@ class PaiNN(Student):
                 x_scalar, x_direction = (nn.functional.embedding(graph.atomic_numbers, rows) for rows in table)
                 change = aggregation.dipoles(directions, w_direction, x_direction, graph.neighbours)
             else:
-                x_scalar, x_direction, x_vector = parts(message, scalars, (0, 1, 2))
+                x_scalar, x_direction, x_vector = parts(message, scalars, (0, 1, 2), product=aggregation.product)
                 change = aggregation.dipoles(directions, w_direction, x_direction, graph.neighbours)
                 products = x_vector.unsqueeze(1) * vectors
                 change = change + aggregation.vectors(w_vector[0], products, graph.neighbours) + vectors
             scalars = scalars + aggregation.scalars(w_scalar, x_scalar, graph.neighbours)
             vectors = change
             # eq. 9 and 10
-            v, w = self.mixing[layer](vectors).chunk(2, -1)
+            mixing = cast(nn.Linear, self.mixing[layer])
+            v, w = aggregation.product(mixing, vectors, mixing.weight, mixing.bias).chunk(2, -1)
             norm = aggregation.norm(v, self.configuration.epsilon)
             features = torch.cat([scalars, norm], -1)
             if layer < last:
-                a_scalar, a_vector, a_product = parts(update, features, (0, 1, 2))
+                a_scalar, a_vector, a_product = parts(update, features, (0, 1, 2), product=aggregation.product)
                 vectors = vectors + a_vector.unsqueeze(1) * w
             else:  # nothing reads the last interaction's vectors
-                a_scalar, a_product = parts(update, features, (0, 2))
+                a_scalar, a_product = parts(update, features, (0, 2), product=aggregation.product)
             scalars = scalars + a_scalar + a_product * (v * w).sum(1)
         energies, hidden = read_out(self.readout, scalars)
         if self.energy_scales is not None:

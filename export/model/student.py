@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from painn_deploy.export.errors import ConfigurationError
-from painn_deploy.export.model.aggregation import PLAIN, Aggregation
+from painn_deploy.export.model.aggregation import PLAIN, Aggregation, Product, linear
 from painn_deploy.export.model.cutoffs import ShiftedSoftplus
 from painn_deploy.export.model.radial_table import RadialTable
 
@@ -366,7 +366,9 @@ def mlp(sizes: Sequence[int], activation: str = "silu") -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def parts(network: nn.Sequential, x: Tensor, wanted: tuple[int, ...], of: int = 3) -> tuple[Tensor, ...]:
+def parts(
+    network: nn.Sequential, x: Tensor, wanted: tuple[int, ...], of: int = 3, product: Product = linear
+) -> tuple[Tensor, ...]:
     """Some of the equal parts of a network's output; the last layer's other rows are not computed.
 
     Args:
@@ -374,11 +376,14 @@ def parts(network: nn.Sequential, x: Tensor, wanted: tuple[int, ...], of: int = 
         x: its input.
         wanted: which parts, in ascending order.
         of: how many parts the whole output has.
+        product: see `Aggregation.product`.
     """
     last = cast(nn.Linear, network[-1])
+    for layer in list(network)[:-1]:
+        x = product(layer, x, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(x)
     weight = torch.cat([last.weight.chunk(of)[i] for i in wanted])
     bias = torch.cat([last.bias.chunk(of)[i] for i in wanted])
-    return nn.functional.linear(network[:-1](x), weight, bias).chunk(len(wanted), -1)
+    return product(last, x, weight, bias).chunk(len(wanted), -1)
 
 
 def read_out(network: nn.Sequential, x: Float[Tensor, "atoms features"]) -> Answer:

@@ -19,7 +19,7 @@ import typer
 from ase import Atoms
 from rich.console import Console
 
-from painn_deploy.calibration.int8.ranges import METHODS, measure_operands, operand_scale
+from painn_deploy.calibration.int8.ranges import METHODS, measure_operands, operand_scale, row_scales
 from painn_deploy.calibration.int8.search import Int8Search
 from painn_deploy.calibration.int8.yardstick import Yardstick
 from painn_deploy.calibration.structures import (
@@ -31,6 +31,7 @@ from painn_deploy.calibration.structures import (
 from painn_deploy.engines.onnxruntime.backend import open_graph
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import DatasetError, PrecisionError
+from painn_deploy.export.fields import GraphInputs
 from painn_deploy.export.files import prepare_output, to_json
 from painn_deploy.export.graph.half import rounded
 from painn_deploy.export.graph.int8 import BY_ROW, OperandScale, candidates, to_int8
@@ -131,19 +132,31 @@ def lower_precisions(measure: Measure, console: Console) -> list[Row]:
     return rows
 
 
-def ways_of_scaling(measure: Measure) -> list[Row]:
-    """Every candidate in INT8 at once, with each way of finding its operand's scale."""
-    products = candidates(measure.model)
+def calibration_graphs(measure: Measure) -> list[GraphInputs]:
+    """Every third calibration structure, without those of extreme forces."""
     graphs = [graph_inputs([atoms], measure.cutoff) for atoms in measure.calibration[::3]]
     run = open_graph(measure.model.SerializeToString())
-    graphs = [graphs[index] for index in within_reach([run(graph)[1] for graph in graphs])]
-    statistics = measure_operands(measure.model, products, graphs)
-    ways: dict[str, dict[str, OperandScale]] = {}
+    return [graphs[index] for index in within_reach([run(graph)[1] for graph in graphs])]
+
+
+def ways_by_row(measure: Measure) -> dict[str, Mapping[str, OperandScale]]:
+    """Every candidate with a scale for each row."""
+    products = candidates(measure.model)
+    return {
+        "a scale for each row": {product.name: BY_ROW for product in products},
+        "a scale for each row, centred and balanced": row_scales(measure.model, products, calibration_graphs(measure)),
+    }
+
+
+def ways_of_scaling(measure: Measure) -> list[Row]:
+    """Every candidate in INT8 at once, with each way of finding its operand's scale."""
+    statistics = measure_operands(measure.model, candidates(measure.model), calibration_graphs(measure))
+    ways: dict[str, Mapping[str, OperandScale]] = {}
     for method in METHODS:
         for balanced in (False, True):
             scales = {name: operand_scale(entry, method, balanced=balanced) for name, entry in statistics.items()}
             ways[f"one scale, {method}{', balanced' if balanced else ''}"] = scales
-    ways["a scale for each row"] = {product.name: BY_ROW for product in products}
+    ways |= ways_by_row(measure)
     return [measure.row(way, to_int8(measure.model, scales)) for way, scales in ways.items()]
 
 

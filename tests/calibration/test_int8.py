@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from painn_deploy.calibration.int8.ranges import METHODS, measure_operands, operand_scale
+from painn_deploy.calibration.int8.ranges import METHODS, balance_of, measure_operands, operand_scale, row_scales
 from painn_deploy.calibration.int8.search import Int8Search
 from painn_deploy.calibration.int8.selection import farthest_points
 from painn_deploy.calibration.int8.yardstick import Yardstick, _least_absolute
@@ -17,7 +17,15 @@ from painn_deploy.export import load_student
 from painn_deploy.export.errors import DatasetError, ExportError, PrecisionError
 from painn_deploy.export.graph.edit import EditableGraph
 from painn_deploy.export.graph.half import to_half
-from painn_deploy.export.graph.int8 import BY_ROW, LEAST_SIZE, OperandScale, _scaled, candidates, to_int8
+from painn_deploy.export.graph.int8 import (
+    BY_ROW,
+    LEAST_SIZE,
+    OperandScale,
+    _scaled,
+    candidates,
+    known_numbers,
+    to_int8,
+)
 from painn_deploy.export.graph.onnx_graph import check_contract, export_onnx
 from painn_deploy.export.graph.products import weight_products
 from painn_deploy.runtime.matrix import graph_inputs
@@ -99,12 +107,19 @@ def test_a_row_is_never_clipped(model: onnx.ModelProto) -> None:
     assert error[5] == 0
 
 
-@pytest.mark.parametrize("name", ["by row", *METHODS])
+@pytest.mark.parametrize("name", ["by row", "by row, centred and balanced", *METHODS])
 def test_each_way_of_scaling_runs_and_is_near(model: onnx.ModelProto, structures: list, name: str) -> None:
     yardstick = Yardstick(model, structures[20:], CUTOFF)
     products = candidates(model)
     if name == "by row":
         scales = {p.name: BY_ROW for p in products}
+    elif name == "by row, centred and balanced":
+        scales = dict(row_scales(model, products, [graph_inputs([a], CUTOFF) for a in structures[:20]]))
+        assert all(scale.most is None and scale.balance is not None for scale in scales.values())
+        rows = {p.name: p.rows for p in products}
+        assert {n for n, scale in scales.items() if scale.centre is not None} == {
+            n for n, axes in rows.items() if axes == ("atoms",)
+        }
     else:
         statistics = measure_operands(model, products, [graph_inputs([a], CUTOFF) for a in structures[:20]])
         scales = {n: operand_scale(s, name, balanced=True) for n, s in statistics.items()}
@@ -116,15 +131,67 @@ def test_each_way_of_scaling_runs_and_is_near(model: onnx.ModelProto, structures
     assert errors.energy_mae <= errors.raw_energy_mae
 
 
-def test_balancing_is_exact_without_rounding(model: onnx.ModelProto, structures: list) -> None:
-    product = candidates(model)[0]
-    balance = np.exp(np.random.default_rng(0).normal(size=product.contracted))
+@pytest.mark.parametrize("most", [1.0, None])
+@pytest.mark.parametrize("is_centred", [True, False])
+def test_balancing_and_centring_are_exact_without_rounding(
+    model: onnx.ModelProto, structures: list, most: float | None, is_centred: bool
+) -> None:
+    product = next(product for product in candidates(model) if product.rows == ("atoms",))
+    rng = np.random.default_rng(0)
+    balance = np.exp(rng.normal(size=product.contracted))
+    centre = rng.normal(size=(known_numbers(model), product.contracted)) if is_centred else None
     prepared = EditableGraph(model)
-    assert _scaled(prepared, {product.name: OperandScale("max, balanced", 1.0, balance)})
+    assert _scaled(prepared, {product.name: OperandScale("as said", most, balance, centre)})
+    assert any(node.name == f"{product.name}/centred" for node in prepared.nodes) == is_centred
     inputs = graph_inputs(structures[:3], CUTOFF)
     run = open_graph(prepared.model().SerializeToString())
     for got, want in zip(run(inputs), open_graph(model.SerializeToString())(inputs), strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * max(1, np.abs(want).max()))
+
+
+def test_centred_and_balanced_rows_lose_less_and_an_element_never_seen_is_not_centred(
+    model: onnx.ModelProto, structures: list
+) -> None:
+    products, graphs = candidates(model), [graph_inputs([atoms], CUTOFF) for atoms in structures[:20]]
+    scales = row_scales(model, products, graphs)
+    yardstick = Yardstick(model, structures[20:], CUTOFF)
+    plain, better = (
+        yardstick.errors(open_graph(to_int8(model, found).SerializeToString())).force_rmse
+        for found in ({product.name: BY_ROW for product in products}, scales)
+    )
+    assert better < 0.9 * plain
+    tables = [scale.centre for scale in scales.values() if scale.centre is not None]
+    for table in tables:
+        assert set(np.flatnonzero(table.any(1)).tolist()) <= {1, 6, 8}
+    assert any(table[6].any() for table in tables)
+    with pytest.raises(ExportError, match="no embedding of atomic numbers"):
+        known_numbers(onnx.ModelProto())
+
+
+def test_a_row_with_a_loud_channel_is_balanced() -> None:
+    """With a step for each row of operand and column of weight, the balance of the docstring leaves the least error."""
+    rng = np.random.default_rng(0)
+    loud = np.exp(rng.normal(0, 1.5, 96))
+    x, weight = rng.normal(size=(400, 96)) * loud, rng.normal(size=(96, 64)) / np.sqrt(loud)[:, None]
+
+    def error(balance: np.ndarray) -> float:
+        def stepped(values: np.ndarray, axis: int) -> np.ndarray:
+            step = np.abs(values).max(axis, keepdims=True) / 127
+            return np.round(values / step) * step
+
+        return float(np.square(stepped(x / balance, 1) @ stepped(weight * balance[:, None], 0) - x @ weight).mean())
+
+    balance = balance_of(np.sqrt(np.square(x).mean(0)), np.sqrt(np.square(weight).mean(1)))
+    assert error(balance) < 0.5 * error(np.ones(96))
+    assert error(balance) < 1.02 * min(error(balance**0.8), error(balance**1.2))
+
+
+def test_a_channel_that_calibration_never_heard_does_not_rule_its_row() -> None:
+    silent = np.array([1.0, 1.0, 0.0])
+    balance = balance_of(silent, np.ones(3))
+    assert balance.max() / balance.min() <= 10 + 1e-9
+    np.testing.assert_allclose(np.exp(np.log(balance).mean()), 1)
+    assert np.isfinite(balance_of(np.zeros(3), np.zeros(3))).all()
 
 
 def test_int8_among_half_is_typed_and_simulated(model: onnx.ModelProto, structures: list) -> None:
@@ -148,7 +215,7 @@ def test_a_search_keeps_its_promise_and_nothing_more_fits(model: onnx.ModelProto
     assert 0 < found.shares["forward"] + found.shares["backward"] <= 2
     for left in search.sensitivities:
         if left.product.name not in found.scales:
-            more = {**found.scales, left.product.name: BY_ROW}
+            more = [s.product for s in search.sensitivities if s.product.name in {*found.scales, left.product.name}]
             assert search._errors(more).force_rmse > 0.7 * limit
     tight = search.find(1.0, 1.5 * alone[0])
     assert len(tight.scales) <= len(found.scales)

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from painn_deploy.export.graph.half import rounded
-from painn_deploy.export.graph.int8 import BY_ROW, candidates, to_int8
+from painn_deploy.export.graph.int8 import to_int8
 from painn_deploy.scripts.commands.outputs import MARKS
-from painn_deploy.scripts.studies.precision import Measure, Row, table, unseen_molecules
+from painn_deploy.scripts.studies.precision import Measure, Row, table, unseen_molecules, ways_by_row
 from tests import students
 from tests.conftest import ROOT
 
@@ -26,8 +26,10 @@ def test_figures_of_the_document_are_made_again(references: Path) -> None:
     assert len(measure.molecules) == 240
     seen = {atoms.get_chemical_formula() for atoms in measure.calibration}
     assert not seen & {atoms.get_chemical_formula() for atoms in measure.molecules}
-    every = {product.name: BY_ROW for product in candidates(measure.model)}
-    for what, model in (("FP16", rounded(measure.model)), ("a scale for each row", to_int8(measure.model, every))):
+    every = ways_by_row(measure)
+    models = {"FP16": rounded(measure.model)} | {way: to_int8(measure.model, scales) for way, scales in every.items()}
+    assert len(models) == 3
+    for what, model in models.items():
         made = measure.row(what, model)
         want = figures("original", what)
         # CPUs sum in different orders; what is rounded to 8 or 11 bits moves by a few percent
