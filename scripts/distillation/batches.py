@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ase import Atoms
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
 from painn_deploy.export.errors import DatasetError
@@ -22,7 +22,8 @@ class Split:
     """One split of a dataset, with the neighbours of every structure found once.
 
     Args:
-        path: npz of `make_dataset.py`: numbers, positions (Å), forces (eV/Å), energies (eV), offsets, kinds.
+        path: npz of `make_dataset.py`: numbers, positions (Å), forces (eV/Å), energies (eV), offsets, kinds; where
+            structures are periodic also cells (Å) and pbc.
         cutoff: Å.
     """
 
@@ -39,7 +40,11 @@ class Split:
         self.forces: Float32[np.ndarray, "all_atoms 3"] = data["forces"]
         self.energies: Float64[np.ndarray, " structures"] = data["energies"]
         self.offsets: Int64[np.ndarray, " structures_and_one"] = data["offsets"]
-        self.pairs: list[Pairs] = [find_pairs(self.atoms(i), cutoff).pairs for i in range(len(self))]
+        self.cells: Float64[np.ndarray, "structures 3 3"] = data.get("cells", np.zeros((len(self), 3, 3)))
+        self.pbc: Bool[np.ndarray, "structures 3"] = data.get("pbc", np.zeros((len(self), 3), bool))
+        found = [find_pairs(self.atoms(i), cutoff) for i in range(len(self))]
+        self.pairs: list[Pairs] = [each.pairs for each in found]
+        self._formed_with = np.array([each.cell for each in found])
         self.slots = np.array([slots_for(pairs.counts()) for pairs in self.pairs])
 
     def __len__(self) -> int:
@@ -50,7 +55,16 @@ class Split:
 
     def atoms(self, index: int) -> Atoms:
         rows = self.rows(index)
-        return Atoms(self.numbers[rows], self.positions[rows])
+        return Atoms(self.numbers[rows], self.positions[rows], cell=self.cells[index], pbc=self.pbc[index])
+
+    def displacements(self, indices: Int64[np.ndarray, " batch"]) -> tuple[Pairs, Float64[np.ndarray, "pairs 3"]]:
+        """Pairs of some structures side by side, and from the first atom of each to the second, Å."""
+        pairs = [self.pairs[i] for i in indices]
+        owners = np.repeat(np.arange(len(indices)), [len(each.first) for each in pairs])
+        found = Displacements(Pairs.joined(pairs, self.sizes()[indices].tolist()), owners)
+        rows = np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in indices])
+        found.form(self.positions[rows], self._formed_with[indices])
+        return found.pairs, found.vectors
 
     def sizes(self) -> Int64[np.ndarray, " structures"]:
         """Atoms of each structure."""
@@ -111,10 +125,9 @@ class Batch:
         """
         sizes = split.sizes()[indices]
         rows = np.concatenate([np.arange(split.offsets[i], split.offsets[i + 1]) for i in indices])
-        found = Displacements(Pairs.joined([split.pairs[i] for i in indices], sizes.tolist()))
-        found.form(split.positions[rows], np.zeros((3, 3)))
-        matrix = NeighbourMatrix(split.numbers[rows].astype(np.int32), found.pairs)
-        graph = tensors(matrix.write(found.vectors), torch.float32)
+        pairs, vectors = split.displacements(indices)
+        matrix = NeighbourMatrix(split.numbers[rows].astype(np.int32), pairs)
+        graph = tensors(matrix.write(vectors), torch.float32)
         return cls(
             NeighbourGraph(*(t.to(device) for t in graph)),
             torch.as_tensor(np.repeat(np.arange(len(indices)), sizes)).to(device),

@@ -11,8 +11,9 @@ from painn_deploy.export.model.aggregation import CLOSED_FORM, Aggregation
 from painn_deploy.export.model.force_head import forces_of
 from painn_deploy.export.model.painn import PaiNN
 from painn_deploy.scripts.distillation.batches import Batch, Split
+from painn_deploy.scripts.distillation.fake_int8 import FakeInt8
 
-__all__ = ["evaluate", "loss_of", "predict"]
+__all__ = ["evaluate", "loss_of", "predict", "squares_of"]
 
 
 def predict(
@@ -33,25 +34,47 @@ def predict(
     return energies, forces_of(gradient, batch.graph.reverse)
 
 
-def loss_of(student: PaiNN, batch: Batch, energy_weight: float, sums: Aggregation = CLOSED_FORM) -> Tensor:
+STEEP = 0.03
+"""eV/Å; a force error of half of it weighs as much in `squares_of` as in `loss_of`."""
+
+
+def loss_of(batch: Batch, energies: Tensor, forces: Tensor, energy_weight: float) -> Tensor:
     """Mean length of the force errors plus weighted energy errors per atom: robust, as the reported errors are.
 
     Args:
-        student: PyTorch model.
         batch: structures with their labels.
+        energies: what a student gives [structures], eV, without atomic references.
+        forces: likewise [atoms, 3], eV/Å.
         energy_weight: of 1 eV/atom against 1 eV/Å.
-        sums: how sums over neighbours are computed.
     """
-    energies, forces = predict(student, batch, training=True, sums=sums)
     per_atom = (energies - batch.energies).abs() / batch.sizes
     lengths = ((forces - batch.forces).square().sum(-1) + 1e-8).sqrt()
     return lengths.mean() + energy_weight * per_atom.mean()
 
 
+def squares_of(batch: Batch, energies: Tensor, forces: Tensor, energy_weight: float) -> Tensor:
+    """The squares of the same errors, for a student that begins at what it shall give: lengths never become flat there.
+
+    Args:
+        batch: structures, and what the student gave before it was quantised.
+        energies: see `loss_of`.
+        forces: see `loss_of`.
+        energy_weight: see `loss_of`.
+    """
+    per_atom = (energies - batch.energies) / batch.sizes
+    lengths = (forces - batch.forces).square().sum(-1)
+    return (lengths.mean() + energy_weight**2 * per_atom.square().mean()) / STEEP
+
+
 def evaluate(
-    student: PaiNN, split: Split, residuals: Float64[np.ndarray, " structures"], budget: int, device: str
+    student: PaiNN,
+    split: Split,
+    residuals: Float64[np.ndarray, " structures"],
+    budget: int,
+    device: str,
+    fake: FakeInt8 | None = None,
 ) -> dict[str, float]:
-    """Energy MAE in meV/atom, force MAE and RMSE in meV/Å.
+    """Energy MAE in meV/atom, force MAE and RMSE in meV/Å; of INT8 also those against the student's own FP32.
 
     Args:
         student: PyTorch model.
@@ -59,18 +82,37 @@ def evaluate(
         residuals: energies less the atoms' references, eV.
         budget: atoms x slots of a batch.
         device: that the student is on.
+        fake: its products in INT8; None for FP32.
     """
-    energy, absolute, square, components = 0.0, 0.0, 0.0, 0
+    labels, own = _Errors(), _Errors()
     for indices in split.batches(budget, None):
         batch = Batch.of(split, indices, residuals, device)
         energies, forces = predict(student, batch, training=False)
-        error = (forces.detach() - batch.forces).double()
-        energy += float(((energies.detach() - batch.energies).abs() / batch.sizes).sum())
-        absolute += float(error.abs().sum())
-        square += float(error.square().sum())
-        components += error.numel()
-    return {
-        "energy_mae_meV_per_atom": 1e3 * energy / len(split),
-        "force_mae_meV_per_A": 1e3 * absolute / components,
-        "force_rmse_meV_per_A": 1e3 * math.sqrt(square / components),
-    }
+        if fake is not None:
+            exact = energies, forces
+            energies, forces = predict(student, batch, training=False, sums=fake.products(batch.graph, CLOSED_FORM))
+            own.add(batch.sizes, energies - exact[0], forces - exact[1])
+        labels.add(batch.sizes, energies - batch.energies, forces - batch.forces)
+    found = labels.found(len(split))
+    return found if fake is None else found | {f"own_fp32_{key}": value for key, value in own.found(len(split)).items()}
+
+
+class _Errors:
+    """Sums of errors."""
+
+    def __init__(self) -> None:
+        self.energy, self.absolute, self.square, self.components = 0.0, 0.0, 0.0, 0
+
+    def add(self, sizes: Tensor, energies: Tensor, forces: Tensor) -> None:
+        error = forces.detach().double()
+        self.energy += float((energies.detach().abs() / sizes).sum())
+        self.absolute += float(error.abs().sum())
+        self.square += float(error.square().sum())
+        self.components += error.numel()
+
+    def found(self, structures: int) -> dict[str, float]:
+        return {
+            "energy_mae_meV_per_atom": 1e3 * self.energy / structures,
+            "force_mae_meV_per_A": 1e3 * self.absolute / self.components,
+            "force_rmse_meV_per_A": 1e3 * math.sqrt(self.square / self.components),
+        }

@@ -1,14 +1,16 @@
 """The state of a training run: student, average, optimiser, and how it is saved and resumed to the bit."""
 
+import copy
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from ase import Atoms
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,11 +21,12 @@ from painn_deploy.export.model.aggregation import CLOSED_FORM
 from painn_deploy.export.model.painn import PaiNN
 from painn_deploy.export.model.student import Configuration
 from painn_deploy.scripts.distillation.batches import Batch
+from painn_deploy.scripts.distillation.fake_int8 import FakeInt8, find_scales
 from painn_deploy.scripts.distillation.fused_sums import compiled_sums
-from painn_deploy.scripts.distillation.losses import loss_of
+from painn_deploy.scripts.distillation.losses import loss_of, predict, squares_of
 from painn_deploy.scripts.distillation.widening import widen
 
-__all__ = ["Run", "Settings"]
+__all__ = ["Run", "Settings", "fresh_student"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Settings:
         decay_from: share of the steps before the learning rate falls.
         compiled: whether the sums over neighbours are.
         epsilon: inside the norms.
+        quantise: `int8` where products are computed as an INT8 engine does; None for FP32.
+        distil: weight of what the student gave before it was quantised, beside the labels; None where labels are that.
     """
 
     size: str
@@ -67,6 +72,23 @@ class Settings:
     decay_from: float
     compiled: bool
     epsilon: float
+    quantise: str | None = None
+    distil: float | None = None
+
+
+def fresh_student(settings: Settings, species: list[int]) -> PaiNN:
+    """A student with weights of its seed.
+
+    Args:
+        settings: see `Settings`.
+        species: atomic numbers that it learns.
+    """
+    torch.manual_seed(settings.seed)
+    configuration = Configuration(
+        "painn", settings.features, settings.interactions, settings.num_rbf, settings.cutoff, tuple(species),
+        settings.epsilon,
+    )  # fmt: skip
+    return PaiNN(configuration, rows=max(species) + 1)
 
 
 class Run:
@@ -75,21 +97,20 @@ class Run:
     Args:
         settings: see `Settings`.
         output: folder of the state and the checkpoint.
-        species: atomic numbers that the student learns.
-        references: energy of each of them, eV.
+        student: to train, with its weights of now; it is copied.
+        references: energy of an atom of each atomic number of its embedding, eV.
+
+    Attributes:
+        fake: INT8 products of the student, where it is trained for INT8; see `rescale`.
     """
 
-    def __init__(self, settings: Settings, output: Path, species: list[int], references: np.ndarray) -> None:
-        self.settings, self.output, self.species, self.references = settings, output, species, references
-        torch.manual_seed(settings.seed)
-        configuration = Configuration(
-            "painn", settings.features, settings.interactions, settings.num_rbf, settings.cutoff, tuple(species),
-            settings.epsilon,
-        )  # fmt: skip
-        self.student = PaiNN(configuration, rows=max(species) + 1).to(settings.device)
+    def __init__(self, settings: Settings, output: Path, student: PaiNN, references: np.ndarray) -> None:
+        self.settings, self.output, self.references = settings, output, references
+        self.student = copy.deepcopy(student).to(settings.device).requires_grad_(True)
+        self.before = copy.deepcopy(self.student).requires_grad_(False) if settings.distil else None
         self.sums = compiled_sums() if settings.compiled else CLOSED_FORM
-        self.average = PaiNN(configuration, rows=max(species) + 1).to(settings.device)
-        self.average.load_state_dict(self.student.state_dict())
+        self.average = copy.deepcopy(self.student)
+        self.fake: FakeInt8 | None = None
         self.weights: list[Tensor] = list(self.student.parameters())
         self.optimiser = torch.optim.AdamW(self.weights, lr=settings.learning_rate, weight_decay=1e-6, fused=True)
         self.step = 0
@@ -112,11 +133,12 @@ class Run:
                 "Give its size, or a wider one of as many interactions, its cutoff and data of its elements, "
                 "or start without --start-from."
             )
-        self.references = student.atomic_references[self.species].numpy()
+        rows = min(len(self.references), len(student.atomic_references))
+        self.references[:rows] = student.atomic_references.numpy()[:rows]
         state, halves = student.state_dict(), (theirs["hidden_dim"] // 2, ours["hidden_dim"] // 2)
         widened = {key: widen(state[key], fresh, *halves) for key, fresh in self.student.state_dict().items()}
-        for copy in (self.student, self.average):
-            copy.load_state_dict(widened)
+        for each in (self.student, self.average):
+            each.load_state_dict(widened)
 
     @property
     def state_path(self) -> Path:
@@ -168,12 +190,36 @@ class Run:
         fallen = max(0.0, (self.step - plateau) / (self.settings.steps - plateau))
         return self.settings.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fallen)))
 
+    def rescale(self, structures: Sequence[Atoms]) -> FakeInt8 | None:
+        """Find the scales of INT8 anew, for the weights of now; a run that is resumed does so where it was saved.
+
+        Args:
+            structures: to find them on.
+
+        Returns:
+            Those of the average; None where the run is in FP32.
+        """
+        if self.settings.quantise is None:
+            return None
+        self.fake, average = (FakeInt8(each, find_scales(each, structures)) for each in (self.student, self.average))
+        return average
+
     def train_step(self, batch: Batch) -> float:
         """One step of the optimiser and of the average; the loss before it."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate()
         self.optimiser.zero_grad(set_to_none=True)
-        loss = loss_of(self.student, batch, self.settings.energy_weight, self.sums)
+        sums = self.sums if self.fake is None else self.fake.products(batch.graph, self.sums)
+        energies, forces = predict(self.student, batch, training=True, sums=sums)
+        weight = self.settings.energy_weight
+        if self.settings.quantise and self.settings.distil is None:
+            loss = squares_of(batch, energies, forces, weight)
+        else:
+            loss = loss_of(batch, energies, forces, weight)
+        if self.before is not None and self.settings.distil is not None:
+            before, pulled = predict(self.before, batch, training=False, sums=self.sums)
+            there = replace(batch, energies=before.detach(), forces=pulled.detach())
+            loss = loss + self.settings.distil * squares_of(there, energies, forces, weight)
         loss.backward(inputs=self.weights)  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimiser.step()
@@ -186,11 +232,9 @@ class Run:
 
     def write_checkpoint(self, facts: Mapping[str, Any]) -> Path:
         """The averaged student as a checkpoint: weights, atomic references, and the configuration beside them."""
-        rows = torch.zeros(self.average.embedding.num_embeddings, dtype=torch.float64)
-        rows[self.species] = torch.as_tensor(self.references)
         path = self.output / f"{self.settings.size}.safetensors"
         weights = {k: v.detach().cpu().contiguous() for k, v in self.average.state_dict().items()}
-        save_file({**weights, "atomic_references": rows}, path)
+        save_file({**weights, "atomic_references": torch.as_tensor(self.references)}, path)
         configuration = self.average.configuration.as_dict() | dict(facts)
         path.with_suffix(".json").write_text(json.dumps(configuration, indent=1) + "\n", encoding="utf-8")
         return path
