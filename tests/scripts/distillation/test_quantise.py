@@ -156,7 +156,13 @@ def test_a_student_is_trained_for_int8_on_frames_without_labels(
     assert facts["training"]["quantise"] == "int8"
     assert facts["teacher"] == "itself, student:small"
     assert 0 < facts["metrics"]["own_fp32_force_rmse_meV_per_A"] < 100
+    metrics = facts["metrics"]
+    began = metrics["before_force_rmse_meV_per_A"]
+    assert began == pytest.approx(metrics["before_own_fp32_force_rmse_meV_per_A"], rel=1e-3)
     told = capsys.readouterr().out
+    assert "test structures before: INT8" in told
+    gained = metrics["force_rmse_meV_per_A"] < began
+    assert ("Training gained nothing: export student:small itself" in told) == (not gained)
     assert "before: INT8 energy" in told
     assert "against its own FP32 energy" in told
     with pytest.raises(DatasetError, match="was trained for INT8 already"):
