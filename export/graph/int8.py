@@ -11,8 +11,8 @@ docs/precision.md.
 
 With either, channels may be balanced first, x·W = (x/b)·(b W), which takes range from large channels and gives it to
 small ones (SmoothQuant, arXiv:2211.10438). And what an element has on average may be taken off first,
-x·W = (x - c)·W + c·W, with c and c·W from tables of a row an element: it is most of what an atom's row holds, says
-nothing of where the others are, and would be rounded with the rest. Everything else of the graph stays as it was.
+x·W = (x - c)·W + c·W, with c and c·W from tables of a row an element: it is a good part of what an atom's row holds,
+says nothing of where the others are, and would be rounded with the rest. Everything else of the graph stays as it was.
 """
 
 import logging

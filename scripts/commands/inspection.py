@@ -115,6 +115,10 @@ def _lines(manifest: Manifest, errors: Mapping[str, Any]) -> Iterator[str]:
             f"in INT8: {_shown(str(typed['int8_products']))} products, {shares['forward']:.0%} of the forward and "
             f"{shares['backward']:.0%} of the backward multiply-adds; the others in {_shown(others)}"
         )
+        yield (
+            "fit for screening, sampling with a thermostat and first relaxations; dynamics at constant energy, tight "
+            "minima and vibrations want fp32"
+        )
     for row in errors.get("chosen_from", []):
         found = row.get("refused") or f"{row['milliseconds']:.3f} ms a structure"
         yield f"{_shown(str(row['precision']))}: {_shown(str(found))}"

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from rich.progress import track
 
 from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.structures import read_known
@@ -39,7 +40,7 @@ def label_by_itself(student: PaiNN, frames: Path, output: Path, max_force: float
     structures = read_known(frames, student)
     results = [
         result
-        for start in range(0, len(structures), AT_ONCE)
+        for start in track(range(0, len(structures), AT_ONCE), "labels of its own")
         for result in reference_results(student, structures[start : start + AT_ONCE])
     ]
     kept = [i for i, found in enumerate(results) if np.linalg.norm(found["forces"], axis=1).max() <= max_force]

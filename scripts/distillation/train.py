@@ -228,7 +228,8 @@ def train(
     residuals[id(test)] = test.energies - test.composition(elements) @ run.references[elements]
     errors = measured(test, fake)
     made_by = teacher_of(data) if structures is None else f"itself, {start_from}"
-    facts = {"name": f"student-{size}", "teacher": made_by, "metrics": errors, "training": asdict(settings)}
+    name = size if begun is not None else f"student-{size}"
+    facts = {"name": name, "teacher": made_by, "metrics": errors, "training": asdict(settings)}
     if begun is not None:
         begun_with = begun.student.to(device)
         untrained = FakeInt8(begun_with, find_scales(begun_with, scaled_on))

@@ -1,11 +1,13 @@
 """Export in lower precisions: bundles that say what they cost, limits that hold, auto that measures."""
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ase import Atoms
+from rich.console import Console
 
 from painn_deploy.calibration.accuracy.errors import Accuracy, Tolerances
 from painn_deploy.engines import cache, get_backend
@@ -15,6 +17,7 @@ from painn_deploy.export.errors import DatasetError, ExportError, PrecisionError
 from painn_deploy.export.manifest import read_bundle
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts import export_engines
+from painn_deploy.scripts.commands.inspection import print_errors
 from tests import students
 
 WIDE = Tolerances(energy=1.0, forces=10.0)
@@ -55,6 +58,14 @@ def test_each_bundle_says_its_precision_and_its_cost(bundles: dict[str, Path]) -
         assert ("sensitivity" in found) == (precision == "int8")
         assert ("padding_waste" in found) == (engine == "tensorrt-rtx")
         assert 0 <= found.get("padding_waste", 0) < 0.5
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_what_int8_is_fit_for_is_said_with_its_cost(bundles: dict[str, Path], precision: str) -> None:
+    told = StringIO()
+    print_errors(read_bundle(bundles[f"onnxruntime-{precision}"]), Console(file=told, width=200))
+    assert ("of the backward multiply-adds" in told.getvalue()) == (precision == "int8")
+    assert ("dynamics at constant energy" in told.getvalue()) == (precision == "int8")
 
 
 def test_a_calculator_runs_them_and_says_which(bundles: dict[str, Path], frames: list[Atoms]) -> None:

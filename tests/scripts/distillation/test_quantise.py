@@ -153,6 +153,7 @@ def test_a_student_is_trained_for_int8_on_frames_without_labels(
     moved = [key for key, weight in before.state_dict().items() if not torch.equal(weight, after.state_dict()[key])]
     assert {"message.1.0.weight", "mixing.0.weight", "update.0.2.weight", "filters.weight"} <= set(moved)
     facts = json.loads(path.with_suffix(".json").read_text())
+    assert facts["name"] == "student-small-int8"
     assert facts["training"]["quantise"] == "int8"
     assert facts["teacher"] == "itself, student:small"
     assert 0 < facts["metrics"]["own_fp32_force_rmse_meV_per_A"] < 100
