@@ -29,6 +29,8 @@ PERCENTILE = 99.99
 LEAST_CHANNEL = 1e-2
 """Of the largest channel: what a smaller one counts as, so that one that was silent on the calibration structures does
 not rule its row when it speaks."""
+LEAST_MAXIMUM = 1e-6
+"""The same where a range is of all rows, which a channel that speaks up cannot rule."""
 BINS = 2048
 COARSE_BINS = 512
 LEVELS = 127
@@ -50,11 +52,7 @@ class OperandStatistics:
 
     def balance(self) -> Float[np.ndarray, " contracted"]:
         """√(largest operand / largest weight) of each channel, scaled to a geometric mean of one."""
-        floor = 1e-6
-        operand = np.maximum(self.maxima, floor * max(self.maxima.max(), floor))
-        weight = np.maximum(self.weight_maxima, floor * max(self.weight_maxima.max(), floor))
-        balance = np.sqrt(operand / weight)
-        return np.asarray(balance / np.exp(np.log(balance).mean()))
+        return balance_of(self.maxima, self.weight_maxima, LEAST_MAXIMUM)
 
     def most(self, *, balanced: bool) -> float:
         """Largest absolute value, after balancing or without."""
@@ -88,7 +86,7 @@ def structure_maxima(
 
 
 def balance_of(
-    operand: Float[np.ndarray, " contracted"], weight: Float[np.ndarray, " contracted"]
+    operand: Float[np.ndarray, " contracted"], weight: Float[np.ndarray, " contracted"], least: float = LEAST_CHANNEL
 ) -> Float[np.ndarray, " contracted"]:
     """√(operand / weight) of each channel, scaled to a geometric mean of one.
 
@@ -98,9 +96,10 @@ def balance_of(
     Args:
         operand: root mean square of each channel.
         weight: of each row.
+        least: of the largest channel or row, what smaller ones count as.
     """
-    operand = np.maximum(operand, LEAST_CHANNEL * max(operand.max(), 1e-30))
-    weight = np.maximum(weight, LEAST_CHANNEL * max(weight.max(), 1e-30))
+    operand = np.maximum(operand, least * max(operand.max(), 1e-30))
+    weight = np.maximum(weight, least * max(weight.max(), 1e-30))
     balance = np.sqrt(operand / weight)
     return np.asarray(balance / np.exp(np.log(balance).mean()))
 

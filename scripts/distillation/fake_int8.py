@@ -51,7 +51,7 @@ def find_scales(student: PaiNN, structures: Sequence[Atoms]) -> Mapping[str, Ope
 
 @dataclass(frozen=True)
 class _Side:
-    """One product of a layer: channels' balance [contracted], and each atom's centre [atoms, contracted], or None."""
+    """A product of a layer: its channels' balance [contracted] or [1], and each atom's centre [atoms, contracted]."""
 
     balance: Tensor
     centre: Tensor | None
@@ -118,17 +118,24 @@ class FakeInt8:
 
     Args:
         student: whose layers they are.
-        scales: by the names of the products in its graph, see `find_scales`; others stay in float32.
+        scales: by the names of the products in its graph, with a scale for each row, see `find_scales`; other
+            products stay in float32.
     """
 
     def __init__(self, student: PaiNN, scales: Mapping[str, OperandScale]) -> None:
         self._layers = {id(layer): name for name, layer in student.named_modules() if isinstance(layer, nn.Linear)}
         device = next(student.parameters()).device
 
-        def on_device(array: np.ndarray | None) -> Tensor | None:
-            return None if array is None else torch.as_tensor(array, dtype=torch.float32, device=device)
+        def on_device(array: np.ndarray) -> Tensor:
+            return torch.as_tensor(array, dtype=torch.float32, device=device)
 
-        self._sides = {name: (on_device(scale.balance), on_device(scale.centre)) for name, scale in scales.items()}
+        self._sides = {
+            name: (
+                on_device(np.ones(1) if scale.balance is None else scale.balance),
+                None if scale.centre is None else on_device(scale.centre),
+            )
+            for name, scale in scales.items()
+        }
 
     def products(self, graph: NeighbourGraph, sums: Aggregation) -> Aggregation:
         """Sums over neighbours, and products in INT8, of the atoms of a graph.
@@ -143,7 +150,6 @@ class FakeInt8:
             if name not in self._sides:
                 return None
             balance, centre = self._sides[name]
-            assert balance is not None  # noqa: S101
             return _Side(balance, None if centre is None else nn.functional.embedding(numbers, centre))
 
         def product(layer: nn.Linear, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ import importlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +21,8 @@ from painn_deploy.export.files import whole_file, write_whole
 from painn_deploy.scripts.distillation.structures import Structure
 
 __all__ = [
-    "Label", "follow", "labelled", "load_teacher", "one_thread_a_process", "read_part", "write_arrays", "write_json",
-    "write_part",
+    "Label", "arrays_of", "follow", "labelled", "load_teacher", "one_thread_a_process", "read_part", "write_arrays",
+    "write_json", "write_part",
 ]  # fmt: skip
 
 REPORT_EVERY = 30.0  # s, where there is no terminal to draw a bar on
@@ -79,18 +79,24 @@ def write_part(path: Path, kept: list[Label], dropped: int, failures: list[str])
         dropped: structures whose labels were out of bounds.
         failures: why the teacher gave no label, once for each structure.
     """
+    write_arrays(path, **arrays_of(kept), dropped=np.array(dropped), failures=np.array(failures, dtype=str))
+
+
+def arrays_of(kept: Sequence[Label]) -> dict[str, np.ndarray]:
+    """What a training set holds of labels, by the names in its file; see `painn_deploy.scripts.distillation.batches`.
+
+    Args:
+        kept: labels.
+    """
     atoms = [label.structure.atoms for label in kept]
-    write_arrays(
-        path,
-        numbers=np.concatenate([np.zeros(0), *(one.numbers for one in atoms)]).astype(np.int8),
-        positions=np.concatenate([np.zeros((0, 3)), *(one.positions for one in atoms)]),
-        forces=np.concatenate([np.zeros((0, 3)), *(label.forces for label in kept)]).astype(np.float32),
-        energies=np.array([label.energy for label in kept], dtype=np.float64),
-        offsets=np.cumsum([0, *map(len, atoms)], dtype=np.int64),
-        kinds=np.array([label.structure.kind for label in kept], dtype=str),
-        dropped=np.array(dropped),
-        failures=np.array(failures, dtype=str),
-    )
+    return {
+        "numbers": np.concatenate([np.zeros(0), *(one.numbers for one in atoms)]).astype(np.int8),
+        "positions": np.concatenate([np.zeros((0, 3)), *(one.positions for one in atoms)]),
+        "forces": np.concatenate([np.zeros((0, 3)), *(label.forces for label in kept)]).astype(np.float32),
+        "energies": np.array([label.energy for label in kept], dtype=np.float64),
+        "offsets": np.cumsum([0, *map(len, atoms)], dtype=np.int64),
+        "kinds": np.array([label.structure.kind for label in kept], dtype=str),
+    }
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:

@@ -1,20 +1,17 @@
 """Frames without labels as a training set: the labels are what the student itself gives, before it is quantised."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from ase import Atoms
 from rich.progress import track
 
 from painn_deploy.calibration.accuracy.reference import reference_results
 from painn_deploy.calibration.structures import read_known
 from painn_deploy.export.errors import DatasetError
 from painn_deploy.export.model.painn import PaiNN
-from painn_deploy.runtime.structures import bounds_of
-from painn_deploy.scripts.distillation.labels import write_arrays
+from painn_deploy.scripts.distillation.labels import Label, arrays_of, write_arrays
 from painn_deploy.scripts.distillation.plan import SPLITS
+from painn_deploy.scripts.distillation.structures import Structure
 
 __all__ = ["LEAST_FRAMES", "label_by_itself"]
 
@@ -38,12 +35,16 @@ def label_by_itself(student: PaiNN, frames: Path, output: Path, max_force: float
         StructureError: a frame is nothing that a force field can answer for; the message gives its number.
     """
     structures = read_known(frames, student)
-    results = [
-        result
+    labels = [
+        Label(Structure("frame", atoms), float(found["energy"]), found["forces"])
         for start in track(range(0, len(structures), AT_ONCE), "labels of its own")
-        for result in reference_results(student, structures[start : start + AT_ONCE])
+        for atoms, found in zip(
+            structures[start : start + AT_ONCE],
+            reference_results(student, structures[start : start + AT_ONCE]),
+            strict=True,
+        )
     ]
-    kept = [i for i, found in enumerate(results) if np.linalg.norm(found["forces"], axis=1).max() <= max_force]
+    kept = [label for label in labels if label.largest_force <= max_force]
     if len(kept) < LEAST_FRAMES:
         raise DatasetError(
             f"{frames} has {len(kept)} frames with forces of at most {max_force:g} eV/Å, and {LEAST_FRAMES} are the "
@@ -51,19 +52,10 @@ def label_by_itself(student: PaiNN, frames: Path, output: Path, max_force: float
         )
     places = {"train": range(HELD_OUT - 2), "validation": (HELD_OUT - 2,), "test": (HELD_OUT - 1,)}
     for split in SPLITS:
-        chosen = [index for number, index in enumerate(kept) if number % HELD_OUT in places[split]]
-        _write(output / f"{split}.npz", [structures[i] for i in chosen], [results[i] for i in chosen])
-
-
-def _write(path: Path, structures: Sequence[Atoms], results: Sequence[Mapping[str, Any]]) -> None:
-    write_arrays(
-        path,
-        numbers=np.concatenate([atoms.numbers for atoms in structures]).astype(np.int8),
-        positions=np.concatenate([atoms.positions for atoms in structures]),
-        cells=np.array([atoms.cell.array for atoms in structures]),
-        pbc=np.array([atoms.pbc for atoms in structures]),
-        forces=np.concatenate([found["forces"] for found in results]).astype(np.float32),
-        energies=np.array([float(found["energy"]) for found in results]),
-        offsets=bounds_of(np.array([len(atoms) for atoms in structures])),
-        kinds=np.full(len(structures), "frame"),
-    )
+        chosen = [label for number, label in enumerate(kept) if number % HELD_OUT in places[split]]
+        write_arrays(
+            output / f"{split}.npz",
+            **arrays_of(chosen),
+            cells=np.array([label.structure.atoms.cell.array for label in chosen]),
+            pbc=np.array([label.structure.atoms.pbc for label in chosen]),
+        )

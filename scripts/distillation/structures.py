@@ -20,7 +20,7 @@ from painn_deploy.scripts.distillation.molecules import Mechanics, Molecule, emb
 
 __all__ = ["TEACHER_FAILURES", "Kind", "Recipe", "Sampler", "Structure"]
 
-Kind = Literal["conformer", "md", "distorted", "dimer", "cluster", "wall", "atom"]
+Kind = Literal["conformer", "md", "distorted", "dimer", "cluster", "wall", "atom", "frame"]
 Recipe = Literal["molecule", "dimer", "cluster", "liquid", "atom", "survey", "close"]
 Teacher = Callable[[], Any]
 Positions = Float[np.ndarray, "atoms 3"]

@@ -10,6 +10,7 @@ other products.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -102,6 +103,13 @@ class Measure:
         self._molecules = Yardstick(self.model, self.molecules, self.cutoff)
         self._boxes = Yardstick(self.model, self.boxes, self.cutoff)
 
+    @cached_property
+    def calibration_graphs(self) -> list[GraphInputs]:
+        """Every third calibration structure, without those of extreme forces."""
+        graphs = [graph_inputs([atoms], self.cutoff) for atoms in self.calibration[::3]]
+        run = open_graph(self.model.SerializeToString())
+        return [graphs[index] for index in within_reach([run(graph)[1] for graph in graphs])]
+
     def row(
         self,
         what: str,
@@ -132,25 +140,18 @@ def lower_precisions(measure: Measure, console: Console) -> list[Row]:
     return rows
 
 
-def calibration_graphs(measure: Measure) -> list[GraphInputs]:
-    """Every third calibration structure, without those of extreme forces."""
-    graphs = [graph_inputs([atoms], measure.cutoff) for atoms in measure.calibration[::3]]
-    run = open_graph(measure.model.SerializeToString())
-    return [graphs[index] for index in within_reach([run(graph)[1] for graph in graphs])]
-
-
 def ways_by_row(measure: Measure) -> dict[str, Mapping[str, OperandScale]]:
     """Every candidate with a scale for each row."""
     products = candidates(measure.model)
     return {
         "a scale for each row": {product.name: BY_ROW for product in products},
-        "a scale for each row, centred and balanced": row_scales(measure.model, products, calibration_graphs(measure)),
+        "a scale for each row, centred and balanced": row_scales(measure.model, products, measure.calibration_graphs),
     }
 
 
 def ways_of_scaling(measure: Measure) -> list[Row]:
     """Every candidate in INT8 at once, with each way of finding its operand's scale."""
-    statistics = measure_operands(measure.model, candidates(measure.model), calibration_graphs(measure))
+    statistics = measure_operands(measure.model, candidates(measure.model), measure.calibration_graphs)
     ways: dict[str, Mapping[str, OperandScale]] = {}
     for method in METHODS:
         for balanced in (False, True):
