@@ -76,11 +76,9 @@ def structure_maxima(
         products: of the model.
         graphs: of one structure each.
     """
-    operands = list(dict.fromkeys(product.operand for product in products))
-    run = open_tensors(model, operands)
-    rows = []
+    operands, rows = _operands(model, products), []
     for graph in graphs:
-        largest = dict(zip(operands, (float(np.abs(values).max()) for values in run(graph)), strict=True))
+        largest = {name: float(np.abs(values).max()) for name, values in operands(graph).items()}
         rows.append([np.log(largest[product.operand] + 1e-12) for product in products])
     return np.array(rows)
 
@@ -114,29 +112,27 @@ def row_scales(
         products: of the model.
         graphs: of the calibration structures; each is run twice.
     """
-    weights, operands = EditableGraph(model), list(dict.fromkeys(product.operand for product in products))
-    of_atoms = {product.operand for product in products if product.rows == ("atoms",)}
-    numbers, run = known_numbers(model), open_tensors(model, operands)
-    counts, sums = np.zeros(numbers), dict.fromkeys(of_atoms, np.zeros(1))
+    weights, operands, numbers = EditableGraph(model), _operands(model, products), known_numbers(model)
+    names = {product.operand for product in products}
+    counts, sums = np.zeros(numbers), {p.operand: np.zeros(1) for p in products if p.rows == ("atoms",)}
     for graph in graphs:
-        element = np.eye(numbers)[graph.atomic_numbers]
+        element, values_of = np.eye(numbers)[graph.atomic_numbers], operands(graph)
         counts += element.sum(0)
-        for name, values in zip(operands, run(graph), strict=True):
-            if name in of_atoms:
-                sums[name] = sums[name] + element.T @ values.astype(np.float64)
+        for name, total in sums.items():
+            sums[name] = total + element.T @ values_of[name].astype(np.float64)
     centres = {name: total / np.maximum(counts, 1)[:, None] for name, total in sums.items()}
-    squares = dict.fromkeys(operands, np.zeros(1))
+    squares = dict.fromkeys(names, np.zeros(1))
     for graph in graphs:
-        for name, values in zip(operands, run(graph), strict=True):
+        for name, values in operands(graph).items():
             left = values - centres[name][graph.atomic_numbers] if name in centres else values.astype(np.float64)
             rows = left.reshape(-1, left.shape[-1])
             rows /= np.maximum(np.abs(rows).max(1, keepdims=True), 1e-30)  # each row has a step of its own
             squares[name] = squares[name] + np.square(rows).sum(0)
-    rows_of_weights = dict.fromkeys(operands, np.zeros(1))  # products of one operand share its scaled form
+    rows_of_weights = dict.fromkeys(names, np.zeros(1))  # products of one operand share its scaled form
     for product in products:
         weight = weights.array(product.weight).astype(np.float64)
         rows_of_weights[product.operand] = rows_of_weights[product.operand] + np.square(weight).sum(1)
-    balances = {name: balance_of(np.sqrt(squares[name]), np.sqrt(rows_of_weights[name])) for name in operands}
+    balances = {name: balance_of(np.sqrt(squares[name]), np.sqrt(rows_of_weights[name])) for name in names}
     return {
         product.name: OperandScale(
             "row, centred and balanced", None, balances[product.operand], centres.get(product.operand)
@@ -157,15 +153,14 @@ def measure_operands(
     """
     weights = EditableGraph(model)
     statistics = {p.name: OperandStatistics(p, weights.array(p.weight)) for p in products}
-    operands = list(dict.fromkeys(product.operand for product in products))
-    run = open_tensors(model, operands)
+    operands = _operands(model, products)
     for graph in graphs:
-        values = dict(zip(operands, run(graph), strict=True))
+        values = operands(graph)
         for entry in statistics.values():
             channels = np.abs(values[entry.product.operand]).reshape(-1, entry.product.contracted).max(0)
             entry.maxima = np.maximum(entry.maxima, channels)
     for graph in graphs:
-        values = dict(zip(operands, run(graph), strict=True))
+        values = operands(graph)
         for entry in statistics.values():
             entry.count(values[entry.product.operand])
     return statistics
@@ -210,6 +205,13 @@ def _entropy(histogram: np.ndarray, most: float) -> float:
     mirrored, edges = np.concatenate([coarse[::-1], coarse]), np.linspace(-most, most, 2 * COARSE_BINS + 1)
     low, high = collector.get_entropy_threshold((mirrored, edges, -most, most, most), LEVELS)[:2]
     return float(max(-float(low), float(high)))
+
+
+def _operands(model: onnx.ModelProto, products: Iterable[Product]) -> Callable[[GraphInputs], dict[str, np.ndarray]]:
+    """Ready to run: gives the operands of products, by the tensors' names."""
+    names = list(dict.fromkeys(product.operand for product in products))
+    run = open_tensors(model, names)
+    return lambda graph: dict(zip(names, run(graph), strict=True))
 
 
 def open_tensors(model: onnx.ModelProto, names: Sequence[str]) -> Callable[[GraphInputs], list[np.ndarray]]:

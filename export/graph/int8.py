@@ -157,31 +157,22 @@ def _scaled(graph: EditableGraph, scales: Mapping[str, OperandScale]) -> bool:
 
     def scaled(node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
         scale = scales.get(node.name)
-        if scale is None or (scale.most is not None and scale.balance is None and scale.centre is None):
+        if scale is None:
             return None
-        before: list[onnx.NodeProto] = []
-        after: list[onnx.NodeProto] = []
-        product = node
-        if scale.centre is not None:
-            *before, product, centre = _centred(graph, product, scale.centre)
-            after = [centre]
-        if scale.balance is not None:
-            *balancing, product = _balanced(graph, product, scale.balance)
-            before += balancing
-        if scale.most is None:
-            *before, product, rows = [*before, *_by_row(graph, product)]
-            after = [rows, *after]
-        return [*before, product, *after]
+        nodes = [node]
+        for changes in (_centred, _balanced, _by_row):
+            nodes = [n for each in nodes for n in (changes(graph, each, scale) if each.name == node.name else [each])]
+        return nodes
 
     changed = graph.rewrite(scaled)
     graph.prune()  # a weight whose balanced copy is read in its place
     return changed
 
 
-def _centred(
-    graph: EditableGraph, product: onnx.NodeProto, centre: Float[np.ndarray, "numbers contracted"]
-) -> list[onnx.NodeProto]:
+def _centred(graph: EditableGraph, product: onnx.NodeProto, scale: OperandScale) -> list[onnx.NodeProto]:
     """x - c goes in, and c·W is added to what comes out."""
+    if (centre := scale.centre) is None:
+        return [product]
     name, (operand, weight), result = product.name, product.input, product.output[0]
     parts = ("element", "centred", "uncentred", "element_result")
     element, centred, uncentred, element_result = (f"{name}/{part}" for part in parts)
@@ -199,10 +190,10 @@ def _centred(
     ]
 
 
-def _balanced(
-    graph: EditableGraph, product: onnx.NodeProto, balance: Float[np.ndarray, " contracted"]
-) -> list[onnx.NodeProto]:
+def _balanced(graph: EditableGraph, product: onnx.NodeProto, scale: OperandScale) -> list[onnx.NodeProto]:
     """x/b goes in, to a weight whose rows are multiplied by b."""
+    if (balance := scale.balance) is None:
+        return [product]
     name, (operand, weight) = product.name, product.input
     inverse = graph.constant(f"{name}/balance", (1 / balance).astype(np.float32))
     heavier = graph.constant(f"{name}/weight", (graph.array(weight) * balance[:, None]).astype(np.float32))
@@ -213,8 +204,10 @@ def _balanced(
     ]
 
 
-def _by_row(graph: EditableGraph, product: onnx.NodeProto) -> list[onnx.NodeProto]:
+def _by_row(graph: EditableGraph, product: onnx.NodeProto, scale: OperandScale) -> list[onnx.NodeProto]:
     """r = max |x| over a row, never zero; x/r goes in, and r times what comes out."""
+    if scale.most is not None:
+        return [product]
     axis = graph.constant("row_axis", np.array([-1]))
     floor = graph.constant("row_floor", np.array(1e-30, np.float32))
     name, (operand, weight), result = product.name, product.input, product.output[0]

@@ -77,7 +77,7 @@ def _geometry(displacements: Directions, mask: Distances, epsilon: float) -> tup
 
 @dataclass(frozen=True)
 class Aggregation:
-    """The sums over neighbours that a message function may use.
+    """The sums over neighbours that a message function may use, and its products with weights.
 
     Attributes:
         scalars: (filters [atoms, slots, features], x [atoms, features], neighbours) -> Σ_k filters·x_j,

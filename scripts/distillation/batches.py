@@ -12,8 +12,7 @@ from torch import Tensor
 from painn_deploy.export.errors import DatasetError
 from painn_deploy.export.model.force_head import tensors
 from painn_deploy.export.model.student import NeighbourGraph
-from painn_deploy.runtime.matrix import NeighbourMatrix
-from painn_deploy.runtime.neighbours import Displacements, Pairs, find_pairs, slots_for
+from painn_deploy.runtime.matrix import LocalGraph, join
 
 __all__ = ["Batch", "Split", "fit_references"]
 
@@ -42,10 +41,8 @@ class Split:
         self.offsets: Int64[np.ndarray, " structures_and_one"] = data["offsets"]
         self.cells: Float64[np.ndarray, "structures 3 3"] = data.get("cells", np.zeros((len(self), 3, 3)))
         self.pbc: Bool[np.ndarray, "structures 3"] = data.get("pbc", np.zeros((len(self), 3), bool))
-        found = [find_pairs(self.atoms(i), cutoff) for i in range(len(self))]
-        self.pairs: list[Pairs] = [each.pairs for each in found]
-        self._formed_with = np.array([each.cell for each in found])
-        self.slots = np.array([slots_for(pairs.counts()) for pairs in self.pairs])
+        self.graphs = [LocalGraph.of(self.atoms(i), cutoff) for i in range(len(self))]
+        self.slots = np.array([graph.slots for graph in self.graphs])
 
     def __len__(self) -> int:
         return len(self.energies)
@@ -56,15 +53,6 @@ class Split:
     def atoms(self, index: int) -> Atoms:
         rows = self.rows(index)
         return Atoms(self.numbers[rows], self.positions[rows], cell=self.cells[index], pbc=self.pbc[index])
-
-    def displacements(self, indices: Int64[np.ndarray, " batch"]) -> tuple[Pairs, Float64[np.ndarray, "pairs 3"]]:
-        """Pairs of some structures side by side, and from the first atom of each to the second, Å."""
-        pairs = [self.pairs[i] for i in indices]
-        owners = np.repeat(np.arange(len(indices)), [len(each.first) for each in pairs])
-        found = Displacements(Pairs.joined(pairs, self.sizes()[indices].tolist()), owners)
-        rows = np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in indices])
-        found.form(self.positions[rows], self._formed_with[indices])
-        return found.pairs, found.vectors
 
     def sizes(self) -> Int64[np.ndarray, " structures"]:
         """Atoms of each structure."""
@@ -125,9 +113,7 @@ class Batch:
         """
         sizes = split.sizes()[indices]
         rows = np.concatenate([np.arange(split.offsets[i], split.offsets[i + 1]) for i in indices])
-        pairs, vectors = split.displacements(indices)
-        matrix = NeighbourMatrix(split.numbers[rows].astype(np.int32), pairs)
-        graph = tensors(matrix.write(vectors), torch.float32)
+        graph = tensors(join([split.graphs[i] for i in indices]), torch.float32)
         return cls(
             NeighbourGraph(*(t.to(device) for t in graph)),
             torch.as_tensor(np.repeat(np.arange(len(indices)), sizes)).to(device),

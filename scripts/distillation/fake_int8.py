@@ -19,17 +19,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase import Atoms
 from torch import Tensor, nn
 from torch.autograd import Function
 
 from painn_deploy.calibration.int8.ranges import row_scales
+from painn_deploy.export.fields import GraphInputs
 from painn_deploy.export.graph.int8 import OperandScale, candidates
 from painn_deploy.export.graph.onnx_graph import export_onnx
 from painn_deploy.export.model.aggregation import Aggregation, linear
 from painn_deploy.export.model.painn import PaiNN
 from painn_deploy.export.model.student import NeighbourGraph
-from painn_deploy.runtime.matrix import graph_inputs
 
 __all__ = ["FakeInt8", "find_scales"]
 
@@ -37,15 +36,14 @@ LEVELS = 127
 FLOOR = 1e-30  # of a row's largest value, as in the graph
 
 
-def find_scales(student: PaiNN, structures: Sequence[Atoms]) -> Mapping[str, OperandScale]:
+def find_scales(student: PaiNN, graphs: Sequence[GraphInputs]) -> Mapping[str, OperandScale]:
     """Scales of every product of a student that INT8 may be used for, by the names in its graph.
 
     Args:
         student: in any precision; it is not changed.
-        structures: to find what elements have on average, and the balances, on.
+        graphs: of the structures to find what elements have on average, and the balances, on.
     """
     model = export_onnx(copy.deepcopy(student).cpu().float().requires_grad_(False), {})
-    graphs = [graph_inputs([atoms], student.configuration.cutoff) for atoms in structures]
     return row_scales(model, candidates(model), graphs)
 
 

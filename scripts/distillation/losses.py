@@ -35,7 +35,7 @@ def predict(
 
 
 STEEP = 0.03
-"""eV/Å; a force error of half of it weighs as much in `squares_of` as in `loss_of`."""
+"""eV/Å; a force error of half of it pulls as hard in `squares_of` as in `loss_of`."""
 
 
 def loss_of(batch: Batch, energies: Tensor, forces: Tensor, energy_weight: float) -> Tensor:

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase import Atoms
 from safetensors.torch import save_file
 from torch import Tensor
 
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import OutputError
+from painn_deploy.export.fields import GraphInputs
 from painn_deploy.export.files import whole_file
 from painn_deploy.export.model.aggregation import CLOSED_FORM
 from painn_deploy.export.model.painn import PaiNN
@@ -53,6 +53,8 @@ class Settings:
         epsilon: inside the norms.
         quantise: `int8` where products are computed as an INT8 engine does; None for FP32.
         distil: weight of what the student gave before it was quantised, beside the labels; None where labels are that.
+        frames: SHA-256 of the positions that it labels itself.
+        declared: what its owner said of the checkpoint that it began with: units and elements.
     """
 
     size: str
@@ -74,6 +76,8 @@ class Settings:
     epsilon: float
     quantise: str | None = None
     distil: float | None = None
+    frames: str | None = None
+    declared: Mapping[str, Any] | None = None
 
 
 def fresh_student(settings: Settings, species: list[int]) -> PaiNN:
@@ -101,13 +105,14 @@ class Run:
         references: energy of an atom of each atomic number of its embedding, eV.
 
     Attributes:
-        fake: INT8 products of the student, where it is trained for INT8; see `rescale`.
+        before: the student as it was, where it is trained for INT8.
+        fake: its INT8 products; see `rescale`.
     """
 
     def __init__(self, settings: Settings, output: Path, student: PaiNN, references: np.ndarray) -> None:
         self.settings, self.output, self.references = settings, output, references
         self.student = copy.deepcopy(student).to(settings.device).requires_grad_(True)
-        self.before = copy.deepcopy(self.student).requires_grad_(False) if settings.distil else None
+        self.before = copy.deepcopy(self.student).requires_grad_(False) if settings.quantise else None
         self.sums = compiled_sums() if settings.compiled else CLOSED_FORM
         self.average = copy.deepcopy(self.student)
         self.fake: FakeInt8 | None = None
@@ -190,18 +195,18 @@ class Run:
         fallen = max(0.0, (self.step - plateau) / (self.settings.steps - plateau))
         return self.settings.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fallen)))
 
-    def rescale(self, structures: Sequence[Atoms]) -> FakeInt8 | None:
+    def rescale(self, graphs: Sequence[GraphInputs]) -> FakeInt8 | None:
         """Find the scales of INT8 anew, for the weights of now; a run that is resumed does so where it was saved.
 
         Args:
-            structures: to find them on.
+            graphs: of structures to find them on.
 
         Returns:
             Those of the average; None where the run is in FP32.
         """
         if self.settings.quantise is None:
             return None
-        self.fake, average = (FakeInt8(each, find_scales(each, structures)) for each in (self.student, self.average))
+        self.fake, average = (FakeInt8(each, find_scales(each, graphs)) for each in (self.student, self.average))
         return average
 
     def train_step(self, batch: Batch) -> float:
@@ -212,11 +217,9 @@ class Run:
         sums = self.sums if self.fake is None else self.fake.products(batch.graph, self.sums)
         energies, forces = predict(self.student, batch, training=True, sums=sums)
         weight = self.settings.energy_weight
-        if self.settings.quantise and self.settings.distil is None:
-            loss = squares_of(batch, energies, forces, weight)
-        else:
-            loss = loss_of(batch, energies, forces, weight)
-        if self.before is not None and self.settings.distil is not None:
+        labels_are_its_own = self.before is not None and self.settings.distil is None
+        loss = (squares_of if labels_are_its_own else loss_of)(batch, energies, forces, weight)
+        if self.before is not None and self.settings.distil:
             before, pulled = predict(self.before, batch, training=False, sums=self.sums)
             there = replace(batch, energies=before.detach(), forces=pulled.detach())
             loss = loss + self.settings.distil * squares_of(there, energies, forces, weight)

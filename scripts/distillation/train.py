@@ -18,6 +18,7 @@ import csv
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +37,7 @@ from painn_deploy.export.errors import DatasetError
 from painn_deploy.export.files import prepare_output, remove_partial
 from painn_deploy.export.model.painn import PaiNN
 from painn_deploy.export.reading import read_json
+from painn_deploy.runtime.matrix import join
 from painn_deploy.scripts.commands.choices import EnergyUnit, LengthUnit, Species
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.distillation.batches import Batch, Split, fit_references
@@ -138,35 +140,23 @@ def train(
     if quantise is not None or structures is not None:
         declared = Declaration.of(energy_unit, length_unit, species)
         begun = _to_quantise(quantise, start_from, declared, data=data, structures=structures, teacher=teacher)
-    elif data is None:
-        raise DatasetError("There is nothing to train on. Give --data, a folder that make_dataset.py wrote.")
     elif size not in SIZES:
         raise DatasetError(f"There is no size {size!r}; there are {', '.join(SIZES)}.")
-    prepare_output(output)
-    remove_partial(output)
-    if begun is not None and structures is not None:
-        prepare_output(output / "labels")
-        label_by_itself(begun.student, structures, output / "labels", MAX_FORCE)
-        data = output / "labels"
-    assert data is not None  # noqa: S101  one of both was given
-    if teacher is not None and teacher != teacher_of(data):
-        relabel(data, output / "labels", teacher, max_force=MAX_FORCE)
-        data = output / "labels"
+    data = _training_set(data, output, begun, teacher)
     if begun is None:
-        (features, interactions), num_rbf = SIZES[size], NUM_RBF
+        features, interactions = SIZES[size]
+        kind: dict[str, Any] = {"size": size, "features": features, "interactions": interactions, "num_rbf": NUM_RBF}
+        kind |= {"cutoff": cutoff, "epsilon": epsilon}
     else:
-        shape, size = begun.student.configuration, begun.name
-        features, interactions, num_rbf = shape.hidden_dim, shape.num_interactions, shape.num_rbf
-        cutoff, epsilon = shape.cutoff, shape.epsilon
+        kind = begun.kind()
+    if learning_rate is None:
+        learning_rate = LEARNING_RATE if begun is None else QUANTISED_LEARNING_RATE
+    training, validation = (Split(data / f"{split}.npz", kind["cutoff"]) for split in ("train", "validation"))
     settings = Settings(
-        size=size,
-        features=features,
-        interactions=interactions,
-        num_rbf=num_rbf,
-        cutoff=cutoff,
+        **kind,
         steps=steps,
         slots_per_batch=slots_per_batch,
-        learning_rate=learning_rate or (LEARNING_RATE if begun is None else QUANTISED_LEARNING_RATE),
+        learning_rate=learning_rate,
         energy_weight=energy_weight,
         ema=AVERAGE_DECAY,
         seed=seed,
@@ -175,11 +165,11 @@ def train(
         start_from=start_from and resolve_checkpoint(start_from).sha256,
         decay_from=decay_from,
         compiled=compiled,
-        epsilon=epsilon,
         quantise=quantise,
-        distil=None if begun is None or structures is not None else distil,
+        distil=None if begun is None or begun.frames is not None else distil,
+        frames=None if structures is None else sha256(training.positions.tobytes()).hexdigest(),
     )
-    training, validation = Split(data / "train.npz", cutoff), Split(data / "validation.npz", cutoff)
+    size, cutoff = settings.size, settings.cutoff
     if begun is None:
         run = _fresh_run(settings, output, training, start_from)
     else:
@@ -192,10 +182,11 @@ def train(
         f"{len(validation):,} to validate; elements {' '.join(chemical_symbols[z] for z in elements)}"
     )
     residuals = {id(s): s.energies - s.composition(elements) @ run.references[elements] for s in (training, validation)}
-    scaled_on = [training.atoms(int(i)) for i in np.linspace(0, len(training) - 1, min(SCALED_ON, len(training)))]
+    spread = np.linspace(0, len(training) - 1, min(SCALED_ON, len(training)), dtype=int)
+    scaled_on = [join([training.graphs[i]]) for i in spread]
 
-    def measured(split: Split, fake: FakeInt8 | None) -> dict[str, float]:
-        return evaluate(run.average, split, residuals[id(split)], 2 * slots_per_batch, device, fake)
+    def measured(split: Split, fake: FakeInt8 | None, student: PaiNN = run.average) -> dict[str, float]:
+        return evaluate(student, split, residuals[id(split)], 2 * slots_per_batch, device, fake)
 
     log = output / "log.csv"
     started = time.perf_counter()
@@ -227,28 +218,51 @@ def train(
     test = Split(data / "test.npz", cutoff)
     residuals[id(test)] = test.energies - test.composition(elements) @ run.references[elements]
     errors = measured(test, fake)
-    made_by = teacher_of(data) if structures is None else f"itself, {start_from}"
-    name = size if begun is not None else f"student-{size}"
-    facts = {"name": name, "teacher": made_by, "metrics": errors, "training": asdict(settings)}
-    if begun is not None:
-        begun_with = begun.student.to(device)
-        untrained = FakeInt8(begun_with, find_scales(begun_with, scaled_on))
-        before = evaluate(begun_with, test, residuals[id(test)], 2 * slots_per_batch, device, untrained)
+    facts = {"name": f"student-{size}", "teacher": teacher_of(data), "metrics": errors, "training": asdict(settings)}
+    gained = True
+    if begun is not None and run.before is not None:
+        facts["name"] = size
+        if begun.frames is not None:
+            facts["teacher"] = f"itself, {start_from}"
+        before = measured(test, FakeInt8(run.before, find_scales(run.before, scaled_on)), run.before)
         facts["metrics"] = errors | {f"before_{key}": value for key, value in before.items()}
+        gained = errors["force_rmse_meV_per_A"] < before["force_rmse_meV_per_A"]
         print(f"test structures before: {_in_words(before)}")
     path = run.write_checkpoint(facts)
     print(f"test structures, never trained on: {_in_words(errors)}\nwrote {path}")
-    if begun is not None and not errors["force_rmse_meV_per_A"] < before["force_rmse_meV_per_A"]:
+    if not gained:
         print(f"Training gained nothing: export {start_from} itself in int8, or try another learning rate.")
     return path
 
 
 @dataclass(frozen=True)
 class _Begun:
-    """A student to be quantised, in float64, and the name of what comes of it."""
+    """A student to be quantised.
+
+    Attributes:
+        student: in float64.
+        name: of what comes of it.
+        frames: that it labels itself; None where there are labels.
+        declared: what its owner said of it.
+    """
 
     student: PaiNN
     name: str
+    frames: Path | None
+    declared: Declaration | None
+
+    def kind(self) -> dict[str, Any]:
+        """What of a run's settings follows from it; see `Settings`."""
+        shape = self.student.configuration
+        return {
+            "size": self.name,
+            "features": shape.hidden_dim,
+            "interactions": shape.num_interactions,
+            "num_rbf": shape.num_rbf,
+            "cutoff": shape.cutoff,
+            "epsilon": shape.epsilon,
+            "declared": None if self.declared is None else self.declared.as_dict(),
+        }
 
 
 def _to_quantise(
@@ -290,7 +304,29 @@ def _to_quantise(
             f"{start_from} was trained for INT8 already. Export it with --precision int8, or start from the student "
             "that it was made from."
         )
-    return _Begun(student, f"{made.name}-int8")
+    return _Begun(student, f"{made.name}-int8", structures, declared)
+
+
+def _training_set(data: Path | None, output: Path, begun: _Begun | None, teacher: str | None) -> Path:
+    """The folder of the labels to train on, made first where they are a student's own or another teacher's.
+
+    Raises:
+        DatasetError: there is nothing to train on, or it cannot be labelled.
+    """
+    own = output / "labels"
+    if begun is not None and begun.frames is not None:
+        prepare_output(own)
+        remove_partial(output)
+        label_by_itself(begun.student, begun.frames, own, MAX_FORCE)
+        return own
+    if data is None:
+        raise DatasetError("There is nothing to train on. Give --data, a folder that make_dataset.py wrote.")
+    prepare_output(output)
+    remove_partial(output)
+    if teacher is not None and teacher != teacher_of(data):
+        relabel(data, own, teacher, max_force=MAX_FORCE)
+        return own
+    return data
 
 
 def _fresh_run(settings: Settings, output: Path, training: Split, start_from: str | None) -> Run:

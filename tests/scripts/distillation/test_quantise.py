@@ -53,7 +53,7 @@ def frames() -> list[Atoms]:
 
 @pytest.fixture(scope="module")
 def scales(student: PaiNN, frames: list[Atoms]) -> Mapping[str, OperandScale]:
-    return find_scales(student, frames[:30])
+    return find_scales(student, [graph_inputs([atoms], student.configuration.cutoff) for atoms in frames[:30]])
 
 
 def batch_of(atoms: Atoms, cutoff: float) -> Batch:
@@ -186,6 +186,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(frames: list[Atoms], tm
         with pytest.raises(KeyboardInterrupt):
             quantised(frames, tmp_path, output=tmp_path / "stopped")
     assert quantised(frames, tmp_path, output=tmp_path / "stopped").read_bytes() == whole.read_bytes()
+    with pytest.raises(OutputError, match="frames: .* then, "):
+        quantised(frames[::-1], tmp_path, output=tmp_path / "stopped")
     with pytest.raises(OutputError, match="quantise: int8 then, None now|holds a run with other settings"):
         train(data=tmp_path / "stopped" / "labels", output=tmp_path / "stopped", size="small", **STEPS)  # type: ignore[arg-type]
 
@@ -232,3 +234,5 @@ def test_a_student_that_schnetpack_trained_comes_back(references: Path, tmp_path
     student = load_student(path)
     assert student.species == (1, 6, 8)
     assert json.loads(path.with_suffix(".json").read_text())["metrics"]["force_rmse_meV_per_A"] < 30
+    with pytest.raises(OutputError, match=r"declared: .*kcal/mol.* then, .*kJ/mol"):
+        quantised(ethanol, tmp_path, start_from=str(source), **units | {"energy_unit": "kJ/mol"})
