@@ -97,6 +97,18 @@ class Backend(Protocol):
     lacking: Mapping[str, str] = MappingProxyType({})
     rest_precision: str = "fp32"
 
+    def lacks(self, precision: str, device: str) -> str:
+        """Why an engine in one of `precisions` cannot be built here, as a sentence; empty where it can.
+
+        Args:
+            precision: one of `precisions`.
+            device: that the engine is built for, as in `BuildOptions`.
+
+        Raises:
+            EngineUnavailableError: the library is not installed, and the answer depends on what is here.
+        """
+        return ""
+
     def lower(self, model: "onnx.ModelProto") -> "onnx.ModelProto":
         """The graph as the engine likes it best: the same values up to the order of sums, and the same contract.
 

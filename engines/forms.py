@@ -210,6 +210,11 @@ third; 1,536 atoms of water take 1.43 ms in the second and 1.36 in the third."""
 
 DOUBLE_FORMS = {"large.pt2": Plan(Form.parse("sums+paired+frozen"))}
 """The same for a graph in double precision, of which torch's compiler cannot write products `inline`."""
+INT8_FORMS = {
+    "small.pt2": Plan(Form.parse("sums+paired+side+frozen"), most_atoms=144),
+    "large.pt2": Plan(Form.parse("sums+paired+frozen")),
+}
+"""The same for a graph with products of 8-bit integers, of which torch's compiler can write none `inline`."""
 
 
 def plans_for(kind: str, form: str, precision: str = "fp32") -> dict[str, Plan]:
@@ -223,12 +228,12 @@ def plans_for(kind: str, form: str, precision: str = "fp32") -> dict[str, Plan]:
     Raises:
         EngineError: the form is none, or none for this precision.
     """
-    double = precision == "fp64"
-    chosen = DOUBLE_FORMS if double else CPU_FORMS if kind == "cpu" else GPU_FORMS
+    on_cpu_alone = {"fp64": DOUBLE_FORMS, "int8": INT8_FORMS}.get(precision)
+    chosen = on_cpu_alone or (CPU_FORMS if kind == "cpu" else GPU_FORMS)
     plans = {"large.pt2": Plan(Form.parse(form))} if form else dict(chosen)
-    if double and (kind != "cpu" or any("inline" in plan.form.words for plan in plans.values())):
+    if on_cpu_alone and (kind != "cpu" or any("inline" in plan.form.words for plan in plans.values())):
         raise EngineError(
-            f"There is no engine in fp64 on {kind} of the form {form or 'of this version'}: torch's compiler has none "
-            "`inline`, and fp64 runs on the CPU alone."
+            f"There is no engine in {precision} on {kind} of the form {form or 'of this version'}: torch's compiler "
+            f"has none `inline`, and {precision} runs on the CPU alone."
         )
     return plans

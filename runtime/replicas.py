@@ -4,8 +4,9 @@ The criterion is that of `painn_deploy.runtime.verlet`, for each structure on it
 searched again. Displacements and masks of all are renewed at every step, in one piece of array code a batch.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
@@ -14,13 +15,14 @@ from numpy.typing import DTypeLike
 
 from painn_deploy.export.errors import StructureError
 from painn_deploy.export.fields import GraphInputs
+from painn_deploy.runtime.batches.evaluation import Engine
 from painn_deploy.runtime.grouping import group
 from painn_deploy.runtime.neighbours import Displacements, Pairs, find_pairs, slots_for
 from painn_deploy.runtime.pairs.standing import StandingPairs
 from painn_deploy.runtime.structures import ONE_SPOT, as_elements, check_structure, periodic_cell
 from painn_deploy.runtime.verlet import slack, still_covered
 
-__all__ = ["Batch", "ReplicaList"]
+__all__ = ["AtomResults", "Batch", "ReplicaList", "answered"]
 
 NOTHING = Pairs(np.empty(0, np.int64), np.empty(0, np.int64), None)
 """Pairs of a structure that was not searched yet."""
@@ -44,6 +46,45 @@ class Batch:
     def inputs(self) -> GraphInputs:
         """Of the graph contract; overwritten by the next step."""
         return self.standing.matrix.inputs
+
+
+class AtomResults(NamedTuple):
+    """An engine's outputs of all structures, in the order of their atoms.
+
+    Attributes:
+        energies: eV, without atomic references.
+        forces: eV/Å.
+        virials: eV.
+        extras: whatever else the graph has, digested.
+    """
+
+    energies: Float64[np.ndarray, " atoms"]
+    forces: Float64[np.ndarray, "atoms 3"]
+    virials: Float64[np.ndarray, "atoms 3 3"]
+    extras: Mapping[str, np.ndarray]
+
+
+def answered(engine: Engine, batches: Sequence[Batch]) -> AtomResults:
+    """Run batches, and put what comes back in the order of the structures.
+
+    Args:
+        engine: an `Evaluator`.
+        batches: of all structures.
+
+    Raises:
+        EngineError: the engine failed.
+    """
+    atoms = sum(len(batch.rows) for batch in batches)
+    energies, forces, virials = np.empty(atoms), np.empty((atoms, 3)), np.empty((atoms, 3, 3))
+    extras: dict[str, np.ndarray] = {}
+    for batch in batches:
+        with engine.timings.phase("engine"):
+            outputs = engine.digested(batch.inputs.atomic_numbers, engine.run(batch.inputs))
+        for name, array in outputs.extras.items():
+            extras.setdefault(name, np.empty((atoms, *array.shape[1:])))[batch.rows] = array
+        energies[batch.rows], forces[batch.rows] = outputs.atomic_energies, outputs.forces
+        virials[batch.rows] = outputs.virials
+    return AtomResults(energies, forces, virials, extras)
 
 
 @dataclass(frozen=True)

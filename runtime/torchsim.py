@@ -19,7 +19,7 @@ from painn_deploy.export.described import described
 from painn_deploy.export.errors import StructureError
 from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.periodicity import unrepeated
-from painn_deploy.runtime.replicas import ReplicaList
+from painn_deploy.runtime.replicas import ReplicaList, answered
 from painn_deploy.runtime.results import cell_volumes, not_finite
 from painn_deploy.runtime.structures import as_directions, as_numbers, as_reals, bounds_of
 from painn_deploy.runtime.verlet import DEFAULT_SKIN
@@ -168,15 +168,8 @@ class PaiNNModel(ModelInterface):
             batches = self.neighbours.batches(numbers, positions, cells, periodic, starts)
             if self._pbc is None and not periodic.any() and cells.any():
                 self._refuse_crystals(numbers, positions, cells, starts)
-        energies, forces = references.copy(), np.zeros_like(positions)
-        virials, extras = np.zeros((len(positions), 3, 3)), dict[str, np.ndarray]()
-        for batch in batches:
-            with timings.phase("engine"):
-                outputs = self.evaluator.digested(batch.inputs.atomic_numbers, self.evaluator.run(batch.inputs))
-            for name, array in outputs.extras.items():
-                extras.setdefault(name, np.empty((len(positions), *array.shape[1:])))[batch.rows] = array
-            energies[batch.rows] += outputs.atomic_energies
-            forces[batch.rows], virials[batch.rows] = outputs.forces, outputs.virials
+        energies, forces, virials, extras = answered(self.evaluator, batches)
+        energies += references
         timings.calculations += 1
         with timings.phase("results"):
             results = self._results(energies, forces, virials, cells, starts) | self._doubts(numbers, extras, starts)

@@ -65,6 +65,12 @@ def _torch() -> Any:
     return torch
 
 
+def _why_inexact() -> str:
+    from painn_deploy.engines.inductor.int8 import inexact
+
+    return inexact()
+
+
 def _kind(torch: Any, device: str) -> str:
     """Kind of device that machine code is bound to: `cpu:AVX512` by vector instructions, `cuda:90` by capability."""
     if device == "cpu":
@@ -101,7 +107,15 @@ class InductorBackend(Backend):
 
     name = "inductor"
     packages = MappingProxyType({"torch": "export"})
-    precisions = ("fp32", "fp16", "fp64")
+    precisions = ("fp32", "fp16", "int8", "fp64")
+
+    def lacks(self, precision: str, device: str) -> str:
+        """See `Backend.lacks`: INT8 is for a CPU that multiplies 8-bit integers exactly."""
+        if precision != "int8":
+            return ""
+        if _kind(_torch(), self._device(device)).partition(":")[0] != "cpu":
+            return "It has INT8 on a CPU alone, and would be built for a GPU here: give --device cpu."
+        return _why_inexact()
 
     def executed_graph(self, bundle: Bundle, atoms: int, slots: int) -> "onnx.ModelProto":
         """See `Backend.executed_graph`."""
@@ -149,6 +163,8 @@ class InductorBackend(Backend):
         device = self._device(options.device)
         kind = device.partition(":")[0]
         plans = plans_for(kind, options.form, options.precision)
+        if lacking := self.lacks(options.precision, device):
+            raise EngineUnavailableError(f"The engine inductor has no {options.precision} here. {lacking}")
         if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
             raise EngineUnavailableError("The engine inductor needs a C++ compiler: install g++, or set CXX to yours.")
         tf32 = options.tf32 and self.honours_tf32(device)
@@ -189,6 +205,10 @@ class InductorBackend(Backend):
         if bound != _kind(torch, device):
             raise BundleError(
                 f"{bundle} was compiled for {bound}, and this machine is {_kind(torch, device)}. Export it again here."
+            )
+        if lacking := self.lacks(manifest.precision, device):
+            raise EngineUnavailableError(
+                f"{bundle} cannot run here. {lacking} Export the student in another precision."
             )
         info = EngineInfo(
             backend=self.name,

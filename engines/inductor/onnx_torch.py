@@ -12,6 +12,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from painn_deploy.engines.inductor.int8 import product, quantised
 from painn_deploy.export.errors import EngineError
 
 __all__ = ["TYPES", "OnnxModule"]
@@ -32,24 +33,46 @@ class OnnxModule(nn.Module):
         self.inputs = [value.name for value in model.graph.input]
         self.outputs = [value.name for value in model.graph.output]
         self.integers: dict[str, list[int]] = {}
-        for tensor in model.graph.initializer:
+        self.weights: dict[str, str] = {}
+        for index, tensor in enumerate(model.graph.initializer):
             value = torch.from_numpy(numpy_helper.to_array(tensor).copy())
             if value.dtype == torch.int64:  # shapes and axes: known to the tracer, not data
                 self.integers[tensor.name] = value.tolist()
             else:
-                self.register_buffer(tensor.name, value)
+                self.weights[tensor.name] = f"weight_{index}"  # torch allows no dots
+                self.register_buffer(self.weights[tensor.name], value)
         self.steps: list[tuple[Callable[..., Any], list[str], list[str], Mapping[str, Any]]] = []
+        eight_bits = {n.output[0]: list(n.input[:2]) for n in model.graph.node if n.op_type == "DequantizeLinear"}
         for node in model.graph.node:
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                self._check_symmetric(node)
+            if node.op_type == "DequantizeLinear":  # what it gives only products read, which take eight bits as well
+                continue
             if node.op_type not in _OPERATORS:
                 raise EngineError(f"The graph holds {node.op_type}, which the inductor engine has no torch code for.")
+            run, read = _OPERATORS[node.op_type], list(node.input)
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-            self.steps.append((_OPERATORS[node.op_type], list(node.input), list(node.output), attributes))
+            if not eight_bits.keys().isdisjoint(read):
+                if node.op_type != "MatMul" or not eight_bits.keys() >= set(read):
+                    raise EngineError(f"{node.name} reads INT8 and is no product of two operands in INT8.")
+                run, read = product, [*eight_bits[read[0]], *eight_bits[read[1]]]
+            elif node.op_type == "QuantizeLinear":
+                read, attributes = read[:2], {}
+            self.steps.append((run, read, list(node.output), attributes))
+
+    def _check_symmetric(self, node: onnx.NodeProto) -> None:
+        """Refuse a scale with a zero point, or of rows of a weight."""
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        zero = getattr(self, self.weights[node.input[2]]) if len(node.input) > 2 else None
+        scale = getattr(self, self.weights[node.input[1]])
+        if (zero is not None and zero.any()) or (scale.ndim and scale.numel() > 1 and axis != 1):
+            raise EngineError(f"{node.name} has a zero point or scales of rows; one scale a column is foreseen.")
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The contract's inputs to its outputs."""
         values: dict[str, Any] = dict(zip(self.inputs, inputs, strict=True))
         values |= self.integers
-        values |= dict(self.named_buffers())
+        values |= {name: getattr(self, weight) for name, weight in self.weights.items()}
         for run, names, outputs, attributes in self.steps:
             results = run(*(values[name] for name in names), **attributes)
             for name, result in zip(outputs, results if isinstance(results, tuple) else (results,), strict=True):
@@ -105,6 +128,7 @@ TYPES: Mapping[int, torch.dtype] = {
 }
 
 _OPERATORS: Mapping[str, Callable[..., Any]] = {
+    "Abs": torch.abs,
     "Add": torch.add,
     "Cast": _cast,
     "Concat": lambda *xs, axis: torch.cat(xs, axis),
@@ -119,6 +143,8 @@ _OPERATORS: Mapping[str, Callable[..., Any]] = {
     "Min": torch.minimum,
     "Mul": torch.mul,
     "Neg": torch.neg,
+    "QuantizeLinear": quantised,
+    "ReduceMax": lambda x, axes, keepdims=1: x.amax(axes, keepdim=bool(keepdims)),
     "ReduceSum": _reduce_sum,
     "Reshape": _reshape,
     "Sigmoid": torch.sigmoid,

@@ -13,6 +13,7 @@ from painn_deploy.engines.gpu.arena import Arena
 from painn_deploy.engines.gpu.session import GpuSession
 from painn_deploy.engines.host_session import HostSession
 from painn_deploy.engines.onnxruntime.gpu import OrtExecutor
+from painn_deploy.engines.onnxruntime.int8 import inexact
 from painn_deploy.engines.onnxruntime.library import PROVIDERS, devices, load_failure, prepared
 from painn_deploy.engines.onnxruntime.library import library as _library
 from painn_deploy.engines.session import EngineInfo
@@ -36,6 +37,11 @@ class OnnxRuntimeBackend(Backend):
     name = "onnxruntime"
     packages = MappingProxyType({"onnxruntime": "cpu"})
     precisions = ("fp32", "fp16", "int8", "fp64")
+
+    def lacks(self, precision: str, device: str) -> str:
+        """See `Backend.lacks`: a CPU must multiply 8-bit integers exactly."""
+        on_cpu = (self.devices()[0] if device == "auto" else device).partition(":")[0] == "cpu"
+        return inexact() if precision == "int8" and on_cpu else ""
 
     def bound_to(self, options: BuildOptions) -> str:
         """See `Backend.bound_to`: to nothing."""
@@ -70,6 +76,10 @@ class OnnxRuntimeBackend(Backend):
                 "bundle in fp32."
             )
         prepared(chosen)
+        if lacking := self.lacks(precision, chosen):
+            raise EngineUnavailableError(
+                f"{bundle} cannot run here. {lacking} Export the student in another precision."
+            )
         info = EngineInfo(
             backend=self.name,
             version=self.version(),

@@ -229,7 +229,7 @@ class Bundler(Closing):
             )
         made: dict[str, Made] = {}
         table: list[dict[str, Any]] = []
-        for precision in auto_choice(engine):
+        for precision in auto_choice(engine, self._options.device):
             try:
                 made[precision] = self.bundle(engine, precision)
             except PrecisionError as error:

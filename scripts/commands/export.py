@@ -1,6 +1,7 @@
 """The export command as a function: a checkpoint goes in, bundles come out."""
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from painn_deploy.calibration.accuracy.errors import Tolerances
@@ -8,7 +9,7 @@ from painn_deploy.calibration.accuracy.tabling import LARGEST_ERROR
 from painn_deploy.engines import BACKENDS, get_backend
 from painn_deploy.export.checkpoint import committee_name, find_checkpoint
 from painn_deploy.export.declaration import Declaration
-from painn_deploy.export.errors import ExportError
+from painn_deploy.export.errors import EngineUnavailableError, ExportError
 from painn_deploy.export.files import prepare_output
 from painn_deploy.export.manifest import SUFFIX, check_free
 from painn_deploy.export.progress import Tell, silent
@@ -83,7 +84,7 @@ def export_engines(
     checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
     name = _name_of(checkpoints, committee=committee)
     engines, precisions = list(dict.fromkeys(engines)), list(dict.fromkeys(precisions))
-    _check_request(engines, precisions)
+    _check_request(engines, precisions, device)
     if committee and not uncertainty:
         raise ExportError("A committee is there for its spread. Leave out --no-uncertainty, or export one student.")
     if "fp64" in precisions:
@@ -91,7 +92,7 @@ def export_engines(
     if tf32:
         _check_tf32(engines, device)
 
-    made_of = {engine: _candidates(engine, precisions) for engine in engines}
+    made_of = {engine: _candidates(engine, precisions, device) for engine in engines}
     asked = list(dict.fromkeys(precision for candidates in made_of.values() for precision in candidates))
 
     def target(engine: str, precision: str) -> Path:
@@ -148,9 +149,10 @@ def _name_of(checkpoints: Sequence[str | Path], *, committee: bool) -> str:
     return committee_name(names) if committee else names[0]
 
 
-def _candidates(engine: str, precisions: Sequence[str]) -> list[str]:
+def _candidates(engine: str, precisions: Sequence[str], device: str) -> list[str]:
     """The precisions that an engine is built in, those that `auto` chooses from among them."""
-    return list(dict.fromkeys(p for each in precisions for p in (auto_choice(engine) if each == AUTO else [each])))
+    found = (auto_choice(engine, device) if precision == AUTO else [precision] for precision in precisions)
+    return list(dict.fromkeys(chain.from_iterable(found)))
 
 
 def _check_double(device: str, *, radial_table: bool, tf32: bool) -> None:
@@ -168,7 +170,7 @@ def _check_double(device: str, *, radial_table: bool, tf32: bool) -> None:
         )
 
 
-def _check_request(engines: Sequence[str], precisions: Sequence[str]) -> None:
+def _check_request(engines: Sequence[str], precisions: Sequence[str], device: str) -> None:
     """Refuse now what would fail after minutes."""
     if not engines or not precisions:
         raise ExportError("Name at least one engine and one precision.")
@@ -186,6 +188,9 @@ def _check_request(engines: Sequence[str], precisions: Sequence[str]) -> None:
                 ]
                 raise ExportError(" ".join(sentences))
     for backend in backends:
+        for precision in precisions:
+            if precision != AUTO and (lacking := backend.lacks(precision, device)):
+                raise EngineUnavailableError(f"The engine {backend.name} has no {precision} here. {lacking}")
         backend.version()
         backend.devices()
     get_backend(GATE).version()

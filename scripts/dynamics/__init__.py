@@ -1,0 +1,1 @@
+"""Long simulations of molecules at constant energy, with each of several engines."""
