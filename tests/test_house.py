@@ -40,7 +40,16 @@ SHELVES = {
     ),
     "calibration": ("", "accuracy", "uncertainty", "int8", "physics", "report"),
     "scripts": (
-        *("commands", "distillation", "benchmarks/contenders", "profiling", "benchmarks", "studies", "examples"),
+        *(
+            "commands",
+            "distillation",
+            "dynamics",
+            "benchmarks/contenders",
+            "profiling",
+            "benchmarks",
+            "studies",
+            "examples",
+        ),
         *("programs", "kit", "gpu", "", "profiling/walk"),
     ),
 }

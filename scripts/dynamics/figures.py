@@ -34,9 +34,9 @@ class Told:
         drift: meV/atom/ns, mean over the replicas of the slope of the total energy; None where there is none yet.
         uncertainty: meV/atom/ns, standard error of that mean.
         temperature: K, mean over the last tenth of all replicas.
-        distances: share of the distances between atoms that is elsewhere than with the first engine; None for nothing
-            to compare.
-        vibrations: the same of the vibrational density of states.
+        distances_elsewhere: share of the distances between atoms that is elsewhere than with the first engine; None for
+            nothing to compare.
+        vibrations_elsewhere: the same of the vibrational density of states.
         distances_by_chance: that share between two halves of the replicas of the first engine.
         vibrations_by_chance: likewise.
         ended: why the run could not go on.
@@ -46,8 +46,8 @@ class Told:
     drift: float | None
     uncertainty: float | None
     temperature: float | None
-    distances: float | None
-    vibrations: float | None
+    distances_elsewhere: float | None
+    vibrations_elsewhere: float | None
     distances_by_chance: float | None
     vibrations_by_chance: float | None
     ended: str = ""
@@ -77,8 +77,8 @@ def told(run: Run, first: Run, atoms: int, vibrations: int, conditions: Conditio
         drift=drift,
         uncertainty=uncertainty,
         temperature=temperature,
-        distances=apart(run.distances.sum(0), first.distances.sum(0)) if compared else None,
-        vibrations=apart(run.spectra.sum(0), first.spectra.sum(0)) if compared else None,
+        distances_elsewhere=apart(run.distances.sum(0), first.distances.sum(0)) if compared else None,
+        vibrations_elsewhere=apart(run.spectra.sum(0), first.spectra.sum(0)) if compared else None,
         distances_by_chance=_halves(first.distances, half) if by_chance else None,
         vibrations_by_chance=_halves(first.spectra, half) if by_chance else None,
         ended=run.ended,
@@ -113,8 +113,8 @@ def cells(molecule: str, engine: str, figures: Told) -> list[str]:
 
     return [
         *(molecule, engine, f"{figures.picoseconds:g}{', then diverged' if figures.ended else ''}", drift, temperature),
-        share(figures.distances, figures.distances_by_chance),
-        share(figures.vibrations, figures.vibrations_by_chance),
+        share(figures.distances_elsewhere, figures.distances_by_chance),
+        share(figures.vibrations_elsewhere, figures.vibrations_by_chance),
     ]
 
 

@@ -38,7 +38,8 @@ def wavenumbers(frames: int, interval: float) -> Float64[np.ndarray, " frequenci
         interval: fs between two.
     """
     found = np.fft.rfftfreq(frames, interval) / LIGHT
-    return found[found <= HIGHEST]
+    kept: np.ndarray = found[found <= HIGHEST]
+    return kept
 
 
 def spectra(
