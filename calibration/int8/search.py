@@ -20,7 +20,7 @@ from painn_deploy.export.graph.products import Product, weight_products
 from painn_deploy.export.progress import Tell, silent
 from painn_deploy.runtime.matrix import graph_inputs
 
-__all__ = ["LEAST_STRUCTURES", "Int8Search", "Quantisation", "Sensitivity"]
+__all__ = ["LEAST_STRUCTURES", "Int8Search", "Quantisation", "Sensitivity", "int8_shares"]
 
 LEAST_STRUCTURES = 16
 """Half of them, the most extreme, are set aside; products are chosen by the errors on the others."""
@@ -172,7 +172,7 @@ class Int8Search:
         products = [entry.product for entry in chosen]
         scales = self._scales_of(products)
         errors, sizes = self._errors(products), self._yardstick.mean_size
-        shares = _shares(self._model, scales, sizes)
+        shares = int8_shares(self._model, scales, sizes)
         return Quantisation(scales, errors, errors.correction, self.sensitivities, self._counts, sizes, shares)
 
     def _errors(self, products: Iterable[Product]) -> Errors:
@@ -231,8 +231,17 @@ def _largest(ordered: Sequence[Sensitivity], errors: Measure, within: _Within, t
     return chosen
 
 
-def _shares(model: onnx.ModelProto, scales: Mapping[str, OperandScale], sizes: tuple[int, int]) -> dict[str, float]:
-    """Shares of all multiply-adds with weights, the read-out's and the basis's included, that are INT8."""
+def int8_shares(model: onnx.ModelProto, scales: Mapping[str, OperandScale], sizes: tuple[int, int]) -> dict[str, float]:
+    """Shares of all multiply-adds with weights, the read-out's and the basis's included, that are INT8.
+
+    Args:
+        model: in FP32.
+        scales: of the products that are INT8, by name.
+        sizes: atoms and slots of a structure.
+
+    Returns:
+        By the names `forward` and `backward`.
+    """
     every, shares = weight_products(model), {}
     for direction in ("forward", "backward"):
         products = [p for p in every if p.is_forward == (direction == "forward")]

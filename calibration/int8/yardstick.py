@@ -51,10 +51,11 @@ class Yardstick:
         graphs = local_graphs(structures, cutoff)
         sizes = [graph.size for graph in graphs]
         self._batches = [(batch, join([graphs[i] for i in batch])) for batch in group(sizes)]
+        self.batched = [index for batch, _ in self._batches for index in batch]
         self._atoms = np.array([atoms for atoms, _ in sizes])
         self.species = sorted({int(z) for atoms in structures for z in atoms.numbers})
         self._composition = np.array([[(a.numbers == z).sum() for z in self.species] for a in structures], float)
-        self._energies, self._forces = self._evaluate(open_graph(model.SerializeToString()) if run is None else run)
+        self._energies, self._forces = self.evaluate(open_graph(model.SerializeToString()) if run is None else run)
         self.mean_size = (round(float(self._atoms.mean())), round(float(np.mean([slots for _, slots in sizes]))))
 
     def errors(self, run: Run, correction: Mapping[int, float] | None = None) -> Errors:
@@ -64,7 +65,7 @@ class Yardstick:
             run: evaluates the graph.
             correction: eV for each atomic number, found elsewhere; None to find it here.
         """
-        energies, forces = self._evaluate(run)
+        energies, forces = self.evaluate(run)
         missing = self._energies - energies
         if correction is None:
             shift = _least_absolute(self._composition / self._atoms[:, None], missing / self._atoms)
@@ -78,7 +79,12 @@ class Yardstick:
             correction=dict(zip(self.species, shift.tolist(), strict=True)),
         )
 
-    def _evaluate(self, run: Run) -> tuple[Float[np.ndarray, " structures"], Float[np.ndarray, "all_atoms 3"]]:
+    def evaluate(self, run: Run) -> tuple[Float[np.ndarray, " structures"], Float[np.ndarray, "all_atoms 3"]]:
+        """Energies in eV, and forces in eV/Å of all structures one after the other in the order of `batched`.
+
+        Args:
+            run: evaluates a graph that keeps the contract.
+        """
         energies, forces = np.zeros(len(self._atoms)), []
         for batch, inputs in self._batches:
             outputs, start = run(inputs), 0

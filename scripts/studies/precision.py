@@ -5,7 +5,7 @@
 Molecules come from molecules.smi (scripts/distillation/) as RDKit conformers, each atom perturbed by 0.1 Å in every
 direction, and none of them has the composition of a molecule that INT8 is calibrated on. Periodic boxes are counted
 apart. Everything is measured against FP32: FP16 with every half tensor rounded, INT8 with FP32 and with FP16 for the
-other products.
+other products. A student that ships is also measured on the test split of its dataset, and against its teacher.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,11 +43,15 @@ from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.commands.outputs import markdown, write_between_marks
 from painn_deploy.scripts.distillation.molecules import embedded
 from painn_deploy.scripts.distillation.plan import MOLECULES, read_molecules
+from painn_deploy.scripts.studies.split_errors import rows_on_split, split_table
 
 SIGMA = 0.1
 TOLERANCES = (5.0, 10.0, 20.0, 50.0)
 """meV/Å that INT8 is searched for within."""
 ENERGY_TOLERANCE = 3e-3
+SHIPPED = "student:"
+QUICK = 12
+"""Molecules of the test split where 40 others are enough."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +185,7 @@ def study(
     ),
     molecules: Annotated[int, typer.Option(help="How many unseen molecules.")] = 240,
     document: Annotated[Path | None, typer.Option(help="A Markdown file to put the tables into.")] = None,
+    teacher: Annotated[str, typer.Option(help="Of students that ship, as for make_dataset.py.")] = "tblite:GFN2-xTB",
     quick: Annotated[bool, typer.Option("--quick", help="40 molecules.")] = False,
 ) -> None:
     """Measure what FP16 and INT8 cost."""
@@ -202,6 +207,14 @@ def study(
             table(ways, shares=False),
         ]
         facts[name] = {"rows": [vars(row) for row in rows], "all_int8": [vars(row) for row in ways]}
+        if checkpoint.startswith(SHIPPED):
+            split, count = rows_on_split(checkpoint, teacher, console, QUICK if quick else None)
+            parts += [
+                f"On {count} structures of the test split of its dataset, which it was never trained on, perturbed in the "
+                "same way; INT8 is every product that can be:",
+                split_table(split),
+            ]
+            facts[name]["test_split"] = [vars(row) for row in split]
     text = "\n\n".join(parts)
     (output / "precision.md").write_text(f"{text}\n", encoding="utf-8")
     if document is not None:

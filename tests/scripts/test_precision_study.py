@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from painn_deploy.export.graph.half import rounded
 from painn_deploy.export.graph.int8 import to_int8
 from painn_deploy.scripts.commands.outputs import MARKS
+from painn_deploy.scripts.distillation.plan import MOLECULES, plan, read_molecules
 from painn_deploy.scripts.studies.precision import Measure, Row, table, unseen_molecules, ways_by_row
+from painn_deploy.scripts.studies.split_errors import rows_on_split, split_molecules, split_table
 from tests import students
 from tests.conftest import ROOT
 
@@ -62,3 +65,28 @@ def test_a_table_is_markdown() -> None:
     made = table([Row("FP16", 0.123456, 1.0, 2.0, 0.5, 0.25)], shares=True).splitlines()
     assert made[2] == "| FP16 | 0.123 | 1 | 2 | 50% | 25% |"
     assert len({line.count("|") for line in made}) == 1
+
+
+def test_the_test_split_is_what_nobody_saw() -> None:
+    seen = [students.zoo()["benzene"]]
+    one, again = (split_molecules((1, 6, 7, 8), seen, 12) for _ in range(2))
+    splits = {item.name: item.split for item in plan(read_molecules(MOLECULES))}
+    assert {splits[atoms.info["name"]] for atoms in one} == {"test"}
+    assert len(one) > 30
+    assert all((a.positions == b.positions).all() for a, b in zip(one, again, strict=True))
+    known = {atoms.get_chemical_formula() for atoms in one}
+    assert not known & {atoms.get_chemical_formula() for atoms in split_molecules((1, 6, 7, 8), one, 12)}
+
+
+def test_what_int8_costs_on_the_test_split() -> None:
+    """Of a student that ships: little beside what its teacher says otherwise than it."""
+    rows, count = rows_on_split("student:small", "tblite:GFN2-xTB", Console(quiet=True), 4)
+    assert 8 <= count <= 16
+    assert [row.what for row in rows] == ["FP32", "INT8", "FP32, radial table", "INT8, radial table"]
+    exact, int8, tabled, _ = rows
+    assert (exact.energy, exact.force, exact.forward) == (0, 0, 0)
+    assert (tabled.force, tabled.teacher) == (0, pytest.approx(exact.teacher, rel=1e-3))
+    assert 1 < int8.force < 60
+    assert abs(int8.teacher - exact.teacher) < 15
+    assert 0.3 < int8.forward < 1
+    assert split_table(rows).splitlines()[2].startswith("| FP32 | 0 | 0 |")
