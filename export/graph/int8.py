@@ -61,7 +61,8 @@ BY_ROW = OperandScale("row")
 def candidates(model: Model) -> list[Product]:
     """The products that INT8 may be used for: forward and backward, without the read-out and the radial basis.
 
-    The radial basis is geometry: what it loses no later layer can mend, and its products are short.
+    The radial basis is geometry, and so are the functions of a radial table: what they lose no later layer can mend,
+    and to round a row for each slot takes longer than their short products save.
 
     Args:
         model: in FP32.
@@ -71,7 +72,7 @@ def candidates(model: Model) -> list[Product]:
     return [
         product
         for product in weight_products(graph)
-        if not product.is_readout
+        if not (product.is_readout or product.is_of_table)
         and product.operand in learnt
         and min(product.contracted, product.columns) >= LEAST_SIZE
     ]

@@ -7,7 +7,7 @@ from painn_deploy.export.graph.edit import EditableGraph, Model
 
 __all__ = ["RESULT", "Product", "behind_weights", "weight_products"]
 
-READOUT = "readout."
+READOUT, TABLE = "readout.", "radial_table."
 RESULT = "/result"
 """Behind a product's name: the node that gives its result where the product itself is scaled."""
 
@@ -45,6 +45,11 @@ class Product:
     def is_readout(self) -> bool:
         """Whether it belongs to the read-out, which keeps its precision."""
         return self.name.startswith(READOUT)
+
+    @property
+    def is_of_table(self) -> bool:
+        """Whether it makes filters of the functions of a radial table, which are geometry as the basis is."""
+        return self.name.startswith(TABLE)
 
     def multiply_adds(self, atoms: int, slots: int) -> int:
         """Multiply-adds of one evaluation at a size, padding included.

@@ -210,8 +210,8 @@ def study(
         if checkpoint.startswith(SHIPPED):
             split, count = rows_on_split(checkpoint, teacher, console, QUICK if quick else None)
             parts += [
-                f"On {count} structures of the test split of its dataset, which it was never trained on, perturbed in the "
-                "same way; INT8 is every product that can be:",
+                f"On {count} structures of the test split of its dataset, which it was never trained on, perturbed "
+                "likewise; INT8 is every product that can be:",
                 split_table(split),
             ]
             facts[name]["test_split"] = [vars(row) for row in split]

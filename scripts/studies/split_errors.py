@@ -2,22 +2,18 @@
 
 The molecules are those whose `split` in `scripts.distillation.plan` is `test`, without compositions that INT8 is
 calibrated on, as perturbed conformers that a seed decides. Errors are against the same student in FP32 and against its
-teacher, which labels them; with and without a radial table, which takes a large product of each slot out of the graph.
+teacher, which labels them.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
-import torch
 from ase import Atoms
 from rich.console import Console
 from rich.progress import track
 
-from painn_deploy.calibration.accuracy.reference import reference_results
-from painn_deploy.calibration.accuracy.tabling import find_table
 from painn_deploy.calibration.int8.ranges import row_scales
 from painn_deploy.calibration.int8.search import int8_shares
 from painn_deploy.calibration.int8.yardstick import Yardstick
@@ -26,7 +22,6 @@ from painn_deploy.engines.onnxruntime.backend import open_graph
 from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.graph.int8 import candidates, to_int8
 from painn_deploy.export.graph.onnx_graph import export_onnx
-from painn_deploy.export.model.student import Student
 from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts.commands.outputs import markdown
 from painn_deploy.scripts.distillation.labels import load_teacher
@@ -85,7 +80,7 @@ def split_molecules(species: Sequence[int], seen: Sequence[Atoms], most: int | N
 def rows_on_split(
     checkpoint: str, teacher: str, console: Console, most: int | None = None
 ) -> tuple[list[SplitRow], int]:
-    """Errors in FP32 and with every candidate in INT8, without a radial table and with one; and of how many structures.
+    """Errors in FP32 and with every candidate in INT8, and of how many structures.
 
     Args:
         checkpoint: a student that was trained on the dataset.
@@ -96,43 +91,31 @@ def rows_on_split(
     Raises:
         DatasetError: the teacher is not installed.
     """
-    student = load_student(checkpoint, dtype=torch.float64)
-    species = trusted_species(student)
-    calibration = calibration_structures(species)
-    molecules = split_molecules(species, calibration, most)
-    make = load_teacher(teacher)
-    labels = []
+    student = load_student(checkpoint)
+    cutoff, species, model = student.configuration.cutoff, trusted_species(student), export_onnx(student, {})
+    exact, calibration = open_graph(model.SerializeToString()), calibration_structures(species)
+    molecules, make, labels = split_molecules(species, calibration, most), load_teacher(teacher), []
     for atoms in track(molecules, "labelling the test split", console=console, transient=True):
         own = atoms.copy()
         own.calc = make()
         labels.append(own.get_forces())
     kept = within_reach(labels)
     molecules, labels = [molecules[index] for index in kept], [labels[index] for index in kept]
-    table = find_table(student, calibration[::3], "calibration", tell=lambda line: None)
-    rows = []
-    for tabled, name in ((student, ""), (student.with_radial_table(table.rank, table.intervals), ", radial table")):
-        rows += _rows(tabled, name, molecules, labels, calibration[::3])
-    return rows, len(molecules)
-
-
-def _rows(
-    student: Student, name: str, molecules: Sequence[Atoms], labels: Sequence[np.ndarray], calibration: Sequence[Atoms]
-) -> list[SplitRow]:
-    model, cutoff = export_onnx(copy.deepcopy(student).float(), {}), student.configuration.cutoff
-    near = within_reach([result["forces"] for result in reference_results(student, calibration)])
-    products = candidates(model)
-    scales = row_scales(model, products, [graph_inputs([calibration[index]], cutoff) for index in near])
-    yardstick, fitted = (Yardstick(model, each, cutoff) for each in (molecules, [calibration[i] for i in near]))
+    graphs = [graph_inputs([atoms], cutoff) for atoms in calibration[::3]]
+    near = within_reach([exact(graph)[1] for graph in graphs])
+    scales = row_scales(model, candidates(model), [graphs[index] for index in near])
+    yardstick = Yardstick(model, molecules, cutoff)
+    fitted = Yardstick(model, [calibration[::3][index] for index in near], cutoff)
     wanted = np.concatenate([labels[index] for index in yardstick.batched])
 
     def row(what: str, graph: onnx.ModelProto, forward: float, backward: float) -> SplitRow:
         run = open_graph(graph.SerializeToString())
         errors = yardstick.errors(run, fitted.errors(run).correction)
         off = float(np.abs(yardstick.evaluate(run)[1] - wanted).mean())
-        return SplitRow(f"{what}{name}", 1e3 * errors.energy_mae, 1e3 * errors.force_rmse, 1e3 * off, forward, backward)
+        return SplitRow(what, 1e3 * errors.energy_mae, 1e3 * errors.force_rmse, 1e3 * off, forward, backward)
 
     shares = int8_shares(model, scales, yardstick.mean_size)
-    return [row("FP32", model, 0.0, 0.0), row("INT8", to_int8(model, scales), **shares)]
+    return [row("FP32", model, 0.0, 0.0), row("INT8", to_int8(model, scales), **shares)], len(molecules)
 
 
 def split_table(rows: Sequence[SplitRow]) -> str:

@@ -56,6 +56,13 @@ def test_candidates_are_wide_learnt_and_not_the_readout(model: onnx.ModelProto) 
     assert first not in {p.operand for p in found}
 
 
+def test_the_functions_of_a_radial_table_are_geometry(painn: Path) -> None:
+    exact, student = (load_student(painn) for _ in range(2))
+    model, tabled = (export_onnx(each, {}) for each in (exact, student.with_radial_table(16, 128)))
+    assert any(product.is_of_table for product in weight_products(tabled))
+    assert [product.name for product in candidates(tabled)] == [product.name for product in candidates(model)]
+
+
 def test_weights_have_a_scale_a_column_and_nothing_else_changes(model: onnx.ModelProto) -> None:
     before = model.SerializeToString()
     scales = {product.name: BY_ROW for product in candidates(model)}
