@@ -207,9 +207,7 @@ class InductorBackend(Backend):
                 f"{bundle} was compiled for {bound}, and this machine is {_kind(torch, device)}. Export it again here."
             )
         if lacking := self.lacks(manifest.precision, device):
-            raise EngineUnavailableError(
-                f"{bundle} cannot run here. {lacking} Export the student in another precision."
-            )
+            raise EngineUnavailableError(f"{bundle} cannot run here: {lacking}")
         info = EngineInfo(
             backend=self.name,
             version=self.version(),

@@ -1,11 +1,14 @@
 """Products of 8-bit integers in torch, on a CPU."""
 
-from functools import cache
+import os
+from functools import cache, partial
 
+import numpy as np
 import torch
+from jaxtyping import Int8, Int32
 from torch import Tensor
 
-from painn_deploy.engines.eight_bits import SATURATED, is_exact
+from painn_deploy.engines.eight_bits import COLUMNS, CONTRACTED, LARGEST, REMEDY, is_exact
 from painn_deploy.engines.inductor.openmp import team
 
 __all__ = ["inexact", "product", "quantised"]
@@ -35,9 +38,21 @@ def product(x: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor) -> T
     return scaled.reshape(*x.shape[:-1], weight.shape[1])
 
 
+def _multiply(
+    x: Int8[np.ndarray, "rows contracted"], weight: Int8[np.ndarray, "contracted columns"]
+) -> Int32[np.ndarray, "rows columns"]:
+    found: np.ndarray = torch._int_mm(torch.from_numpy(x), torch.from_numpy(weight)).numpy()
+    return found
+
+
 @cache
 def inexact() -> str:
     """A sentence that says why these products cannot be trusted here; empty where they are exact."""
+    largest = np.full((CONTRACTED, COLUMNS), LARGEST, np.int8)
+    any_values = np.random.default_rng(1).integers(-LARGEST, LARGEST + 1, largest.shape).astype(np.int8)
     with team(1):  # a process that was forked has no others
-        exact = is_exact(lambda x, weight: torch._int_mm(torch.from_numpy(x), torch.from_numpy(weight)).numpy())
-    return "" if exact else f"torch's {SATURATED}"
+        for weight in (largest, any_values):
+            if not is_exact(partial(_multiply, weight=weight), weight):
+                restricted = "" if "ONEDNN_MAX_CPU_ISA" not in os.environ else " with ONEDNN_MAX_CPU_ISA as it is set"
+                return f"torch's products of 8-bit integers are wrong on this processor{restricted}. {REMEDY}"
+    return ""

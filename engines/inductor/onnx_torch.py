@@ -45,7 +45,7 @@ class OnnxModule(nn.Module):
         eight_bits = {n.output[0]: list(n.input[:2]) for n in model.graph.node if n.op_type == "DequantizeLinear"}
         for node in model.graph.node:
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-                self._check_symmetric(node)
+                self._check_scale(node)
             if node.op_type == "DequantizeLinear":  # what it gives only products read, which take eight bits as well
                 continue
             if node.op_type not in _OPERATORS:
@@ -60,13 +60,19 @@ class OnnxModule(nn.Module):
                 read, attributes = read[:2], {}
             self.steps.append((run, read, list(node.output), attributes))
 
-    def _check_symmetric(self, node: onnx.NodeProto) -> None:
-        """Refuse a scale with a zero point, or of rows of a weight."""
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-        zero = getattr(self, self.weights[node.input[2]]) if len(node.input) > 2 else None
-        scale = getattr(self, self.weights[node.input[1]])
-        if (zero is not None and zero.any()) or (scale.ndim and scale.numel() > 1 and axis != 1):
-            raise EngineError(f"{node.name} has a zero point or scales of rows; one scale a column is foreseen.")
+    def _check_scale(self, node: onnx.NodeProto) -> None:
+        """Refuse any scale but one of an operand, or of each column of a weight; and a zero point that is not 0."""
+        stored = [getattr(self, self.weights[name]) for name in node.input[1:] if name in self.weights]
+        if len(stored) == 2:
+            scale, zero = stored
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+            of_columns = node.input[0] in self.weights and axis == 1
+            if zero.dtype == torch.int8 and not zero.any() and (scale.numel() == 1 or of_columns):
+                return
+        raise EngineError(
+            f"{node.name} has a zero point, or scales of rows; foreseen are one scale, or one for each column of a "
+            "weight, and a zero point of 0 in int8."
+        )
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The contract's inputs to its outputs."""

@@ -13,7 +13,7 @@ from painn_deploy.engines.gpu.arena import Arena
 from painn_deploy.engines.gpu.session import GpuSession
 from painn_deploy.engines.host_session import HostSession
 from painn_deploy.engines.onnxruntime.gpu import OrtExecutor
-from painn_deploy.engines.onnxruntime.int8 import inexact
+from painn_deploy.engines.onnxruntime.int8 import QUANTISED, settings_for_int8
 from painn_deploy.engines.onnxruntime.library import PROVIDERS, devices, load_failure, prepared
 from painn_deploy.engines.onnxruntime.library import library as _library
 from painn_deploy.engines.session import EngineInfo
@@ -37,11 +37,6 @@ class OnnxRuntimeBackend(Backend):
     name = "onnxruntime"
     packages = MappingProxyType({"onnxruntime": "cpu"})
     precisions = ("fp32", "fp16", "int8", "fp64")
-
-    def lacks(self, precision: str, device: str) -> str:
-        """See `Backend.lacks`: a CPU must multiply 8-bit integers exactly."""
-        on_cpu = (self.devices()[0] if device == "auto" else device).partition(":")[0] == "cpu"
-        return inexact() if precision == "int8" and on_cpu else ""
 
     def bound_to(self, options: BuildOptions) -> str:
         """See `Backend.bound_to`: to nothing."""
@@ -76,10 +71,6 @@ class OnnxRuntimeBackend(Backend):
                 "bundle in fp32."
             )
         prepared(chosen)
-        if lacking := self.lacks(precision, chosen):
-            raise EngineUnavailableError(
-                f"{bundle} cannot run here. {lacking} Export the student in another precision."
-            )
         info = EngineInfo(
             backend=self.name,
             version=self.version(),
@@ -145,7 +136,7 @@ def load_graph(
         records: make CUDA graphs of runs that have a number.
 
     Raises:
-        EngineUnavailableError: ONNX Runtime cannot run on the device here.
+        EngineUnavailableError: ONNX Runtime cannot run on the device here, or multiplies 8-bit integers wrong.
         EngineError: it cannot load the graph.
     """
     library = prepared(device)
@@ -159,6 +150,9 @@ def load_graph(
         options.intra_op_num_threads = threads
     # threads that spin between calls would slow whatever the caller does in between
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if kind == "cpu" and QUANTISED in model:
+        for name, value in settings_for_int8().items():
+            options.add_session_config_entry(name, value)
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile / "profile")

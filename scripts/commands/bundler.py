@@ -229,7 +229,10 @@ class Bundler(Closing):
             )
         made: dict[str, Made] = {}
         table: list[dict[str, Any]] = []
-        for precision in auto_choice(engine, self._options.device):
+        for precision in auto_choice(engine):
+            if lacking := backend.lacks(precision, self._options.device):
+                table.append({"precision": precision, "refused": lacking})
+                continue
             try:
                 made[precision] = self.bundle(engine, precision)
             except PrecisionError as error:

@@ -1,7 +1,6 @@
 """The export command as a function: a checkpoint goes in, bundles come out."""
 
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 
 from painn_deploy.calibration.accuracy.errors import Tolerances
@@ -92,7 +91,7 @@ def export_engines(
     if tf32:
         _check_tf32(engines, device)
 
-    made_of = {engine: _candidates(engine, precisions, device) for engine in engines}
+    made_of = {engine: _candidates(engine, precisions) for engine in engines}
     asked = list(dict.fromkeys(precision for candidates in made_of.values() for precision in candidates))
 
     def target(engine: str, precision: str) -> Path:
@@ -149,10 +148,9 @@ def _name_of(checkpoints: Sequence[str | Path], *, committee: bool) -> str:
     return committee_name(names) if committee else names[0]
 
 
-def _candidates(engine: str, precisions: Sequence[str], device: str) -> list[str]:
+def _candidates(engine: str, precisions: Sequence[str]) -> list[str]:
     """The precisions that an engine is built in, those that `auto` chooses from among them."""
-    found = (auto_choice(engine, device) if precision == AUTO else [precision] for precision in precisions)
-    return list(dict.fromkeys(chain.from_iterable(found)))
+    return list(dict.fromkeys(p for each in precisions for p in (auto_choice(engine) if each == AUTO else [each])))
 
 
 def _check_double(device: str, *, radial_table: bool, tf32: bool) -> None:

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.markup import escape
 from rich.table import Table
 
 from painn_deploy.export.errors import OutputError
 from painn_deploy.export.files import prepare_output, to_json, write_output
+from painn_deploy.export.manifest import SUFFIX
 
-__all__ = ["MARKS", "made_table", "markdown", "write_between_marks", "write_result"]
+__all__ = ["MARKS", "made_table", "markdown", "names_of", "write_between_marks", "write_result"]
 
 MARKS = ("<!-- figures -->", "<!-- /figures -->")
 """Of a document: what stands between them a command has written."""
@@ -30,6 +32,21 @@ def made_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     return table
+
+
+def names_of(bundles: Sequence[Path]) -> list[str]:
+    """What to call bundles in a table: their folders' names.
+
+    Args:
+        bundles: folders NAME.engine.
+
+    Raises:
+        BadParameter: two have one name.
+    """
+    names = [bundle.name.removesuffix(SUFFIX) for bundle in bundles]
+    if len(set(names)) < len(names):
+        raise typer.BadParameter(f"Two bundles are called {max(names, key=names.count)}: rename one.")
+    return names
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -29,15 +29,9 @@ AUTO = "auto"
 AUTO_CHOICE = ("fp32", "fp16", "int8")
 
 
-def auto_choice(engine: str, device: str = "auto") -> list[str]:
-    """The precisions that `auto` chooses from for a backend, here.
-
-    Args:
-        engine: its name.
-        device: that engines are built for.
-    """
-    backend = get_backend(engine)
-    return [p for p in AUTO_CHOICE if p in backend.precisions and not backend.lacks(p, device)]
+def auto_choice(engine: str) -> list[str]:
+    """The precisions that `auto` chooses from for a backend."""
+    return [precision for precision in AUTO_CHOICE if precision in get_backend(engine).precisions]
 
 
 INT8_LIMITS = Tolerances(energy=3e-3, forces=20e-3)

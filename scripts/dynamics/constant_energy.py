@@ -5,22 +5,23 @@
 simulates replicas of three molecules, or of those of `--structures`, from the same starts with each engine, and prints
 the drift of the total energy with its uncertainty, and how much of the distances between atoms and of the vibrational
 density of states is elsewhere than with the first engine, beside what is so by chance. A call that is interrupted, or
-repeated for longer runs, goes on where the last one ended; one call for each engine, into one folder and with the first
-engine's before them, uses as many cores as there are calls.
+repeated for longer runs, goes on where the last one ended. So as many cores can be used as there are engines: one call
+for each, all into the folder in which the first one has relaxed the molecules, and a last call that names them all.
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import ase.io
 import numpy as np
 import typer
 from ase import Atoms
 from ase.build import molecule
+from ase.io.extxyz import write_xyz
 from ase.optimize import BFGS
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,13 +29,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from painn_deploy.calibration.structures import read_structures
 from painn_deploy.export.bundle import read_bundle
 from painn_deploy.export.errors import OutputError, StructureError
-from painn_deploy.export.files import prepare_output
+from painn_deploy.export.files import prepare_output, write_output
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.machine import machine
 from painn_deploy.scripts.commands.entry import run_command
-from painn_deploy.scripts.commands.outputs import markdown, write_result
+from painn_deploy.scripts.commands.outputs import markdown, names_of, write_result
 from painn_deploy.scripts.dynamics.figures import COLUMNS, cells, draw, told
-from painn_deploy.scripts.dynamics.molecules import EVERY, Conditions, Run, freedoms
+from painn_deploy.scripts.dynamics.molecules import EVERY, LONGEST_STEP, Conditions, Run, freedoms
 
 __all__ = ["MOLECULES", "study"]
 
@@ -54,39 +55,39 @@ def study(
     structures: Annotated[Path | None, typer.Option(help="Molecules, in any format that ASE reads.")] = None,
     picoseconds: Annotated[float, typer.Option(help="Of each replica.")] = 200.0,
     replicas: Annotated[int, typer.Option(min=2, help="Of each molecule.")] = 4,
-    temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
-    timestep: Annotated[float, typer.Option(help="fs.")] = 0.5,
+    temperature: Annotated[float, typer.Option(min=1, max=1e4, help="K.")] = 300.0,
+    timestep: Annotated[float, typer.Option(min=0.01, max=LONGEST_STEP, help="fs.")] = 0.5,
     seed: Annotated[int, typer.Option(min=0, help="Of the velocities.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Of the CPU.")] = None,
     device: Annotated[str, typer.Option(help="That engines run on.")] = "auto",
 ) -> None:
     """Simulate molecules at constant energy with each engine, and compare."""
-    if not (0 < timestep <= 10 and 0 < temperature < 1e5):
-        raise typer.BadParameter("Time step (fs) or temperature (K) is no number that makes sense.")
     conditions = Conditions(temperature, timestep, replicas, seed)
     segments = round(picoseconds / conditions.length) if 0 < picoseconds < 1e9 else 0
     if not segments or abs(segments * conditions.length - picoseconds) > 1e-6 * picoseconds:
         raise typer.BadParameter(
-            f"{picoseconds:g} ps are no whole number of segments of {conditions.length:g} ps.",
+            f"{picoseconds:g} ps are no whole number of segments of {conditions.length:g} ps. Give a multiple, such as "
+            f"{max(1, segments) * conditions.length:g}.",
             param_hint="--picoseconds",
         )
-    names = [bundle.name.removesuffix(".engine") for bundle in bundles]
-    if len(set(names)) < len(names):
-        raise typer.BadParameter(f"Two bundles are called {max(names, key=names.count)}; rename one.")
+    names = names_of(bundles)
     prepare_output(output)
     given = [molecule(name) for name in MOLECULES] if structures is None else read_structures(structures)
-    starts = _starts(given, bundles[0], output / STARTS, device)
+    starts = _starts(given, bundles[0], output / STARTS, device, threads)
     runs: dict[str, dict[str, Run]] = {name: {} for name in starts}
+    devices: list[str] = []
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"))
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=len(bundles) * len(starts) * segments * conditions.frames * EVERY)
         for bundle, engine in zip(bundles, names, strict=True):
             opened = read_bundle(bundle)
             with PaiNNCalculator(opened, device=device, threads=threads) as calculator:
+                devices.append(calculator.engine_info["device"])
                 for name, atoms in starts.items():
                     progress.update(task, description=f"{name} with {engine}")
                     path = output / f"{name}-{engine}.npz"
-                    identity = json.dumps({"engine": opened.sha256, "start": _sha256([atoms]), **asdict(conditions)})
+                    made = {"engine": opened.sha256, "device": devices[-1], "start": _sha256([atoms])}
+                    identity = json.dumps(made | {"frames": conditions.frames} | asdict(conditions))
                     run = Run.read(path, identity) or Run.begun(atoms, conditions)
                     progress.advance(task, min(run.segments, segments) * conditions.frames * EVERY)
                     while run.segments < segments and not run.ended:
@@ -102,17 +103,15 @@ def study(
         rows += [cells(name, engine, one) for engine, one in figures.items()]
         result[name] = {engine: asdict(one) | _curves(own[engine], conditions) for engine, one in figures.items()}
     write_result(
-        {"machine": machine(), "segment_ps": conditions.length, **asdict(conditions), "molecules": result},
+        {"machine": machine(devices), "segment_ps": conditions.length, **asdict(conditions), "molecules": result},
         output / RESULT,
     )
     draw(runs, {name: len(atoms) for name, atoms in starts.items()}, conditions, output / PICTURE)
     print(markdown(COLUMNS, rows))
-    print(
-        f"\n{conditions.replicas} replicas of each molecule at {temperature:g} K, steps of {timestep:g} fs; {machine()}"
-    )
+    print(f"\n{replicas} replicas of each molecule at {temperature:g} K, steps of {timestep:g} fs; {machine(devices)}")
 
 
-def _starts(given: Sequence[Atoms], bundle: Path, path: Path, device: str) -> Mapping[str, Atoms]:
+def _starts(given: Sequence[Atoms], bundle: Path, path: Path, device: str, threads: int | None) -> Mapping[str, Atoms]:
     """Molecules in their minima by name: those that an earlier call relaxed, or relaxed now with an engine.
 
     Raises:
@@ -125,9 +124,9 @@ def _starts(given: Sequence[Atoms], bundle: Path, path: Path, device: str) -> Ma
     source = _sha256(given)
     if not path.is_file():
         relaxed = []
-        with PaiNNCalculator(bundle, device=device) as calculator:
+        with PaiNNCalculator(bundle, device=device, threads=threads) as calculator:
             for atoms in given:
-                own = Atoms(atoms.numbers, atoms.positions, calculator=calculator)
+                own = Atoms(atoms.numbers, atoms.positions, masses=atoms.get_masses(), calculator=calculator)
                 if not BFGS(own, logfile=None).run(fmax=FMAX, steps=MOST_STEPS):
                     raise StructureError(
                         f"{atoms.get_chemical_formula()} does not relax to {FMAX} eV/Å in {MOST_STEPS} steps with "
@@ -135,9 +134,11 @@ def _starts(given: Sequence[Atoms], bundle: Path, path: Path, device: str) -> Ma
                     )
                 own.calc, own.info = None, {"source": source}
                 relaxed.append(own)
-        ase.io.write(path, relaxed, format="extxyz")
+        text = io.StringIO()
+        write_xyz(text, relaxed)
+        write_output(path, text.getvalue().encode())
     starts = read_structures(path)  # also right after writing: a later call reads these digits
-    if any(atoms.info.get("source") != source for atoms in starts):
+    if len(starts) != len(given) or any(atoms.info.get("source") != source for atoms in starts):
         raise OutputError(f"{path} is of other structures. Give another --output.")
     return {f"{index}-{atoms.get_chemical_formula()}": atoms for index, atoms in enumerate(starts, 1)}
 
@@ -145,7 +146,7 @@ def _starts(given: Sequence[Atoms], bundle: Path, path: Path, device: str) -> Ma
 def _sha256(structures: Sequence[Atoms]) -> str:
     digest = hashlib.sha256()
     for atoms in structures:
-        digest.update(atoms.numbers.tobytes() + atoms.positions.tobytes())
+        digest.update(atoms.numbers.tobytes() + atoms.positions.tobytes() + atoms.get_masses().tobytes())
     return digest.hexdigest()
 
 

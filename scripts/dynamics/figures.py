@@ -34,11 +34,10 @@ class Told:
         drift: meV/atom/ns, mean over the replicas of the slope of the total energy; None where there is none yet.
         uncertainty: meV/atom/ns, standard error of that mean.
         temperature: K, mean over the last tenth of all replicas.
-        distances_elsewhere: share of the distances between atoms that is elsewhere than with the first engine; None for
-            nothing to compare.
+        distances_elsewhere: share of the distances between atoms that is elsewhere than in other replicas of the first
+            engine; of the first engine itself, what chance does. None where there is nothing to compare yet.
         vibrations_elsewhere: the same of the vibrational density of states.
-        distances_by_chance: that share between two halves of the replicas of the first engine.
-        vibrations_by_chance: likewise.
+        is_first: whether it is the first engine itself.
         ended: why the run could not go on.
     """
 
@@ -48,8 +47,7 @@ class Told:
     temperature: float | None
     distances_elsewhere: float | None
     vibrations_elsewhere: float | None
-    distances_by_chance: float | None
-    vibrations_by_chance: float | None
+    is_first: bool
     ended: str = ""
 
 
@@ -70,23 +68,29 @@ def told(run: Run, first: Run, atoms: int, vibrations: int, conditions: Conditio
     if run.segments:
         last = max(1, round(LAST * run.segments))
         temperature = float(2 * run.kinetic[-last:].mean() / (vibrations * units.kB))
-    compared = run is not first and min(run.segments, first.segments) > 1
-    by_chance, half = first.segments > 1, conditions.replicas // 2
+    half = conditions.replicas // 2
     return Told(
         picoseconds=run.segments * conditions.length,
         drift=drift,
         uncertainty=uncertainty,
         temperature=temperature,
-        distances_elsewhere=apart(run.distances.sum(0), first.distances.sum(0)) if compared else None,
-        vibrations_elsewhere=apart(run.spectra.sum(0), first.spectra.sum(0)) if compared else None,
-        distances_by_chance=_halves(first.distances, half) if by_chance else None,
-        vibrations_by_chance=_halves(first.spectra, half) if by_chance else None,
+        distances_elsewhere=_elsewhere(run.distances, first.distances, half),
+        vibrations_elsewhere=_elsewhere(run.spectra, first.spectra, half),
+        is_first=run is first,
         ended=run.ended,
     )
 
 
-def _halves(values: np.ndarray, half: int) -> float:
-    return apart(values[:half].sum(0), values[half:].sum(0))
+def _elsewhere(values: np.ndarray, first: np.ndarray, half: int) -> float | None:
+    """The share of some replicas that is elsewhere than in others of the first engine; None where one has nothing yet.
+
+    Half of the replicas of the one and the other half of the other, so that what is compared is as long, and as
+    independent, for two engines as it is for one.
+    """
+    if not (values.any() and first.any()):
+        return None
+    parts = ((values[:half], first[half:]), (values[half:], first[:half]))
+    return float(np.mean([apart(one.sum(0), other.sum(0)) for one, other in parts]))
 
 
 def _times(run: Run, conditions: Conditions) -> np.ndarray:
@@ -106,16 +110,12 @@ def cells(molecule: str, engine: str, figures: Told) -> list[str]:
     drift = "-" if figures.drift is None else f"{figures.drift:+.3g} ± {figures.uncertainty:.2g}"
     temperature = "-" if figures.temperature is None else f"{figures.temperature:.0f}"
 
-    def share(value: float | None, by_chance: float | None) -> str:
-        if by_chance is None:
-            return "-"
-        return f"{by_chance:.1%} by chance" if value is None else f"{value:.1%}"
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1%}{' by chance' if figures.is_first else ''}"
 
-    return [
-        *(molecule, engine, f"{figures.picoseconds:g}{', then diverged' if figures.ended else ''}", drift, temperature),
-        share(figures.distances_elsewhere, figures.distances_by_chance),
-        share(figures.vibrations_elsewhere, figures.vibrations_by_chance),
-    ]
+    length = f"{figures.picoseconds:g}{', then diverged' if figures.ended else ''}"
+    shares = [share(value) for value in (figures.distances_elsewhere, figures.vibrations_elsewhere)]
+    return [molecule, engine, length, drift, temperature, *shares]
 
 
 def draw(runs: Mapping[str, Mapping[str, Run]], atoms: Mapping[str, int], conditions: Conditions, path: Path) -> None:

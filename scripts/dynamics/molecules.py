@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,13 +20,16 @@ from painn_deploy.runtime.replicas import ReplicaList, answered
 from painn_deploy.runtime.verlet import DEFAULT_SKIN
 from painn_deploy.scripts.dynamics.observables import DISTANCES, distances, spectra, wavenumbers
 
-__all__ = ["SEGMENT", "Conditions", "Run", "freedoms", "start"]
+__all__ = ["EVERY", "LONGEST_STEP", "SEGMENT", "Conditions", "Run", "freedoms", "start"]
 
 SEGMENT = 4.0
 """ps, of a segment: its spectrum resolves some 10 1/cm, and it is what an interruption costs at most."""
 
 EVERY, SELDOM = 4, 5
 """Steps from frame to frame of the velocities, and such frames from frame to frame of the distances."""
+
+LONGEST_STEP = 0.9
+"""fs: frames that are farther apart would show the fastest vibrations at other frequencies."""
 
 LINE = 1e-4
 """Smallest moment of inertia of a molecule that is a line, over its largest."""
@@ -75,7 +79,7 @@ def freedoms(atoms: Atoms) -> int:
 
 
 def start(atoms: Atoms, conditions: Conditions) -> Float64[np.ndarray, "replicas atoms 3"]:
-    """Velocities in Å √(eV/u) at which each replica leaves a minimum; half of the energy becomes potential energy.
+    """Velocities in √(eV/u) at which each replica leaves a minimum; half of the energy becomes potential energy.
 
     Each replica has the same energy, so that their temperatures do not differ by the luck of the draw.
 
@@ -99,7 +103,7 @@ class Run:
 
     Attributes:
         positions: Å, of now.
-        velocities: Å √(eV/u), of now.
+        velocities: √(eV/u), of now.
         energies: eV, mean total energy of each segment.
         kinetic: eV, mean kinetic energy of each segment.
         spectra: sum over all segments but the first, in which the vibrations come to share the energy.
@@ -151,7 +155,7 @@ class Run:
             run = cls(**values, ended=ended)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise OutputError(f"{path} is damaged ({error}). Remove it, and that run begins anew.") from error
         if found != identity:
             raise OutputError(
@@ -218,7 +222,7 @@ class Run:
 
 
 class _State(NamedTuple):
-    """Of all replicas: Å, Å √(eV/u), eV/Å and eV."""
+    """Of all replicas: Å, √(eV/u), eV/Å and eV."""
 
     positions: Float64[np.ndarray, "replicas atoms 3"]
     velocities: Float64[np.ndarray, "replicas atoms 3"]

@@ -8,7 +8,7 @@ apart. Everything is measured against FP32: FP16 with every half tensor rounded,
 other products. A student that ships is also measured on the test split of its dataset, and against its teacher.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,11 @@ import onnx
 import typer
 from ase import Atoms
 from rich.console import Console
+from rich.progress import track
 
 from painn_deploy.calibration.int8.ranges import METHODS, measure_operands, operand_scale, row_scales
-from painn_deploy.calibration.int8.search import Int8Search
-from painn_deploy.calibration.int8.yardstick import Yardstick
+from painn_deploy.calibration.int8.search import Int8Search, int8_shares
+from painn_deploy.calibration.int8.yardstick import Run, Yardstick
 from painn_deploy.calibration.structures import (
     calibration_structures,
     default_structures,
@@ -41,15 +42,17 @@ from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts.benchmarks.conditions import STUDENT
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.commands.outputs import markdown, write_between_marks
+from painn_deploy.scripts.distillation.labels import load_teacher
 from painn_deploy.scripts.distillation.molecules import embedded
-from painn_deploy.scripts.distillation.plan import MOLECULES, read_molecules
-from painn_deploy.scripts.studies.split_errors import rows_on_split, split_table
+from painn_deploy.scripts.distillation.plan import MOLECULES, plan, read_molecules
 
-SIGMA = 0.1
+SIGMA, SEED = 0.1, 2026
 TOLERANCES = (5.0, 10.0, 20.0, 50.0)
 """meV/Å that INT8 is searched for within."""
 ENERGY_TOLERANCE = 3e-3
 SHIPPED = "student:"
+CONFORMERS = 4
+"""Of each molecule of the test split."""
 QUICK = 12
 """Molecules of the test split where 40 others are enough."""
 
@@ -73,7 +76,7 @@ def unseen_molecules(count: int, species: Sequence[int], seen: Sequence[Atoms]) 
         DatasetError: there are not so many.
     """
     known = {atoms.get_chemical_formula() for atoms in seen}
-    rng = np.random.default_rng(2026)
+    rng = np.random.default_rng(SEED)
     found: list[Atoms] = []
     for name, smiles in read_molecules(MOLECULES).items():
         for atoms in embedded(smiles, 1, seed=1).conformers:
@@ -86,6 +89,49 @@ def unseen_molecules(count: int, species: Sequence[int], seen: Sequence[Atoms]) 
     raise DatasetError(f"{len(found)} molecules of molecules.smi are unseen, fewer than {count}; ask for fewer.")
 
 
+@dataclass(frozen=True)
+class SplitRow:
+    """Errors of one graph.
+
+    Attributes:
+        what: is in which precision.
+        energy: meV an atom (MAE), against FP32.
+        force: meV/Å (RMSE), against FP32.
+        teacher: meV/Å (MAE), against the teacher.
+        forward: share of multiply-adds in INT8.
+        backward: likewise.
+    """
+
+    what: str
+    energy: float
+    force: float
+    teacher: float
+    forward: float
+    backward: float
+
+
+def split_molecules(species: Sequence[int], seen: Sequence[Atoms], most: int | None = None) -> list[Atoms]:
+    """Perturbed conformers of the test split's molecules.
+
+    Args:
+        species: atomic numbers that they may hold.
+        seen: structures whose compositions are left out.
+        most: molecules; None for all.
+    """
+    known, rng = {atoms.get_chemical_formula() for atoms in seen}, np.random.default_rng(SEED)
+    found: list[Atoms] = []
+    tested = [item for item in plan(read_molecules(MOLECULES)) if (item.split, item.recipe) == ("test", "molecule")]
+    for item in tested[:most]:
+        conformers = embedded(item.smiles[0], CONFORMERS, seed=SEED).conformers
+        for index in range(CONFORMERS):
+            atoms = conformers[index % len(conformers)].copy()
+            atoms.positions += rng.normal(0, SIGMA, atoms.positions.shape)
+            atoms.info["name"] = item.name
+            if set(atoms.numbers.tolist()) <= set(species) and atoms.get_chemical_formula() not in known:
+                found.append(atoms)
+    return found
+
+
 class Measure:
     """Errors of graphs of one student, on unseen molecules and on periodic boxes.
 
@@ -96,7 +142,8 @@ class Measure:
 
     def __init__(self, checkpoint: str, count: int) -> None:
         student = load_student(checkpoint)
-        self.cutoff, species = student.configuration.cutoff, trusted_species(student)
+        self.cutoff, self.species = student.configuration.cutoff, trusted_species(student)
+        species = self.species
         self.model = export_onnx(student, {})
         self.calibration = calibration_structures(species)
         run = open_graph(self.model.SerializeToString())
@@ -109,10 +156,27 @@ class Measure:
 
     @cached_property
     def calibration_graphs(self) -> list[GraphInputs]:
+        """Of `_calibrated_on`."""
+        return [graph_inputs([atoms], self.cutoff) for atoms in self._calibrated_on]
+
+    @cached_property
+    def _calibrated_on(self) -> list[Atoms]:
         """Every third calibration structure, without those of extreme forces."""
-        graphs = [graph_inputs([atoms], self.cutoff) for atoms in self.calibration[::3]]
-        run = open_graph(self.model.SerializeToString())
-        return [graphs[index] for index in within_reach([run(graph)[1] for graph in graphs])]
+        structures, run = self.calibration[::3], open_graph(self.model.SerializeToString())
+        forces = [run(graph_inputs([atoms], self.cutoff))[1] for atoms in structures]
+        return [structures[index] for index in within_reach(forces)]
+
+    def correction(self, run: Run) -> Mapping[int, float]:
+        """What a graph is off by for each element, found on structures that INT8 is calibrated on; eV.
+
+        Args:
+            run: evaluates the graph.
+        """
+        return self._calibration.errors(run).correction
+
+    @cached_property
+    def _calibration(self) -> Yardstick:
+        return Yardstick(self.model, self._calibrated_on, self.cutoff)
 
     def row(
         self,
@@ -165,6 +229,38 @@ def ways_of_scaling(measure: Measure) -> list[Row]:
     return [measure.row(way, to_int8(measure.model, scales)) for way, scales in ways.items()]
 
 
+def rows_on_split(
+    measure: Measure, teacher: Callable[[], Any], console: Console, most: int | None = None
+) -> tuple[list[SplitRow], int]:
+    """Errors on the test split in FP32 and with every candidate in INT8, and of how many structures.
+
+    Args:
+        measure: of a student that was trained on the dataset.
+        teacher: makes an ASE calculator.
+        console: for progress.
+        most: molecules; None for all.
+    """
+    molecules, labels = split_molecules(measure.species, measure.calibration, most), []
+    for atoms in track(molecules, "labelling the test split", console=console, transient=True):
+        own = atoms.copy()
+        own.calc = teacher()
+        labels.append(own.get_forces())
+    kept = within_reach(labels)
+    yardstick = Yardstick(measure.model, [molecules[index] for index in kept], measure.cutoff)
+    wanted = np.concatenate([labels[kept[index]] for index in yardstick.batched])
+    scales = row_scales(measure.model, candidates(measure.model), measure.calibration_graphs)
+
+    def row(what: str, graph: onnx.ModelProto, forward: float, backward: float) -> SplitRow:
+        run = open_graph(graph.SerializeToString())
+        errors = yardstick.errors(run, measure.correction(run))
+        off = float(np.abs(yardstick.evaluate(run)[1] - wanted).mean())
+        return SplitRow(what, 1e3 * errors.energy_mae, 1e3 * errors.force_rmse, 1e3 * off, forward, backward)
+
+    shares = int8_shares(measure.model, scales, yardstick.mean_size)
+    int8 = to_int8(measure.model, scales)
+    return [row("FP32", measure.model, 0.0, 0.0), row("INT8", int8, **shares)], len(kept)
+
+
 def table(rows: Sequence[Row], *, shares: bool) -> str:
     """Markdown.
 
@@ -176,6 +272,19 @@ def table(rows: Sequence[Row], *, shares: bool) -> str:
     heads += ["INT8 of forward", "INT8 of backward"] if shares else []
     of_int8 = [[f"{row.forward:.0%}", f"{row.backward:.0%}"] if shares else [] for row in rows]
     return markdown(heads, [[r.what, r.energy, r.force, r.box_force, *s] for r, s in zip(rows, of_int8, strict=True)])
+
+
+def split_table(rows: Sequence[SplitRow]) -> str:
+    """Markdown.
+
+    Args:
+        rows: errors of graphs.
+    """
+    heads = ["", "energy MAE (meV/atom)", "force RMSE (meV/Å)", "force MAE against the teacher (meV/Å)"]
+    heads += ["INT8 of forward", "INT8 of backward"]
+    return markdown(
+        heads, [[r.what, r.energy, r.force, r.teacher, f"{r.forward:.0%}", f"{r.backward:.0%}"] for r in rows]
+    )
 
 
 def study(
@@ -191,6 +300,8 @@ def study(
     """Measure what FP16 and INT8 cost."""
     console = Console(stderr=True)
     prepare_output(output)
+    ships = [checkpoint for checkpoint in students or [STUDENT] if str(checkpoint).startswith(SHIPPED)]
+    labels = load_teacher(teacher) if ships else None
     facts: dict[str, Any] = {}
     parts = []
     for checkpoint in students or [STUDENT]:
@@ -207,8 +318,8 @@ def study(
             table(ways, shares=False),
         ]
         facts[name] = {"rows": [vars(row) for row in rows], "all_int8": [vars(row) for row in ways]}
-        if checkpoint.startswith(SHIPPED):
-            split, count = rows_on_split(checkpoint, teacher, console, QUICK if quick else None)
+        if labels is not None and checkpoint in ships:
+            split, count = rows_on_split(measure, labels, console, QUICK if quick else None)
             parts += [
                 f"On {count} structures of the test split of its dataset, which it was never trained on, perturbed "
                 "likewise; INT8 is every product that can be:",

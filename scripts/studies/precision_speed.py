@@ -6,23 +6,21 @@ The engines take turns on the same molecules, perturbed anew at every call; neig
 machine that does nothing else.
 """
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
-from ase import Atoms
 from ase.build import molecule
 from rich.progress import Progress
 
 from painn_deploy.calibration.timing import medians, mover
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts.benchmarks.cases import ETHANOL
-from painn_deploy.scripts.benchmarks.conditions import conditions
+from painn_deploy.scripts.benchmarks.conditions import Output, Study, Threads, compared
 from painn_deploy.scripts.commands.entry import run_command
-from painn_deploy.scripts.commands.outputs import markdown
+from painn_deploy.scripts.commands.outputs import markdown, names_of
 
 __all__ = ["BATCHES", "speeds", "study"]
 
@@ -42,42 +40,31 @@ def speeds(calculators: dict[str, PaiNNCalculator], count: int, blocks: int) -> 
         count: of ethanols in a batch.
         blocks: of calls, in which the engines take turns.
     """
-
-    def evaluates(calculator: PaiNNCalculator) -> Callable[[list[Atoms]], object]:
-        return calculator.calculate_batch
-
     fresh = mover([molecule(ETHANOL)] * count, np.random.default_rng(0), SIGMA)
-    candidates = {name: evaluates(calculator) for name, calculator in calculators.items()}
+    candidates = {name: calculator.calculate_batch for name, calculator in calculators.items()}
     return medians(candidates, fresh, calls=max(3, CALLS // count), blocks=blocks)
 
 
 def study(
     bundles: Annotated[list[Path], typer.Argument(help="The first is what others are compared with.")],
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Ethanols; repeatable.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the CPU.")] = None,
+    threads: Threads = None,
     device: Annotated[str, typer.Option(help="That engines run on.")] = "auto",
     blocks: Annotated[int, typer.Option(min=1, help="Of calls, in which engines take turns.")] = 9,
+    output: Output = None,
 ) -> None:
     """Print milliseconds of each batch with each engine, and how many times as fast as the first it is."""
-    names = [bundle.name.removesuffix(".engine") for bundle in bundles]
-    if len(set(names)) < len(names):
-        raise typer.BadParameter(f"Two bundles are called {max(names, key=names.count)}; rename one.")
-    sizes, rows = list(batch or BATCHES), []
-    with Progress(transient=True) as progress, ExitStack() as stack:
+    names, timed = names_of(bundles), Study.begin(threads, output, quick=False)
+    found: dict[int, dict[str, float]] = {}
+    with Progress(transient=True, console=timed.console) as progress, ExitStack() as stack:
         opened = {
             name: stack.enter_context(PaiNNCalculator(bundle, threads=threads, device=device))
             for name, bundle in zip(names, bundles, strict=True)
         }
-        task = progress.add_task("", total=len(sizes))
-        for count in sizes:
-            progress.update(task, description=f"{count} ethanols")
-            found = speeds(opened, count, blocks)
-            first = found[names[0]]
-            rows.append([count, f"{first:.3g}", *(f"{found[n]:.3g} ({first / found[n]:.2f} x)" for n in names[1:])])
-            progress.advance(task)
-    print(markdown(["ethanols", *(f"{name} (ms)" for name in names)], rows))
-    found_here = conditions(threads)
-    print(f"\n{found_here['machine']}; other programs use {found_here['busy_cores'] or 0.0:.1f} cores")
+        for count in progress.track(batch or BATCHES, description="timing"):
+            found[count] = speeds(opened, count, blocks)
+    print(markdown(["ethanols", *(f"{n}, ms" for n in names)], [[c, *compared(f, names[0])] for c, f in found.items()]))
+    timed.finish({"milliseconds": found})
 
 
 if __name__ == "__main__":

@@ -8,9 +8,18 @@ from rich.console import Console
 from painn_deploy.export.graph.half import rounded
 from painn_deploy.export.graph.int8 import to_int8
 from painn_deploy.scripts.commands.outputs import MARKS
+from painn_deploy.scripts.distillation.labels import load_teacher
 from painn_deploy.scripts.distillation.plan import MOLECULES, plan, read_molecules
-from painn_deploy.scripts.studies.precision import Measure, Row, table, unseen_molecules, ways_by_row
-from painn_deploy.scripts.studies.split_errors import rows_on_split, split_molecules, split_table
+from painn_deploy.scripts.studies.precision import (
+    Measure,
+    Row,
+    rows_on_split,
+    split_molecules,
+    split_table,
+    table,
+    unseen_molecules,
+    ways_by_row,
+)
 from tests import students
 from tests.conftest import ROOT
 
@@ -80,7 +89,7 @@ def test_the_test_split_is_what_nobody_saw() -> None:
 
 def test_what_int8_costs_on_the_test_split() -> None:
     """Of a student that ships: little beside what its teacher says otherwise than it."""
-    rows, count = rows_on_split("student:small", "tblite:GFN2-xTB", Console(quiet=True), 4)
+    rows, count = rows_on_split(Measure("student:small", 4), load_teacher("tblite:GFN2-xTB"), Console(quiet=True), 4)
     assert 8 <= count <= 16
     assert [row.what for row in rows] == ["FP32", "INT8"]
     exact, int8 = rows

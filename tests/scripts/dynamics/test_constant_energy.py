@@ -201,20 +201,12 @@ def test_drift_and_its_uncertainty() -> None:
     assert figures.drift == pytest.approx(3)
     assert figures.uncertainty == pytest.approx(1)
     assert figures.temperature == pytest.approx(0.2 / (3 * units.kB))
-    assert figures.vibrations_elsewhere == 0, "both were made of the same"
-    assert figures.vibrations_by_chance > 0.05
-    assert cells("water", "int8", figures)[3] == "+3 ± 1"
     own = told(first, first, 3, 3, conditions)
-    assert own.vibrations_elsewhere is None
-    assert cells("water", "fp32", own)[-1].endswith("by chance")
+    assert figures.vibrations_elsewhere == own.vibrations_elsewhere > 0.05, "both were made of the same"
+    assert cells("water", "int8", figures)[3] == "+3 ± 1"
+    assert cells("water", "fp32", own)[-1] == f"{cells('water', 'int8', figures)[-1]} by chance"
     unmoved = told(Run.begun(students.water(), conditions), first, 3, 3, conditions)
-    assert cells("water", "int8", unmoved)[2:] == [
-        "0",
-        "-",
-        "-",
-        cells("water", "int8", unmoved)[5],
-        cells("water", "int8", unmoved)[6],
-    ]
+    assert cells("water", "int8", unmoved)[2:] == ["0", "-", "-", "-", "-"]
 
 
 def test_the_command_and_its_files(bundle: Path, tmp_path: Path) -> None:
@@ -236,7 +228,8 @@ def test_the_command_and_its_files(bundle: Path, tmp_path: Path) -> None:
         fp32, same = own.values()
         assert fp32["energies_eV"] == same["energies_eV"]
         assert (same["distances"], same["vibrations"]) == ([*fp32["distances"]], [*fp32["vibrations"]])
-        assert (same["distances_elsewhere"], same["vibrations_elsewhere"]) == (0, 0)
+        for which in ("distances_elsewhere", "vibrations_elsewhere"):
+            assert 0 < same[which] == fp32[which] < 1
         assert np.shape(fp32["energies_eV"]) == (4, 2)
     assert (output / PICTURE).stat().st_size > 20_000
 
@@ -305,7 +298,7 @@ def test_a_molecule_that_flies_apart_ends_its_run(
     [
         (["--picoseconds", "0.05"], "0.05 ps are no whole number of segments of 0.04 ps"),
         (["--picoseconds", "nan"], "no whole number of segments"),
-        (["--timestep", "0"], "Time step (fs) or temperature (K)"),
+        (["--timestep", "2"], "less than or equal to 0.9"),
         (["--replicas", "1"], "greater than or equal to 2"),
         (["--structures", "crystal.extxyz"], "give molecules"),
         (["--structures", "nothing.extxyz"], "nothing.extxyz"),
