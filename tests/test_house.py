@@ -43,7 +43,7 @@ SHELVES = {
         *(
             "commands",
             "distillation",
-            "dynamics",
+            "trajectories",
             "benchmarks/contenders",
             "profiling",
             "benchmarks",
@@ -225,6 +225,7 @@ def run_bare(code: str) -> subprocess.CompletedProcess[str]:
 
 NEED_TORCH = {  # what only building with torch imports; a model of TorchSim is a torch module
     "painn_deploy.engines.fused.weights",
+    "painn_deploy.engines.inductor.int8",
     "painn_deploy.engines.inductor.onnx_torch",
     "painn_deploy.runtime.torchsim",
 }

@@ -110,7 +110,12 @@ class InductorBackend(Backend):
     precisions = ("fp32", "fp16", "int8", "fp64")
 
     def lacks(self, precision: str, device: str) -> str:
-        """See `Backend.lacks`: INT8 is for a CPU that multiplies 8-bit integers exactly."""
+        """See `Backend.lacks`: INT8 is for a CPU that multiplies 8-bit integers exactly.
+
+        Args:
+            precision: one of `precisions`.
+            device: that the engine is built for.
+        """
         if precision != "int8":
             return ""
         if _kind(_torch(), self._device(device)).partition(":")[0] != "cpu":

@@ -53,7 +53,16 @@ def study(
     blocks: Annotated[int, typer.Option(min=1, help="Of calls, in which engines take turns.")] = 9,
     output: Output = None,
 ) -> None:
-    """Print milliseconds of each batch with each engine, and how many times as fast as the first it is."""
+    """Print milliseconds of each batch with each engine, and how many times as fast as the first it is.
+
+    Args:
+        bundles: the first is what others are compared with.
+        batch: ethanols in a batch.
+        threads: of the CPU.
+        device: that engines run on.
+        blocks: of calls, in which engines take turns.
+        output: JSON file.
+    """
     names, timed = names_of(bundles), Study.begin(threads, output, quick=False)
     found: dict[int, dict[str, float]] = {}
     with Progress(transient=True, console=timed.console) as progress, ExitStack() as stack:

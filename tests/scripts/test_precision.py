@@ -154,8 +154,8 @@ def test_int8_that_misses_the_limits_is_searched_for_again_within_less(
 def test_what_cannot_be_is_refused_before_any_work(painn: Path, frames: list[Atoms], tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="no precision 'fp8'; there are: fp32, fp16, int8, auto"):
         export_engines(painn, tmp_path, precisions=["fp8"])
-    with pytest.raises(ExportError, match="inductor has no int8; it has fp32, fp16"):
-        export_engines(painn, tmp_path, engines=["inductor"], precisions=["int8"])
+    with pytest.raises(ExportError, match="tensorrt has no fp64; it has fp32, fp16, int8"):
+        export_engines(painn, tmp_path, engines=["tensorrt"], precisions=["fp64"])
     with pytest.raises(DatasetError, match="1 are too few"):
         export_engines(painn, tmp_path, precisions=["int8"], structures=frames[:1])
     broken = [atoms.copy() for atoms in frames]

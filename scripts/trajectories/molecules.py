@@ -18,9 +18,9 @@ from painn_deploy.export.files import write_output
 from painn_deploy.runtime.evaluator import Evaluator
 from painn_deploy.runtime.replicas import ReplicaList, answered
 from painn_deploy.runtime.verlet import DEFAULT_SKIN
-from painn_deploy.scripts.dynamics.observables import DISTANCES, distances, spectra, wavenumbers
+from painn_deploy.scripts.trajectories.observables import DISTANCES, distances, spectra, wavenumbers
 
-__all__ = ["EVERY", "LONGEST_STEP", "SEGMENT", "Conditions", "Run", "freedoms", "start"]
+__all__ = ["EVERY", "LONGEST_STEP", "SEGMENT", "Conditions", "Run", "freedoms", "start", "turning"]
 
 SEGMENT = 4.0
 """ps, of a segment: its spectrum resolves some 10 1/cm, and it is what an interruption costs at most."""
@@ -95,6 +95,27 @@ def start(atoms: Atoms, conditions: Conditions) -> Float64[np.ndarray, "replicas
         ZeroRotation(own)
         found.append(own.get_velocities() * np.sqrt(wanted / own.get_kinetic_energy()))
     return np.array(found)
+
+
+def turning(
+    positions: Float64[np.ndarray, "replicas atoms 3"],
+    velocities: Float64[np.ndarray, "replicas atoms 3"],
+    masses: Float64[np.ndarray, " atoms"],
+) -> Float64[np.ndarray, " replicas"]:
+    """Energy in eV with which each replica turns as a whole, L·I⁻¹·L/2; forces that are right never change it from 0.
+
+    Args:
+        positions: Å.
+        velocities: √(eV/u).
+        masses: u.
+    """
+    weights = masses[:, None] / masses.sum()
+    own, speeds = (each - (weights * each).sum(1, keepdims=True) for each in (positions, velocities))
+    momentum = (masses[:, None] * np.cross(own, speeds)).sum(1)
+    products = np.einsum("rac,rad,a->rcd", own, own, masses)
+    inertia = np.trace(products, axis1=1, axis2=2)[:, None, None] * np.eye(3) - products
+    turned: np.ndarray = np.einsum("rc,rcd,rd->r", momentum, np.linalg.pinv(inertia, hermitian=True), momentum) / 2
+    return turned
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Molecules at constant energy with each of several engines: what a precision costs in a long simulation.
 
-    python scripts/dynamics/constant_energy.py FP32_BUNDLE INT8_BUNDLE --picoseconds 200 --output nve
+    python scripts/trajectories/constant_energy.py FP32_BUNDLE INT8_BUNDLE --picoseconds 200 --output nve
 
 simulates replicas of three molecules, or of those of `--structures`, from the same starts with each engine, and prints
 the drift of the total energy with its uncertainty, and how much of the distances between atoms and of the vibrational
@@ -34,8 +34,8 @@ from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.machine import machine
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.commands.outputs import markdown, names_of, write_result
-from painn_deploy.scripts.dynamics.figures import COLUMNS, cells, draw, told
-from painn_deploy.scripts.dynamics.molecules import EVERY, LONGEST_STEP, Conditions, Run, freedoms
+from painn_deploy.scripts.trajectories.figures import COLUMNS, cells, draw, told
+from painn_deploy.scripts.trajectories.molecules import EVERY, LONGEST_STEP, Conditions, Run
 
 __all__ = ["MOLECULES", "study"]
 
@@ -99,7 +99,7 @@ def study(
     rows, result = [], {}
     for name, own in runs.items():
         atoms, first = starts[name], own[names[0]]
-        figures = {engine: told(run, first, len(atoms), freedoms(atoms), conditions) for engine, run in own.items()}
+        figures = {engine: told(run, first, atoms, conditions) for engine, run in own.items()}
         rows += [cells(name, engine, one) for engine, one in figures.items()]
         result[name] = {engine: asdict(one) | _curves(own[engine], conditions) for engine, one in figures.items()}
     write_result(

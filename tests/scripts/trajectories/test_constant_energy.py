@@ -20,11 +20,11 @@ from painn_deploy.engines.host_session import HostSession
 from painn_deploy.export.errors import OutputError
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts import export_engines
-from painn_deploy.scripts.dynamics import molecules
-from painn_deploy.scripts.dynamics.constant_energy import PICTURE, RESULT, STARTS
-from painn_deploy.scripts.dynamics.figures import cells, told
-from painn_deploy.scripts.dynamics.molecules import EVERY, Conditions, Run, freedoms, start
-from painn_deploy.scripts.dynamics.observables import (
+from painn_deploy.scripts.trajectories import molecules
+from painn_deploy.scripts.trajectories.constant_energy import PICTURE, RESULT, STARTS
+from painn_deploy.scripts.trajectories.figures import cells, told
+from painn_deploy.scripts.trajectories.molecules import EVERY, Conditions, Run, freedoms, start, turning
+from painn_deploy.scripts.trajectories.observables import (
     DISTANCES,
     FARTHEST,
     HIGHEST,
@@ -36,14 +36,14 @@ from painn_deploy.scripts.dynamics.observables import (
 from tests import students
 from tests.conftest import ROOT
 
-SCRIPT = ROOT / "scripts" / "dynamics" / "constant_energy.py"
+SCRIPT = ROOT / "scripts" / "trajectories" / "constant_energy.py"
 SHORT = """
 import sys
 sys.argv[0] = "constant_energy.py"
-from painn_deploy.scripts.dynamics import molecules
+from painn_deploy.scripts.trajectories import molecules
 molecules.SEGMENT = 0.04
 from painn_deploy.scripts.commands.entry import run_command
-from painn_deploy.scripts.dynamics.constant_energy import study
+from painn_deploy.scripts.trajectories.constant_energy import study
 run_command(study)
 """
 """The command with segments of 0.04 ps."""
@@ -139,6 +139,25 @@ def test_replicas_have_one_energy_and_neither_move_nor_turn(bent: Atoms) -> None
     assert np.abs(velocities[0] - velocities[1]).max() > 1e-3
 
 
+def test_a_molecule_that_turns_is_noticed() -> None:
+    """About each of its axes, on its way somewhere, and while it vibrates without an angular momentum."""
+    atoms = students.perturbed(molecule("CH3CH2OH"), 3)
+    masses, own = atoms.get_masses(), atoms.positions - atoms.get_center_of_mass()
+    spins = np.array([[0.02, 0.0, 0.0], [0.01, -0.03, 0.02]])
+    velocities = np.cross(spins[:, None], own) + np.array([0.3, -0.1, 0.2])
+    inertia = np.einsum(
+        "a,acd->cd", masses, np.einsum("ac,ac,de->ade", own, own, np.eye(3)) - own[:, :, None] * own[:, None]
+    )
+    wanted = np.einsum("rc,cd,rd->r", spins, inertia, spins) / 2
+    positions = np.repeat(atoms.positions[None], 2, 0)
+    np.testing.assert_allclose(turning(positions, velocities, masses), wanted, rtol=1e-9)
+    still = start(atoms, Conditions(replicas=2))
+    np.testing.assert_allclose(turning(positions, still, masses), 0, atol=1e-12)
+    line = molecule("N2")
+    across = np.array([[[0.1, 0, 0], [-0.1, 0, 0]]])
+    assert turning(line.positions[None], across, line.get_masses()) == pytest.approx(14.007 * 0.01)
+
+
 @pytest.mark.parametrize(("name", "wanted"), [("H2O", 3), ("CO2", 4), ("N2", 1), ("C6H6", 30), ("HCN", 4)])
 def test_vibrations_are_counted(name: str, wanted: int) -> None:
     assert freedoms(molecule(name)) == wanted
@@ -184,7 +203,7 @@ def test_shares_that_are_elsewhere() -> None:
 def made(energies: np.ndarray, kinetic: float = 0.1) -> Run:
     replicas = energies.shape[1]
     rng = np.random.default_rng(0)
-    still = np.zeros((replicas, 3, 3))
+    still = np.repeat(students.water().positions[None], replicas, 0)
     return Run(
         still, still, energies, np.full_like(energies, kinetic), rng.random((replicas, 9)), rng.random((replicas, 5))
     )
@@ -192,21 +211,21 @@ def made(energies: np.ndarray, kinetic: float = 0.1) -> Run:
 
 def test_drift_and_its_uncertainty() -> None:
     """Replicas that heat by 2 and 4 meV an atom in a nanosecond."""
-    conditions = Conditions(replicas=2)
+    conditions, water = Conditions(replicas=2), students.water()
     times = (np.arange(50) + 0.5) * conditions.length / 1e3
     first = made(np.zeros((50, 2)))
     heated = made(times[:, None] * np.array([2.0, 4.0]) * 3 * 1e-3)
-    figures = told(heated, first, 3, 3, conditions)
+    figures = told(heated, first, water, conditions)
     assert figures.picoseconds == pytest.approx(200)
     assert figures.drift == pytest.approx(3)
     assert figures.uncertainty == pytest.approx(1)
     assert figures.temperature == pytest.approx(0.2 / (3 * units.kB))
-    own = told(first, first, 3, 3, conditions)
+    own = told(first, first, water, conditions)
     assert figures.vibrations_elsewhere == own.vibrations_elsewhere > 0.05, "both were made of the same"
     assert cells("water", "int8", figures)[3] == "+3 ± 1"
     assert cells("water", "fp32", own)[-1] == f"{cells('water', 'int8', figures)[-1]} by chance"
-    unmoved = told(Run.begun(students.water(), conditions), first, 3, 3, conditions)
-    assert cells("water", "int8", unmoved)[2:] == ["0", "-", "-", "-", "-"]
+    unmoved = told(Run.begun(water, conditions), first, water, conditions)
+    assert cells("water", "int8", unmoved)[2:] == ["0", "-", "-", "0", "-", "-"]
 
 
 def test_the_command_and_its_files(bundle: Path, tmp_path: Path) -> None:
@@ -289,7 +308,7 @@ def test_a_molecule_that_flies_apart_ends_its_run(
     assert run.segments == 1
     assert "diverged" in run.ended
     np.testing.assert_array_equal(run.positions, positions)
-    figures = told(run, run, len(bent), 3, conditions)
+    figures = told(run, run, bent, conditions)
     assert cells("water", "int8", figures)[2] == "0.04, then diverged"
 
 

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase import units
+from ase import Atoms, units
 
 from painn_deploy.calibration.report.charts import COLOURS
 from painn_deploy.calibration.report.drawing import drawn
-from painn_deploy.scripts.dynamics.molecules import Conditions, Run
-from painn_deploy.scripts.dynamics.observables import DISTANCES, FARTHEST, apart
+from painn_deploy.scripts.trajectories.molecules import Conditions, Run, freedoms, turning
+from painn_deploy.scripts.trajectories.observables import DISTANCES, FARTHEST, apart
 
 __all__ = ["COLUMNS", "Told", "cells", "draw", "told"]
 
 COLUMNS = (
-    *("molecule", "engine", "ps", "drift (meV/atom/ns)", "temperature at the end (K)"),
+    *("molecule", "engine", "ps", "drift (meV/atom/ns)", "temperature at the end (K)", "of its turning (K)"),
     *("distances elsewhere", "vibrations elsewhere"),
 )
 """Of the table."""
@@ -34,6 +34,8 @@ class Told:
         drift: meV/atom/ns, mean over the replicas of the slope of the total energy; None where there is none yet.
         uncertainty: meV/atom/ns, standard error of that mean.
         temperature: K, mean over the last tenth of all replicas.
+        turning: K, temperature of the rotation of the molecule as a whole at the end, mean over the replicas; all start
+            at 0, and forces without a torque leave them there.
         distances_elsewhere: share of the distances between atoms that is elsewhere than in other replicas of the first
             engine; of the first engine itself, what chance does. None where there is nothing to compare yet.
         vibrations_elsewhere: the same of the vibrational density of states.
@@ -45,35 +47,38 @@ class Told:
     drift: float | None
     uncertainty: float | None
     temperature: float | None
+    turning: float
     distances_elsewhere: float | None
     vibrations_elsewhere: float | None
     is_first: bool
     ended: str = ""
 
 
-def told(run: Run, first: Run, atoms: int, vibrations: int, conditions: Conditions) -> Told:
+def told(run: Run, first: Run, atoms: Atoms, conditions: Conditions) -> Told:
     """The figures of a run.
 
     Args:
         run: of one molecule with one engine.
         first: of the same molecule with the first engine, which others are compared with.
-        atoms: of the molecule.
-        vibrations: of the molecule.
+        atoms: the molecule.
         conditions: of both runs.
     """
     drift = uncertainty = temperature = None
     if run.segments > 2:
-        slopes = np.polyfit(_times(run, conditions) / 1e3, 1e3 * run.energies / atoms, 1)[0]
+        slopes = np.polyfit(_times(run, conditions) / 1e3, 1e3 * run.energies / len(atoms), 1)[0]
         drift, uncertainty = float(slopes.mean()), float(slopes.std(ddof=1) / len(slopes) ** 0.5)
     if run.segments:
         last = max(1, round(LAST * run.segments))
-        temperature = float(2 * run.kinetic[-last:].mean() / (vibrations * units.kB))
+        temperature = float(2 * run.kinetic[-last:].mean() / (freedoms(atoms) * units.kB))
+    rotations = 3 * len(atoms) - 3 - freedoms(atoms)
+    turned = turning(run.positions, run.velocities, atoms.get_masses())
     half = conditions.replicas // 2
     return Told(
         picoseconds=run.segments * conditions.length,
         drift=drift,
         uncertainty=uncertainty,
         temperature=temperature,
+        turning=float(2 * turned.mean() / (rotations * units.kB)),
         distances_elsewhere=_elsewhere(run.distances, first.distances, half),
         vibrations_elsewhere=_elsewhere(run.spectra, first.spectra, half),
         is_first=run is first,
@@ -115,7 +120,7 @@ def cells(molecule: str, engine: str, figures: Told) -> list[str]:
 
     length = f"{figures.picoseconds:g}{', then diverged' if figures.ended else ''}"
     shares = [share(value) for value in (figures.distances_elsewhere, figures.vibrations_elsewhere)]
-    return [molecule, engine, length, drift, temperature, *shares]
+    return [molecule, engine, length, drift, temperature, f"{figures.turning:.0f}", *shares]
 
 
 def draw(runs: Mapping[str, Mapping[str, Run]], atoms: Mapping[str, int], conditions: Conditions, path: Path) -> None:
@@ -134,7 +139,7 @@ def draw(runs: Mapping[str, Mapping[str, Run]], atoms: Mapping[str, int], condit
             energy.set(title=f"{molecule}: total energy", xlabel="time (ps)", ylabel="meV an atom")
             distance.set(title="distances between atoms", xlabel="Å", ylabel="share of an Å", xlim=(0.5, None))
             vibration.set(title="vibrations", xlabel="1/cm", ylabel="share of a 1/cm", xlim=(0, 4000))
-            energy.legend()
+            vibration.legend(loc="upper center")
 
 
 def _colours(names: Mapping[str, Any]) -> Sequence[str]:
@@ -147,7 +152,7 @@ def _curves(axes: tuple[Any, Any, Any], run: Run, atoms: int, conditions: Condit
         return
     values = 1e3 * (run.energies - run.energies[0]) / atoms
     energy.plot(_times(run, conditions), values, color=colour, linewidth=0.8, alpha=0.6)
-    energy.plot([], [], color=colour, label=engine)
+    vibration.plot([], [], color=colour, label=engine)
     if run.segments < 2:
         return
     width = FARTHEST / DISTANCES
