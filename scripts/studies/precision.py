@@ -36,8 +36,9 @@ from painn_deploy.export.errors import DatasetError, PrecisionError
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.export.files import prepare_output, to_json
 from painn_deploy.export.graph.half import rounded
-from painn_deploy.export.graph.int8 import BY_ROW, OperandScale, candidates, to_int8
+from painn_deploy.export.graph.int8 import BY_ROW, LEAST_SIZE, OperandScale, candidates, to_int8
 from painn_deploy.export.graph.onnx_graph import export_onnx
+from painn_deploy.export.graph.products import Product, weight_products
 from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts.benchmarks.conditions import STUDENT
 from painn_deploy.scripts.commands.entry import run_command
@@ -232,7 +233,7 @@ def ways_of_scaling(measure: Measure) -> list[Row]:
 def rows_on_split(
     measure: Measure, teacher: Callable[[], Any], console: Console, most: int | None = None
 ) -> tuple[list[SplitRow], int]:
-    """Errors on the test split in FP32 and with every candidate in INT8, and of how many structures.
+    """Errors on the test split in FP32, with every candidate in INT8 and with filters too, and of how many structures.
 
     Args:
         measure: of a student that was trained on the dataset.
@@ -248,17 +249,19 @@ def rows_on_split(
     kept = within_reach(labels)
     yardstick = Yardstick(measure.model, [molecules[index] for index in kept], measure.cutoff)
     wanted = np.concatenate([labels[kept[index]] for index in yardstick.batched])
-    scales = row_scales(measure.model, candidates(measure.model), measure.calibration_graphs)
+    wide = [p for p in weight_products(measure.model) if min(p.contracted, p.columns) >= LEAST_SIZE]
+    with_filters = [product for product in wide if not product.is_readout]
 
-    def row(what: str, graph: onnx.ModelProto, forward: float, backward: float) -> SplitRow:
-        run = open_graph(graph.SerializeToString())
+    def row(what: str, products: Sequence[Product]) -> SplitRow:
+        scales = row_scales(measure.model, products, measure.calibration_graphs) if products else {}
+        run = open_graph(to_int8(measure.model, scales).SerializeToString())
+        shares = int8_shares(measure.model, scales, yardstick.mean_size)
         errors = yardstick.errors(run, measure.correction(run))
         off = float(np.abs(yardstick.evaluate(run)[1] - wanted).mean())
-        return SplitRow(what, 1e3 * errors.energy_mae, 1e3 * errors.force_rmse, 1e3 * off, forward, backward)
+        return SplitRow(what, 1e3 * errors.energy_mae, 1e3 * errors.force_rmse, 1e3 * off, **shares)
 
-    shares = int8_shares(measure.model, scales, yardstick.mean_size)
-    int8 = to_int8(measure.model, scales)
-    return [row("FP32", measure.model, 0.0, 0.0), row("INT8", int8, **shares)], len(kept)
+    every = {"FP32": [], "INT8": candidates(measure.model), "INT8, filters too": with_filters}
+    return [row(what, products) for what, products in every.items()], len(kept)
 
 
 def table(rows: Sequence[Row], *, shares: bool) -> str:

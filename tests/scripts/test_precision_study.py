@@ -91,10 +91,11 @@ def test_what_int8_costs_on_the_test_split() -> None:
     """Of a student that ships: little beside what its teacher says otherwise than it."""
     rows, count = rows_on_split(Measure("student:small", 4), load_teacher("tblite:GFN2-xTB"), Console(quiet=True), 4)
     assert 8 <= count <= 16
-    assert [row.what for row in rows] == ["FP32", "INT8"]
-    exact, int8 = rows
+    assert [row.what for row in rows] == ["FP32", "INT8", "INT8, filters too"]
+    exact, int8, filters = rows
     assert (exact.energy, exact.force, exact.forward) == (0, 0, 0)
     assert 1 < int8.force < 60
     assert abs(int8.teacher - exact.teacher) < 15
-    assert 0.3 < int8.forward < 1
+    assert 0.3 < int8.forward < 0.9 < filters.forward < 1
+    assert filters.force > int8.force
     assert split_table(rows).splitlines()[2].startswith("| FP32 | 0 | 0 |")
