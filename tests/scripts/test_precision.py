@@ -11,7 +11,7 @@ from rich.console import Console
 
 from painn_deploy.calibration.accuracy.errors import Accuracy, Tolerances
 from painn_deploy.engines import cache, get_backend
-from painn_deploy.engines.backend import BuildOptions
+from painn_deploy.engines.backend import Backend, BuildOptions
 from painn_deploy.engines.tensorrt.plan import read_plan
 from painn_deploy.export.errors import DatasetError, ExportError, PrecisionError, SpeciesError
 from painn_deploy.export.manifest import read_bundle
@@ -112,6 +112,16 @@ def test_auto_takes_the_fastest_and_shows_its_table(painn: Path, frames: list[At
     table = validation(path)["chosen_from"]
     assert path.name.endswith("fp32.engine")
     assert sum("refused" in row for row in table) == 2
+
+
+def test_auto_says_what_cannot_be_had_here(
+    painn: Path, frames: list[Atoms], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Backend, "lacks", lambda _, precision, __: "Not here." if precision != "fp32" else "")
+    (path,) = export_engines(painn, tmp_path, precisions=["auto"], structures=frames, limits=WIDE)
+    fp32, *others = sorted(validation(path)["chosen_from"], key=lambda row: "refused" in row)
+    assert fp32["precision"] == "fp32"
+    assert others == [{"precision": precision, "refused": "Not here."} for precision in ("fp16", "int8")]
 
 
 def test_auto_where_nothing_runs_is_refused(painn: Path, frames: list[Atoms], tmp_path: Path) -> None:
