@@ -173,7 +173,7 @@ try:
     export_engines(sys.argv[1], sys.argv[2], engines=["onnxruntime"], tell=print)
 except EngineUnavailableError as error:
     print(error)
-_check_request(["inductor", "tensorrt-rtx"], ["fp32"])
+_check_request(["inductor", "tensorrt-rtx"], ["fp32"], "auto")
 (path,) = export_engines(sys.argv[1], sys.argv[2], engines=["tensorrt-rtx"])
 print(path.name)
 """
