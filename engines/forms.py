@@ -210,6 +210,7 @@ third; 1,536 atoms of water take 1.43 ms in the second and 1.36 in the third."""
 
 DOUBLE_FORMS = {"large.pt2": Plan(Form.parse("sums+paired+frozen"))}
 """The same for a graph in double precision, of which torch's compiler cannot write products `inline`."""
+
 INT8_FORMS = {
     "small.pt2": Plan(Form.parse("sums+paired+side+frozen"), most_atoms=128),
     "large.pt2": Plan(Form.parse("sums+paired+frozen")),

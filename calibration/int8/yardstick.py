@@ -65,7 +65,21 @@ class Yardstick:
             run: evaluates the graph.
             correction: eV for each atomic number, found elsewhere; None to find it here.
         """
-        energies, forces = self.evaluate(run)
+        return self.errors_of(*self.evaluate(run), correction)
+
+    def errors_of(
+        self,
+        energies: Float[np.ndarray, " structures"],
+        forces: Float[np.ndarray, "all_atoms 3"],
+        correction: Mapping[int, float] | None = None,
+    ) -> Errors:
+        """The same of what `evaluate` gave.
+
+        Args:
+            energies: eV.
+            forces: eV/Å.
+            correction: see `errors`.
+        """
         missing = self._energies - energies
         if correction is None:
             shift = _least_absolute(self._composition / self._atoms[:, None], missing / self._atoms)

@@ -65,12 +65,6 @@ def _torch() -> Any:
     return torch
 
 
-def _why_inexact() -> str:
-    from painn_deploy.engines.inductor.int8 import inexact
-
-    return inexact()
-
-
 def _kind(torch: Any, device: str) -> str:
     """Kind of device that machine code is bound to: `cpu:AVX512` by vector instructions, `cuda:90` by capability."""
     if device == "cpu":
@@ -120,7 +114,9 @@ class InductorBackend(Backend):
             return ""
         if _kind(_torch(), self._device(device)).partition(":")[0] != "cpu":
             return "It has INT8 on a CPU alone, and would be built for a GPU here: give --device cpu."
-        return _why_inexact()
+        from painn_deploy.engines.inductor.int8 import inexact  # it needs torch
+
+        return inexact()
 
     def executed_graph(self, bundle: Bundle, atoms: int, slots: int) -> "onnx.ModelProto":
         """See `Backend.executed_graph`."""

@@ -256,8 +256,9 @@ def rows_on_split(
         scales = row_scales(measure.model, products, measure.calibration_graphs) if products else {}
         run = open_graph(to_int8(measure.model, scales).SerializeToString())
         shares = int8_shares(measure.model, scales, yardstick.mean_size)
-        errors = yardstick.errors(run, measure.correction(run))
-        off = float(np.abs(yardstick.evaluate(run)[1] - wanted).mean())
+        energies, forces = yardstick.evaluate(run)
+        errors = yardstick.errors_of(energies, forces, measure.correction(run))
+        off = float(np.abs(forces - wanted).mean())
         return SplitRow(what, 1e3 * errors.energy_mae, 1e3 * errors.force_rmse, 1e3 * off, **shares)
 
     every = {"FP32": [], "INT8": candidates(measure.model), "INT8, filters too": with_filters}

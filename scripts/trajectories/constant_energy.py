@@ -14,6 +14,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -91,9 +92,7 @@ def study(
                     run = Run.read(path, identity) or Run.begun(atoms, conditions)
                     progress.advance(task, min(run.segments, segments) * conditions.frames * EVERY)
                     while run.segments < segments and not run.ended:
-                        run.advance(
-                            calculator.evaluator, atoms, conditions, lambda steps: progress.advance(task, steps)
-                        )
+                        run.advance(calculator.evaluator, atoms, conditions, partial(progress.advance, task))
                         run.write(path, identity)
                     runs[name][engine] = run
     rows, result = [], {}

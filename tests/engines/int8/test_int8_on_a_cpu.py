@@ -18,7 +18,7 @@ from painn_deploy.calibration.accuracy.errors import Tolerances
 from painn_deploy.engines import eight_bits, get_backend
 from painn_deploy.engines.eight_bits import COLUMNS, CONTRACTED, LARGEST, is_exact
 from painn_deploy.engines.forms import plans_for
-from painn_deploy.engines.inductor import backend as inductor
+from painn_deploy.engines.inductor import int8 as inductor
 from painn_deploy.engines.inductor.backend import InductorBackend
 from painn_deploy.engines.inductor.int8 import inexact, product, quantised
 from painn_deploy.engines.inductor.onnx_torch import OnnxModule
@@ -146,7 +146,7 @@ def test_a_processor_that_saturates_is_not_believed(compressed: Path) -> None:
 def test_neither_built_nor_opened_where_products_are_wrong(
     compressed: Path, painn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inductor, "_why_inexact", lambda: "torch's products are wrong.")
+    monkeypatch.setattr(inductor, "inexact", lambda: "torch's products are wrong.")
     with pytest.raises(EngineUnavailableError, match=r"cannot run here: torch's products are wrong\."):
         PaiNNCalculator(compressed)
     told: list[str] = []
