@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test quick coverage lowest docs bench reliability check house workflows gpu-check gpu-kit format clean
+.PHONY: demo test quick coverage lowest docs bench reliability check house pins workflows gpu-check gpu-kit format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/painn-deploy demo
@@ -45,7 +45,7 @@ RELIABILITY ?=
 reliability: $(VENV)/.dev
 	$(BIN)/python -m tests.endurance --output reliability --resume --document docs/reliability.md $(RELIABILITY)
 
-check: $(VENV)/.dev workflows house
+check: $(VENV)/.dev workflows pins house
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -61,6 +61,14 @@ workflows: $(VENV)/.dev
 	$(SCHEMA) vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
 	$(SCHEMA) vendor.dependabot .github/dependabot.yml
 	$(SCHEMA) vendor.citation-file-format CITATION.cff
+
+# Whether the pinned packages can be installed together, by the packages' own word: for development with any Python that is
+# allowed, from any Python, and for the demo on macOS. A build of torch for CPUs asks for fewer packages than that of PyPI.
+RESOLVE := $(BIN)/uv pip compile --quiet --constraint constraints.txt --output-file /dev/null pyproject.toml
+pins: $(VENV)/.dev
+	$(RESOLVE) --universal --python-version 3.11.5 --extra dev
+	MACOSX_DEPLOYMENT_TARGET=14.0 $(RESOLVE) --python-platform aarch64-apple-darwin --python-version 3.12 \
+		--extra cpu --extra export --extra plot
 
 # On a machine with an NVIDIA GPU: builds, runs, compares and times every engine that can run there.
 # GPU_PACKAGES are what that machine needs beside [dev], such as onnxruntime-gpu[cuda,cudnn]. It takes the place of
