@@ -158,6 +158,7 @@ def test_a_package_of_another_gpu_is_refused(compiled: Path, tmp_path: Path, mon
     copy = Path(shutil.copytree(compiled, tmp_path / "copy"))
     changed = json.loads((copy / "manifest.json").read_text()) | {"compute_capability": ["cuda:86"]}
     (copy / "manifest.json").write_text(json.dumps(changed | {"manifest_sha256": manifest_digest(changed)}))
+    monkeypatch.setattr(torch.version, "cuda", None)  # as in a build for CPUs
     with pytest.raises(EngineUnavailableError, match=r"compiled for cuda:86 and cannot run on 'cuda:0'.*without CUDA"):
         PaiNNCalculator(copy)
     monkeypatch.setattr(InductorBackend, "devices", lambda _: ("cuda:0", "cpu"))
