@@ -317,8 +317,8 @@ def test_a_molecule_that_flies_apart_ends_its_run(
     [
         (["--picoseconds", "0.05"], "0.05 ps are no whole number of segments of 0.04 ps"),
         (["--picoseconds", "nan"], "no whole number of segments"),
-        (["--timestep", "2"], "less than or equal to 0.9"),
-        (["--replicas", "1"], "greater than or equal to 2"),
+        (["--timestep", "2"], "Invalid value for '--timestep'"),
+        (["--replicas", "1"], "Invalid value for '--replicas'"),
         (["--structures", "crystal.extxyz"], "give molecules"),
         (["--structures", "nothing.extxyz"], "nothing.extxyz"),
     ],
