@@ -9,9 +9,9 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 demo: $(VENV)/.demo
 	$(BIN)/painn-deploy demo
 
-# Tests that compare times come last, with nothing beside them.
+# Tests that compare times come last, with nothing beside them. Neighbours stay on one process, which makes what they share once.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -m "not timing"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not timing"
 	$(BIN)/python -m pytest -m timing
 
 # What to run while one writes: the modules of tests/quick.txt, each of which takes seconds.

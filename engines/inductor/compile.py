@@ -60,7 +60,7 @@ def compiled_form(model: bytes, asked: Asked) -> tuple[bytes, float]:
     with toolchain() if kind == "cuda" else nullcontext():
         lowered = form.lowered(onnx.load_from_string(model))
         program, elements = traced(torch, lowered, asked.device, form.atoms, form.slots)
-        return _compiled(torch, program, form.settings(kind), tf32=asked.tf32), elements
+        return _compiled(torch, program, _settings(torch, form, kind), tf32=asked.tf32), elements
 
 
 @contextmanager
@@ -94,18 +94,29 @@ def compiling(model: bytes, asked: Asked) -> Iterator[Callable[[], tuple[bytes, 
                 process.kill()
 
 
+def _settings(torch: Any, form: Form, kind: str) -> dict[str, Any]:
+    """Settings of torch's compiler for a form, by which any number of threads gives the same."""
+    # dynamic threads: else this machine's cores would be compiled in
+    settings = {"cpp.dynamic_threads": True, **form.settings(kind)}
+    if "cpp.threads" in settings and _release(torch) < (2, 12):
+        # Products compiled with the rest share their rows among just as many threads as they were compiled for
+        # here: more than were asked for, and where OpenMP gives fewer, rows are never computed. One thread has them all.
+        settings["cpp.threads"] = 1
+    return settings
+
+
+def _release(torch: Any) -> tuple[int, int]:
+    major, minor = str(torch.__version__).split(".")[:2]
+    return int(major), int(minor)
+
+
 def _compiled(torch: Any, program: Any, settings: Mapping[str, Any], *, tf32: bool) -> bytes:
     """Machine code; kernels that are compiled now are as precise as those that are called later."""
     package = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad(), matmul_precision(torch, tf32=tf32):
         warnings.simplefilter("ignore")
         try:
-            torch._inductor.aoti_compile_and_package(
-                program,
-                package_path=package,
-                # dynamic threads: else this machine's cores would be compiled in
-                inductor_configs={"cpp.dynamic_threads": True, **settings},
-            )
+            torch._inductor.aoti_compile_and_package(program, package_path=package, inductor_configs=dict(settings))
         except Exception as error:  # its compiler's errors share no base class but this one
             raise EngineError(f"torch could not compile the graph: {error}") from error
     return package.getvalue()

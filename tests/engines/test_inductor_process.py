@@ -129,6 +129,27 @@ def test_f5_what_is_kept_is_bounded_and_sound() -> None:
     loaded.forget_loaded()
 
 
+THREADS = """
+import json, sys
+from ase.build import molecule
+from painn_deploy.runtime import PaiNNCalculator
+ethanol = molecule("CH3CH2OH")
+ethanol.rattle(0.05, seed=1)
+with PaiNNCalculator(sys.argv[1], threads=json.loads(sys.argv[2])) as calculator:
+    print(json.dumps(calculator.get_forces(ethanol).tolist()))
+"""
+
+
+@pytest.mark.parametrize("variables", [{"OMP_THREAD_LIMIT": "1"}, {"OMP_DYNAMIC": "true"}], ids=str)
+def test_where_openmp_gives_fewer_threads_than_asked_for_nothing_is_left_out(
+    compiled: Path, variables: dict[str, str]
+) -> None:
+    """Products that share their rows among a number of threads that is compiled in would leave some uncomputed."""
+    want = run_script(THREADS, compiled, "1")
+    for threads in ("null", "1", "2"):
+        assert run_script(THREADS, compiled, threads, **variables) == want
+
+
 FORKING = """
 import json, os, signal, sys, time
 import torch
