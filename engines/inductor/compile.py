@@ -99,8 +99,8 @@ def _settings(torch: Any, form: Form, kind: str) -> dict[str, Any]:
     # dynamic threads: else this machine's cores would be compiled in
     settings = {"cpp.dynamic_threads": True, **form.settings(kind)}
     if "cpp.threads" in settings and _release(torch) < (2, 12):
-        # Products compiled with the rest share their rows among just as many threads as they were compiled for
-        # here: more than were asked for, and where OpenMP gives fewer, rows are never computed. One thread has them all.
+        # Products compiled with the rest share their rows among exactly the threads that they were compiled for. Those
+        # may be more than were asked for, and where OpenMP gives fewer, rows are never computed. One thread has all.
         settings["cpp.threads"] = 1
     return settings
 
