@@ -45,7 +45,7 @@ RELIABILITY ?=
 reliability: $(VENV)/.dev
 	$(BIN)/python -m tests.endurance --output reliability --resume --document docs/reliability.md $(RELIABILITY)
 
-check: $(VENV)/.dev workflows pins house
+check: $(VENV)/.dev workflows house
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -62,8 +62,9 @@ workflows: $(VENV)/.dev
 	$(SCHEMA) vendor.dependabot .github/dependabot.yml
 	$(SCHEMA) vendor.citation-file-format CITATION.cff
 
-# Whether the pinned packages can be installed together, by the packages' own word: for development with any Python that is
-# allowed, from any Python, and for the demo on macOS. A build of torch for CPUs asks for fewer packages than that of PyPI.
+# Whether the pinned packages can be installed together, by the packages' own word: for development with every Python that is
+# allowed, and for the demo on macOS. What is installed here may not tell: a torch for CPUs alone asks for fewer packages than
+# PyPI's. It asks the package index.
 RESOLVE := $(BIN)/uv pip compile --quiet --constraint constraints.txt --output-file /dev/null pyproject.toml
 pins: $(VENV)/.dev
 	$(RESOLVE) --universal --python-version 3.11.5 --extra dev
@@ -110,6 +111,7 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 
 # uv alone knows how to take the lowest versions of what is named here, and the newest of what these need
 $(VENV)-lowest/.dev: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info[:2] == (3, 11) else "The lowest versions have wheels for Python 3.11; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet uv
 	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest --resolution lowest-direct --editable ".[dev]"
