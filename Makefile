@@ -25,8 +25,10 @@ coverage: $(VENV)/.dev
 
 # The lowest versions that pyproject.toml allows, in an environment of their own, and the quick tests with them. They may
 # warn of what newer versions of what they need themselves call outdated. Figures of conformers are those of the pinned RDKit.
+# All other tests too: LOWEST='-n 2 -m "not timing"'
+LOWEST ?= $(QUICK)
 lowest: $(VENV)-lowest/.dev
-	$(VENV)-lowest/bin/python -m pytest $(QUICK) -o filterwarnings=default \
+	$(VENV)-lowest/bin/python -m pytest $(LOWEST) -o filterwarnings=default \
 		--deselect tests/scripts/test_precision_study.py::test_figures_of_the_document_are_made_again
 
 # The documentation as a site, in site/: a link to nothing, or a name that is not there, is an error.
