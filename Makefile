@@ -64,12 +64,12 @@ workflows: $(VENV)/.dev
 	$(SCHEMA) vendor.dependabot .github/dependabot.yml
 	$(SCHEMA) vendor.citation-file-format CITATION.cff
 
-# Whether the pinned packages can be installed together, by the packages' own word: for development with every Python that is
+# Whether the pinned packages can be installed together, by the packages' own word: every extra with every Python that is
 # allowed, and for the demo on macOS. What is installed here may not tell: a torch for CPUs alone asks for fewer packages than
 # PyPI's. It asks the package index.
 RESOLVE := $(BIN)/uv pip compile --quiet --constraint constraints.txt --output-file /dev/null pyproject.toml
 pins: $(VENV)/.dev
-	$(RESOLVE) --universal --python-version 3.11.5 --extra dev
+	$(RESOLVE) --universal --python-version 3.11.5 --all-extras
 	MACOSX_DEPLOYMENT_TARGET=14.0 $(RESOLVE) --python-platform aarch64-apple-darwin --python-version 3.12 \
 		--extra cpu --extra export --extra plot
 
