@@ -2,6 +2,7 @@
 
 import sqlite3
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,17 @@ class DatabaseSource:
             self._database = ase.db.connect(self._path, use_lock_file=False)
             # our own connection: it cannot write, and it gives up after a time
             self._database.connection, self._database.change_count = self._connected(), 0
+            weakref.finalize(self, self._database.connection.close).atexit = False
         rows = self._rows()[chunk.first : chunk.first + chunk.count]
         if len(rows) < chunk.count:
             raise cut_short(self._path)
         return [self._row(int(row), chunk.first + place, remarks) for place, row in enumerate(rows)]
 
     def _connected(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(f"{self._path.resolve().as_uri()}?mode=ro", uri=True)
-        connection.set_progress_handler(lambda: time.monotonic() > self._deadline, 100_000)
+        # a source may be dropped in another thread than the one that read from it
+        connection = sqlite3.connect(f"{self._path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+        own = weakref.ref(self)  # else a source that is dropped would live on, and its connection with it
+        connection.set_progress_handler(lambda: (it := own()) is None or time.monotonic() > it._deadline, 100_000)
         return connection
 
     def _rows(self) -> np.ndarray:

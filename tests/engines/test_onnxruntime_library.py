@@ -110,6 +110,12 @@ def gpu_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+NO_WHEELS = """
+from painn_deploy.engines.gpu import shared_libraries
+shared_libraries.pip_folders.__code__ = (lambda kind: ()).__code__  # torch of PyPI brings CUDA's libraries
+"""
+
+
 def cuda_wheels(folder: Path) -> Path:
     """Where pip puts CUDA's libraries, one of which asks for another."""
     libraries = folder / "nvidia" / "cu13" / "lib"
@@ -229,7 +235,7 @@ def test_a_refusal_names_the_true_reason(
 ) -> None:
     if made is not None:
         made_driver(tmp_path, name="libcuda.so.1", **made)
-    done = python(OPEN, device, path=(gpu_site,), libraries=(tmp_path,))
+    done = python(NO_WHEELS + OPEN, device, path=(gpu_site,), libraries=(tmp_path,))
     assert done.stdout == ""
     assert done.stderr.startswith("EngineUnavailableError: "), done.stderr
     assert re.search(message, done.stderr), done.stderr

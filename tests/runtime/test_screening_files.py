@@ -9,6 +9,7 @@ import lzma
 import os
 import sqlite3
 import struct
+import threading
 import tracemalloc
 import warnings
 import zlib
@@ -112,6 +113,22 @@ def test_f12_a_folder_in_place_of_an_attempt_is_named(bundle: Path, tmp_path: Pa
     (tmp_path / "out.extxyz.parts" / "attempts-0").mkdir()
     with pytest.raises(OutputError, match="attempts-0 is a folder; remove it"):
         screen(bundle, given, output, resume=True)
+
+
+def test_a_database_that_is_no_longer_read_is_closed_whichever_thread_drops_it(tmp_path: Path) -> None:
+    given = tmp_path / "in.db"
+    ase.io.write(given, [Atoms("H")])
+    source = open_source(given)
+    (chunk,) = source.scan(10).chunks
+    assert len(source.read(chunk)) == 1
+    connection = source._database.connection
+    last = [source]
+    del source
+    thread = threading.Thread(target=last.clear)
+    thread.start()
+    thread.join()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed database"):
+        connection.execute("SELECT 1")
 
 
 @pytest.mark.parametrize("column", ["positions", "numbers"])
