@@ -192,7 +192,7 @@ def test_opening_is_told_with_what_it_is_spent_on(bundle: Path, tmp_path: Path) 
     assert 0 < found["seconds"] < found["seconds of the process"]
     tables = {name.partition(":")[0]: rows for name, rows in found.items() if name.startswith("longest")}
     assert [len(rows) for rows in tables.values()] == [10, 10]
-    assert any("calculator.py" in name for name, *_ in tables["longest with what they call"])
+    assert all(any("_create_inference_session" in name for name, *_ in rows) for rows in tables.values())
     assert not any(name.startswith("/") for rows in tables.values() for name, *_ in rows)
     with pytest.raises(EngineError, match="ended with 1.*BundleError"):
         opening(tmp_path / "missing.engine", "cpu")
