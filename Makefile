@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# uv trusts the certificates that the machine does, such as those of an institute's proxy.
+export UV_SYSTEM_CERTS := 1
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .PHONY: demo test quick coverage lowest docs bench reliability check house pins workflows gpu-check gpu-kit format clean
