@@ -11,7 +11,8 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 demo: $(VENV)/.demo
 	$(BIN)/painn-deploy demo
 
-# Tests that compare times come last, with nothing beside them. Neighbours stay on one process, which makes what they share once.
+# Tests that compare times come last, with nothing beside them. Neighbours stay on one process, which makes what they share
+# once.
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not timing"
 	$(BIN)/python -m pytest -m timing
@@ -23,7 +24,7 @@ quick: $(VENV)/.dev
 
 # The tests once more, and the lines that none of them reaches; those of processes that tests start are not counted.
 coverage: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -m "not timing" --cov --cov-report=term-missing
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not timing" --cov --cov-report=term-missing
 
 # The lowest versions that pyproject.toml allows, in an environment of their own, and the quick tests with them. They may
 # warn of what newer versions of what they need themselves call outdated. Figures of conformers are those of the pinned RDKit.

@@ -98,16 +98,11 @@ def _settings(torch: Any, form: Form, kind: str) -> dict[str, Any]:
     """Settings of torch's compiler for a form, by which any number of threads gives the same."""
     # dynamic threads: else this machine's cores would be compiled in
     settings = {"cpp.dynamic_threads": True, **form.settings(kind)}
-    if "cpp.threads" in settings and _release(torch) < (2, 12):
+    if "cpp.threads" in settings and torch.__version__ < (2, 12):
         # Products compiled with the rest share their rows among exactly the threads that they were compiled for. Those
         # may be more than were asked for, and where OpenMP gives fewer, rows are never computed. One thread has all.
         settings["cpp.threads"] = 1
     return settings
-
-
-def _release(torch: Any) -> tuple[int, int]:
-    major, minor = str(torch.__version__).split(".")[:2]
-    return int(major), int(minor)
 
 
 def _compiled(torch: Any, program: Any, settings: Mapping[str, Any], *, tf32: bool) -> bytes:

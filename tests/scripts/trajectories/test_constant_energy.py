@@ -1,6 +1,7 @@
 """Simulations at constant energy: the dynamics are right, and a run that was stopped gives the bits of another."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -317,8 +318,8 @@ def test_a_molecule_that_flies_apart_ends_its_run(
     [
         (["--picoseconds", "0.05"], "0.05 ps are no whole number of segments of 0.04 ps"),
         (["--picoseconds", "nan"], "no whole number of segments"),
-        (["--timestep", "2"], "Invalid value for '--timestep'"),
-        (["--replicas", "1"], "Invalid value for '--replicas'"),
+        (["--timestep", "2"], r"'--timestep': .*(x<=|equal to )0\.9"),
+        (["--replicas", "1"], r"'--replicas': .*(x>=|equal to )2"),
         (["--structures", "crystal.extxyz"], "give molecules"),
         (["--structures", "nothing.extxyz"], "nothing.extxyz"),
     ],
@@ -329,7 +330,7 @@ def test_bad_input_is_one_line(bundle: Path, tmp_path: Path, arguments: list[str
     done = run(bundle, "--output", tmp_path / "out", *arguments)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
-    assert message in " ".join(done.stderr.replace("│", " ").split())
+    assert re.search(message, " ".join(done.stderr.replace("│", " ").split()))
 
 
 def test_bundles_of_one_name(bundle: Path, tmp_path: Path) -> None:
