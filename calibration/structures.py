@@ -6,6 +6,7 @@ have a cusp), so every structure is perturbed.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ase.io
 import numpy as np
@@ -15,9 +16,11 @@ from ase.collections import g2, s22
 from ase.data import chemical_symbols, covalent_radii, reference_states
 
 from painn_deploy.export.errors import DatasetError
-from painn_deploy.export.model.student import Student
 from painn_deploy.export.reading import AbsentError, check_regular
 from painn_deploy.runtime.periodicity import REMEDY, lacking, noted_cell, warn_of
+
+if TYPE_CHECKING:
+    from painn_deploy.export.model.student import Student
 
 __all__ = [
     "CALIBRATION_NAME",
@@ -110,7 +113,7 @@ def default_structures(species: Sequence[int], *, sigma: float = 0.1, seed: int 
     return structures
 
 
-def trusted_species(student: Student) -> tuple[int, ...]:
+def trusted_species(student: "Student") -> tuple[int, ...]:
     """Atomic numbers that lower precisions are measured for.
 
     They are H, C, N and O if the configuration does not list the elements that the student was trained on: an embedding
@@ -256,7 +259,7 @@ def read_structures(path: str | Path) -> list[Atoms]:
     return structures
 
 
-def read_known(path: str | Path, student: Student) -> list[Atoms]:
+def read_known(path: str | Path, student: "Student") -> list[Atoms]:
     """Read every structure in a file, all of elements that a student knows.
 
     Args:

@@ -16,6 +16,7 @@ import pytest
 from painn_deploy.engines import BACKENDS, get_backend
 from painn_deploy.export.moved import MOVED
 
+from . import students
 from .conftest import ROOT
 from .scripts.commands.pages import blocks_of
 
@@ -240,6 +241,31 @@ def test_running_an_engine_needs_no_torch_and_no_gpu_library() -> None:
     names = [name for name in without_torch if name not in NEED_TORCH]
     done = run_bare("import importlib\n" + "\n".join(f"importlib.import_module({name!r})" for name in names))
     assert done.returncode == 0, done.stderr
+
+
+ONE_MOLECULE = """
+import sys
+from ase.build import molecule
+from painn_deploy.runtime import PaiNNCalculator
+with PaiNNCalculator(sys.argv[1], device="cpu") as calculator:
+    calculator.calculate_batch([molecule("CH3CH2OH")])
+assert "torch" not in sys.modules, "it takes a second and 200 MB"
+"""
+
+
+def test_a_molecule_loads_no_torch_where_it_is_installed(bundle: Path) -> None:
+    subprocess.run([sys.executable, "-c", ONE_MOLECULE, str(bundle)], check=True)
+
+
+def test_dynamics_run_where_torch_is_not_installed(bundle: Path, tmp_path: Path) -> None:
+    start = tmp_path / "water.extxyz"
+    students.water().write(start)
+    given = ["painn-deploy", "md", str(bundle), str(start), "-o", str(tmp_path / "md"), "--steps", "3"]
+    program = BARE.format(absent={"torch", "onnx", "safetensors"}) + f"sys.argv = {given!r}\n"
+    program += "from painn_deploy.scripts.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "md" / "md.extxyz").is_file()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.interpolate import CubicSpline
 from torch import Tensor, nn
 from torch.autograd import Function
 
@@ -77,6 +76,8 @@ class RadialTable(nn.Module):
             columns = spread.Vh[:rank].mT
             basis, ends = values[::2] @ columns, slopes[[0, -1]] @ columns
             scale = basis.abs().amax(0).clamp_min(1e-30)  # so that half's range and INT8's steps are used
+            from scipy.interpolate import CubicSpline  # here: students without a table need none of it
+
             knots = np.linspace(0, cutoff, intervals + 1)
             spline = CubicSpline(knots, (basis / scale).numpy(), bc_type=[(1, end) for end in (ends / scale).numpy()])
             spacing = cutoff / intervals

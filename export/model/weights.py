@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from ase.data import chemical_symbols
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from painn_deploy.export.errors import CheckpointError, ConfigurationError
 from painn_deploy.export.model.student import Configuration, Student
@@ -199,7 +200,7 @@ def with_weights(
             f"{len(chemical_symbols) - 1} elements. Cut the table after the heaviest element that was trained, and "
             "atomic references with it."
         )
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         wanted = {name: tensor.shape for name, tensor in make().state_dict().items()}
     check_names(wanted, weights, named, source)
     for key, value in weights.items():
@@ -220,6 +221,28 @@ def with_weights(
     if references is not None:
         student.atomic_references = references.double()
     return student
+
+
+class _Unfilled(TorchFunctionMode):
+    """Makes tensors of students without their numbers, of those functions for which torch would import its compiler.
+
+    That import takes a second, and is not needed for tensors that have a shape alone.
+    """
+
+    _SHAPES: ClassVar[Mapping[Any, Callable[..., tuple[int, ...]]]] = {
+        torch.linspace: lambda start, end, steps: (steps,),  # noqa: ARG005
+        torch.eye: lambda rows: (rows, rows),
+    }
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return args[0] if args else named["tensor"]
+        if (shape := self._SHAPES.get(function)) is not None:
+            return torch.empty(shape(*args))
+        return function(*args, **named)
 
 
 def check_student(student: Student, source: str) -> None:

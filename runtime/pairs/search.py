@@ -4,7 +4,6 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-import vesin
 from jaxtyping import Bool, Float64, Int32, Int64, UInt64
 
 from painn_deploy.export.errors import StructureError
@@ -66,6 +65,8 @@ def candidates(
         StructureError: there are more than in any matter, or none can be found.
         MemoryError: there is no memory for them.
     """
+    import vesin  # here, since it imports torch where that is installed: a second, and memory that molecules do without
+
     view = searchable(positions, cell, periodic, cutoff)
     reach = view.reach if view.extents is None else _widened(view.extents, view.reach)
     search = vesin.NeighborList(cutoff=reach, full_list=False, n_threads=1)

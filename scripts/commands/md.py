@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from painn_deploy.calibration.structures import read_structures
 from painn_deploy.export.bundle import read_bundle
 from painn_deploy.export.errors import OutputError, StructureError
 from painn_deploy.runtime import PaiNNCalculator
@@ -99,8 +100,6 @@ def run_md(
         StructureError: the structure cannot be simulated so, or the simulation diverged.
         Exit: with status 130, the run was interrupted; with `STOPPED`, a structure was past the limit.
     """
-    from painn_deploy.calibration.structures import read_structures  # it needs torch, which dynamics do not
-
     _check(plan)
     trajectory, log = output / "md.extxyz", output / "md.csv"
     for path in (trajectory, log):

@@ -1,5 +1,7 @@
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +277,14 @@ def test_atomic_references_are_kept_in_float64(tmp_path: Path) -> None:
 def test_a_checkpoint_is_known_by_its_bytes(painn: Path) -> None:
     source = resolve_checkpoint(painn)
     assert (source.name, len(source.sha256)) == ("painn", 64)
+
+
+def test_torch_s_compiler_is_not_loaded_to_read_a_student(checkpoint: Path) -> None:
+    program = """
+import sys
+from painn_deploy.export.checkpoint import load_student
+before = set(sys.modules)
+load_student(sys.argv[1])
+assert not {"torch._dynamo", "sympy"} & (set(sys.modules) - before), "it takes a second"
+"""
+    subprocess.run([sys.executable, "-c", program, str(checkpoint)], check=True)
