@@ -87,20 +87,24 @@ def _softplus_backward(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
     return grad * torch.where(x > 20, 1.0, torch.sigmoid(x))
 
 
-def export_onnx(student: Student, metadata: dict[str, Any], precision: str = "fp32") -> onnx.ModelProto:
+def export_onnx(
+    student: Student, metadata: dict[str, Any], precision: str = "fp32", traced: fx.GraphModule | None = None
+) -> onnx.ModelProto:
     """The student as one ONNX model that keeps the graph contract, its provenance inside.
 
     Args:
         student: frozen, in the type of the precision.
         metadata: stored in the model as strings, JSON where they are not; see `painn_deploy.export.fields` for units.
         precision: `fp32`, which FP16 and INT8 graphs are typed from, or `fp64`.
+        traced: what `trace` made of this very student, whose weights may have changed in place since.
 
     Raises:
         ExportError: the graph does not keep the contract, or the student is trainable or in another type.
     """
     weights = dict(student.named_parameters())
     name = f"painn_deploy_{student.configuration.architecture}"
-    model = translate(trace(student, precision), name, weights, precision, outputs_of(student.axes))
+    traced = trace(student, precision) if traced is None else traced
+    model = translate(traced, name, weights, precision, outputs_of(student.axes))
     model.producer_name = "painn-deploy"
     model.doc_string = "Atomic energies, forces and virials of a PaiNN student; see the metadata."
     for key, value in {**metadata, **({"axes": student.axes} if student.axes else {}), "units": dict(UNITS)}.items():

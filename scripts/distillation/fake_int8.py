@@ -25,26 +25,38 @@ from torch.autograd import Function
 from painn_deploy.calibration.int8.ranges import row_scales
 from painn_deploy.export.fields import GraphInputs
 from painn_deploy.export.graph.int8 import OperandScale, candidates
-from painn_deploy.export.graph.onnx_graph import export_onnx
+from painn_deploy.export.graph.onnx_graph import export_onnx, trace
 from painn_deploy.export.model.aggregation import Aggregation, linear
 from painn_deploy.export.model.painn import PaiNN
 from painn_deploy.export.model.student import NeighbourGraph
 
-__all__ = ["FakeInt8", "find_scales"]
+__all__ = ["FakeInt8", "ScaleFinder"]
 
 LEVELS = 127
 FLOOR = 1e-30  # of a row's largest value, as in the graph
 
 
-def find_scales(student: PaiNN, graphs: Sequence[GraphInputs]) -> Mapping[str, OperandScale]:
-    """Scales of every product of a student that INT8 may be used for, by the names in its graph.
+class ScaleFinder:
+    """Finds the scales of INT8 of students that differ in their weights alone, whose graph is traced once.
 
     Args:
-        student: in any precision; it is not changed.
-        graphs: of the structures to find what elements have on average, and the balances, on.
+        student: one of them, in any precision; it is not changed.
     """
-    model = export_onnx(copy.deepcopy(student).cpu().float().requires_grad_(False), {})
-    return row_scales(model, candidates(model), graphs)
+
+    def __init__(self, student: PaiNN) -> None:
+        self._student = copy.deepcopy(student).cpu().float().requires_grad_(False)
+        self._traced = trace(self._student)
+
+    def scales_of(self, student: PaiNN, graphs: Sequence[GraphInputs]) -> Mapping[str, OperandScale]:
+        """Scales of every product of a student that INT8 may be used for, by the names in its graph.
+
+        Args:
+            student: in any precision; it is not changed.
+            graphs: of the structures to find what elements have on average, and the balances, on.
+        """
+        self._student.load_state_dict(student.state_dict())
+        model = export_onnx(self._student, {}, traced=self._traced)
+        return row_scales(model, candidates(model), graphs)
 
 
 @dataclass(frozen=True)
@@ -116,7 +128,7 @@ class FakeInt8:
 
     Args:
         student: whose layers they are.
-        scales: by the names of the products in its graph, with a scale for each row, see `find_scales`; other
+        scales: by the names of the products in its graph, with a scale for each row, see `ScaleFinder`; other
             products stay in float32.
     """
 

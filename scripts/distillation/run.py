@@ -21,7 +21,7 @@ from painn_deploy.export.model.aggregation import CLOSED_FORM
 from painn_deploy.export.model.painn import PaiNN
 from painn_deploy.export.model.student import Configuration
 from painn_deploy.scripts.distillation.batches import Batch
-from painn_deploy.scripts.distillation.fake_int8 import FakeInt8, find_scales
+from painn_deploy.scripts.distillation.fake_int8 import FakeInt8, ScaleFinder
 from painn_deploy.scripts.distillation.fused_sums import compiled_sums
 from painn_deploy.scripts.distillation.losses import loss_of, predict, squares_of
 from painn_deploy.scripts.distillation.widening import widen
@@ -107,6 +107,7 @@ class Run:
     Attributes:
         before: the student as it was, where it is trained for INT8.
         fake: its INT8 products; see `rescale`.
+        scales: finds their scales, where it is trained for INT8.
     """
 
     def __init__(self, settings: Settings, output: Path, student: PaiNN, references: np.ndarray) -> None:
@@ -116,6 +117,7 @@ class Run:
         self.sums = compiled_sums() if settings.compiled else CLOSED_FORM
         self.average = copy.deepcopy(self.student)
         self.fake: FakeInt8 | None = None
+        self.scales = ScaleFinder(student) if settings.quantise is not None else None
         self.weights: list[Tensor] = list(self.student.parameters())
         self.optimiser = torch.optim.AdamW(self.weights, lr=settings.learning_rate, weight_decay=1e-6, fused=True)
         self.step = 0
@@ -204,9 +206,10 @@ class Run:
         Returns:
             Those of the average; None where the run is in FP32.
         """
-        if self.settings.quantise is None:
+        if self.scales is None:
             return None
-        self.fake, average = (FakeInt8(each, find_scales(each, graphs)) for each in (self.student, self.average))
+        finder = self.scales
+        self.fake, average = (FakeInt8(each, finder.scales_of(each, graphs)) for each in (self.student, self.average))
         return average
 
     def train_step(self, batch: Batch) -> float:

@@ -41,7 +41,7 @@ from painn_deploy.runtime.matrix import join
 from painn_deploy.scripts.commands.choices import EnergyUnit, LengthUnit, Species
 from painn_deploy.scripts.commands.entry import run_command
 from painn_deploy.scripts.distillation.batches import Batch, Split, fit_references
-from painn_deploy.scripts.distillation.fake_int8 import FakeInt8, find_scales
+from painn_deploy.scripts.distillation.fake_int8 import FakeInt8
 from painn_deploy.scripts.distillation.losses import evaluate
 from painn_deploy.scripts.distillation.relabel import relabel, teacher_of
 from painn_deploy.scripts.distillation.run import Run, Settings, fresh_student
@@ -220,11 +220,11 @@ def train(
     errors = measured(test, fake)
     facts = {"name": f"student-{size}", "teacher": teacher_of(data), "metrics": errors, "training": asdict(settings)}
     gained = True
-    if begun is not None and run.before is not None:
+    if begun is not None and run.before is not None and run.scales is not None:
         facts["name"] = size
         if begun.frames is not None:
             facts["teacher"] = f"itself, {start_from}"
-        before = measured(test, FakeInt8(run.before, find_scales(run.before, scaled_on)), run.before)
+        before = measured(test, FakeInt8(run.before, run.scales.scales_of(run.before, scaled_on)), run.before)
         facts["metrics"] = errors | {f"before_{key}": value for key, value in before.items()}
         gained = errors["force_rmse_meV_per_A"] < before["force_rmse_meV_per_A"]
         print(f"test structures before: {_in_words(before)}")

@@ -14,7 +14,7 @@ from painn_deploy.calibration.accuracy.parity import check_parity
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import ExportError, ParityError
 from painn_deploy.export.fields import INPUTS, OUTPUTS, GraphInputs, GraphOutputs
-from painn_deploy.export.graph.onnx_graph import check_contract, export_onnx
+from painn_deploy.export.graph.onnx_graph import check_contract, export_onnx, trace
 from painn_deploy.export.graph.products import weight_products
 from painn_deploy.runtime.matrix import graph_inputs
 from tests import students
@@ -162,3 +162,15 @@ def test_only_a_frozen_float32_student_is_exported(painn: Path) -> None:
         export_onnx(load_student(painn).requires_grad_(), {})
     with pytest.raises(ExportError, match="frozen float64 student is exported in fp64"):
         export_onnx(load_student(painn), {}, "fp64")
+
+
+def test_a_trace_serves_weights_that_change_in_place(checkpoint: Path) -> None:
+    student = load_student(checkpoint)
+    before, traced = export_onnx(student, {}), trace(student)
+    generator = torch.Generator().manual_seed(1)
+    state = {name: tensor + 0.01 * torch.rand(tensor.shape, generator=generator)
+             for name, tensor in student.state_dict().items()}  # fmt: skip
+    student.load_state_dict(state)
+    after = export_onnx(student, {}, traced=traced)
+    assert after == export_onnx(student, {})
+    assert after != before

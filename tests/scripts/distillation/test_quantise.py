@@ -21,7 +21,7 @@ from painn_deploy.export.model.painn import PaiNN
 from painn_deploy.runtime.matrix import graph_inputs
 from painn_deploy.scripts.distillation import fake_int8
 from painn_deploy.scripts.distillation.batches import Batch, Split
-from painn_deploy.scripts.distillation.fake_int8 import FakeInt8, find_scales
+from painn_deploy.scripts.distillation.fake_int8 import FakeInt8, ScaleFinder
 from painn_deploy.scripts.distillation.losses import predict
 from painn_deploy.scripts.distillation.self_labels import LEAST_FRAMES
 from painn_deploy.scripts.distillation.train import train
@@ -53,7 +53,9 @@ def frames() -> list[Atoms]:
 
 @pytest.fixture(scope="module")
 def scales(student: PaiNN, frames: list[Atoms]) -> Mapping[str, OperandScale]:
-    return find_scales(student, [graph_inputs([atoms], student.configuration.cutoff) for atoms in frames[:30]])
+    return ScaleFinder(student).scales_of(
+        student, [graph_inputs([atoms], student.configuration.cutoff) for atoms in frames[:30]]
+    )
 
 
 def batch_of(atoms: Atoms, cutoff: float) -> Batch:
