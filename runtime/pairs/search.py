@@ -1,6 +1,8 @@
 """The search for neighbours of a large structure by vesin, whatever its cell and however far its atoms are apart."""
 
+import importlib
 import math
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +31,26 @@ MOST_CROWDED = 1_000_000
 
 PRIMES = np.array([1, 2_097_143, 4_398_042_316_799])
 """One number for a box at three whole numbers; sums may go round in 64 bits."""
+
+
+def _imported() -> Any:
+    """vesin, by itself.
+
+    It imports torch wherever that is installed, for tensors, which it is never given here: a second, and 200 MB of each
+    process. So torch is hidden from it, where nobody imported either of them, and this copy of vesin from all others:
+    they get theirs with tensors.
+    """
+    if {"torch", "vesin"} & sys.modules.keys():
+        return importlib.import_module("vesin")
+    sys.modules["torch"] = None  # type: ignore[assignment]  # how Python says that there is none
+    try:
+        return importlib.import_module("vesin")
+    finally:
+        for name in [name for name in sys.modules if name == "torch" or name.partition(".")[0] == "vesin"]:
+            del sys.modules[name]
+
+
+vesin = _imported()
 
 
 class Candidates(NamedTuple):
@@ -65,8 +87,6 @@ def candidates(
         StructureError: there are more than in any matter, or none can be found.
         MemoryError: there is no memory for them.
     """
-    import vesin  # here, since it imports torch where that is installed: a second, and memory that molecules do without
-
     view = searchable(positions, cell, periodic, cutoff)
     reach = view.reach if view.extents is None else _widened(view.extents, view.reach)
     search = vesin.NeighborList(cutoff=reach, full_list=False, n_threads=1)
