@@ -20,6 +20,7 @@ BACKENDS = MappingProxyType(
         "tensorrt": "painn_deploy.engines.tensorrt.backend",
         "tensorrt-rtx": "painn_deploy.engines.tensorrt.rtx",
         "inductor": "painn_deploy.engines.inductor.backend",
+        "fused": "painn_deploy.engines.fused.backend",
     }
 )
 

@@ -14,6 +14,8 @@ from painn_deploy.export.progress import Tell
 if TYPE_CHECKING:
     import onnx
 
+    from painn_deploy.export.model.student import Student
+
 __all__ = [
     "CPU_BATCH_SLOTS",
     "GPU_BATCH_SLOTS",
@@ -48,6 +50,7 @@ class BuildOptions:
         tf32: let FP32 products round their operands to ten bits, for speed; only where a user asks for it.
         form: of the graph that `inductor` compiles, see `painn_deploy.engines.forms`; empty for those of the device.
         precision: of the graph.
+        of_student: see `Backend.of_student`.
     """
 
     compute_capabilities: tuple[str, ...] = ()
@@ -56,6 +59,7 @@ class BuildOptions:
     tf32: bool = False
     form: str = ""
     precision: str = "fp32"
+    of_student: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,17 @@ class Backend(Protocol):
             model: in FP32; it is not changed.
         """
         return model
+
+    def of_student(self, student: "Student") -> bytes:
+        """What an engine is built of beside its graph, which does not say what its constants are; nothing for most.
+
+        Args:
+            student: whose graph it is, in float64.
+
+        Raises:
+            EngineError: there is no such engine of this student; it says why.
+        """
+        return b""
 
     def executed_graph(self, bundle: Bundle, atoms: int, slots: int) -> "onnx.ModelProto":
         """The graph that a bundle's engine evaluates, which may take `PAIR_INPUTS` as well.

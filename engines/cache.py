@@ -42,7 +42,7 @@ def cache_key(backend: Backend, model: bytes, options: BuildOptions) -> str:
         "backend": backend.name,
         "version": backend.version(),
         "bound_to": backend.bound_to(options),
-        "options": asdict(options),
+        "options": asdict(options) | {"of_student": hashlib.sha256(options.of_student).hexdigest()},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -4,48 +4,68 @@ __all__ = ["PAIRS"]
 
 PAIRS = r"""
 struct Pair {
-    float r[3], distance, scale, cutoff, cutoff_slope, mask;  // Å; of the later atom seen from the earlier one
+    float r[3], distance, scale, cutoff, cutoff_slope;  // Å; as the pair's leading slot sees it
 };
 
-// What a slot is: its atoms' rows, its pair, and whether it looks as the pair does or the other way.
+// What a slot of an edge is: its atoms' rows, where its reverse went, its pair, and whether it looks as the pair does (1)
+// or the other way (-1).
 struct Slot {
-    int here, there, pair;
-    float sign;
+    INDEX here, there, back, pair, sign;
 };
-DEVICE Slot slot_of(int code)
+
+// The neighbour matrix of the contract, from the first row of a group on.
+struct Matrix {
+    const float* displacements;
+    const int* reverse;
+    const float* mask;
+    int width, begin;
+    METHOD long long at(int row, int k) const { return (long long)(begin + row) * width + k; }
+};
+
+// Of a row's first `most` slots, how many are edges.
+DEVICE int edges_before(const Matrix& m, int row, int most)
 {
-    Slot s;
-    s.here = code & 255; s.there = code >> 8 & 255; s.pair = code >> 16;
-    s.sign = s.here < s.there ? 1.0f : -1.0f;
-    return s;
+    int found = 0;
+    for (int k = 0; k < most; ++k) found += m.mask[m.at(row, k)] > 0.0f;
+    return found;
 }
 
-DEVICE double length(const double* here, const double* there)
+// Likewise how many edges among them come before their reverse: such a slot leads its pair.
+DEVICE int leads_before(const Matrix& m, int row, int most)
 {
-    double squared = 0.0;
-    for (int axis = 0; axis < 3; ++axis) {
-        double d = add(there[axis], -here[axis]);
-        squared = add(squared, times(d, d));
-    }
-    return sqrt(squared);
+    int found = 0;
+    for (int k = 0; k < most; ++k) found += m.mask[m.at(row, k)] > 0.0f && m.at(row, k) < m.reverse[m.at(row, k)];
+    return found;
 }
 
-// d = r_later - r_earlier in float64, then rounded; a pair has |d| < cutoff in float64, as the contract says.
-DEVICE Pair pair_of(const double* here, const double* there)
+DEVICE Pair pair_of(const float* displacement)
 {
     Pair p;
     float squared = 0.0f;
     for (int axis = 0; axis < 3; ++axis) {
-        p.r[axis] = (float)add(there[axis], -here[axis]);
+        p.r[axis] = displacement[axis];
         squared += p.r[axis] * p.r[axis];
     }
-    p.mask = length(here, there) < CUTOFF ? 1.0f : 0.0f;
-    p.distance = p.mask > 0.0f ? sqrtf(squared) : 1.0f;
-    p.scale = p.mask / p.distance;
+    p.distance = sqrtf(squared);
+    p.scale = 1.0f / p.distance;
     float angle = p.distance * CUTOFF_FREQUENCY;
-    p.cutoff = 0.5f * (cosf(angle) + 1.0f) * p.mask;
-    p.cutoff_slope = -0.5f * CUTOFF_FREQUENCY * sinf(angle) * p.mask;
+    p.cutoff = 0.5f * (cosf(angle) + 1.0f);
+    p.cutoff_slope = -0.5f * CUTOFF_FREQUENCY * sinf(angle);
     return p;
+}
+
+// Edges alone, row after row, in the order of their slots.
+DEVICE void place_slot(const Matrix& m, int row, int k, const int* starts, const int* leads, Slot* slots, Pair* pairs)
+{
+    long long at = m.at(row, k);
+    if (!(m.mask[at] > 0.0f)) return;
+    int back = m.reverse[at], there = back / m.width - m.begin, k_there = back % m.width;
+    bool leading = at < back;
+    int pair = leading ? leads[row] + leads_before(m, row, k) : leads[there] + leads_before(m, there, k_there);
+    Slot& slot = slots[starts[row] + edges_before(m, row, k)];
+    slot.here = row; slot.there = there; slot.pair = pair; slot.sign = leading ? 1 : -1;
+    slot.back = starts[there] + edges_before(m, there, k_there);
+    if (leading) pairs[pair] = pair_of(m.displacements + 3 * at);
 }
 
 // One radial function times the cutoff function, and the slope of that. `constants` are offsets and inverse widths of
@@ -60,7 +80,7 @@ DEVICE void radial(const Pair& p, const float* constants, int k, float* value, f
         phi_slope = (frequency * cosf(p.distance * frequency) - phi) / p.distance;
 #else
         float inverse = constants[BASIS + k], scaled = (p.distance - constants[k]) * inverse;
-        phi = expf(-0.5f * (scaled * scaled));
+        phi = exponential(-0.5f * (scaled * scaled));
         phi_slope = -scaled * inverse * phi;
 #endif
     }
@@ -70,25 +90,25 @@ DEVICE void radial(const Pair& p, const float* constants, int k, float* value, f
 
 // Messages, eq. 7 and 8 of the paper: s += sum of w_s x_s, and v_new = v + sum of u (w_d x_d) + w_v x_v v.
 template <bool FIRST>
-DEVICE void gather_messages(int rows, const int* starts, const int* slots, const Pair* pairs, const float* filtered,
+PHASE void gather_messages(int rows, const int* starts, const Slot* slots, const Pair* pairs, const float* filtered,
     int feature, const float* x, const float* v, float* s, float* v_new)
 {
-    const int CHUNK = CHUNK_FORWARD, COLUMNS = CHUNK / 4;
+    const int CHUNK = CHUNK_FORWARD, COLUMNS = CHUNK / WIDE;
     EACH(task, rows * COLUMNS) {
-        int column = 4 * (task % COLUMNS), row = task / COLUMNS, f = feature + column;
-        Four sum = four(0.0f), moved[3] = {sum, sum, sum};
+        int column = WIDE * (task % COLUMNS), row = task / COLUMNS, f = feature + column;
+        Wide sum = wide(0.0f), moved[3] = {sum, sum, sum};
         for (int k = starts[row]; k < starts[row + 1]; ++k) {
-            Slot slot = slot_of(slots[k]);
+            const Slot slot = slots[k];
             const Pair& pair = pairs[slot.pair];
             const float* w = filtered + slot.pair * 3 * CHUNK + column;
             const float* y = x + slot.there * F + f;
             float scale = slot.sign * pair.scale;
             more(sum, get(w), get(y));
-            Four directed = get(w + CHUNK) * get(y + PLANE);
+            Wide directed = get(w + CHUNK) * get(y + PLANE);
             UNROLL
             for (int axis = 0; axis < 3; ++axis) more(moved[axis], pair.r[axis] * scale, directed);
             if (!FIRST) {
-                Four carried = get(w + 2 * CHUNK) * get(y + 2 * PLANE);
+                Wide carried = get(w + 2 * CHUNK) * get(y + 2 * PLANE);
                 UNROLL
                 for (int axis = 0; axis < 3; ++axis)
                     more(moved[axis], carried, get(v + (3 * slot.there + axis) * F + f));
@@ -107,24 +127,24 @@ DEVICE void gather_messages(int rows, const int* starts, const int* slots, const
 // Of every slot the gradient of the energy by its direction (three numbers) and its distance, added up in lanes that
 // each have some of the features: no two threads add to the same number.
 template <bool FIRST>
-DEVICE void gather_gradients(int count, const int* slots, const Pair* pairs, const float* filtered, int feature,
+PHASE void gather_gradients(int count, const Slot* slots, const Pair* pairs, const float* filtered, int feature,
     const float* x, const float* v, const float* by_s, const float* by_v, float* lanes)
 {
     const int CHUNK = CHUNK_ADJOINT;
     EACH(task, count * LANES) {
         int lane = task % LANES;
-        Slot slot = slot_of(slots[task / LANES]);
+        const Slot slot = slots[task / LANES];
         const Pair& pair = pairs[slot.pair];
         float scale = slot.sign * pair.scale, u[3];
         UNROLL
         for (int axis = 0; axis < 3; ++axis) u[axis] = pair.r[axis] * scale;
-        Four along[3] = {four(0.0f), four(0.0f), four(0.0f)}, by_distance = four(0.0f);
-        for (int column = 4 * lane; column < CHUNK; column += 4 * LANES) {
+        Wide along[3] = {wide(0.0f), wide(0.0f), wide(0.0f)}, by_distance = wide(0.0f);
+        for (int column = WIDE * lane; column < CHUNK; column += WIDE * LANES) {
             int f = feature + column;
             const float* w = filtered + slot.pair * 3 * CHUNK + column;
             const float* w_slope = w + PAIRS * 3 * CHUNK;
             const float* y = x + slot.there * F + f;
-            Four turned[3], projected = four(0.0f), x_direction = get(y + PLANE);
+            Wide turned[3], projected = wide(0.0f), x_direction = get(y + PLANE);
             UNROLL
             for (int axis = 0; axis < 3; ++axis) {
                 turned[axis] = get(by_v + (3 * slot.here + axis) * F + f);
@@ -132,11 +152,11 @@ DEVICE void gather_gradients(int count, const int* slots, const Pair* pairs, con
             }
             more(by_distance, get(w_slope) * get(y), get(by_s + slot.here * F + f));
             more(by_distance, get(w_slope + CHUNK) * x_direction, projected);
-            Four directed = get(w + CHUNK) * x_direction;
+            Wide directed = get(w + CHUNK) * x_direction;
             UNROLL
             for (int axis = 0; axis < 3; ++axis) more(along[axis], directed, turned[axis]);
             if (!FIRST) {
-                Four overlap = four(0.0f);
+                Wide overlap = wide(0.0f);
                 UNROLL
                 for (int axis = 0; axis < 3; ++axis)
                     more(overlap, get(v + (3 * slot.there + axis) * F + f), turned[axis]);
@@ -144,38 +164,37 @@ DEVICE void gather_gradients(int count, const int* slots, const Pair* pairs, con
             }
         }
         float* own = lanes + 4 * task;
-        Four added;
-        added.x = total(along[0]); added.y = total(along[1]); added.z = total(along[2]); added.w = total(by_distance);
-        put(own, get(own) + added);
+        for (int axis = 0; axis < 3; ++axis) own[axis] += total(along[axis]);
+        own[3] += total(by_distance);
     }
 }
 
 // The adjoint of the messages by what was sent: the same sums over the neighbours, now of gradients, with u reversed.
 // Shares its phase with so many tasks before it.
-DEVICE void gather_adjoints(int before, int rows, const int* starts, const int* slots, const Pair* pairs,
+PHASE void gather_adjoints(int before, int rows, const int* starts, const Slot* slots, const Pair* pairs,
     const float* filtered, int feature, const float* x, const float* v, const float* by_s, const float* by_v,
     float* by_x, float* by_v_before)
 {
-    const int CHUNK = CHUNK_ADJOINT, COLUMNS = CHUNK / 4;
+    const int CHUNK = CHUNK_ADJOINT, COLUMNS = CHUNK / WIDE;
     EACH_AFTER(task, rows * COLUMNS, before) {
-        int column = 4 * (task % COLUMNS), row = task / COLUMNS, f = feature + column, at = row * F + f;
-        Four sent = four(0.0f), directed = sent, carried[3] = {sent, sent, sent};
+        int column = WIDE * (task % COLUMNS), row = task / COLUMNS, f = feature + column, at = row * F + f;
+        Wide sent = wide(0.0f), directed = sent, carried[3] = {sent, sent, sent};
         for (int k = starts[row]; k < starts[row + 1]; ++k) {
-            Slot slot = slot_of(slots[k]);
+            const Slot slot = slots[k];
             const Pair& pair = pairs[slot.pair];
             const float* w = filtered + slot.pair * 3 * CHUNK + column;
             float scale = -slot.sign * pair.scale;
             more(sent, get(w), get(by_s + slot.there * F + f));
-            Four projected = four(0.0f), w_vector = get(w + 2 * CHUNK);
+            Wide projected = wide(0.0f), w_vector = get(w + 2 * CHUNK);
             UNROLL
             for (int axis = 0; axis < 3; ++axis) {
-                Four turned = get(by_v + (3 * slot.there + axis) * F + f);
+                Wide turned = get(by_v + (3 * slot.there + axis) * F + f);
                 more(projected, pair.r[axis] * scale, turned);
                 more(carried[axis], w_vector, turned);
             }
             more(directed, get(w + CHUNK), projected);
         }
-        Four by_x_vector = four(0.0f), x_vector = get(x + 2 * PLANE + at);
+        Wide by_x_vector = wide(0.0f), x_vector = get(x + 2 * PLANE + at);
         UNROLL
         for (int axis = 0; axis < 3; ++axis) {
             int place = (3 * row + axis) * F + f;

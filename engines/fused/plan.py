@@ -1,25 +1,15 @@
-"""How the kernel of molecules is cut to a student and to sizes of molecules: what is a constant when it is compiled."""
+"""How the kernel of molecules is cut to a student and to sizes of groups: what is a constant when it is compiled."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import numpy as np
-from jaxtyping import Float32, Int32, Int64
-
-from painn_deploy.engines.fused.source import SOURCE
+from painn_deploy.engines.fused.packed import Packed, defined
+from painn_deploy.engines.fused.source import DEVICE_SOURCE
 from painn_deploy.export.errors import ShapeError
 
-__all__ = ["MOST_ATOMS", "Packed", "Plan", "groups_of"]
-
-MOST_ATOMS = 32
-"""Of a molecule."""
+__all__ = ["MOST_SHARED", "Plan"]
 
 MOST_SHARED = 232_448
 """Bytes of shared memory that a block may have on compute capability 9.0."""
-
-ROWS_OF_BATCH = 27
-"""Atoms of a block's group where there are many molecules: a weight that is read is used for as many."""
 
 RESERVED = 1_024
 """Bytes of a multiprocessor's shared memory that each block takes besides its own."""
@@ -29,29 +19,14 @@ def _round_up(count: int, step: int) -> int:
     return step * -(-count // step)
 
 
-class Packed(NamedTuple):
-    """Weights and where they lie.
-
-    Attributes:
-        weights: all of them.
-        macros: names that the kernel's source knows: sizes of the student, and offsets into `weights`.
-        rows: of the embedding: the largest atomic number plus one.
-    """
-
-    weights: Float32[np.ndarray, " numbers"]
-    macros: Mapping[str, int | float]
-    rows: int
-
-
 @dataclass(frozen=True)
 class Plan:
     """Sizes of a block's work.
 
     Attributes:
         packed: the student's weights.
-        cutoff: Å, in float64.
-        largest: atoms of the largest molecule.
         rows: atoms of a block's group at most; rounded up to whole tiles.
+        pairs: of the atoms of a group at most; likewise.
         row_tile: atoms that a thread computes at once in a product.
         pair_tile: pairs likewise, of filters.
         threads: of a block.
@@ -59,13 +34,13 @@ class Plan:
         lanes: threads that share a slot's gradient.
         spilled: whether radial functions and gradients of slots, which many pairs have many of, are in scratch.
         unroll: fours of a product's sums whose weights are on their way at once; 0 leaves it to the compiler.
-        shared_limit: bytes of shared memory of a multiprocessor.
+        wide: columns that a thread computes at once: 4 on a GPU.
+        shared_limit: bytes of shared memory of a multiprocessor, or of a CPU's cache.
     """
 
     packed: Packed
-    cutoff: float
-    largest: int
     rows: int
+    pairs: int
     row_tile: int = 9
     pair_tile: int = 9
     threads: int = 384
@@ -73,51 +48,20 @@ class Plan:
     lanes: int = 4
     spilled: bool = False
     unroll: int = 2
+    wide: int = 4
     shared_limit: int = MOST_SHARED
 
     def __post_init__(self) -> None:
-        if not 1 <= self.largest <= MOST_ATOMS:
-            raise ShapeError(
-                f"The kernel of whole molecules takes molecules of up to {MOST_ATOMS} atoms, and one here has "
-                f"{self.largest}. Evaluate it with another engine."
-            )
-        if self.rows < self.largest:
-            raise ShapeError(f"Groups of {self.rows} atoms have no room for a molecule of {self.largest}.")
         if self.shared > self._most:
             raise ShapeError(
                 f"The kernel of whole molecules needs {self.shared} bytes of shared memory for groups of {self.rows} "
-                f"atoms with {self.packed.macros['FEATURES']} features and {self.blocks} blocks a multiprocessor, and "
-                f"there are {self._most}. Give it smaller groups, or evaluate such molecules with another engine."
+                f"atoms and {self.pairs} pairs with {self.packed.macros['FEATURES']} features, and there are "
+                f"{self._most}."
             )
-
-    @classmethod
-    def suited(cls, packed: Packed, cutoff: float, largest: int, *, batch: bool = True) -> "Plan":
-        """The plan for molecules of some size.
-
-        Args:
-            packed: the student's weights.
-            cutoff: Å, in float64.
-            largest: atoms of the largest molecule.
-            batch: whether there are many, so that a block takes as many at once as there is room for; otherwise one.
-
-        Raises:
-            ShapeError: no block has room for one such molecule.
-        """
-        most = min(max(1, ROWS_OF_BATCH // max(largest, 1)) if batch else 1, 32)
-        for spilled in (False, True):
-            for molecules in range(most, 0, -1):
-                rows = molecules * largest
-                tile = min((9, 8, 7, 10, 6), key=lambda size: _round_up(rows, size))
-                try:
-                    return cls(packed, cutoff, largest, rows, tile, spilled=spilled)
-                except ShapeError:
-                    if spilled and molecules == 1:
-                        raise
-        raise AssertionError  # the loop returns or raises
 
     @property
     def _most(self) -> int:
-        return min(MOST_SHARED, (self.shared_limit + RESERVED) // self.blocks - RESERVED)
+        return (self.shared_limit + RESERVED) // self.blocks - RESERVED
 
     @property
     def _rows(self) -> int:
@@ -125,7 +69,7 @@ class Plan:
 
     @property
     def _pairs(self) -> int:
-        return _round_up(max(1, self.rows * (self.largest - 1) // 2), self.pair_tile)
+        return _round_up(max(1, self.pairs), self.pair_tile)
 
     def _products(self) -> dict[str, tuple[int, int, int, int]]:
         """Of each product the length of its sums, its columns, its rows an atom, and planes that a sum goes through."""
@@ -155,8 +99,8 @@ class Plan:
         """
         found = {}
         for name, (length, columns, per_atom, _) in self._products().items():
-            tiles = -(-per_atom * self.rows // self.row_tile) * (columns // 4)
-            results = -(-per_atom * self.rows * columns // 4 // self.threads)
+            tiles = -(-per_atom * self.rows // self.row_tile) * (columns // self.wide)
+            results = -(-per_atom * self.rows * columns // self.wide // self.threads)
 
             def cost(cut: int, tiles: int = tiles, length: int = length, results: int = results) -> float:
                 return -(-tiles * cut // self.threads) * (length // cut) * self.row_tile + 4.0 * cut * results
@@ -185,10 +129,10 @@ class Plan:
         for sets in (1, 2):
             fitting = [
                 c
-                for c in range(4, features + 1, 4)
+                for c in range(self.wide, features + 1, self.wide)
                 if features % c == 0 and sets * 3 * c * self._pairs <= max(room, self._product_numbers)
             ]
-            found.append(max(fitting, default=4))
+            found.append(max(fitting, default=self.wide))
         return found[0], found[1]
 
     @property
@@ -196,9 +140,13 @@ class Plan:
         """Bytes of shared memory without what products and filters are written to."""
         macros, rows, pairs = self.packed.macros, self._rows, self._pairs
         planes = 10 * rows * int(macros["FEATURES"])
-        numbers = planes + 8 * pairs + (0 if self.spilled else self._pair_numbers)
-        integers = 2 * pairs + 3 * rows + 1
-        return 4 * numbers + 24 * rows + 4 * integers
+        numbers = planes + 7 * pairs + (0 if self.spilled else self._pair_numbers)
+        return 4 * numbers + 10 * self._index * pairs + 8 * (rows + 1)
+
+    @property
+    def _index(self) -> int:
+        """Bytes of what counts rows, pairs and slots of a group."""
+        return 2 if 2 * self._pairs < 2**15 else 4
 
     @property
     def _pair_numbers(self) -> int:
@@ -223,18 +171,17 @@ class Plan:
         saved = 16 * self._rows * int(macros["FEATURES"]) * int(macros["LAYERS"])
         return saved + (self._pair_numbers if self.spilled else 0)
 
-    def macros(self) -> Mapping[str, int | float | str]:
+    def macros(self) -> dict[str, int | float | str]:
         """All that the source leaves open."""
         forward, adjoint = self.chunks()
-        unroll = f'_Pragma("unroll {self.unroll}")' if self.unroll else ""
         return {
             **self.packed.macros,
-            "CUTOFF": self.cutoff,
-            "LARGEST": self.largest,
             "ROWS": self._rows,
             "PAIRS": self._pairs,
             "ROW_TILE": self.row_tile,
             "PAIR_TILE": self.pair_tile,
+            "WIDE": self.wide,
+            "INDEX": {2: "short", 4: "int"}[self._index],
             "THREADS": self.threads,
             "LEAST_BLOCKS": self.blocks,
             "LANES": self.lanes,
@@ -243,38 +190,10 @@ class Plan:
             "CHUNK_FORWARD": forward,
             "CHUNK_ADJOINT": adjoint,
             "WORK": self.work,
-            "SHARED_BYTES": self.shared,
-            "PRODUCT_UNROLL": unroll,
+            "PRODUCT_UNROLL": f'_Pragma("unroll {self.unroll}")' if self.unroll else "",
             **{f"SLICES_{name}": cut for name, cut in self.slices().items()},
         }
 
     def source(self) -> str:
-        """The kernel, ready to be compiled."""
-        lines = []
-        for name, value in self.macros().items():
-            single = isinstance(value, float) and name != "CUTOFF"
-            lines.append(f"#define {name} {value}{'f' if single else ''}\n")
-        return "".join(lines) + SOURCE
-
-
-def groups_of(starts: Int64[np.ndarray, " molecules"], atoms: int, rows: int) -> Int32[np.ndarray, " bounds"]:
-    """Rows at which the groups of whole molecules that blocks take begin, and the number of all rows at the end.
-
-    Args:
-        starts: first row of each molecule.
-        atoms: rows of all.
-        rows: of a group at most, and of a molecule.
-
-    Raises:
-        ShapeError: a molecule is larger than a group.
-    """
-    bounds = np.append(starts, atoms)
-    if (most := int(np.diff(bounds).max())) > rows:
-        raise ShapeError(
-            f"A molecule of {most} atoms does not fit into groups of {rows}. Evaluate it with another engine."
-        )
-    found, begin = [0], 0
-    while begin < atoms:
-        begin = int(bounds[np.searchsorted(bounds, begin + rows, side="right") - 1])
-        found.append(begin)
-    return np.asarray(found, np.int32)
+        """The kernel in CUDA C++, ready to be compiled."""
+        return defined(self.macros()) + DEVICE_SOURCE

@@ -7,14 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from painn_deploy.engines.fused.plan import Packed
+from painn_deploy.engines.fused.packed import Packed
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.model.painn import BesselBasis, GaussianBasis, PaiNN
 from painn_deploy.export.model.student import Student, parts
 
-__all__ = ["MOST_FEATURES", "pack"]
-
-MOST_FEATURES = 128
+__all__ = ["pack"]
 
 
 def pack(student: Student) -> Packed:
@@ -51,13 +49,15 @@ def pack(student: Student) -> Packed:
             "BASIS": columns,
             "BASIS_WIDTH": columns + 4,
             "HIDDEN": read_in.out_features,
+            "ELEMENTS": len(embedding),
+            "GIVES_FEATURES": int(student.gives_features),
             "SINES": int(isinstance(basis, BesselBasis)),
             "SOFTPLUS": int(said.activation == "shifted_softplus"),
             "EPSILON": float(np.float32(said.epsilon)),
             "CUTOFF_FREQUENCY": float(np.float32(np.pi / said.cutoff)),
             **writer.offsets(),
         }
-    return Packed(writer.joined(), macros, len(embedding))
+    return Packed(writer.joined(), macros)
 
 
 def _add_layer(add: Callable[[str, Tensor], None], model: PaiNN, layer: int, columns: int) -> None:
@@ -147,14 +147,12 @@ def _checked(student: Student) -> PaiNN:
     linear = [layer for layer in student.readout if isinstance(layer, nn.Linear)]
     odd = {
         f"{said.hidden_dim} features, and no multiple of 4": said.hidden_dim % 4,
-        f"{said.hidden_dim} features, more than {MOST_FEATURES}": said.hidden_dim > MOST_FEATURES,
         f"the cutoff function {said.cutoff_fn}, not cosine": said.cutoff_fn != "cosine",
         "a repulsion of nuclei": student.repulsion is not None,
         "a scale for each element's energies": student.energy_scales is not None,
         "a bias in its mixing of vectors": cast(nn.Linear, student.mixing[0]).bias is not None,
         "a radial basis for each interaction": isinstance(student.basis, nn.ModuleList),
         "a radial table": student.radial_table is not None,
-        "features among its outputs": student.gives_features,
         f"{len(linear) - 1} hidden layers in its read-out, not one": len(linear) != 2,
     }
     odd[f"a read-out of {linear[0].out_features} features, and no multiple of 4"] = linear[0].out_features % 4

@@ -257,7 +257,8 @@ class Bundler(Closing):
         if engine == GATE and graph.model == traced.exact.file(MODEL):  # the gate has loaded it
             bundle, built, before = traced.exact, BuiltEngine(), False
         else:
-            options = dataclasses.replace(self._options, precision=precision)
+            of_student = get_backend(engine).of_student(self._exported)
+            options = dataclasses.replace(self._options, precision=precision, of_student=of_student)
             if precision == "fp64":
                 options = dataclasses.replace(options, device="cpu", tf32=False)
             built, before = build_cached(get_backend(engine), graph.model, options, self._tell)

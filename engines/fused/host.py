@@ -1,0 +1,213 @@
+"""The kernel on a CPU: compiled for the vector instructions that processors of its kind may have, and loaded.
+
+A bundle holds a library for each width of vectors, and the widest that the machine at hand has is loaded. No library
+needs more than the C library of the system.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from painn_deploy.engines.fused.packed import Packed, defined
+from painn_deploy.engines.fused.source import HOST_SOURCE
+from painn_deploy.export.errors import EngineError, EngineUnavailableError, ShapeError
+
+__all__ = ["LIBRARY", "Library", "Sizes", "compiled_libraries", "kind_of_machine", "load"]
+
+LIBRARY = "molecules-{}.so"
+"""Name of a library in a bundle, by its width."""
+
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
+WIDTHS: Mapping[str, Mapping[int, Sequence[str]]] = {
+    "x86_64": {4: (), 8: ("-mavx2", "-mfma"), 16: ("-mavx2", "-mfma", *AVX512)},
+}
+"""Float32 numbers of a vector, and what lets a compiler use such vectors, by the kind of processor; else there are 4."""
+
+FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+"""Sums keep their order: neither of the last two changes a value."""
+
+ROW_TILE = PAIR_TILE = 9
+"""Rows that a product computes at once: with four weights they fill most of 16 registers, and half of 32."""
+
+CACHE = 2**20
+"""Bytes that filters may take: of more, fewer features are computed at once."""
+
+
+def kind_of_machine() -> str:
+    """What a library depends on, such as `cpu:linux-x86_64`."""
+    return f"cpu:{sys.platform}-{platform.machine().lower()}"
+
+
+def _widths(packed: Packed) -> dict[int, Sequence[str]]:
+    """Widths that libraries of a student are compiled for: what divides its features."""
+    known = WIDTHS.get(platform.machine().lower(), {4: ()})
+    sizes = packed.macros["FEATURES"], packed.macros["HIDDEN"]
+    return {width: flags for width, flags in known.items() if not any(int(size) % width for size in sizes)}
+
+
+def _macros(packed: Packed, width: int) -> dict[str, int | float | str]:
+    slices = ("MESSAGE_IN", "MESSAGE_OUT", "MIXING", "UPDATE_IN", "UPDATE_OUT", "LAST_OUT", "READ_OUT")
+    whole = {f"SLICES_{name}{back}": 1 for name in slices for back in ("", "_BACK")}
+    sizes = {"ROW_TILE": ROW_TILE, "PAIR_TILE": PAIR_TILE, "WIDE": width, "LANES": 1, "SPILLED": 0}
+    return {**packed.macros, **whole, **sizes, "INDEX": "int", "PRODUCT_UNROLL": ""}
+
+
+def compiled_libraries(packed: Packed) -> dict[str, bytes]:
+    """Libraries of a student, by their names in a bundle.
+
+    Args:
+        packed: its weights, which no library holds: they have the same code for all students of the same sizes.
+
+    Raises:
+        EngineUnavailableError: there is no C++ compiler.
+        EngineError: it does not compile; with what the compiler said.
+    """
+    found = next((name for name in (os.environ.get("CXX", ""), "g++", "clang++") if name and shutil.which(name)), None)
+    if found is None:
+        raise EngineUnavailableError("The engine fused needs a C++ compiler: install g++, or set CXX to yours.")
+    with TemporaryDirectory(prefix="painn-deploy-") as folder:
+        running = {}
+        for width, flags in _widths(packed).items():
+            source, made = Path(folder, f"{width}.cpp"), Path(folder, LIBRARY.format(width))
+            source.write_text(defined(_macros(packed, width)) + HOST_SOURCE)
+            command = [found, *FLAGS, "-Wno-psabi", *flags, str(source), "-o", str(made)]
+            running[made] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for made, process in running.items():
+            said, _ = process.communicate()
+            if process.returncode:
+                raise EngineError(f"{found} cannot compile the engine fused ({made.name}): {' '.join(said.split())}")
+        return {made.name: made.read_bytes() for made in running}
+
+
+class Library:
+    """A library that was loaded.
+
+    Args:
+        content: of it.
+        width: numbers of the vectors that it was compiled for.
+
+    Attributes:
+        width: the same.
+        widest: numbers of the widest vectors that this machine has.
+        run: the kernel, see `painn_deploy.engines.fused.host_source`.
+    """
+
+    def __init__(self, content: bytes, width: int) -> None:
+        loaded = _loaded(content)
+        self.width, self.widest, self.run = width, int(loaded.widest()), loaded.run
+        self.run.restype = None
+        pointer, number = ctypes.c_void_p, ctypes.c_int
+        self.run.argtypes = [number, number, *[pointer] * 4, *[pointer] * 6, number, *[pointer] * 5]
+
+
+def _loaded(content: bytes) -> Any:
+    """A library of the process; where the system has files in memory, no folder has to let it be executed.
+
+    Raises:
+        EngineError: the system refuses it.
+    """
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("painn-deploy")  # stays open: the loader knows a library by its path
+        with suppress(OSError), open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+            file.flush()
+            return ctypes.CDLL(f"/proc/self/fd/{descriptor}")
+        os.close(descriptor)
+    try:
+        with TemporaryDirectory(prefix="painn-deploy-") as folder:
+            path = Path(folder, LIBRARY.format(""))
+            path.write_bytes(content)
+            return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise EngineError(f"The library of the engine fused cannot be loaded: {error}. Export it again here.") from error
+
+
+_loaded_once: dict[bytes, Library] = {}
+"""Libraries of this process by the SHA-256 of their content."""
+
+
+def load(contents: Mapping[int, bytes]) -> Library:
+    """The library for this machine's vectors, which a process loads once, however many sessions use it.
+
+    Args:
+        contents: of libraries by their width.
+
+    Raises:
+        EngineError: the system refuses it.
+    """
+    least = min(contents)
+    widest = max(least, _once(contents[least], least).widest)
+    width = max(width for width in contents if width <= widest)
+    return _once(contents[width], width)
+
+
+def _once(content: bytes, width: int) -> Library:
+    key = hashlib.sha256(content).digest()
+    if key not in _loaded_once:
+        _loaded_once[key] = Library(content, width)
+    return _loaded_once[key]
+
+
+class Sizes(NamedTuple):
+    """What a group may have at most, and the memory that it then takes.
+
+    Attributes:
+        rows: of it, in whole tiles.
+        pairs: likewise.
+        forward: features whose filters are computed at once, for the energy.
+        adjoint: the same for its gradient.
+        work: numbers for products and filters.
+    """
+
+    rows: int
+    pairs: int
+    forward: int
+    adjoint: int
+    work: int
+
+    @classmethod
+    def of(cls, packed: Packed, width: int, rows: int, pairs: int) -> "Sizes":
+        """Sizes for groups of a student.
+
+        Args:
+            packed: its weights.
+            width: numbers of a vector.
+            rows: of the largest group.
+            pairs: of the group that has the most.
+
+        Raises:
+            ShapeError: offsets into so much memory have more than 32 bits.
+        """
+        features, hidden = int(packed.macros["FEATURES"]), int(packed.macros["HIDDEN"])
+        rows, pairs = ROW_TILE * -(-rows // ROW_TILE), PAIR_TILE * max(1, -(-pairs // PAIR_TILE))
+        chunks = [chunk for chunk in range(width, features + 1, width) if features % chunk == 0]
+        forward, adjoint = (
+            max((chunk for chunk in chunks if 4 * sets * 3 * chunk * pairs <= CACHE), default=width) for sets in (1, 2)
+        )
+        work = max(max(3 * features, hidden) * rows, 6 * pairs, 3 * forward * pairs, 6 * adjoint * pairs)
+        if max(work, 16 * features * rows * int(packed.macros["LAYERS"])) >= 2**31:
+            raise ShapeError(
+                f"{rows} atoms with {pairs} pairs are more than the engine fused counts with 32 bits. Take smaller "
+                "pieces."
+            )
+        return cls(rows, pairs, forward, adjoint, work)
+
+    def memory(self, packed: Packed) -> tuple[int, int]:
+        """Float32 numbers of the memory that is gone through again and again, and of what waits for the adjoint.
+
+        Args:
+            packed: the student's weights.
+        """
+        features, basis = int(packed.macros["FEATURES"]), int(packed.macros["BASIS_WIDTH"])
+        of_pairs = (2 * basis + 8 + 7 + 2 * 5) * self.pairs  # radial functions, gradients, `Pair` and `Slot`
+        near = 10 * features * self.rows + self.work + of_pairs + 2 * (self.rows + 1)
+        return near, 16 * features * self.rows * int(packed.macros["LAYERS"])

@@ -1,0 +1,263 @@
+"""A session of the kernel on a CPU: threads take groups one after the other, or share the phases of a large one.
+
+Neither changes a bit of a result, since each sum has one owner and one order.
+"""
+
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from painn_deploy.engines.contract import check_indices, taken
+from painn_deploy.engines.fused.groups import groups_of, pieces_of
+from painn_deploy.engines.fused.host import Library, Sizes
+from painn_deploy.engines.fused.packed import Packed
+from painn_deploy.engines.host_session import HostSession
+from painn_deploy.engines.inductor.cores import CORES
+from painn_deploy.engines.session import EngineInfo
+from painn_deploy.export.errors import EngineUnavailableError
+from painn_deploy.export.fields import INPUTS, OUTPUTS, Field, GraphInputs
+
+__all__ = ["FusedHostSession"]
+
+GROUP = 27
+"""Rows that small pieces are put together to: three tiles. More gained nothing, and fewer leave tiles half empty."""
+
+LARGE = 64
+"""Rows from which on threads share a group. Below it, to meet after each phase costs what is gained."""
+
+SHARES = 4
+"""Parts for each thread that groups are divided into, so that one whose core is taken does not keep the others."""
+
+LINE = 64
+"""Bytes of a cache line, at which memory begins."""
+
+NOTHING = 0
+"""Address of an output that the graph does not give."""
+
+
+class FusedHostSession(HostSession):
+    """A loaded engine on a CPU.
+
+    Args:
+        library: the kernel.
+        packed: the student's weights.
+        threads: of its calls; None for as many as there are cores, and fewer while others want them.
+        info: what the session says of itself.
+        outputs: of the graph.
+        inputs: of the graph.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        packed: Packed,
+        threads: int | None,
+        info: EngineInfo,
+        outputs: Sequence[Field] = OUTPUTS,
+        inputs: Sequence[Field] = INPUTS,
+    ) -> None:
+        super().__init__(info, outputs=outputs, inputs=inputs)
+        self._library, self._packed, self._threads = library, packed, threads
+        self._elements = int(packed.macros["ELEMENTS"])
+        self._weights = _aligned(len(packed.weights))
+        self._weights[:] = packed.weights
+        self._rooms: list[_Room] = []
+        self._team: _Team | None = None
+        self._known: tuple[weakref.ref[np.ndarray], _Work] | None = None
+
+    def _evaluate(self, inputs: GraphInputs) -> list[np.ndarray]:
+        taken(inputs, self.inputs)  # it refuses weights that a graph without such an input would leave out
+        if inputs.atomic_numbers.view(np.uint32).max() >= self._elements:
+            check_indices(inputs.atomic_numbers, inputs.neighbours, inputs.reverse, self._elements - 1)
+        most = (os.cpu_count() or 1) if self._threads is None else self._threads
+        work = self._work_of(inputs.reverse, most)
+        outputs = [np.empty(field.sized(atoms=len(inputs.mask)), np.float32) for field in self.outputs]
+        arrays = self._weights, inputs.atomic_numbers, inputs.displacements, inputs.reverse, inputs.mask, inputs.weights
+        before = [*(array.ctypes.data for array in arrays), inputs.mask.shape[1]]
+        after = [*(output.ctypes.data for output in outputs), NOTHING][: len(OUTPUTS) + 1]
+        threads = CORES.threads(most) if self._threads is None else most
+
+        def run(number: int, of: int, groups: np.ndarray, room: _Room) -> None:
+            memory = work.meeting.ctypes.data, *room.addresses, work.sizes_array.ctypes.data
+            self._library.run(number, of, *memory, *before, groups.ctypes.data, *after)
+
+        if work.shared and threads > 1:
+            (room,) = self._rooms_for(work.sizes, 1)
+            self._on_threads(threads, lambda number: run(number, threads, work.groups, room))
+        elif len(work.shares) == 1 or threads == 1:
+            (room,) = self._rooms_for(work.sizes, 1)
+            run(0, 1, work.groups, room)
+        else:
+            rooms, waiting = self._rooms_for(work.sizes, threads), deque(work.shares)
+
+            def take(number: int) -> None:
+                with suppress(IndexError):
+                    while True:
+                        run(0, 1, waiting.popleft(), rooms[number])
+
+            self._on_threads(threads, take)
+        if self._threads is None:
+            CORES.look(most)
+        return outputs
+
+    def _work_of(self, reverse: Int32[np.ndarray, "atoms slots"], threads: int) -> "_Work":
+        """Groups of a matrix and what they take; those of the call before where nothing can have changed in it.
+
+        See `painn_deploy.engines.inductor.pairs.KnownPairs` for why an array that is closed for writing is known again.
+        """
+        if self._known is not None and self._known[0]() is reverse:
+            return self._known[1]
+        work = _Work.of(reverse, self._packed, self._library.width, threads)
+        closed = not reverse.flags.writeable and reverse.base is None
+        self._known = (weakref.ref(reverse), work) if closed else None
+        return work
+
+    def _rooms_for(self, sizes: Sizes, threads: int) -> "list[_Room]":
+        """Memory of each thread, with room for groups of some size."""
+        self._rooms += [_Room(self._packed) for _ in range(len(self._rooms), threads)]
+        for room in self._rooms[:threads]:
+            room.grow(sizes)
+        return self._rooms[:threads]
+
+    def _on_threads(self, threads: int, run: Callable[[int], None]) -> None:
+        """Call something with the number of each thread, the caller's own being 0."""
+        if self._team is None or self._team.threads < threads:
+            if self._team is not None:
+                self._team.close()
+            self._team = _Team(threads)
+        self._team.run(threads, run)
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        super().close()
+        team, self._team = self._team, None
+        if team is not None:
+            team.close()
+        self._rooms, self._known = [], None
+
+
+class _Work(NamedTuple):
+    """What a matrix is divided into.
+
+    Attributes:
+        groups: of the whole matrix, see `painn_deploy.engines.fused.groups.groups_of`.
+        shares: the same in parts.
+        shared: whether threads share each group.
+        sizes: of the largest group.
+        sizes_array: the same, as the kernel reads them.
+        meeting: of threads that share a group.
+    """
+
+    groups: Int32[np.ndarray, " groups_and_two"]
+    shares: list[np.ndarray]
+    shared: bool
+    sizes: Sizes
+    sizes_array: Int32[np.ndarray, "5"]
+    meeting: Int32[np.ndarray, "2"]
+
+    @classmethod
+    def of(cls, reverse: Int32[np.ndarray, "atoms slots"], packed: Packed, width: int, threads: int) -> "_Work":
+        pieces = pieces_of(reverse)
+        groups = groups_of(pieces, GROUP, reverse.size)
+        count, bounds = int(groups[0]), groups[1:]
+        stored = pieces.slots[np.searchsorted(pieces.bounds, bounds)]
+        rows, pairs = int(np.diff(bounds).max()), int(np.diff(stored).max()) // 2
+        sizes = Sizes.of(packed, width, rows, pairs)
+        cuts = np.linspace(0, count, min(count, SHARES * threads) + 1).round().astype(int)
+        shares = [
+            np.concatenate([[end - begin], bounds[begin : end + 1]]).astype(np.int32)
+            for begin, end in zip(cuts[:-1], cuts[1:], strict=True)
+        ]
+        shared = rows >= LARGE and count < 2 * threads
+        return cls(groups, shares, shared, sizes, np.array(sizes, np.int32), np.zeros(2, np.int32))
+
+
+class _Room:
+    """Memory of one thread, which grows and is kept from call to call.
+
+    Args:
+        packed: the student's weights.
+    """
+
+    def __init__(self, packed: Packed) -> None:
+        self._packed = packed
+        self._near, self._far = _aligned(0), _aligned(0)
+
+    @property
+    def addresses(self) -> tuple[int, int]:
+        """Of its two parts, see `Sizes.memory`."""
+        return self._near.ctypes.data, self._far.ctypes.data
+
+    def grow(self, sizes: Sizes) -> None:
+        """Have room for groups of some size.
+
+        Args:
+            sizes: of them.
+        """
+        near, far = sizes.memory(self._packed)
+        if len(self._near) < near:
+            self._near = _aligned(near)
+        if len(self._far) < far:
+            self._far = _aligned(far)
+
+
+class _Team:
+    """The caller's thread and others that wait for work.
+
+    Args:
+        threads: the caller's included.
+
+    Raises:
+        EngineUnavailableError: the system gives no more threads.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._pool = ThreadPoolExecutor(threads - 1, "painn-deploy")
+        # all of them start now: one that was missing would be waited for without end
+        here = threading.Barrier(threads)
+        try:
+            for _ in range(threads - 1):
+                self._pool.submit(here.wait)
+            here.wait()
+        except RuntimeError as error:
+            here.abort()
+            self.close()
+            raise EngineUnavailableError(
+                f"The system gives this process no {threads} threads ({error}). Give fewer: threads=1."
+            ) from error
+
+    def run(self, threads: int, run: Callable[[int], None]) -> None:
+        """Call something with the number of each thread, the caller's own being 0.
+
+        Args:
+            threads: so many of them.
+            run: what is called.
+        """
+        others = [self._pool.submit(run, number) for number in range(1, threads)]
+        try:
+            run(0)
+        finally:
+            wait(others)
+        for other in others:
+            other.result()
+
+    def close(self) -> None:
+        """End its threads."""
+        self._pool.shutdown()
+
+
+def _aligned(numbers: int) -> Float32[np.ndarray, " numbers"]:
+    """Zeros that begin at a cache line."""
+    spare = LINE // 4
+    room = np.zeros(numbers + spare, np.float32)
+    start = -(room.ctypes.data // 4) % spare
+    return room[start : start + numbers]

@@ -1,0 +1,116 @@
+"""What the kernel's source asks of a CPU, in C++ of g++ and clang++; see `source`."""
+
+__all__ = ["HOST", "HOST_BEGIN", "HOST_END"]
+
+HOST = r"""
+#include <cmath>
+#include <cstring>
+#include <sched.h>
+#define DEVICE static inline
+#define METHOD
+#define PHASE inline
+#define BARRIER meet()
+#define BLOCK 0
+#define BLOCKS 1
+#define SCRATCH 0
+#define ENTRY void
+#define MEMORY
+#define UNROLL
+struct Quad { float x, y, z, w; };
+typedef float Wide __attribute__((vector_size(4 * WIDE)));  // columns that are computed at once
+DEVICE Wide get(const float* p)
+{
+    Wide a;
+    memcpy(&a, p, sizeof a);
+    return a;
+}
+DEVICE void put(float* p, Wide a) { memcpy(p, &a, sizeof a); }
+DEVICE Wide fixed(const float* p) { return get(p); }
+DEVICE Wide wide(float a) { return a + Wide{}; }
+DEVICE void more(Wide& sum, Wide a, Wide b) { sum += a * b; }
+DEVICE float total(Wide a)
+{
+    float sum = 0.0f;
+    for (int i = 0; i < WIDE; ++i) sum += a[i];
+    return sum;
+}
+// exp(x) = 2^n exp(r) with |r| < 0.35, without a branch, so that a compiler computes many at once. Off by less than two
+// units in the last place; beyond 87 it stays what it is there.
+DEVICE float exponential(float x)
+{
+    x = x < 87.0f ? x : 87.0f;
+    x = x > -87.0f ? x : -87.0f;
+    float n = floorf(x * 1.44269504f + 0.5f), r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float tail = 1.9875691500e-4f;
+    tail = tail * r + 1.3981999507e-3f;
+    tail = tail * r + 8.3334519073e-3f;
+    tail = tail * r + 4.1665795894e-2f;
+    tail = tail * r + 1.6666665459e-1f;
+    tail = tail * r + 5.0000001201e-1f;
+    int bits = ((int)n + 127) << 23;
+    float scale;
+    memcpy(&scale, &bits, sizeof scale);
+    return (tail * r * r + r + 1.0f) * scale;
+}
+template <float of(float)>
+DEVICE Wide each(Wide a)
+{
+    float values[WIDE];
+    memcpy(values, &a, sizeof a);
+    for (int i = 0; i < WIDE; ++i) values[i] = of(values[i]);
+    memcpy(&a, values, sizeof a);
+    return a;
+}
+
+// A thread has tasks side by side, whose data are side by side too.
+DEVICE int share(int thread, int threads, int count) { return (int)((long long)count * thread / threads); }
+#define EACH(t, count) \
+    for (int t##_count = (count), t = share(THREAD, THREADS, t##_count), \
+             t##_end = share(THREAD + 1, THREADS, t##_count); t < t##_end; ++t)
+#define EACH_AFTER(t, count, before) EACH(t, count)
+"""
+
+HOST_BEGIN = r"""
+// Sizes are those of what is evaluated, and several threads meet between the phases of one large group.
+struct Molecules {
+    const int THREAD, THREADS;
+    int* const meeting;  // of all threads: how many wait, and how often all met
+    float* const memory;
+    const int ROWS, PAIRS, CHUNK_FORWARD, CHUNK_ADJOINT, WORK;
+
+    void meet()
+    {
+        if (THREADS == 1) return;
+        int met = __atomic_load_n(meeting + 1, __ATOMIC_ACQUIRE);
+        if (__atomic_add_fetch(meeting, 1, __ATOMIC_ACQ_REL) == THREADS) {
+            __atomic_store_n(meeting, 0, __ATOMIC_RELAXED);
+            __atomic_add_fetch(meeting + 1, 1, __ATOMIC_RELEASE);
+        } else
+            for (int turn = 0; __atomic_load_n(meeting + 1, __ATOMIC_ACQUIRE) == met; ++turn)
+                if (turn > 4000) sched_yield();
+    }
+"""
+
+HOST_END = r"""
+};
+
+extern "C" int widest()
+{
+#ifdef __x86_64__
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")
+        && __builtin_cpu_supports("avx512vl"))
+        return 16;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 8;
+#endif
+    return 4;
+}
+
+extern "C" void run(int thread, int threads, int* meeting, float* memory, float* scratch, const int* sizes,
+    const float* weights, const int* numbers, const float* displacements, const int* reverse, const float* mask,
+    const float* shares, int width, const int* groups, float* energies, float* forces, float* virials, float* features)
+{
+    Molecules{thread, threads, meeting, memory, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}.molecules(weights,
+        numbers, displacements, reverse, mask, shares, width, groups, scratch, energies, forces, virials, features);
+}
+"""
