@@ -13,6 +13,7 @@ from painn_deploy.export.progress import Tell
 
 if TYPE_CHECKING:
     import onnx
+    from ase import Atoms
 
     from painn_deploy.export.model.student import Student
 
@@ -161,6 +162,26 @@ class Backend(Protocol):
             device: that a session runs on, such as `cpu` or `cuda:0`.
         """
         return CPU_BATCH_SLOTS if device == "cpu" else GPU_BATCH_SLOTS
+
+    def takes(self, device: str, atoms: "Atoms") -> bool:
+        """Whether its engines evaluate a structure of such a size and kind, whatever the elements.
+
+        Args:
+            device: that a session runs on, such as `cpu` or `cuda:0`.
+            atoms: the structure.
+        """
+        return True
+
+    def can_run(self, bundle: Bundle) -> bool:
+        """Whether there is a device here that a bundle's engine runs on.
+
+        Args:
+            bundle: one that this backend built.
+
+        Raises:
+            EngineUnavailableError: the library is not installed.
+        """
+        return bool(self.devices())
 
     def honours_tf32(self, device: str) -> bool:
         """Whether the FP32 products of an engine can round their operands to ten bits, on a GPU, where a user asks.

@@ -117,6 +117,7 @@ def check_parity(
     brought: Sequence[Atoms] = (),
     *,
     precision: str = "fp32",
+    takes: Callable[[Atoms], bool] = bool,
     tell: Tell = silent,
 ) -> dict[str, Any]:
     """Compare an engine with the float64 student under plain autograd, which shares no adjoint with the engine.
@@ -127,6 +128,7 @@ def check_parity(
         batches: structures to compare on; by default `parity_structures`, without those of forces beyond chemistry.
         brought: the user's structures: figures are of them, and `parity_structures` may stop the engine all the same.
         precision: of the engine, `fp32` or `fp64`.
+        takes: whether the engine evaluates such a structure; by default one that has atoms. Others are not compared.
         tell: called with how many were compared.
 
     Returns:
@@ -140,13 +142,18 @@ def check_parity(
             error, the largest value and likely causes. Or no structure with neighbours is left to compare on.
     """
     gate = _DOUBLE if precision == "fp64" else _SINGLE
+
+    def taken(given: Sequence[Sequence[Atoms]]) -> list[list[Atoms]]:
+        found = [[atoms for atoms in batch if takes(atoms)] for batch in given]
+        return [batch for batch in found if batch]
+
     if batches is None and brought:
-        found = _compare(gate, run, student, _batches_of(brought), tell=tell)
-        others = parity_structures(student)  # no figures of this student
+        found = _compare(gate, run, student, taken(_batches_of(brought)), tell=tell)
+        others = taken(parity_structures(student))  # no figures of this student
         _compare(gate, run, student, others, LARGEST_FORCE, needed=False, tell=prefixed(tell, "default set, "))
         return found
     largest = LARGEST_FORCE if batches is None else np.inf
-    return _compare(gate, run, student, batches or parity_structures(student), largest, tell=tell)
+    return _compare(gate, run, student, taken(batches or parity_structures(student)), largest, tell=tell)
 
 
 def _compare(

@@ -1,23 +1,28 @@
 """The `fused` backend: a kernel of our own for PaiNN, in which no tensor of a size of atoms x slots x features exists.
 
-It is compiled for the student's sizes, in seconds: for a CPU by a C++ compiler, for NVIDIA GPUs by NVRTC, of one source.
-What runs it needs neither torch nor a compiler.
+It is compiled for the student's sizes, in seconds and of one source: for a CPU by a C++ compiler, for NVIDIA GPUs by
+NVRTC. What runs it needs neither torch nor a compiler.
 """
 
-from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine
+from painn_deploy.engines.fused.gpu import compiled_kernels, session_on_gpu
 from painn_deploy.engines.fused.host import LIBRARY, compiled_libraries, kind_of_machine, load
 from painn_deploy.engines.fused.host_session import FusedHostSession
 from painn_deploy.engines.fused.packed import Packed
+from painn_deploy.engines.fused.plan import MOST_ATOMS
+from painn_deploy.engines.gpu.cuda import compute_capability, gpus
+from painn_deploy.engines.gpu.session import GpuSession
 from painn_deploy.engines.session import EngineInfo
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError
 from painn_deploy.export.progress import Tell, silent
 
 if TYPE_CHECKING:
+    from ase import Atoms
+
     from painn_deploy.export.model.student import Student
 
 __all__ = ["BACKEND", "FusedBackend"]
@@ -27,6 +32,9 @@ VERSION = "1"
 
 WEIGHTS = "molecules.weights"
 
+CUDA = "cuda:"
+"""How kinds of GPU begin that a bundle is bound to; its compute capability follows."""
+
 CPU_BATCH_SLOTS = 16_384
 """See `painn_deploy.engines.backend`: each group of some atoms is in the cache by itself, whatever the batch is."""
 
@@ -35,7 +43,7 @@ class FusedBackend(Backend):
     """A kernel of our own, of PaiNNs whose filters have a cosine cutoff."""
 
     name = "fused"
-    packages: Mapping[str, str] = MappingProxyType({})
+    packages = MappingProxyType({"cuda-bindings": "cuda"})
     precisions = ("fp32",)
     lacking = MappingProxyType(
         {
@@ -59,9 +67,44 @@ class FusedBackend(Backend):
         """See `Backend.batch_slots`."""
         return CPU_BATCH_SLOTS if device == "cpu" else super().batch_slots(device)
 
+    def takes(self, device: str, atoms: "Atoms") -> bool:
+        """See `Backend.takes`: on a GPU, molecules of up to `MOST_ATOMS` atoms."""
+        return device == "cpu" or (len(atoms) <= MOST_ATOMS and not atoms.pbc.any())
+
+    def can_run(self, bundle: Bundle) -> bool:
+        """See `Backend.can_run`."""
+        return self._on_cpu(bundle) or bool(_gpus())
+
     def bound_to(self, options: BuildOptions) -> str:
         """See `Backend.bound_to`."""
-        return kind_of_machine()
+        return ",".join(self._targets(options))
+
+    def _targets(self, options: BuildOptions) -> tuple[str, ...]:
+        """Kinds of device that an engine is built for.
+
+        Raises:
+            EngineUnavailableError: it is asked for the GPU that is here, and there is none.
+        """
+        here = self.devices()
+        kind = (here[0] if options.device == "auto" else options.device).partition(":")[0]
+        if kind == "cpu":
+            return (kind_of_machine(),)
+        if kind != "cuda":
+            raise EngineUnavailableError(f"The engine fused is built for cpu or cuda, and not for {options.device!r}.")
+        capabilities = options.compute_capabilities
+        if not capabilities and here[0] == "cpu":
+            raise EngineUnavailableError(
+                "There is no NVIDIA GPU here that the engine fused could be built for. Name its kind with "
+                "--compute-capability, such as 90, or give --device cpu."
+            )
+        if not capabilities:
+            index = options.device.partition(":")[2] or "0"
+            capabilities = (compute_capability(int(index) if index.isdigit() else 0),)
+        return tuple(CUDA + capability for capability in capabilities)
+
+    @staticmethod
+    def _on_cpu(bundle: Bundle) -> bool:
+        return not any(kind.startswith(CUDA) for kind in bundle.manifest.bound_to)
 
     def version(self) -> str:
         """See `Backend.version`: of the kernel."""
@@ -69,46 +112,66 @@ class FusedBackend(Backend):
 
     def devices(self) -> tuple[str, ...]:
         """See `Backend.devices`."""
-        return ("cpu",)
+        return (*_gpus(), "cpu")
 
     def build(self, model: bytes, options: BuildOptions, tell: Tell = silent) -> BuiltEngine:
         """See `Backend.build`."""
         if not options.of_student:
             raise EngineError("The engine fused is built of a student's weights, and a graph alone does not have them.")
-        packed = Packed.from_bytes(options.of_student)
-        tell(f"fused: compiling for {kind_of_machine()}")
-        return BuiltEngine({WEIGHTS: options.of_student, **compiled_libraries(packed)}, (kind_of_machine(),))
+        packed, targets = Packed.from_bytes(options.of_student), self._targets(options)
+        if targets[0].startswith(CUDA):
+            made = compiled_kernels(packed, [target.removeprefix(CUDA) for target in targets], tell)
+        else:
+            tell(f"fused: compiling for {targets[0]}")
+            made = compiled_libraries(packed)
+        return BuiltEngine({WEIGHTS: options.of_student, **made}, targets)
 
-    def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> FusedHostSession:
+    def open(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> "FusedHostSession | GpuSession":
         """See `Backend.open`."""
-        manifest = bundle.manifest
-        if device not in ("auto", *self.devices()):
-            raise EngineUnavailableError(f"The engine fused cannot run on {device!r}, only {', '.join(self.devices())}.")
+        manifest, on_cpu = bundle.manifest, self._on_cpu(bundle)
+        here = [name for name in self.devices() if (name == "cpu") is on_cpu]
+        chosen = here[0] if here and device in ("auto", "cpu" if on_cpu else "cuda") else device
+        if chosen not in here:
+            raise EngineUnavailableError(
+                f"{bundle} was compiled for {', '.join(manifest.bound_to)} and cannot run on {device!r}; there is "
+                f"{', '.join(self.devices())} here. Export it for that, or use another bundle."
+            )
         if manifest.engine_version != self.version():
             raise BundleError(
                 f"{bundle} has version {manifest.engine_version} of the kernel, and this is version {self.version()}. "
                 "Export it again here."
             )
-        if kind_of_machine() not in manifest.bound_to:
+        kind = kind_of_machine() if on_cpu else CUDA + compute_capability(int(chosen.partition(":")[2]))
+        if kind not in manifest.bound_to:
             raise BundleError(
-                f"{bundle} was compiled for {', '.join(manifest.bound_to)}, and this machine is {kind_of_machine()}. "
-                "Export it again here."
+                f"{bundle} was compiled for {', '.join(manifest.bound_to)}, and this machine is {kind}. Export it "
+                "again here."
             )
         packed = Packed.from_bytes(bundle.file(WEIGHTS))
         if dict(manifest.axes) != ({"width": packed.macros["HIDDEN"]} if packed.macros["GIVES_FEATURES"] else {}):
             raise BundleError(f"{bundle} holds weights of another graph than its own. Export it again.")
+        info = EngineInfo(
+            backend=self.name,
+            version=self.version(),
+            device=chosen,
+            precision=manifest.precision,
+            bundle_sha256=bundle.sha256,
+        )
+        if not on_cpu:
+            return session_on_gpu(bundle, packed, int(chosen.partition(":")[2]), info)
         names = {width: LIBRARY.format(width) for width in (4, 8, 16)}
         contents = {width: bundle.file(name) for width, name in names.items() if name in manifest.files}
         if not contents:
             raise BundleError(f"{bundle} holds no library of the engine fused. Export it again.")
-        info = EngineInfo(
-            backend=self.name,
-            version=self.version(),
-            device="cpu",
-            precision=manifest.precision,
-            bundle_sha256=bundle.sha256,
-        )
         return FusedHostSession(load(contents), packed, threads, info, manifest.outputs, manifest.inputs)
 
 
 BACKEND = FusedBackend()
+
+
+def _gpus() -> tuple[str, ...]:
+    """GPUs that it can run on here; none where cuda-bindings is not installed."""
+    try:
+        return gpus()
+    except EngineUnavailableError:
+        return ()

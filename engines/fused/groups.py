@@ -40,7 +40,9 @@ def pieces_of(reverse: Int32[np.ndarray, "atoms slots"]) -> Pieces:
     flat, own = reverse.reshape(-1), np.arange(reverse.size, dtype=np.int32)
     if flat.min() < 0 or flat.max() >= flat.size or not np.array_equal(flat[flat], own):
         raise ShapeError("The input reverse is no pairing: the reverse of a slot's reverse must be that slot.")
-    farthest = np.maximum.accumulate(reverse.max(1) // slots)  # a pair is seen from both ends: no row looks back further
+    farthest = np.maximum.accumulate(
+        reverse.max(1) // slots
+    )  # a pair is seen from both ends: no row looks back further
     bounds = np.append(0, np.flatnonzero(farthest <= np.arange(atoms)) + 1)
     stored = np.append(0, np.cumsum((reverse != own.reshape(reverse.shape)).sum(1)))
     return Pieces(bounds, stored[bounds])

@@ -9,11 +9,11 @@ import hashlib
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vecto
 WIDTHS: Mapping[str, Mapping[int, Sequence[str]]] = {
     "x86_64": {4: (), 8: ("-mavx2", "-mfma"), 16: ("-mavx2", "-mfma", *AVX512)},
 }
-"""Float32 numbers of a vector, and what lets a compiler use such vectors, by the kind of processor; else there are 4."""
+"""Float32 numbers of a vector, and what lets a compiler use such vectors, by the kind of processor; others have 4."""
 
 FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 """Sums keep their order: neither of the last two changes a value."""
@@ -80,7 +80,7 @@ def compiled_libraries(packed: Packed) -> dict[str, bytes]:
             source, made = Path(folder, f"{width}.cpp"), Path(folder, LIBRARY.format(width))
             source.write_text(defined(_macros(packed, width)) + HOST_SOURCE)
             command = [found, *FLAGS, "-Wno-psabi", *flags, str(source), "-o", str(made)]
-            running[made] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            running[made] = Popen(command, stdout=PIPE, stderr=STDOUT, text=True)  # noqa: S603 - of the user's choice
         for made, process in running.items():
             said, _ = process.communicate()
             if process.returncode:
@@ -128,7 +128,9 @@ def _loaded(content: bytes) -> Any:
             path.write_bytes(content)
             return ctypes.CDLL(str(path))
     except OSError as error:
-        raise EngineError(f"The library of the engine fused cannot be loaded: {error}. Export it again here.") from error
+        raise EngineError(
+            f"The library of the engine fused cannot be loaded: {error}. Export it again here."
+        ) from error
 
 
 _loaded_once: dict[bytes, Library] = {}

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -173,8 +174,7 @@ class _Work(NamedTuple):
         sizes = Sizes.of(packed, width, rows, pairs)
         cuts = np.linspace(0, count, min(count, SHARES * threads) + 1).round().astype(int)
         shares = [
-            np.concatenate([[end - begin], bounds[begin : end + 1]]).astype(np.int32)
-            for begin, end in zip(cuts[:-1], cuts[1:], strict=True)
+            np.concatenate([[end - begin], bounds[begin : end + 1]]).astype(np.int32) for begin, end in pairwise(cuts)
         ]
         shared = rows >= LARGE and count < 2 * threads
         return cls(groups, shares, shared, sizes, np.array(sizes, np.int32), np.zeros(2, np.int32))

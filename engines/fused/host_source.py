@@ -67,7 +67,7 @@ DEVICE int share(int thread, int threads, int count) { return (int)((long long)c
 #define EACH(t, count) \
     for (int t##_count = (count), t = share(THREAD, THREADS, t##_count), \
              t##_end = share(THREAD + 1, THREADS, t##_count); t < t##_end; ++t)
-#define EACH_AFTER(t, count, before) EACH(t, count)
+#define EACH_AFTER(t, count, before) EACH(t, ((void)(before), (count)))
 """
 
 HOST_BEGIN = r"""

@@ -3,8 +3,8 @@
 __all__ = ["KERNEL"]
 
 KERNEL = r"""
-// Groups of rows that no pair leads out of, one after the other for a block: groups[0] of them, from row groups[g] to row
-// groups[g + 1] of the matrix, which has `width` slots a row. `scratch` has SCRATCH of each block.
+// Groups of rows that no pair leads out of, one after the other for a block: groups[0] of them, from row groups[g] to
+// row groups[g + 1] of the matrix, which has `width` slots a row. `scratch` has SCRATCH of each block.
 ENTRY molecules(
     const float* weights, const int* numbers, const float* displacements, const int* reverse, const float* mask,
     const float* shares, int width, const int* groups, float* scratch, float* energies, float* forces, float* virials,
@@ -14,16 +14,10 @@ ENTRY molecules(
     float* const shared = (float*)memory;
     float *const s = shared + 6 * PLANE, *const x = s + PLANE, *const work = x + 3 * PLANE, *const rest = work + WORK;
     float* const own = scratch + (long long)BLOCK * SCRATCH;
-#if SPILLED  // of many pairs there is more than shared memory holds
-    float* const basis = own + LAYERS * SAVED;
-    Pair* const pairs = (Pair*)rest;
-#else
-    float* const basis = rest;
-    Pair* const pairs = (Pair*)(rest + 2 * PAIRS * BASIS_WIDTH + 8 * PAIRS * LANES);
-#endif
-    float* const lanes = basis + 2 * PAIRS * BASIS_WIDTH;
+    float *const basis = SPILLED ? own + LAYERS * SAVED : rest, *const lanes = basis + 2 * PAIRS * BASIS_WIDTH;
+    Pair* const pairs = (Pair*)(lanes + 8 * PAIRS * LANES);  // of many there is more than shared memory holds
     Slot* const slots = (Slot*)(pairs + PAIRS);
-    int *const starts = (int*)(slots + 2 * PAIRS), *const leads = starts + ROWS + 1;
+    int *const starts = SPILLED ? (int*)rest : (int*)(slots + 2 * PAIRS), *const leads = starts + ROWS + 1;
     const int COLUMNS = F / WIDE, LAST = LAYERS - 1;
 
     for (int group = 1 + BLOCK; group <= groups[0]; group += BLOCKS) {

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
@@ -39,7 +39,7 @@ class Packed(NamedTuple):
         """
         line, ended, rest = content.partition(b"\n")
         try:
-            macros = json.loads(line) if ended and len(line) < LONGEST else None
+            macros: Any = json.loads(line) if ended and len(line) < LONGEST else None
         except ValueError:
             macros = None
         sound = isinstance(macros, dict) and all(
@@ -56,4 +56,6 @@ def defined(macros: Mapping[str, int | float | str]) -> str:
     Args:
         macros: by name; a float is one of single precision.
     """
-    return "".join(f"#define {name} {value}{'f' if isinstance(value, float) else ''}\n" for name, value in macros.items())
+    return "".join(
+        f"#define {name} {value}{'f' if isinstance(value, float) else ''}\n" for name, value in macros.items()
+    )

@@ -7,8 +7,8 @@ struct Pair {
     float r[3], distance, scale, cutoff, cutoff_slope;  // Å; as the pair's leading slot sees it
 };
 
-// What a slot of an edge is: its atoms' rows, where its reverse went, its pair, and whether it looks as the pair does (1)
-// or the other way (-1).
+// What a slot of an edge is: its atoms' rows, where its reverse went, its pair, and whether it looks as the pair does
+// (1) or the other way (-1).
 struct Slot {
     INDEX here, there, back, pair, sign;
 };

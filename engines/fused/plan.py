@@ -1,15 +1,25 @@
 """How the kernel of molecules is cut to a student and to sizes of groups: what is a constant when it is compiled."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from painn_deploy.engines.fused.packed import Packed, defined
 from painn_deploy.engines.fused.source import DEVICE_SOURCE
-from painn_deploy.export.errors import ShapeError
+from painn_deploy.export.errors import EngineUnavailableError, ShapeError
 
-__all__ = ["MOST_SHARED", "Plan"]
+__all__ = ["MOST_ATOMS", "Plan", "plans_for"]
 
 MOST_SHARED = 232_448
 """Bytes of shared memory that a block may have on compute capability 9.0."""
+
+SHARED = {"75": 65_536, "80": 166_912, "86": 101_376, "87": 166_912, "89": 101_376, "90": MOST_SHARED}
+"""The same of others, from CUDA's programming guide; from 10.0 on, what workstations have at least."""
+
+MOST_ATOMS = 32
+"""Of a group."""
+
+SIZES = ((9, 36), (21, 210), (24, 132), (27, 108), (MOST_ATOMS, 496))
+"""Atoms and pairs of groups: one small molecule, one as large as a drug, two or three small ones, and the largest."""
 
 RESERVED = 1_024
 """Bytes of a multiprocessor's shared memory that each block takes besides its own."""
@@ -19,7 +29,7 @@ def _round_up(count: int, step: int) -> int:
     return step * -(-count // step)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """Sizes of a block's work.
 
@@ -32,7 +42,7 @@ class Plan:
         threads: of a block.
         blocks: of a multiprocessor, at least; what they may have of registers and of shared memory follows from it.
         lanes: threads that share a slot's gradient.
-        spilled: whether radial functions and gradients of slots, which many pairs have many of, are in scratch.
+        spilled: whether what pairs and slots have, of which there is much where they are many, is in scratch.
         unroll: fours of a product's sums whose weights are on their way at once; 0 leaves it to the compiler.
         wide: columns that a thread computes at once: 4 on a GPU.
         shared_limit: bytes of shared memory of a multiprocessor, or of a CPU's cache.
@@ -138,10 +148,8 @@ class Plan:
     @property
     def _fixed(self) -> int:
         """Bytes of shared memory without what products and filters are written to."""
-        macros, rows, pairs = self.packed.macros, self._rows, self._pairs
-        planes = 10 * rows * int(macros["FEATURES"])
-        numbers = planes + 7 * pairs + (0 if self.spilled else self._pair_numbers)
-        return 4 * numbers + 10 * self._index * pairs + 8 * (rows + 1)
+        planes = 10 * self._rows * int(self.packed.macros["FEATURES"])
+        return 4 * (planes + (0 if self.spilled else self._pair_numbers)) + 8 * (self._rows + 1)
 
     @property
     def _index(self) -> int:
@@ -150,8 +158,8 @@ class Plan:
 
     @property
     def _pair_numbers(self) -> int:
-        """Radial functions of pairs and gradients of slots."""
-        return self._pairs * (2 * int(self.packed.macros["BASIS_WIDTH"]) + 8 * self.lanes)
+        """Of 32 bits: radial functions of pairs, gradients of slots, `Pair` and `Slot`."""
+        return self._pairs * (2 * int(self.packed.macros["BASIS_WIDTH"]) + 8 * self.lanes + 7 + 10 * self._index // 4)
 
     @property
     def work(self) -> int:
@@ -197,3 +205,34 @@ class Plan:
     def source(self) -> str:
         """The kernel in CUDA C++, ready to be compiled."""
         return defined(self.macros()) + DEVICE_SOURCE
+
+
+def plans_for(packed: Packed, capability: str) -> list[Plan]:
+    """Plans for groups of all sizes that there may be: small ones, several of them together, and the largest.
+
+    Args:
+        packed: the student's weights.
+        capability: of the GPU, such as `90`.
+
+    Raises:
+        EngineUnavailableError: it has too little shared memory for any group.
+    """
+    limit = SHARED.get(capability, MOST_SHARED if capability.startswith("10") else SHARED["86"])
+    found = [plan for rows, pairs in SIZES if (plan := _fitting(packed, rows, pairs, limit))]
+    if not found or found[-1].rows < MOST_ATOMS:
+        largest = (_fitting(packed, rows, rows * (rows - 1) // 2, limit) for rows in range(MOST_ATOMS, 1, -1))
+        found += [plan for plan in largest if plan and (not found or plan.rows > found[-1].rows)][:1]
+    if not found:
+        raise EngineUnavailableError(
+            f"A GPU of compute capability {capability} has {limit:,} bytes of shared memory a block, and the engine "
+            f"fused needs more for a student of {packed.macros['FEATURES']} features. Export another engine."
+        )
+    return found
+
+
+def _fitting(packed: Packed, rows: int, pairs: int, limit: int) -> Plan | None:
+    tile = min((9, 8, 7, 10, 6), key=lambda size: _round_up(rows, size))
+    for spilled in (False, True):
+        with suppress(ShapeError):
+            return Plan(packed, rows, pairs, tile, spilled=spilled, shared_limit=limit)
+    return None

@@ -60,7 +60,8 @@ PHASE void product(const float* a, int step, int rows, const float* weights, flo
     static_assert(LENGTH * SLICES == K && LENGTH % 4 == 0 && N % WIDE == 0, "a slice is a whole number of fours");
     int tiles = (rows + ROW_TILE - 1) / ROW_TILE;
     EACH(task, tiles * COLUMNS * SLICES) {
-        int column = WIDE * (task % COLUMNS), rest = task / COLUMNS, row = rest % tiles * ROW_TILE, slice = rest / tiles;
+        int column = WIDE * (task % COLUMNS), rest = task / COLUMNS, slice = rest / tiles;
+        int row = rest % tiles * ROW_TILE;
         const float* w = weights + slice * LENGTH * N + column;
         const float* from = a + row * WIDTH;
         Wide sum[ROW_TILE];
@@ -96,8 +97,8 @@ DEVICE Wide summed(const float* out, int capacity, int row, int column)
     return sum;
 }
 
-// Of every pair the filters of `chunk` features: out[set][pair][kind][chunk] = basis * weights, the bias times the cutoff
-// function included, where the second set has slopes by the distance.
+// Of every pair the filters of `chunk` features: out[set][pair][kind][chunk] = basis * weights, the bias times the
+// cutoff function included, where the second set has slopes by the distance.
 template <int SETS>
 PHASE void filters(
     const float* basis, int pairs, const float* weights, int feature, int chunk, int kinds, float* out)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int64
 
 from painn_deploy.engines.gpu.cuda import call, capture
 from painn_deploy.export.fields import Field, GraphInputs
@@ -33,6 +34,7 @@ class Executor(Protocol):
         outputs: of the graph, see `painn_deploy.export.fields.outputs_of`.
         least: atoms that a matrix has at least.
         most_slots: slots that it has at most; None for any number.
+        variant: which of its kernels the last `fill` or `fill_molecules` chose; a CUDA graph holds one of them.
     """
 
     fields: tuple[Field, ...]
@@ -40,6 +42,7 @@ class Executor(Protocol):
     outputs: tuple[Field, ...]
     least: int
     most_slots: int | None
+    variant: tuple[Any, ...] = ()
 
     def check(self, atoms: int, slots: int) -> None:
         """Refuse a size that the engine does not serve.
@@ -51,6 +54,17 @@ class Executor(Protocol):
         Raises:
             ShapeError: it says what to do.
         """
+
+    def check_search(self, atoms: int) -> None:
+        """Refuse a structure whose neighbours the device finds, so that the host knows nothing of them.
+
+        Args:
+            atoms: of it.
+
+        Raises:
+            ShapeError: it says what to do.
+        """
+        return
 
     def lengths(self, atoms: int, slots: int) -> Mapping[str, int]:
         """Lengths of the further axes of `fields`, by name.
@@ -67,6 +81,21 @@ class Executor(Protocol):
             inputs: that they belong to.
             arrays: in pinned memory, by name.
         """
+
+    def fill_molecules(
+        self, starts: Int64[np.ndarray, " molecules"], atoms: int, arrays: Mapping[str, np.ndarray]
+    ) -> tuple[str, ...]:
+        """Write those arrays of `fields` that depend on where molecules begin, whose pairs the device forms.
+
+        Args:
+            starts: first row of each molecule.
+            atoms: rows of all; further ones are padding.
+            arrays: in pinned memory, by name.
+
+        Returns:
+            Names of what was written, which the lane uploads.
+        """
+        return ()
 
     def bind(self, atoms: int, slots: int, addresses: Mapping[str, int]) -> None:
         """Read inputs from and write outputs to these addresses from now on.

@@ -156,8 +156,8 @@ class Lane:
         """
         self._settle()
         executor, stream, atoms = self.executor, int(self._stream), len(boxes.positions)
-        rows = max(atoms, executor.least)
-        self.resident = None
+        executor.check_search(atoms)
+        self.resident, rows = None, max(atoms, executor.least)
         self._kernel(DisplacementKernel)  # compiled before anything is followed
         finding, pairing = self._kernel(FindingKernel), self._kernel(PairingKernel)
         with nvtx_range("search"):
@@ -250,11 +250,14 @@ class Lane:
         molecules = self._arena.block("molecules", molecule_columns(rows))
         with nvtx_range("pack"):
             fill_molecules(molecules.arrays, numbers, positions, starts, slots)
+            filled = executor.fill_molecules(starts, atoms, block.arrays)
         entries = self._entries(block)
         addresses = {**block.addresses, **molecules.addresses, **outputs.addresses}  # numbers stay where they come up
 
         def send() -> None:
             self._upload(molecules.host, molecules.device, molecules.size)
+            for name in filled:
+                self._upload(block.host_address(name), block.addresses[name], block.arrays[name].nbytes)
             kernel.launch(int(self._stream), size, cutoff, addresses, entries)
             executor.execute()
             self._download(outputs)
@@ -309,7 +312,7 @@ class Lane:
                 self.submit(inputs)
                 self.collect()
             key = ("graph", max(len(inputs.mask), self.executor.least), self._rounded(inputs.mask.shape[1]))
-            if wanted and (recorded := self.recordings.of(key)) is not None:
+            if wanted and (recorded := self.recordings.of((*key, *self.executor.variant))) is not None:
                 replayed = milliseconds(self._cuda, self._stream, recorded.launch, calls)
         finally:
             self.recordings.wanted = wanted
@@ -337,7 +340,7 @@ class Lane:
     ) -> None:
         """Send, as a CUDA graph where one was recorded on the addresses of now."""
         executor = self.executor
-        self.recordings.launch(key, executor, lambda: executor.bind(*size, addresses), send)
+        self.recordings.launch((*key, *executor.variant), executor, lambda: executor.bind(*size, addresses), send)
 
     @property
     def executor(self) -> Executor:

@@ -11,7 +11,7 @@ import numpy as np
 
 from painn_deploy.engines.forms import Plan, serving
 from painn_deploy.engines.gpu.cuda import in_words
-from painn_deploy.engines.gpu.executor import Recorded
+from painn_deploy.engines.gpu.executor import Executor, Recorded
 from painn_deploy.engines.inductor.matmul_precision import matmul_precision
 from painn_deploy.engines.inductor.pairs import KnownPairs
 from painn_deploy.export.errors import EngineError, ShapeError
@@ -63,7 +63,7 @@ def check_elements(atoms: int, slots: int, elements: float, engine: str) -> None
         )
 
 
-class TorchExecutor:
+class TorchExecutor(Executor):
     """Packages on one lane's stream. A CUDA graph of theirs takes its memory from one pool of the lane.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from painn_deploy.engines.gpu.cuda import in_words
-from painn_deploy.engines.gpu.executor import Recorded
+from painn_deploy.engines.gpu.executor import Executor, Recorded
 from painn_deploy.engines.inductor.gpu import check_elements
 from painn_deploy.export.errors import EngineError
 from painn_deploy.export.fields import INPUTS, OUTPUTS, Field, GraphInputs
@@ -30,7 +30,7 @@ FULL = ("Failed to allocate memory", "out of memory", "CUDA failure 2")
 """Parts of ONNX Runtime's messages by which a full GPU is recognised."""
 
 
-class OrtExecutor:
+class OrtExecutor(Executor):
     """Sessions of one graph on one lane's stream.
 
     ONNX Runtime records its own kernels, so that a CUDA graph of it does not hold the copies.

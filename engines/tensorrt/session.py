@@ -11,7 +11,7 @@ import numpy as np
 
 from painn_deploy.engines.gpu.arena import Arena
 from painn_deploy.engines.gpu.cuda import on_device, runtime
-from painn_deploy.engines.gpu.executor import GraphOfCuda, Recorded
+from painn_deploy.engines.gpu.executor import Executor, GraphOfCuda, Recorded
 from painn_deploy.engines.gpu.session import GpuSession
 from painn_deploy.engines.kept import keep, kept
 from painn_deploy.engines.profiles import Profile
@@ -29,7 +29,7 @@ LANES = 2
 """Evaluations under way at once: the context of one uploads while that of the other computes."""
 
 
-class PlanExecutor:
+class PlanExecutor(Executor):
     """A context of a plan on one lane's stream; its activations lie in the lane's memory, as large as a size asks.
 
     Left to itself a context reserves for the profile's largest size, gigabytes for a default profile; and TensorRT-RTX

@@ -94,7 +94,11 @@ class Examiner(Closing):
         brought = self._domain.structures if self._domain.brought else ()
         told = prefixed(self._tell, f"comparing {engine.manifest.engine} with the student in float64: ")
         precision = self._exact.manifest.precision
-        return check_parity(engine.run_graph, self._exported, None, brought, precision=precision, tell=told)
+        backend, device = get_backend(engine.manifest.engine), engine.engine_info["device"]
+        return check_parity(
+            engine.run_graph, self._exported, None, brought, precision=precision, tell=told,
+            takes=lambda atoms: backend.takes(device, atoms),
+        )  # fmt: skip
 
     def examine(self, bundle: Bundle, graph: TypedGraph) -> Examined:
         """Measure the engine of a bundle, if it can run here.
@@ -107,23 +111,34 @@ class Examiner(Closing):
             ParityError: an engine of the exact graph does not give the student's energies and forces.
         """
         engine = bundle.manifest.engine
-        devices = get_backend(engine).devices()
-        precision = bundle.manifest.precision
+        backend = get_backend(engine)
+        runs, precision = backend.can_run(bundle), bundle.manifest.precision
         if precision not in EXACT:
-            return self._lossy(bundle, graph, runs=bool(devices))
-        if not devices:
+            return self._lossy(bundle, graph, runs=runs)
+        if not runs:
             return Examined(_not_executed(engine))
-        on_cpu = precision == "fp64" or devices[0] == "cpu"
+        on_cpu = precision == "fp64" or backend.devices()[0] == "cpu"
+        structures, wanted = self._domain.structures, self._domain.wanted
         if bundle is self._exact and on_cpu:  # the gate has opened this very engine
-            parity, results = self.parity, self._gate.calculate_batch(self._domain.structures)
+            parity, results = self.parity, self._gate.calculate_batch(structures)
         else:
             with PaiNNCalculator(bundle) as calculator:
+                device = calculator.engine_info["device"]
+                taken = [i for i, atoms in enumerate(structures) if backend.takes(device, atoms)]
+                if not taken:
+                    raise PrecisionError(
+                        f"The engine {engine} takes none of the structures that it would be measured on. Give others "
+                        "with --structures, or choose another engine."
+                    )
+                structures, wanted = [structures[i] for i in taken], [wanted[i] for i in taken]
                 parity = self._gated(calculator)
-                self._tell(f"evaluating {len(self._domain)} structures with {engine}")
-                results = calculator.calculate_batch(self._domain.structures)
-        accuracy = compare(self._domain.structures, results, self._domain.wanted)
+                self._tell(f"evaluating {len(structures)} structures with {engine}")
+                results = calculator.calculate_batch(structures)
+        accuracy = compare(structures, results, wanted)
         found = {"units": dict(ERROR_UNITS), "parity": parity, **accuracy.as_dict()}
-        return Examined(found, structures=self._domain.structures, results=results)
+        if refused := len(self._domain) - len(structures):
+            found["not_taken"] = f"{refused} of the structures, which the engine {engine} does not take"
+        return Examined(found, structures=structures, results=results)
 
     def _lossy(self, bundle: Bundle, graph: TypedGraph, *, runs: bool) -> Examined:
         """Errors of an FP16 or INT8 engine.

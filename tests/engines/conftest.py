@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from painn_deploy.engines.fused import gpu as fused_gpu
 from painn_deploy.engines.gpu import lane, session
 from painn_deploy.engines.gpu.device_molecules import PairsKernel
 from painn_deploy.engines.gpu.device_neighbours import FindingKernel, PairingKernel
@@ -21,7 +22,7 @@ from . import emulated_gpu
 def cuda(monkeypatch: pytest.MonkeyPatch) -> emulated_gpu.EmulatedCuda:
     """A GPU of host memory in place of the real one, for sessions of every engine."""
     made = emulated_gpu.EmulatedCuda()
-    for module in (session, tensorrt_session):
+    for module in (session, tensorrt_session, fused_gpu):
         monkeypatch.setattr(module, "runtime", lambda: made)
     monkeypatch.setattr(lane, "compute_capability", lambda index: "86")
     for kind in (DisplacementKernel, PairsKernel, FindingKernel, PairingKernel):

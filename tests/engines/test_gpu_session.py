@@ -15,7 +15,11 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from painn_deploy.engines.contract import check_indices, check_molecules, padded
-from painn_deploy.engines.forms import Form, Plan
+from painn_deploy.engines.forms import Form
+from painn_deploy.engines.forms import Plan as FormPlan
+from painn_deploy.engines.fused.gpu import FusedExecutor
+from painn_deploy.engines.fused.plan import Plan
+from painn_deploy.engines.fused.weights import pack
 from painn_deploy.engines.gpu import device_molecules, device_neighbours, device_positions, recordings
 from painn_deploy.engines.gpu import lane as gpu_lane
 from painn_deploy.engines.gpu.arena import Arena
@@ -45,11 +49,12 @@ from painn_deploy.scripts.gpu.proofs import Subject
 from tests import students
 
 from . import emulated_gpu
+from .fused.host_kernel import loaded
 
 INFO = EngineInfo(backend="emulated", version="0", device="cuda:0", precision="fp32", bundle_sha256="")
 PROFILE = Profile((1, 8, 64), (1, 8, 128))
 CUTOFF = 4.0
-ENGINES = ("tensorrt", "inductor", "onnxruntime")
+ENGINES = ("tensorrt", "inductor", "onnxruntime", "fused")
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +65,8 @@ def model(painn: Path) -> bytes:
 class Opened:
     """How a session of each engine is opened on the emulated GPU; `torch` stands for the library."""
 
-    def __init__(self, cuda: emulated_gpu.EmulatedCuda, model: bytes) -> None:
-        self.cuda, self.model = cuda, model
+    def __init__(self, cuda: emulated_gpu.EmulatedCuda, model: bytes, student: Student) -> None:
+        self.cuda, self.model, self.student = cuda, model, student
         self.torch = emulated_gpu.EmulatedTorch(cuda)
         self.numbers: list[str] = []
         graph = onnx.load_from_string(model)
@@ -75,17 +80,24 @@ class Opened:
             return TensorRTSession(
                 emulated_gpu.library(self.cuda, self.model), b"plan", index, PROFILE, INFO, **options
             )
-        make = {"inductor": self._inductor, "onnxruntime": self._onnxruntime}[engine]
+        make = {"inductor": self._inductor, "onnxruntime": self._onnxruntime, "fused": self._fused}[engine]
         return GpuSession(make(index), index, INFO, **options)
 
     def _inductor(self, index: int) -> Callable[[int, Arena], TorchExecutor]:
         packages = []
         for form, most in (("sums+paired+side", 200), ("sums", None)):
-            plan = Plan(Form.parse(form), most_cells=most)
+            plan = FormPlan(Form.parse(form), most_cells=most)
             run = OnnxModule(plan.form.lowered(onnx.load_from_string(self.model)))
             packages.append(LoadedPackage(plan, 100.0, self.torch.package(run, self.outputs)))
         boundary = {"outputs": self.outputs, "inputs": self.inputs}
         return lambda stream, arena: TorchExecutor(self.torch, packages, f"cuda:{index}", stream, **boundary)
+
+    def _fused(self, index: int) -> Callable[[int, Arena], FusedExecutor]:
+        packed = pack(self.student)
+        plans = [Plan(packed, 9, 36, lanes=2), Plan(packed, 64, 2048, 8, spilled=True, shared_limit=2**24)]
+        return lambda stream, arena: FusedExecutor(
+            packed, loaded(self.cuda, plans), 4, stream, arena, self.outputs, self.inputs
+        )
 
     def _onnxruntime(self, index: int) -> Callable[[int, Arena], OrtExecutor]:
         opened = self
@@ -117,8 +129,8 @@ class Opened:
 
 
 @pytest.fixture
-def opened(cuda: emulated_gpu.EmulatedCuda, model: bytes) -> Opened:
-    return Opened(cuda, model)
+def opened(cuda: emulated_gpu.EmulatedCuda, model: bytes, painn: Path) -> Opened:
+    return Opened(cuda, model, load_student(painn))
 
 
 def same(got: GraphOutputs, want: Any) -> None:
@@ -161,7 +173,7 @@ def test_what_a_graph_gives_besides_comes_down_too(
     model = export_onnx(student, {}).SerializeToString()
     names = [field.name for field in outputs_of(student.axes)]
     run = open_graph(model, names)
-    with Opened(cuda, model)(engine) as session:
+    with Opened(cuda, model, student)(engine) as session:
         for seed in range(4):
             inputs = graph_inputs([students.water(seed), students.water(seed + 1)], CUTOFF)
             got, want = session.run(inputs), run(inputs)
