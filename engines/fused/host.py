@@ -81,10 +81,11 @@ def compiled_libraries(packed: Packed) -> dict[str, bytes]:
             source.write_text(defined(_macros(packed, width)) + HOST_SOURCE)
             command = [found, *FLAGS, "-Wno-psabi", *flags, str(source), "-o", str(made)]
             running[made] = Popen(command, stdout=PIPE, stderr=STDOUT, text=True)  # noqa: S603 - of the user's choice
+        said = {made: process.communicate()[0] for made, process in running.items()}
         for made, process in running.items():
-            said, _ = process.communicate()
             if process.returncode:
-                raise EngineError(f"{found} cannot compile the engine fused ({made.name}): {' '.join(said.split())}")
+                words = " ".join(said[made].split())
+                raise EngineError(f"{found} cannot compile the engine fused ({made.name}): {words}")
         return {made.name: made.read_bytes() for made in running}
 
 
@@ -129,7 +130,7 @@ def _loaded(content: bytes) -> Any:
             return ctypes.CDLL(str(path))
     except OSError as error:
         raise EngineError(
-            f"The library of the engine fused cannot be loaded: {error}. Export it again here."
+            f"The engine fused cannot load its library: {error}. Export it again here."
         ) from error
 
 

@@ -1,0 +1,48 @@
+"""Structures for the fused kernel, and what a student gives for them in float64."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import molecule
+
+from painn_deploy.calibration.structures import aspirin
+from painn_deploy.export.fields import GraphInputs, GraphOutputs
+from painn_deploy.export.model.force_head import autograd_forces, tensors
+from painn_deploy.export.model.student import Student
+from painn_deploy.runtime.matrix import graph_inputs
+from tests import students
+
+
+def mixture() -> list[Atoms]:
+    ring, spirit, water = molecule("C6H6"), molecule("CH3CH2OH"), molecule("H2O")
+    kinds = [spirit, water, Atoms("O"), aspirin(), water, spirit, ring, Atoms("H"), Atoms("C"), ring, spirit]
+    return [students.perturbed(atoms, seed, 0.08) for seed, atoms in enumerate(kinds)]
+
+
+def matrix(batch: Sequence[Atoms], student: Student) -> GraphInputs:
+    return graph_inputs(batch, student.configuration.cutoff)
+
+
+def check(student: Student, batch: Sequence[Atoms], got: GraphOutputs, weights: np.ndarray | None = None) -> None:
+    """Hold results against a student in float64."""
+    inputs = graph_inputs(batch, student.configuration.cutoff, np.float64)
+    inputs = inputs if weights is None else inputs._replace(weights=weights.astype(np.float64))
+    want = autograd_forces(student, tensors(inputs, torch.float64))
+    scale = max(1.0, float(want.forces.abs().max()) / 10)
+    # PyTorch in float32 is off by 2e-6 eV and 1e-5 eV/Å on these: some units in the last place of energies of 6 eV
+    for one, other, tolerance in zip(got, want, (1e-6, 2e-5, 4e-5), strict=True):
+        np.testing.assert_allclose(one, other.numpy(), rtol=5e-7, atol=scale * tolerance)
+
+
+def parts(batch: Sequence[Atoms], got: GraphOutputs) -> Iterator[list[np.ndarray]]:
+    """What each structure of a batch got."""
+    start = 0
+    for atoms in batch:
+        yield [array[start : start + len(atoms)] for array in got]
+        start += len(atoms)
+
+
+def same_bits(ones: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
+    return all(np.array_equal(one, other) for one, other in zip(ones, others, strict=True))

@@ -1,0 +1,329 @@
+"""The fused kernel as an engine of a CPU: against its student in float64, and to the bit against itself."""
+
+import dataclasses
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import molecule
+
+from painn_deploy.engines import get_backend
+from painn_deploy.engines.backend import BuildOptions
+from painn_deploy.engines.fused import host
+from painn_deploy.engines.fused.host import FLAGS, Library, Sizes, compiled_libraries, load
+from painn_deploy.engines.fused.host_session import LARGE, FusedHostSession
+from painn_deploy.engines.fused.packed import Packed
+from painn_deploy.engines.fused.weights import pack
+from painn_deploy.engines.session import EngineInfo
+from painn_deploy.export.bundle import Bundle
+from painn_deploy.export.checkpoint import load_student
+from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError, PaiNNDeployError, ShapeError
+from painn_deploy.export.fields import outputs_of
+from painn_deploy.export.manifest import read_bundle
+from painn_deploy.export.model.distiller import Distiller
+from painn_deploy.export.model.painn import BesselBasis, PaiNN
+from painn_deploy.export.model.student import Configuration, Student
+from painn_deploy.runtime import PaiNNCalculator
+from painn_deploy.runtime.verlet import VerletList
+from painn_deploy.scripts import export_engines
+from tests import students
+
+from .molecules import check, matrix, mixture, parts, same_bits
+
+INFO = EngineInfo(backend="fused", version="1", device="cpu", precision="fp32", bundle_sha256="")
+
+
+@pytest.fixture(scope="module")
+def base() -> Student:
+    return load_student("student:base", dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def libraries(base: Student) -> dict[int, Library]:
+    """Of every width that this machine has."""
+    made = compiled_libraries(pack(base))
+    contents = {int("".join(filter(str.isdigit, name))): content for name, content in made.items()}
+    assert sorted(contents) == sorted(host.WIDTHS.get(os.uname().machine, {4: ()}))
+    narrowest = Library(contents[min(contents)], min(contents))
+    return {width: Library(contents[width], width) for width in contents if width <= max(4, narrowest.widest)}
+
+
+def opened(library: Library, student: Student, threads: int | None = 1) -> FusedHostSession:
+    return FusedHostSession(library, pack(student), threads, INFO, outputs_of(student.axes))
+
+
+@pytest.fixture(scope="module")
+def session(base: Student, libraries: dict[int, Library]) -> FusedHostSession:
+    return opened(libraries[max(libraries)], base)
+
+
+@pytest.mark.parametrize("width", [4, 8, 16])
+def test_every_width_of_vectors_gives_what_the_student_gives(
+    base: Student, libraries: dict[int, Library], width: int
+) -> None:
+    if width not in libraries:
+        pytest.skip(f"this processor has no vectors of {width} numbers")
+    crystals = [atoms for atoms in students.zoo().values() if set(atoms.numbers) <= {1, 6, 7, 8}]
+    batch = [*mixture(), *map(students.perturbed, crystals)]
+    assert sum(atoms.pbc.any() for atoms in crystals) > 3
+    with opened(libraries[width], base) as session:
+        check(base, batch, session.run(matrix(batch, base)))
+
+
+def crowd(base: Student) -> list[Atoms]:
+    """A cluster that threads share, in which everything interacts with something."""
+    rng = np.random.default_rng(0)
+    water = molecule("H2O")
+    atoms = Atoms()
+    for place in np.ndindex(3, 3, 3):
+        one = water.copy()
+        one.rotate(float(rng.uniform(0, 360)), rng.normal(size=3))
+        one.positions += 3.0 * np.array(place)
+        atoms += one
+    assert len(atoms) > LARGE
+    return [atoms]
+
+
+def test_no_bit_depends_on_threads_neighbours_in_a_batch_or_the_order_of_it(
+    base: Student, session: FusedHostSession, libraries: dict[int, Library]
+) -> None:
+    batch = [*mixture(), *mixture()[::-1]]
+    together = session.run(matrix(batch, base))
+    for atoms, found in zip(batch, parts(batch, together), strict=True):
+        assert same_bits(session.run(matrix([atoms], base)), found)
+    backwards = list(parts(batch[::-1], session.run(matrix(batch[::-1], base))))[::-1]
+    for found, other in zip(parts(batch, together), backwards, strict=True):
+        assert same_bits(found, other)
+    large = crowd(base)
+    alone = session.run(matrix(large, base))
+    check(base, large, alone)
+    for threads in (2, 5):
+        with opened(session._library, base, threads) as several:
+            for _ in range(3):
+                assert same_bits(several.run(matrix(batch, base)), together)
+                assert same_bits(several.run(matrix(large, base)), alone)
+            assert several._team is not None
+
+
+def test_threads_of_the_machine_are_taken_where_nothing_is_said(base: Student, session: FusedHostSession) -> None:
+    batch = mixture()
+    with opened(session._library, base, None) as several:
+        assert same_bits(several.run(matrix(batch, base)), session.run(matrix(batch, base)))
+
+
+def test_memory_grows_and_serves_small_ones_after_large_ones(base: Student, session: FusedHostSession) -> None:
+    large, small = crowd(base), mixture()[:1]
+    with opened(session._library, base) as fresh:
+        first = fresh.run(matrix(small, base))
+        fresh.run(matrix(large, base))
+        assert same_bits(fresh.run(matrix(small, base)), first)
+
+
+def test_neighbours_that_stand_are_looked_at_once(base: Student, session: FusedHostSession) -> None:
+    atoms, verlet = molecule("CH3CH2OH"), VerletList(base.configuration.cutoff, 1.0)
+    for seed in range(3):
+        atoms.positions += np.random.default_rng(seed).normal(size=(9, 3)) * 0.02
+        inputs = verlet.inputs(atoms)
+        known = session._known
+        got = session.run(inputs)
+        assert (session._known is known) == (seed > 0)
+        check(base, [atoms], got)
+    writable = inputs._replace(reverse=inputs.reverse.copy())
+    assert same_bits(session.run(writable), got)
+    assert session._known is None, "what may be written into is looked at anew"
+
+
+def test_weights_of_atoms_count(base: Student, session: FusedHostSession) -> None:
+    batch = mixture()
+    inputs = matrix(batch, base)
+    weights = np.random.default_rng(0).integers(0, 2, len(inputs.weights)).astype(np.float32)
+    check(base, batch, session.run(inputs._replace(weights=weights)), weights)
+
+
+def test_a_pair_at_the_cutoff_is_none(base: Student, session: FusedHostSession) -> None:
+    apart = Atoms("OH", [[0.0, 0, 0], [5.0, 0, 0]])
+    near = Atoms("OH", [[0.0, 0, 0], [np.nextafter(5.0, 0), 0, 0]])
+    row = Atoms("OHH", [[0.0, 0, 0], [0.9, 0.1, 0], [5.5, 0, 0.3]])
+    check(base, [apart, near, row], session.run(matrix([apart, near, row], base)))
+    alone, found = session.run(matrix([Atoms("O")], base)), session.run(matrix([apart], base))
+    assert found.atomic_energies[0] == alone.atomic_energies[0]
+    assert not found.forces.any()
+    assert not found.virials.any()
+
+
+def test_what_leads_elsewhere_is_refused(base: Student, session: FusedHostSession) -> None:
+    inputs = matrix([students.water()], base)
+    for value, message in ((6, "no pairing"), (-1, "no pairing"), (0, "no pairing")):
+        reverse = inputs.reverse.copy()
+        reverse.flat[-1] = value
+        with pytest.raises(ShapeError, match=message):
+            session.run(inputs._replace(reverse=reverse))
+    for number in (-1, 100):
+        numbers = np.array([number, 1, 1], np.int32)
+        with pytest.raises(ShapeError, match=f"atomic_numbers holds {number}"):
+            session.run(inputs._replace(atomic_numbers=numbers))
+    with pytest.raises(ShapeError, match="more than the engine fused counts with 32 bits"):
+        Sizes.of(pack(base), 16, 10**7, 10)
+
+
+def variant(**changes: object) -> Configuration:
+    values = {"architecture": "painn", "hidden_dim": 16, "num_interactions": 2, "num_rbf": 5, "cutoff": 4.0}
+    return Configuration(**{**values, **changes})
+
+
+def made(configuration: Configuration, **arguments: object) -> PaiNN:
+    torch.manual_seed(0)
+    return PaiNN(configuration, 10, **arguments).double().requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "arguments"),
+    [
+        (variant(), {}),
+        (variant(num_interactions=1), {}),
+        (variant(num_interactions=4, activation="shifted_softplus"), {}),
+        (variant(epsilon=0.0), {"basis": BesselBasis(torch.arange(1, 6) * torch.pi / 4.0), "shared_filters": True}),
+        (variant(hidden_dim=160, num_rbf=8), {"readout": (20,)}),
+    ],
+    ids=["small", "one interaction", "softplus", "bessel, shared, no epsilon", "wide"],
+)
+def test_other_students(monkeypatch: pytest.MonkeyPatch, configuration: Configuration, arguments: dict) -> None:
+    monkeypatch.setattr(host, "FLAGS", ("-O1", *(flag for flag in FLAGS if flag != "-O3")))
+    student = made(configuration, **arguments)
+    student.gives_features = True
+    library = load({4: compiled_libraries(pack(student))["molecules-4.so"]})
+    batch = [students.perturbed(molecule(name), 3) for name in ("CH3CH2OH", "H2O")]
+    with opened(library, student) as session:
+        got = session.run(matrix(batch, student))
+        check(student, batch, got)
+        (features,) = got.extras.values()
+        answer = student.readout[-1]
+        energies = features @ answer.weight[0].numpy() + answer.bias.numpy()
+        np.testing.assert_allclose(energies, got.atomic_energies, rtol=0, atol=2e-6)
+
+
+def test_what_is_not_computed_is_said(base: Student) -> None:
+    with pytest.raises(EngineError, match="architecture painn, and this student is distiller"):
+        pack(Distiller(Configuration("distiller", 16, 2, 5, 5.0)))
+    refused = {
+        "18 features, and no multiple of 4": made(variant(hidden_dim=18)),
+        "cutoff function mollifier": made(variant(cutoff_fn="mollifier")),
+        "a bias in its mixing": made(variant(), mixing_bias=True),
+        "2 hidden layers in its read-out": made(variant(), readout=(8, 8)),
+        "a scale for each": made(variant(), scaled=True),
+        "a radial table": base.with_radial_table(8, 64),
+    }
+    for words, student in refused.items():
+        with pytest.raises(EngineError, match=words):
+            pack(student)
+
+
+def test_threads_that_the_system_does_not_give_are_said(
+    base: Student, session: FusedHostSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with opened(session._library, base, 3) as several:
+        monkeypatch.setattr(ThreadPoolExecutor, "submit", none)
+        before = threading.active_count()
+        with pytest.raises(EngineUnavailableError, match="no 3 threads.*can't start new thread.*threads=1"):
+            several.run(matrix(mixture(), base))
+        monkeypatch.undo()
+        assert threading.active_count() == before
+        assert same_bits(several.run(matrix(mixture(), base)), session.run(matrix(mixture(), base)))
+
+
+@pytest.fixture(scope="module")
+def path(painn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, water = tmp_path_factory.mktemp("fused"), [students.water()]
+    (path,) = export_engines(painn, folder, engines=["fused"], structures=water, device="cpu")
+    return path
+
+
+def test_a_bundle_runs_as_an_engine_like_every_other(path: Path, bundle: Path) -> None:
+    manifest = read_bundle(path).manifest
+    assert (manifest.engine, manifest.bound_to) == ("fused", (host.kind_of_machine(),))
+    batch = [students.water(seed) for seed in range(5)] + list(students.zoo().values())
+    with PaiNNCalculator(path) as one, PaiNNCalculator(bundle) as other:
+        assert one.engine_info["device"] == "cpu"
+        for got, want in zip(one.calculate_batch(batch), other.calculate_batch(batch), strict=True):
+            np.testing.assert_allclose(got["forces"], want["forces"], rtol=0, atol=2e-5)
+            assert got["energy"] == pytest.approx(want["energy"], abs=1e-5)
+    validation = read_bundle(path).json("validation.json")
+    assert validation["parity"]["forces"] < 1e-4
+
+
+def damaged(path: Path, **changes: object) -> Bundle:
+    bundle = read_bundle(path)
+    files = {name: bundle.file(name) for name in bundle.manifest.files}
+    files |= changes.pop("files", {})  # type: ignore[call-overload]
+    for name in changes.pop("without", ()):  # type: ignore[call-overload]
+        files.pop(name)
+    return Bundle.in_memory(dataclasses.replace(bundle.manifest, **changes), files)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"bound_to": ("cpu:plan9-pdp11",)}, BundleError, "compiled for cpu:plan9-pdp11, and this machine is cpu:"),
+        ({"engine_version": "0"}, BundleError, "version 0 of the kernel, and this is version 1"),
+        ({"axes": {"width": 7}}, BundleError, "weights of another graph"),
+        ({"without": ("molecules-4.so", "molecules-8.so")}, BundleError, "holds no library"),
+        ({"files": {"molecules.weights": b"nothing"}}, EngineError, "weights of the engine fused are none"),
+        ({"files": {"molecules.weights": b'{"a": 1}\n'}}, EngineError, "weights of the engine fused are none"),
+        ({"files": {"molecules-4.so": b"no library"}}, EngineError, "cannot load its library.*Export it again here"),
+        ({"bound_to": ("cuda:90",)}, EngineUnavailableError, "compiled for cuda:90 and cannot run on 'auto'"),
+    ],
+)
+def test_a_bundle_that_cannot_run_here_says_why(
+    path: Path, changes: dict, error: type[PaiNNDeployError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        PaiNNCalculator(damaged(path, **dict(changes)))
+
+
+def test_a_device_that_it_was_not_compiled_for_is_refused(path: Path) -> None:
+    with pytest.raises(EngineUnavailableError, match="cannot run on 'cuda:0'"):
+        PaiNNCalculator(path, device="cuda:0")
+
+
+def test_what_building_lacks_is_said(base: Student, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    backend, packed = get_backend("fused"), pack(made(variant()))
+    with pytest.raises(EngineError, match="a graph alone does not have them"):
+        backend.build(b"", BuildOptions(device="cpu"))
+    options = BuildOptions(device="cpu", of_student=packed.to_bytes())
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho the compiler said no\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    with pytest.raises(EngineError, match="cannot compile the engine fused.*the compiler said no"):
+        backend.build(b"", options)
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EngineUnavailableError, match=r"needs a C\+\+ compiler: install g\+\+, or set CXX"):
+        backend.build(b"", options)
+    with pytest.raises(EngineUnavailableError, match="no NVIDIA GPU here.*--compute-capability"):
+        backend.bound_to(BuildOptions(device="cuda"))
+    with pytest.raises(EngineUnavailableError, match="for cpu or cuda, and not for 'tpu'"):
+        backend.bound_to(BuildOptions(device="tpu"))
+
+
+def test_weights_come_back_from_a_bundle_as_they_were(base: Student) -> None:
+    packed = pack(base)
+    again = Packed.from_bytes(packed.to_bytes())
+    assert again.macros == packed.macros
+    np.testing.assert_array_equal(again.weights, packed.weights)
+
+
+def test_a_process_loads_a_library_once(base: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = {4: compiled_libraries(pack(made(variant())))["molecules-4.so"]}
+    assert load(contents) is load(contents)
+    monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.setattr(host, "_loaded_once", {})
+    assert load(contents).width == 4
