@@ -270,7 +270,6 @@ def session_on_gpu(bundle: Bundle, packed: Packed, index: int, info: EngineInfo)
             loaded.pop().kernel.close()
 
     with on_device(cuda, index):
-        call(cuda.cudaFree, 0)  # makes the GPU's context
         many = call(cuda.cudaDeviceGetAttribute, cuda.cudaDeviceAttr.cudaDevAttrMultiProcessorCount, index)
         try:
             for number, plan in enumerate(plans, 1):

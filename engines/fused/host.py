@@ -129,9 +129,7 @@ def _loaded(content: bytes) -> Any:
             path.write_bytes(content)
             return ctypes.CDLL(str(path))
     except OSError as error:
-        raise EngineError(
-            f"The engine fused cannot load its library: {error}. Export it again here."
-        ) from error
+        raise EngineError(f"The engine fused cannot load its library: {error}. Export it again here.") from error
 
 
 _loaded_once: dict[bytes, Library] = {}

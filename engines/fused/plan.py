@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 from painn_deploy.engines.fused.packed import Packed, defined
 from painn_deploy.engines.fused.source import DEVICE_SOURCE
@@ -102,6 +103,7 @@ class Plan:
             "MESSAGE_IN_BACK": (f, f, 1, 1),
         }
 
+    @cached_property
     def slices(self) -> dict[str, int]:
         """Into how many parts the sums of each product are cut, so that all threads have some of it.
 
@@ -120,10 +122,10 @@ class Plan:
             found[name] = min(choices, key=cost)
         return found
 
-    @property
+    @cached_property
     def _product_numbers(self) -> int:
         """Of shared memory, for what products leave."""
-        slices, rows = self.slices(), self._rows
+        slices, rows = self.slices, self._rows
         sizes = [
             slices[name] * per_atom * rows * columns
             for name, (_, columns, per_atom, _) in self._products().items()
@@ -131,6 +133,7 @@ class Plan:
         ]
         return max(*sizes, 6 * self._pairs)
 
+    @cached_property
     def chunks(self) -> tuple[int, int]:
         """Features whose filters are held at once, of the energy and of its adjoint: as many as there is room for."""
         features = int(self.packed.macros["FEATURES"])
@@ -161,10 +164,10 @@ class Plan:
         """Of 32 bits: radial functions of pairs, gradients of slots, `Pair` and `Slot`."""
         return self._pairs * (2 * int(self.packed.macros["BASIS_WIDTH"]) + 8 * self.lanes + 7 + 10 * self._index // 4)
 
-    @property
+    @cached_property
     def work(self) -> int:
         """Numbers of shared memory that products and filters are written to."""
-        forward, adjoint = self.chunks()
+        forward, adjoint = self.chunks
         return max(self._product_numbers, 3 * forward * self._pairs, 6 * adjoint * self._pairs)
 
     @property
@@ -181,7 +184,7 @@ class Plan:
 
     def macros(self) -> dict[str, int | float | str]:
         """All that the source leaves open."""
-        forward, adjoint = self.chunks()
+        forward, adjoint = self.chunks
         return {
             **self.packed.macros,
             "ROWS": self._rows,
@@ -199,7 +202,7 @@ class Plan:
             "CHUNK_ADJOINT": adjoint,
             "WORK": self.work,
             "PRODUCT_UNROLL": f'_Pragma("unroll {self.unroll}")' if self.unroll else "",
-            **{f"SLICES_{name}": cut for name, cut in self.slices().items()},
+            **{f"SLICES_{name}": cut for name, cut in self.slices.items()},
         }
 
     def source(self) -> str:

@@ -47,6 +47,7 @@ class EmulatedCuda:
 
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815
     cudaStreamNonBlocking, cudaEventDefault = 1, 0  # noqa: N815
+    cudaDeviceAttr = SimpleNamespace(cudaDevAttrMultiProcessorCount=16)  # noqa: N815
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)  # noqa: N815
 
     def __init__(self, capacity: int = 1 << 30) -> None:
@@ -67,6 +68,7 @@ class EmulatedCuda:
             "cudaMallocHost": self._allocate,
             "cudaFree": self._free,
             "cudaFreeHost": self._free,
+            "cudaDeviceGetAttribute": lambda attribute, index: (GOOD, 4),
             "cudaGetDevice": lambda: (GOOD, self.device),
             "cudaSetDevice": self._set_device,
             "cudaStreamCreateWithFlags": self._stream,

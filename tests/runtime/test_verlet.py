@@ -344,7 +344,7 @@ def test_timings_add_up_to_the_wall_time(bundle: Path) -> None:
 
 
 def test_a_step_that_reuses_a_list_asks_for_no_memory_of_the_pairs_size() -> None:
-    atoms = bulk("Al", a=4.05, cubic=True).repeat(4)
+    atoms = bulk("Al", a=4.05, cubic=True).repeat(6)
     verlet = VerletList(6.0, 0.5)
     inputs = verlet.inputs(atoms)
     bytes_of_one_array = inputs.mask.nbytes
