@@ -26,14 +26,23 @@ DEVICE Wide get(const float* p)
 }
 DEVICE void put(float* p, Wide a) { memcpy(p, &a, sizeof a); }
 DEVICE Wide fixed(const float* p) { return get(p); }
-DEVICE Wide wide(float a) { return a + Wide{}; }
+DEVICE Wide wide(float a) { return a - Wide{}; }  // less nothing is a, of either zero, so that nothing is computed
 DEVICE void more(Wide& sum, Wide a, Wide b) { sum += a * b; }
-DEVICE float total(Wide a)
+// Halves are added until there is one number, whatever the width.
+typedef float Four __attribute__((vector_size(16)));
+typedef float Eight __attribute__((vector_size(32)));
+typedef float Sixteen __attribute__((vector_size(64)));
+template <typename Half, typename Whole>
+DEVICE Half folded(Whole a)
 {
-    float sum = 0.0f;
-    for (int i = 0; i < WIDE; ++i) sum += a[i];
-    return sum;
+    Half low, high;
+    memcpy(&low, &a, sizeof low);
+    memcpy(&high, (const char*)&a + sizeof low, sizeof high);
+    return low + high;
 }
+DEVICE float total(Four a) { return (a[0] + a[1]) + (a[2] + a[3]); }
+DEVICE float total(Eight a) { return total(folded<Four>(a)); }
+DEVICE float total(Sixteen a) { return total(folded<Eight>(a)); }
 // exp(x) = 2^n exp(r) with |r| < 0.35, without a branch, so that a compiler computes many at once. Off by less than two
 // units in the last place; beyond 87 it stays what it is there.
 DEVICE float exponential(float x)
