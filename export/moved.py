@@ -46,6 +46,7 @@ MOVED = MappingProxyType(
         "engines.gpu_executor": "engines.gpu.executor",
         "engines.gpu_lane": "engines.gpu.lane",
         "engines.gpu_session": "engines.gpu.session",
+        "engines.inductor.cores": "engines.cores",
         "engines.inductor_compile": "engines.inductor.compile",
         "engines.inductor_gpu": "engines.inductor.gpu",
         "engines.matmul_precision": "engines.inductor.matmul_precision",

@@ -68,7 +68,12 @@ class FusedBackend(Backend):
         return CPU_BATCH_SLOTS if device == "cpu" else super().batch_slots(device)
 
     def takes(self, device: str, atoms: "Atoms") -> bool:
-        """See `Backend.takes`: on a GPU, molecules of up to `MOST_ATOMS` atoms."""
+        """See `Backend.takes`: on a GPU, molecules of up to `MOST_ATOMS` atoms.
+
+        Args:
+            device: that a session runs on.
+            atoms: the structure.
+        """
         return device == "cpu" or (len(atoms) <= MOST_ATOMS and not atoms.pbc.any())
 
     def can_run(self, bundle: Bundle) -> bool:

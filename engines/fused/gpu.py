@@ -141,10 +141,18 @@ class FusedExecutor(Executor):
         )  # fmt: skip
 
     def check(self, atoms: int, slots: int) -> None:
-        """See `Executor.check`: what is too large is seen in `fill`, which knows of groups."""
+        """See `Executor.check`: what is too large is seen in `fill`, which knows of groups.
+
+        Args:
+            atoms: rows.
+            slots: columns.
+        """
 
     def check_search(self, atoms: int) -> None:
         """See `Executor.check_search`.
+
+        Args:
+            atoms: of the structure.
 
         Raises:
             ShapeError: always.
@@ -162,6 +170,10 @@ class FusedExecutor(Executor):
     def fill(self, inputs: GraphInputs, arrays: Mapping[str, np.ndarray]) -> None:
         """See `Executor.fill`.
 
+        Args:
+            inputs: that they belong to.
+            arrays: in pinned memory, by name.
+
         Raises:
             ShapeError: more atoms interact than any kernel takes, or `reverse` is no pairing.
         """
@@ -171,6 +183,11 @@ class FusedExecutor(Executor):
         self, starts: Int64[np.ndarray, " molecules"], atoms: int, arrays: Mapping[str, np.ndarray]
     ) -> tuple[str, ...]:
         """See `Executor.fill_molecules`.
+
+        Args:
+            starts: first row of each molecule.
+            atoms: rows of all.
+            arrays: in pinned memory, by name.
 
         Raises:
             ShapeError: a molecule is larger than any kernel takes.

@@ -17,11 +17,11 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from painn_deploy.engines.contract import check_indices, taken
+from painn_deploy.engines.cores import CORES
 from painn_deploy.engines.fused.groups import groups_of, pieces_of
 from painn_deploy.engines.fused.host import Library, Sizes
 from painn_deploy.engines.fused.packed import Packed
 from painn_deploy.engines.host_session import HostSession
-from painn_deploy.engines.inductor.cores import CORES
 from painn_deploy.engines.session import EngineInfo
 from painn_deploy.export.errors import EngineUnavailableError
 from painn_deploy.export.fields import INPUTS, OUTPUTS, Field, GraphInputs
@@ -31,8 +31,8 @@ __all__ = ["FusedHostSession"]
 GROUP = 27
 """Rows that small pieces are put together to: three tiles. More gained nothing, and fewer leave tiles half empty."""
 
-LARGE = 64
-"""Rows from which on threads share a group. Below it, to meet after each phase costs what is gained."""
+ROWS_A_THREAD = 10
+"""Rows that each thread has at least of a group that several share: of fewer, to meet after each phase costs more."""
 
 SHARES = 4
 """Parts for each thread that groups are divided into, so that one whose core is taken does not keep the others."""
@@ -90,9 +90,9 @@ class FusedHostSession(HostSession):
             memory = work.meeting.ctypes.data, *room.addresses, work.sizes_array.ctypes.data
             self._library.run(number, of, *memory, *before, groups.ctypes.data, *after)
 
-        if work.shared and threads > 1:
+        if (together := min(threads, work.shared)) > 1:
             (room,) = self._rooms_for(work.sizes, 1)
-            self._on_threads(threads, lambda number: run(number, threads, work.groups, room))
+            self._on_threads(together, lambda number: run(number, together, work.groups, room))
         elif len(work.shares) == 1 or threads == 1:
             (room,) = self._rooms_for(work.sizes, 1)
             run(0, 1, work.groups, room)
@@ -151,7 +151,7 @@ class _Work(NamedTuple):
     Attributes:
         groups: of the whole matrix, see `painn_deploy.engines.fused.groups.groups_of`.
         shares: the same in parts.
-        shared: whether threads share each group.
+        shared: how many threads may share each group.
         sizes: of the largest group.
         sizes_array: the same, as the kernel reads them.
         meeting: of threads that share a group.
@@ -159,7 +159,7 @@ class _Work(NamedTuple):
 
     groups: Int32[np.ndarray, " groups_and_two"]
     shares: list[np.ndarray]
-    shared: bool
+    shared: int
     sizes: Sizes
     sizes_array: Int32[np.ndarray, "5"]
     meeting: Int32[np.ndarray, "2"]
@@ -176,7 +176,7 @@ class _Work(NamedTuple):
         shares = [
             np.concatenate([[end - begin], bounds[begin : end + 1]]).astype(np.int32) for begin, end in pairwise(cuts)
         ]
-        shared = rows >= LARGE and count < 2 * threads
+        shared = rows // ROWS_A_THREAD if count < 2 * threads else 1
         return cls(groups, shares, shared, sizes, np.array(sizes, np.int32), np.zeros(2, np.int32))
 
 

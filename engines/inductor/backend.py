@@ -22,13 +22,13 @@ import numpy as np
 
 from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine
 from painn_deploy.engines.contract import taken
+from painn_deploy.engines.cores import CORES
 from painn_deploy.engines.forms import CPU_FORMS, Plan, plans_for, serving
 from painn_deploy.engines.gpu.arena import Arena
 from painn_deploy.engines.gpu.driver import check_driver, driver
 from painn_deploy.engines.gpu.session import GpuSession
 from painn_deploy.engines.host_session import HostSession
 from painn_deploy.engines.inductor.compile import SEVERAL, Asked, compiled_form, compiling
-from painn_deploy.engines.inductor.cores import CORES
 from painn_deploy.engines.inductor.gpu import LEAST, LoadedPackage, TorchExecutor, torch_in_words
 from painn_deploy.engines.inductor.loaded import lend, share_standard_library
 from painn_deploy.engines.inductor.matmul_precision import matmul_precision

@@ -65,7 +65,7 @@ def model(painn: Path) -> bytes:
 class Opened:
     """How a session of each engine is opened on the emulated GPU; `torch` stands for the library."""
 
-    def __init__(self, cuda: emulated_gpu.EmulatedCuda, model: bytes, student: Student) -> None:
+    def __init__(self, cuda: emulated_gpu.EmulatedCuda, model: bytes, student: Student | None = None) -> None:
         self.cuda, self.model, self.student = cuda, model, student
         self.torch = emulated_gpu.EmulatedTorch(cuda)
         self.numbers: list[str] = []
@@ -93,6 +93,7 @@ class Opened:
         return lambda stream, arena: TorchExecutor(self.torch, packages, f"cuda:{index}", stream, **boundary)
 
     def _fused(self, index: int) -> Callable[[int, Arena], FusedExecutor]:
+        assert self.student is not None, "its weights are not in the graph"
         packed = pack(self.student)
         plans = [Plan(packed, 9, 36, lanes=2), Plan(packed, 64, 2048, 8, spilled=True, shared_limit=2**24)]
         return lambda stream, arena: FusedExecutor(
@@ -139,6 +140,8 @@ def same(got: GraphOutputs, want: Any) -> None:
 
 
 every_engine = pytest.mark.parametrize("engine", ENGINES)
+searching = pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine != "fused"])
+"""Those that evaluate structures whose neighbours the device finds; `fused` refuses them in its own tests."""
 
 
 @every_engine
@@ -160,8 +163,9 @@ def test_results_are_the_graphs_own_whether_launched_recorded_or_replayed(
         assert (kept.forces == before).all(), "a result was overwritten by the next"
 
 
-@pytest.mark.parametrize("kind", ["features", "committee"])
-@every_engine
+@pytest.mark.parametrize(
+    ("engine", "kind"), [(e, k) for e in ENGINES for k in ("features", "committee") if (e, k) != ("fused", "committee")]
+)
 def test_what_a_graph_gives_besides_comes_down_too(
     cuda: emulated_gpu.EmulatedCuda, painn: Path, tmp_path: Path, engine: str, kind: str
 ) -> None:
@@ -741,7 +745,7 @@ def any_size(atoms: int, slots: int) -> None:
 SEARCHED = ("water", "triclinic", "slab", "outside the cell", "wire", "single atom", "far apart")
 
 
-@every_engine
+@searching
 @pytest.mark.parametrize("name", SEARCHED)
 def test_neighbours_that_the_device_found_give_what_the_whole_graph_gives(
     opened: Opened, model: bytes, engine: str, name: str
@@ -768,7 +772,7 @@ def test_neighbours_that_the_device_found_give_what_the_whole_graph_gives(
     assert opened.cuda.held == 0
 
 
-@every_engine
+@searching
 def test_a_search_that_is_not_admitted_leaves_nothing_followed(opened: Opened, engine: str) -> None:
     atoms = students.zoo()["triclinic"]
 
@@ -787,7 +791,7 @@ def test_a_search_that_is_not_admitted_leaves_nothing_followed(opened: Opened, e
         session.search(sorted_into_boxes(students.zoo()["outside the cell"].repeat((11, 3, 1))), any_size)
 
 
-@every_engine
+@searching
 @pytest.mark.parametrize("skin", [0.6, None])
 def test_a_calculator_leaves_the_search_to_the_device(
     opened: Opened, bundle: Path, engine: str, skin: float | None, monkeypatch: pytest.MonkeyPatch
@@ -826,7 +830,7 @@ def test_a_calculator_leaves_the_search_to_the_device(
         np.testing.assert_allclose(calculator.get_forces(atoms), plain.get_forces(atoms), rtol=0, atol=1e-4)
 
 
-@every_engine
+@searching
 @pytest.mark.parametrize("skin", [0.6, 0.0])
 def test_a_part_of_a_structure_has_its_weights_on_a_device_that_searches(
     opened: Opened, bundle: Path, engine: str, skin: float, monkeypatch: pytest.MonkeyPatch

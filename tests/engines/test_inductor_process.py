@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from painn_deploy.engines.inductor import backend, cores, loaded, openmp
-from painn_deploy.engines.inductor.cores import FIRST, LONGEST, LOOK, SharedCores, seconds_waited
+from painn_deploy.engines import cores
+from painn_deploy.engines.cores import FIRST, LONGEST, LOOK, SharedCores, seconds_waited
+from painn_deploy.engines.inductor import backend, loaded, openmp
 from painn_deploy.engines.inductor.loaded import MOST_KEPT, lend
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.matrix import graph_inputs

@@ -54,6 +54,8 @@ FP32 = 2e-5
 STUDENTS = ("painn", "distiller", "committee", "features", "table")
 every_student = pytest.mark.parametrize("name", STUDENTS)
 every_engine = pytest.mark.parametrize("engine", ENGINES)
+others = pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine != "fused"])
+"""Those that a device searches neighbours for, and of which there are bundles of earlier formats."""
 
 Run = Callable[[GraphInputs], Sequence[np.ndarray]]
 
@@ -320,11 +322,11 @@ def alike(got: Sequence[np.ndarray], want: Sequence[np.ndarray]) -> None:
 
 
 @every_engine
-def test_a_gpu_is_given_the_weights_of_each_call(cuda: EmulatedCuda, model: bytes, engine: str) -> None:
+def test_a_gpu_is_given_the_weights_of_each_call(cuda: EmulatedCuda, model: bytes, painn: Path, engine: str) -> None:
     run = open_graph(model)
     graph = graph_inputs(ethanols(2), CUTOFF)
     calls = [weighted(graph, weights_of(kind, 18)) for kind in ("owned", "ones", "fractional", "none", "ones", "owned")]
-    with Opened(cuda, model)(engine) as session:
+    with Opened(cuda, model, load_student(painn))(engine) as session:
         for inputs in calls:  # launched, recorded and replayed
             alike(session.run(inputs), run(inputs))
         for got, inputs in zip(session.run_many(calls), calls, strict=True):
@@ -339,9 +341,9 @@ def resident_of(atoms: Atoms, weights: np.ndarray) -> Any:
 
 
 @every_engine
-def test_a_followed_structure_keeps_its_weights(cuda: EmulatedCuda, model: bytes, engine: str) -> None:
+def test_a_followed_structure_keeps_its_weights(cuda: EmulatedCuda, model: bytes, painn: Path, engine: str) -> None:
     run = open_graph(model)
-    with Opened(cuda, model)(engine) as session:
+    with Opened(cuda, model, load_student(painn))(engine) as session:
         for name, kind in (("ethanol", "owned"), ("triclinic", "fractional"), ("ethanol", "ones")):
             atoms = students.zoo()[name]
             weights = weights_of(kind, len(atoms))
@@ -351,7 +353,7 @@ def test_a_followed_structure_keeps_its_weights(cuda: EmulatedCuda, model: bytes
                 alike(session.step(moved.positions), run(weighted(graph_inputs([moved], CUTOFF), weights)))
 
 
-@every_engine
+@others
 def test_where_a_device_makes_the_inputs_every_weight_is_one(cuda: EmulatedCuda, model: bytes, engine: str) -> None:
     """Also after a call with others, whose place on the device these take."""
     run, atoms, molecules = open_graph(model), students.zoo()["triclinic"], of_sizes([3, 9, 5], 0)
@@ -367,7 +369,7 @@ def test_where_a_device_makes_the_inputs_every_weight_is_one(cuda: EmulatedCuda,
             alike(session.run_molecules(*side_by_side(molecules), CUTOFF).outputs, want)
 
 
-@every_engine
+@others
 def test_a_device_that_searches_is_given_the_weights(cuda: EmulatedCuda, model: bytes, engine: str) -> None:
     run, atoms = open_graph(model), students.zoo()["triclinic"].repeat((2, 2, 1))
     with Opened(cuda, model)(engine) as session:
@@ -379,7 +381,7 @@ def test_a_device_that_searches_is_given_the_weights(cuda: EmulatedCuda, model: 
                 alike(session.step(atoms.positions), want)
 
 
-@every_engine
+@others
 def test_a_search_uploads_weights_beside_atomic_numbers(cuda: EmulatedCuda, model: bytes, engine: str) -> None:
     boxes, moved = boxes_of(students.zoo()["triclinic"], CUTOFF, CUTOFF + 0.5), list[int]()
     copy = cuda._copy
@@ -492,7 +494,7 @@ def test_a_compiled_engine_of_an_earlier_format_runs_and_refuses_weights() -> No
         refused(session.run, inputs)
 
 
-@every_engine
+@others
 def test_an_engine_of_an_earlier_format_on_a_gpu_runs_and_refuses_weights(cuda: EmulatedCuda, engine: str) -> None:
     model = read_bundle(OLD).file(MODEL)
     run, atoms = open_graph(model), students.zoo()["triclinic"]

@@ -16,7 +16,7 @@ from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.engines.fused import host
 from painn_deploy.engines.fused.host import FLAGS, Library, Sizes, compiled_libraries, load
-from painn_deploy.engines.fused.host_session import LARGE, FusedHostSession
+from painn_deploy.engines.fused.host_session import ROWS_A_THREAD, FusedHostSession
 from painn_deploy.engines.fused.packed import Packed
 from painn_deploy.engines.fused.weights import pack
 from painn_deploy.engines.session import EngineInfo
@@ -85,7 +85,7 @@ def crowd(base: Student) -> list[Atoms]:
         one.rotate(float(rng.uniform(0, 360)), rng.normal(size=3))
         one.positions += 3.0 * np.array(place)
         atoms += one
-    assert len(atoms) > LARGE
+    assert len(atoms) > 5 * ROWS_A_THREAD
     return [atoms]
 
 
@@ -229,14 +229,15 @@ def test_threads_that_the_system_does_not_give_are_said(
     def none(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
+    inputs = matrix(mixture() * 3, base)
     with opened(session._library, base, 3) as several:
         monkeypatch.setattr(ThreadPoolExecutor, "submit", none)
         before = threading.active_count()
         with pytest.raises(EngineUnavailableError, match="no 3 threads.*can't start new thread.*threads=1"):
-            several.run(matrix(mixture(), base))
+            several.run(inputs)
         monkeypatch.undo()
         assert threading.active_count() == before
-        assert same_bits(several.run(matrix(mixture(), base)), session.run(matrix(mixture(), base)))
+        assert same_bits(several.run(inputs), session.run(inputs))
 
 
 @pytest.fixture(scope="module")
