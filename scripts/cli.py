@@ -102,7 +102,7 @@ def export(
     max_force_error: Annotated[
         str | None, typer.Option(help="Likewise, RMSE; 50meV/A for fp16, 20meV/A for int8.")
     ] = None,
-    device: Annotated[str, typer.Option(help="That an inductor engine is compiled for: auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="That inductor and fused compile for: auto, cpu or cuda.")] = "auto",
     tf32: Annotated[bool, typer.Option("--tf32", help="Let a GPU round FP32 products to ten bits.")] = False,
     radial_table: Annotated[
         bool, typer.Option("--radial-table", help="Read filters from a table in place of the radial network.")

@@ -31,8 +31,12 @@ __all__ = ["FusedHostSession"]
 GROUP = 27
 """Rows that small pieces are put together to: three tiles. More gained nothing, and fewer leave tiles half empty."""
 
-ROWS_A_THREAD = 10
-"""Rows that each thread has at least of a group that several share: of fewer, to meet after each phase costs more."""
+SLOTS_A_THREAD = 512
+"""Slots that hold a pair, of which each thread has as many at least: half a millisecond's work. To wake a thread for less
+gains little, and where other programs have the cores it costs much."""
+
+ROWS_A_THREAD = 18
+"""Rows that each thread has at least of a group that several share: two tiles."""
 
 SHARES = 4
 """Parts for each thread that groups are divided into, so that one whose core is taken does not keep the others."""
@@ -78,13 +82,13 @@ class FusedHostSession(HostSession):
         taken(inputs, self.inputs)  # it refuses weights that a graph without such an input would leave out
         if inputs.atomic_numbers.view(np.uint32).max() >= self._elements:
             check_indices(inputs.atomic_numbers, inputs.neighbours, inputs.reverse, self._elements - 1)
-        most = (os.cpu_count() or 1) if self._threads is None else self._threads
+        most = _cores() if self._threads is None else self._threads
         work = self._work_of(inputs.reverse, most)
         outputs = [np.empty(field.sized(atoms=len(inputs.mask)), np.float32) for field in self.outputs]
         arrays = self._weights, inputs.atomic_numbers, inputs.displacements, inputs.reverse, inputs.mask, inputs.weights
         before = [*(array.ctypes.data for array in arrays), inputs.mask.shape[1]]
         after = [*(output.ctypes.data for output in outputs), NOTHING][: len(OUTPUTS) + 1]
-        threads = CORES.threads(most) if self._threads is None else most
+        threads = min(work.threads, CORES.threads(most) if self._threads is None else most)
 
         def run(number: int, of: int, groups: np.ndarray, room: _Room) -> None:
             memory = work.meeting.ctypes.data, *room.addresses, work.sizes_array.ctypes.data
@@ -97,6 +101,7 @@ class FusedHostSession(HostSession):
             (room,) = self._rooms_for(work.sizes, 1)
             run(0, 1, work.groups, room)
         else:
+            threads = min(threads, len(work.shares))
             rooms, waiting = self._rooms_for(work.sizes, threads), deque(work.shares)
 
             def take(number: int) -> None:
@@ -151,7 +156,8 @@ class _Work(NamedTuple):
     Attributes:
         groups: of the whole matrix, see `painn_deploy.engines.fused.groups.groups_of`.
         shares: the same in parts.
-        shared: how many threads may share each group.
+        threads: how many have enough to do.
+        shared: how many of them share each group; 1 where more of them have something to do with one each.
         sizes: of the largest group.
         sizes_array: the same, as the kernel reads them.
         meeting: of threads that share a group.
@@ -159,6 +165,7 @@ class _Work(NamedTuple):
 
     groups: Int32[np.ndarray, " groups_and_two"]
     shares: list[np.ndarray]
+    threads: int
     shared: int
     sizes: Sizes
     sizes_array: Int32[np.ndarray, "5"]
@@ -176,8 +183,10 @@ class _Work(NamedTuple):
         shares = [
             np.concatenate([[end - begin], bounds[begin : end + 1]]).astype(np.int32) for begin, end in pairwise(cuts)
         ]
-        shared = rows // ROWS_A_THREAD if count < 2 * threads else 1
-        return cls(groups, shares, shared, sizes, np.array(sizes, np.int32), np.zeros(2, np.int32))
+        most = max(1, min(threads, int(stored[-1]) // SLOTS_A_THREAD))
+        together = min(rows // ROWS_A_THREAD, most)
+        shared = together if together > min(count, most) else 1
+        return cls(groups, shares, most, shared, sizes, np.array(sizes, np.int32), np.zeros(2, np.int32))
 
 
 class _Room:
@@ -253,6 +262,11 @@ class _Team:
     def close(self) -> None:
         """End its threads."""
         self._pool.shutdown()
+
+
+def _cores() -> int:
+    """Of the machine, or those that this process is kept to."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _aligned(numbers: int) -> Float32[np.ndarray, " numbers"]:

@@ -63,7 +63,7 @@ def export_engines(
         compute_capabilities: of the GPUs that TensorRT-RTX plans are built for, such as `86`.
         limits: what FP16 and INT8 may cost against FP32; by default 10 meV/atom and 50 meV/Å for FP16, 3 meV/atom and
             20 meV/Å for INT8, which is searched for within them.
-        device: that an `inductor` engine is compiled for, `cpu` or `cuda`; by default the first that is here.
+        device: that `inductor` and `fused` compile for, `cpu` or `cuda`; by default the first that is here.
         tf32: let FP32 products round their operands to ten bits; an engine that has no such products is refused.
         form: of the graph that `inductor` compiles, see `painn_deploy.engines.forms`; by default those of the device.
         radial_table: read what depends on one distance alone from a table, in place of the radial network.

@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -85,14 +87,14 @@ def crowd(base: Student) -> list[Atoms]:
         one.rotate(float(rng.uniform(0, 360)), rng.normal(size=3))
         one.positions += 3.0 * np.array(place)
         atoms += one
-    assert len(atoms) > 5 * ROWS_A_THREAD
+    assert len(atoms) > 4 * ROWS_A_THREAD
     return [atoms]
 
 
 def test_no_bit_depends_on_threads_neighbours_in_a_batch_or_the_order_of_it(
     base: Student, session: FusedHostSession, libraries: dict[int, Library]
 ) -> None:
-    batch = [*mixture(), *mixture()[::-1]]
+    batch = [*mixture(), *mixture()[::-1]] * 3
     together = session.run(matrix(batch, base))
     for atoms, found in zip(batch, parts(batch, together), strict=True):
         assert same_bits(session.run(matrix([atoms], base)), found)
@@ -111,7 +113,7 @@ def test_no_bit_depends_on_threads_neighbours_in_a_batch_or_the_order_of_it(
 
 
 def test_threads_of_the_machine_are_taken_where_nothing_is_said(base: Student, session: FusedHostSession) -> None:
-    batch = mixture()
+    batch = mixture() * 3
     with opened(session._library, base, None) as several:
         assert same_bits(several.run(matrix(batch, base)), session.run(matrix(batch, base)))
 
@@ -258,6 +260,26 @@ def test_a_bundle_runs_as_an_engine_like_every_other(path: Path, bundle: Path) -
             assert got["energy"] == pytest.approx(want["energy"], abs=1e-5)
     validation = read_bundle(path).json("validation.json")
     assert validation["parity"]["forces"] < 1e-4
+
+
+ALONE = """
+import sys
+for name in ("torch", "onnx", "onnxruntime", "safetensors"):
+    sys.modules[name] = None
+from ase.build import molecule
+from painn_deploy.runtime import PaiNNCalculator
+with PaiNNCalculator(sys.argv[1]) as calculator:
+    print(calculator.calculate_batch([molecule("H2O")])[0]["energy"])
+"""
+
+
+def test_it_runs_with_neither_torch_nor_onnx_runtime_nor_a_compiler(path: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(path)], capture_output=True, text=True, check=False,
+        env={**os.environ, "PATH": str(tmp_path), "CXX": ""},
+    )  # fmt: skip
+    with PaiNNCalculator(path) as calculator:
+        assert float(done.stdout) == calculator.calculate_batch([molecule("H2O")])[0]["energy"], done.stderr
 
 
 def damaged(path: Path, **changes: object) -> Bundle:
