@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine
+from painn_deploy.engines.forms import Form
 from painn_deploy.engines.fused.gpu import compiled_kernels, session_on_gpu
 from painn_deploy.engines.fused.host import LIBRARY, compiled_libraries, kind_of_machine, load
 from painn_deploy.engines.fused.host_session import FusedHostSession
@@ -21,6 +22,7 @@ from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailab
 from painn_deploy.export.progress import Tell, silent
 
 if TYPE_CHECKING:
+    import onnx
     from ase import Atoms
 
     from painn_deploy.export.model.student import Student
@@ -62,6 +64,16 @@ class FusedBackend(Backend):
         from painn_deploy.engines.fused.weights import pack
 
         return pack(student).to_bytes()
+
+    def executed_graph(self, bundle: Bundle, atoms: int, slots: int) -> "onnx.ModelProto":
+        """See `Backend.executed_graph`: filters are computed once a pair.
+
+        Args:
+            bundle: one that this backend built.
+            atoms: of the matrix.
+            slots: of the matrix.
+        """
+        return Form(("paired",)).lowered(super().executed_graph(bundle, atoms, slots))
 
     def batch_slots(self, device: str) -> int:
         """See `Backend.batch_slots`."""

@@ -32,8 +32,8 @@ GROUP = 27
 """Rows that small pieces are put together to: three tiles. More gained nothing, and fewer leave tiles half empty."""
 
 SLOTS_A_THREAD = 512
-"""Slots that hold a pair, of which each thread has as many at least: half a millisecond's work. To wake a thread for less
-gains little, and where other programs have the cores it costs much."""
+"""Slots that hold a pair, of which each thread has as many at least: half a millisecond's work. To wake a thread for
+less gains little, and where other programs have the cores it costs much."""
 
 ROWS_A_THREAD = 18
 """Rows that each thread has at least of a group that several share: two tiles."""

@@ -2,11 +2,13 @@
 
     python scripts/benchmarks/performance_tables.py bench/benchmark.json ... --document docs/performance.md
 
-Everything between the marks of the document is written anew; the first file's student is judged by the criteria.
+Everything between the marks of the document is written anew; the first file's student is judged by the criteria, unless
+`--tables` asks for the first so many tables alone, as docs/kernels.md has them.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +37,7 @@ def page(
     complexity: Annotated[
         Path | None, typer.Option(help="What analyze_model_complexity.py wrote beside Orb-v2, for that criterion.")
     ] = None,
+    tables: Annotated[int | None, typer.Option(help="Of each student, without the criteria; all if not given.")] = None,
 ) -> None:
     """Write the tables into the document.
 
@@ -43,13 +46,14 @@ def page(
         PaiNNDeployError: a file cannot be read, or Orb-v2 was not timed in it.
     """
     found = [read(path) for path in benchmarks]
-    judged = criteria(found[0], beside_orb(complexity))
-    parts = [*(_student(each) for each in found), "## By the seed project's criteria", *judged]
+    parts = [_student(each, tables) for each in found]
+    if tables is None:
+        parts += ["## By the seed project's criteria", *criteria(found[0], beside_orb(complexity))]
     write_between_marks(document, "\n\n".join(parts))
     print(f"wrote {document}")
 
 
-def _student(found: Mapping[str, Any]) -> str:
+def _student(found: Mapping[str, Any], tables: int | None = None) -> str:
     conditions = found["conditions"]
     versions = ", ".join(f"{name} {version}" for name, version in conditions["versions"].items())
     parts = [
@@ -57,7 +61,7 @@ def _student(found: Mapping[str, Any]) -> str:
         f"{conditions['machine']}, torch on {conditions['torch_threads']} threads, engines on "
         f"{conditions['engine_threads']} ({versions}); others used {conditions['busy_cores']:.1f} cores.",
     ]
-    for section in sections(found, PHASES_OF):
+    for section in islice(sections(found, PHASES_OF), tables):
         parts += [section.caption, markdown(section.headings, section.rows)]
         parts += [f"**Failed.** {error}" for error in section.errors]
     return "\n\n".join(parts)

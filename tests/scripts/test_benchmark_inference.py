@@ -144,7 +144,12 @@ def test_tables_show_what_failed_and_what_has_no_memory_of_its_own(found: Path, 
     assert "**Failed.** onnxruntime fp32 table: it does not run" in text
     assert "50 MB above a bare process" not in text
     page([found], document)
-    assert "50 MB above a bare process" in document.read_text()
+    assert "50 MB above a bare process" in (whole := document.read_text())
+    page([found], document, tables=1)
+    first = document.read_text()
+    assert whole.count("\n|---") > first.count("\n|---") == 1
+    assert "criteria" in whole
+    assert "criteria" not in first
 
 
 def test_what_was_timed_is_kept_when_a_later_part_fails(
