@@ -131,7 +131,7 @@ class Backend(Protocol):
             student: whose graph it is, in float64.
 
         Raises:
-            EngineError: there is no such engine of this student; it says why.
+            EngineUnavailableError: there is no such engine of this student; it says why.
         """
         return b""
 

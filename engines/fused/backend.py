@@ -59,7 +59,7 @@ class FusedBackend(Backend):
         """See `Backend.of_student`: its weights.
 
         Raises:
-            EngineError: it has a part that the kernel does not compute; with its name.
+            EngineUnavailableError: it has a part that the kernel does not compute; with its name.
         """
         from painn_deploy.engines.fused.weights import pack
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from painn_deploy.engines.fused.packed import Packed
-from painn_deploy.export.errors import EngineError
+from painn_deploy.export.errors import EngineUnavailableError
 from painn_deploy.export.model.painn import BesselBasis, GaussianBasis, PaiNN
 from painn_deploy.export.model.student import Student, parts
 
@@ -22,7 +22,7 @@ def pack(student: Student) -> Packed:
         student: a PaiNN, in any type; one in float64 gives the most exact table of first messages.
 
     Raises:
-        EngineError: it has a part that the kernel does not compute; with its name.
+        EngineUnavailableError: it has a part that the kernel does not compute; with its name.
     """
     model = _checked(student)
     said = model.configuration
@@ -134,13 +134,13 @@ def _checked(student: Student) -> PaiNN:
     """Refuse what the kernel does not compute.
 
     Raises:
-        EngineError: see above.
+        EngineUnavailableError: see above.
     """
     said = student.configuration
     if len(student.members) > 1:
-        raise EngineError("The kernel of whole molecules evaluates one student, and this is a committee.")
+        raise EngineUnavailableError("The kernel of whole molecules evaluates one student, and this is a committee.")
     if not isinstance(student, PaiNN):
-        raise EngineError(
+        raise EngineUnavailableError(
             f"The kernel of whole molecules computes the architecture painn, and this student is {said.architecture}. "
             "Export it with another engine."
         )
@@ -157,7 +157,7 @@ def _checked(student: Student) -> PaiNN:
     }
     odd[f"a read-out of {linear[0].out_features} features, and no multiple of 4"] = linear[0].out_features % 4
     if found := [name for name, is_so in odd.items() if is_so]:
-        raise EngineError(
+        raise EngineUnavailableError(
             f"The kernel of whole molecules does not compute this student: it has {'; '.join(found)}. "
             "Export it with another engine."
         )

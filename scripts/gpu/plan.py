@@ -19,7 +19,7 @@ LAUNCHED = "ms between events, launched"
 REPLAYED = "ms between events, replayed with copies"
 """Figure of a CUDA graph, the copies of inputs and results included."""
 
-MAIN = (("inductor", "fp32"), ("onnxruntime", "fp32"))
+MAIN = (("inductor", "fp32"), ("fused", "fp32"), ("onnxruntime", "fp32"))
 """Engines of the first stage, in its order."""
 
 TF32 = "tf32"
@@ -31,7 +31,7 @@ SIZED = (*MAIN, ("inductor", "fp16"), ("inductor", TF32))
 OPENED = (("inductor", "fp32"),)
 """Engines whose opening is looked at."""
 
-HAS = {"inductor": ("fp32", "fp16", TF32), "onnxruntime": ("fp32", "fp16", "int8")}
+HAS = {"inductor": ("fp32", "fp16", TF32), "fused": ("fp32",), "onnxruntime": ("fp32", "fp16", "int8")}
 """Precisions of engines that lack one."""
 
 FORMS = ("plain", "sums+unchecked", "sums+paired+side+unchecked", "sums+paired+unchecked@1024,16", "plain@4096,16")
@@ -64,7 +64,7 @@ class Options:
     device: str
     work: str
     quick: bool = False
-    engines: tuple[str, ...] = ("inductor", "onnxruntime", "tensorrt-rtx", "tensorrt")
+    engines: tuple[str, ...] = ("inductor", "fused", "onnxruntime", "tensorrt-rtx", "tensorrt")
     precisions: tuple[str, ...] = PRECISIONS
     forms: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()

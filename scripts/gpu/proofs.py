@@ -13,13 +13,15 @@ from ase.build import molecule
 
 from painn_deploy.engines import Session
 from painn_deploy.engines.session import (
+    Boxes,
     CudaGraphs,
     FollowingSession,
     MoleculesSession,
+    Nearest,
     OverlappingSession,
     SearchingSession,
 )
-from painn_deploy.export.errors import DeviceMemoryError
+from painn_deploy.export.errors import DeviceMemoryError, ShapeError
 from painn_deploy.export.fields import GraphInputs, GraphOutputs
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.matrix import graph_inputs
@@ -166,6 +168,22 @@ def positions_alone(subject: Subject) -> tuple[bool, Any]:
     return worst <= CLOSE, {"largest difference": worst}
 
 
+def found_by(session: SearchingSession, boxes: Boxes) -> Nearest:
+    """The nearest of the neighbours that a session's device finds.
+
+    Args:
+        session: that finds them.
+        boxes: the structure.
+
+    Raises:
+        Unavailable: its engine takes no such structure.
+    """
+    try:
+        return session.search(boxes, lambda *size: None)  # noqa: ARG005
+    except ShapeError as error:
+        raise Unavailable(str(error)) from error
+
+
 def searches(subject: Subject) -> tuple[bool, Any]:
     """Steps with neighbours that the device found give what whole evaluations give, launched and replayed."""
     differences, nearest_are_the_same = [], True
@@ -175,7 +193,7 @@ def searches(subject: Subject) -> tuple[bool, Any]:
             session = able(calculator, SearchingSession)
             for atoms in (liquid, subject.atoms.copy()):
                 for _ in range(3):
-                    nearest = session.search(in_boxes(atoms, subject.cutoff), lambda *size: None)  # noqa: ARG005
+                    nearest = found_by(session, in_boxes(atoms, subject.cutoff))
                     found = find_pairs(atoms, subject.cutoff + DEFAULT_SKIN).nearest()
                     nearest_are_the_same &= nearest.distance == found.distance
                     for _ in range(4):

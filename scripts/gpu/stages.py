@@ -4,12 +4,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from ase import Atoms
 from ase.md.velocitydistribution import thermalize_momenta
 from rich.console import Console
 
@@ -18,6 +19,7 @@ from painn_deploy.calibration.accuracy.errors import Tolerances, compare
 from painn_deploy.calibration.physics.drift import Drift
 from painn_deploy.calibration.physics.motion import DRIFT_LIMIT, total_energies
 from painn_deploy.calibration.structures import aspirin, default_structures, trusted_species
+from painn_deploy.engines import get_backend
 from painn_deploy.engines.gpu.driver import gpu_of
 from painn_deploy.engines.inductor.compile import SEVERAL
 from painn_deploy.engines.session import CudaGraphs
@@ -26,6 +28,7 @@ from painn_deploy.export.errors import EngineUnavailableError
 from painn_deploy.export.files import to_json
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.machine import machine
+from painn_deploy.scripts.benchmarks.cases import box_of_water
 from painn_deploy.scripts.benchmarks.contenders.bundles import Bundle
 from painn_deploy.scripts.benchmarks.inference import time_bundles
 from painn_deploy.scripts.benchmarks.results import plot
@@ -234,6 +237,10 @@ class Job:
 
         with PaiNNCalculator(bundle, device=self.device) as calculator:
             kept("engine", lambda: dict(calculator.engine_info))
+            refused = [name for name, case in cases.items() if not all(map(taker(calculator), case.structures[0]))]
+            if refused:
+                kept("not for this engine", lambda: {"cases": refused})
+            cases = {name: case for name, case in cases.items() if name not in refused}
             engine_figures(kept, calculator, self.student, cases, clock)
         floor_figures(kept, bundle, precision, cases, lambda: self.peaks(precision), known)
         memory_figures(kept, bundle, self.device, cases)
@@ -268,7 +275,9 @@ class Job:
         structures = [atoms for atoms in default_structures(species) if len(atoms) <= 64]
         domain = find_domain(self.exact, structures, "the default set", brought=False)
         with PaiNNCalculator(bundle, device=self.device) as calculator:
-            accuracy = compare(domain.structures, calculator.calculate_batch(domain.structures), domain.wanted)
+            taken = [i for i, atoms in enumerate(domain.structures) if taker(calculator)(atoms)]
+            structures, wanted = ([each[i] for i in taken] for each in (domain.structures, domain.wanted))
+            accuracy = compare(structures, calculator.calculate_batch(structures), wanted)
         problems = accuracy.failures(LIMITS[precision])
         return {"holds": not problems, "problems": problems, **accuracy.as_dict()}
 
@@ -311,6 +320,8 @@ class Job:
         bundles: dict[str, Path] = {}
         for engine in self.options.engines:
             with _as_a_figure(keep, engine):
+                if not get_backend(engine).takes(self.device, box_of_water()):
+                    raise Unavailable(f"{engine} takes no liquid on {self.device}, and these tables have some.")
                 bundles[f"{engine} fp32"] = self.bundles.get(keep, engine, "fp32")
         if not bundles:
             raise Unavailable("No engine can run here.")
@@ -341,6 +352,16 @@ class Job:
             return {"written": path.name}
 
         keep("benchmark", timed)
+
+
+def taker(calculator: PaiNNCalculator) -> Callable[[Atoms], bool]:
+    """Whether an engine takes a structure where it runs.
+
+    Args:
+        calculator: on the engine.
+    """
+    info = calculator.engine_info
+    return partial(get_backend(info["backend"]).takes, info["device"])
 
 
 class StageError(Exception):

@@ -27,7 +27,7 @@ GPU_MARKS = ("<!-- gpu figures -->", "<!-- /gpu figures -->")
 """Of a document: what stands between them this program has written."""
 
 EAGER, COMPILED = "eager", "torch.compile"
-ENGINES = ("inductor fp32", "inductor tf32", "inductor fp16", "onnxruntime fp32")
+ENGINES = ("inductor fp32", "inductor tf32", "inductor fp16", "fused fp32", "onnxruntime fp32")
 """In the order of columns and tables; others follow as they are found."""
 
 STAGES = ("first", "sizes ", "speed ", COMPILED)

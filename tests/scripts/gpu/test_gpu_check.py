@@ -76,16 +76,17 @@ def test_a_job_that_is_killed_goes_on_where_it_was_and_ends_with_every_stage(tmp
     done = run(*asked, "--resume")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     stages = read(output, "summary")["stages"]
-    expected = ["first", "proof inductor fp32", "proof onnxruntime fp32", "sizes inductor fp32"]
-    expected += ["sizes onnxruntime fp32", "opening inductor fp32", "torch.compile", "builds", f"form {FORMS[1]}"]
-    expected += ["dynamics inductor fp32", "dynamics onnxruntime fp32", "speed tensorrt fp32", "proof tensorrt fp32"]
+    main = ("inductor fp32", "onnxruntime fp32")
+    expected = ["first", *(f"proof {name}" for name in main), *(f"sizes {name}" for name in main)]
+    expected += ["opening inductor fp32", "torch.compile", "builds", f"form {FORMS[1]}"]
+    expected += [*(f"dynamics {name}" for name in main), "speed tensorrt fp32", "proof tensorrt fp32"]
     assert list(stages) == [*expected, "benchmark"]
     for name, of in stages.items():
         assert of["state"] == (ABSENT if "tensorrt" in name or name == "torch.compile" else DONE), (name, of)
         assert "tensorrt" not in name or "not installed" in of["reason"]
     after = read(output, "figures")
     assert before.items() <= after["first"].items(), "a figure was measured again, or lost"
-    for name in ("inductor fp32", "onnxruntime fp32"):
+    for name in main:
         assert after["first"][f"{name}: 1 ethanol: errors"]["relative force error"] < 1e-5
         assert after["first"][f"{name}: FP32 is FP32"]["holds"]
         assert after[f"sizes {name}"][f"{name}: 384 atoms of water: errors"]["relative force error"] < 1e-5
@@ -97,6 +98,16 @@ def test_a_job_that_is_killed_goes_on_where_it_was_and_ends_with_every_stage(tmp
     again = run(*asked, "--resume")  # nothing is left to do
     assert again.returncode == 0
     assert read(output, "figures") == after
+
+
+def test_the_fused_kernel_is_proved_like_the_others(tmp_path: Path) -> None:
+    student = students.write(tmp_path, "painn", species=[1, 6, 7, 8])
+    asked = [student, "--device", "cpu", "--quick", "--output", tmp_path / "results", "--work", tmp_path / "work"]
+    done = run(*asked, "--engine", "fused", "--precision", "fp32", "--stage", "proof fused")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = read(tmp_path / "results", "figures")["proof fused fp32"]
+    proved = [name for name, value in found.items() if isinstance(value, dict) and value.get("holds")]
+    assert {"forces are the student's", "many calls", "threads with a session each"} <= set(proved), found
 
 
 def test_bad_input_is_an_error_in_words(tmp_path: Path) -> None:
@@ -217,7 +228,8 @@ def test_a_worker_that_never_begins_a_stage_is_an_error(
 
 def test_the_plan_begins_with_what_matters_and_asks_nothing_twice() -> None:
     names = [stage.name for stage in plan(Options("student:base", "cuda:0", "", forms=FORMS))]
-    assert names[:3] == ["first", "proof inductor fp32", "proof onnxruntime fp32"]
+    assert names[:4] == ["first", "proof inductor fp32", "proof fused fp32", "proof onnxruntime fp32"]
+    assert not any("fused" in name and "fp32" not in name for name in names)
     assert len(set(names)) == len(names)
     assert not any("inductor int8" in name for name in names)
     assert plan(Options("s", "cpu", "", stages=("proof ind",)))[0].name == "proof inductor fp32"

@@ -176,7 +176,8 @@ def test_memory_is_that_of_a_session_of_its_own(painn: Path, bundle: Path, monke
 def test_tf32_comes_last_and_its_bundles_lie_apart(tmp_path: Path) -> None:
     names = [stage.name for stage in plan(Options("student:base", "cuda:0", ""))]
     sizes = [name for name in names if name.startswith("sizes")]
-    assert sizes == [f"sizes {of}" for of in ("inductor fp32", "onnxruntime fp32", "inductor fp16", "inductor tf32")]
+    others = ("onnxruntime fp32", "inductor fp16", "inductor tf32")
+    assert sizes == [f"sizes {of}" for of in ("inductor fp32", "fused fp32", *others)]
     last = {p: max(i for i, name in enumerate(names) if name.endswith(p)) for p in PRECISIONS}
     assert max(last, key=last.__getitem__) == "tf32"
     assert not any("onnxruntime tf32" in name for name in names), "its products are FP32 all the same"
