@@ -1,4 +1,1 @@
-"""Molecules evaluated whole by one kernel: every block of threads takes some, from positions to forces.
-
-No engine is made of it yet: it is proved on a CPU, and what it gives on a GPU has not been looked at.
-"""
+"""The `fused` backend: one kernel for PaiNN, on CPUs and GPUs of one source; docs/kernels.md says how it works."""

@@ -4,6 +4,7 @@ It is compiled for the student's sizes, in seconds and of one source: for a CPU 
 NVRTC. What runs it needs neither torch nor a compiler.
 """
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from painn_deploy.engines.fused.gpu import compiled_kernels, session_on_gpu
 from painn_deploy.engines.fused.host import LIBRARY, compiled_libraries, kind_of_machine, load
 from painn_deploy.engines.fused.host_session import FusedHostSession
 from painn_deploy.engines.fused.packed import Packed
-from painn_deploy.engines.fused.plan import MOST_ATOMS
+from painn_deploy.engines.fused.plan import MOST_ATOMS, plans_for
 from painn_deploy.engines.gpu.cuda import compute_capability, gpus
 from painn_deploy.engines.gpu.session import GpuSession
 from painn_deploy.engines.session import EngineInfo
@@ -33,6 +34,9 @@ VERSION = "1"
 """Of the kernel; one more whenever its results or its arguments change."""
 
 WEIGHTS = "molecules.weights"
+
+LIBRARIES = (4, 8, 16)
+"""Widths of vectors that a bundle may hold a library for."""
 
 CUDA = "cuda:"
 """How kinds of GPU begin that a bundle is bound to; its compute capability follows."""
@@ -74,6 +78,24 @@ class FusedBackend(Backend):
             slots: of the matrix.
         """
         return Form(("paired",)).lowered(super().executed_graph(bundle, atoms, slots))
+
+    def contents(self, bundle: Bundle) -> Mapping[str, str]:
+        """See `Backend.contents`: what its kernels are for.
+
+        Args:
+            bundle: one that this backend built.
+        """
+        if self._on_cpu(bundle):
+            widths = ", ".join(str(width) for width in LIBRARIES if LIBRARY.format(width) in bundle.manifest.files)
+            return {"kernels": f"for vectors of {widths} numbers; the widest that a processor has is taken"}
+        packed = Packed.from_bytes(bundle.file(WEIGHTS))
+        return {
+            f"kernels for {kind}": "groups of up to "
+            + "; ".join(
+                f"{plan.rows} atoms and {plan.pairs} pairs" for plan in plans_for(packed, kind.removeprefix(CUDA))
+            )
+            for kind in bundle.manifest.bound_to
+        }
 
     def batch_slots(self, device: str) -> int:
         """See `Backend.batch_slots`."""
@@ -176,7 +198,7 @@ class FusedBackend(Backend):
         )
         if not on_cpu:
             return session_on_gpu(bundle, packed, int(chosen.partition(":")[2]), info)
-        names = {width: LIBRARY.format(width) for width in (4, 8, 16)}
+        names = {width: LIBRARY.format(width) for width in LIBRARIES}
         contents = {width: bundle.file(name) for width, name in names.items() if name in manifest.files}
         if not contents:
             raise BundleError(f"{bundle} holds no library of the engine fused. Export it again.")

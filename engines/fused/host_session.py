@@ -169,7 +169,7 @@ class _Work(NamedTuple):
     shared: int
     sizes: Sizes
     sizes_array: Int32[np.ndarray, "5"]
-    meeting: Int32[np.ndarray, "2"]
+    meeting: Int32[np.ndarray, "3"]
 
     @classmethod
     def of(cls, reverse: Int32[np.ndarray, "atoms slots"], packed: Packed, width: int, threads: int) -> "_Work":
@@ -186,7 +186,7 @@ class _Work(NamedTuple):
         most = max(1, min(threads, int(stored[-1]) // SLOTS_A_THREAD))
         together = min(rows // ROWS_A_THREAD, most)
         shared = together if together > min(count, most) else 1
-        return cls(groups, shares, most, shared, sizes, np.array(sizes, np.int32), np.zeros(2, np.int32))
+        return cls(groups, shares, most, shared, sizes, np.array(sizes, np.int32), np.zeros(3, np.int32))
 
 
 class _Room:

@@ -5,7 +5,14 @@ __all__ = ["HOST", "HOST_BEGIN", "HOST_END"]
 HOST = r"""
 #include <cmath>
 #include <cstring>
+#ifdef __linux__
+#include <climits>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#else
 #include <sched.h>
+#endif
 #define DEVICE static inline
 #define METHOD
 #define PHASE inline
@@ -71,6 +78,25 @@ DEVICE Wide each(Wide a)
     return a;
 }
 
+const int SPINS = 20000;
+static void sleep_while(int* word, int value)
+{
+#ifdef __linux__
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+#else
+    (void)word; (void)value;
+    sched_yield();
+#endif
+}
+static void wake(int* word)
+{
+#ifdef __linux__
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+#else
+    (void)word;
+#endif
+}
+
 // A thread has tasks side by side, whose data are side by side too.
 DEVICE int share(int thread, int threads, int count) { return (int)((long long)count * thread / threads); }
 #define EACH(t, count) \
@@ -83,20 +109,26 @@ HOST_BEGIN = r"""
 // Sizes are those of what is evaluated, and several threads meet between the phases of one large group.
 struct Molecules {
     const int THREAD, THREADS;
-    int* const meeting;  // of all threads: how many wait, and how often all met
+    int* const meeting;  // of all threads: how many wait, how often all met, and how many sleep
     float* const memory;
     const int ROWS, PAIRS, CHUNK_FORWARD, CHUNK_ADJOINT, WORK;
 
+    // A thread that waits for longer than a phase takes sleeps: the one that it waits for may want its core.
     void meet()
     {
         if (THREADS == 1) return;
-        int met = __atomic_load_n(meeting + 1, __ATOMIC_ACQUIRE);
-        if (__atomic_add_fetch(meeting, 1, __ATOMIC_ACQ_REL) == THREADS) {
-            __atomic_store_n(meeting, 0, __ATOMIC_RELAXED);
-            __atomic_add_fetch(meeting + 1, 1, __ATOMIC_RELEASE);
-        } else
-            for (int turn = 0; __atomic_load_n(meeting + 1, __ATOMIC_ACQUIRE) == met; ++turn)
-                if (turn > 4000) sched_yield();
+        int met = __atomic_load_n(meeting + 1, __ATOMIC_SEQ_CST);
+        if (__atomic_add_fetch(meeting, 1, __ATOMIC_SEQ_CST) == THREADS) {
+            __atomic_store_n(meeting, 0, __ATOMIC_SEQ_CST);
+            __atomic_add_fetch(meeting + 1, 1, __ATOMIC_SEQ_CST);
+            if (__atomic_load_n(meeting + 2, __ATOMIC_SEQ_CST)) wake(meeting + 1);
+            return;
+        }
+        for (int turn = 0; turn < SPINS; ++turn)
+            if (__atomic_load_n(meeting + 1, __ATOMIC_SEQ_CST) != met) return;
+        __atomic_add_fetch(meeting + 2, 1, __ATOMIC_SEQ_CST);
+        while (__atomic_load_n(meeting + 1, __ATOMIC_SEQ_CST) == met) sleep_while(meeting + 1, met);
+        __atomic_sub_fetch(meeting + 2, 1, __ATOMIC_SEQ_CST);
     }
 """
 

@@ -22,6 +22,12 @@ MOST_ATOMS = 32
 SIZES = ((9, 36), (21, 210), (24, 132), (27, 108), (MOST_ATOMS, 496))
 """Atoms and pairs of groups: one small molecule, one as large as a drug, two or three small ones, and the largest."""
 
+WIDE = 4
+"""Columns that a thread computes at once."""
+
+INDEX = 2
+"""Bytes of what counts rows, pairs and slots of a group."""
+
 RESERVED = 1_024
 """Bytes of a multiprocessor's shared memory that each block takes besides its own."""
 
@@ -45,8 +51,7 @@ class Plan:
         lanes: threads that share a slot's gradient.
         spilled: whether what pairs and slots have, of which there is much where they are many, is in scratch.
         unroll: fours of a product's sums whose weights are on their way at once; 0 leaves it to the compiler.
-        wide: columns that a thread computes at once: 4 on a GPU.
-        shared_limit: bytes of shared memory of a multiprocessor, or of a CPU's cache.
+        shared_limit: bytes of shared memory of a multiprocessor.
     """
 
     packed: Packed
@@ -59,7 +64,6 @@ class Plan:
     lanes: int = 4
     spilled: bool = False
     unroll: int = 2
-    wide: int = 4
     shared_limit: int = MOST_SHARED
 
     def __post_init__(self) -> None:
@@ -82,25 +86,25 @@ class Plan:
     def _pairs(self) -> int:
         return _round_up(max(1, self.pairs), self.pair_tile)
 
-    def _products(self) -> dict[str, tuple[int, int, int, int]]:
-        """Of each product the length of its sums, its columns, its rows an atom, and planes that a sum goes through."""
+    def _products(self) -> dict[str, tuple[int, int, int]]:
+        """Of each product the length of its sums, its columns, and its rows an atom."""
         macros = self.packed.macros
         f, hidden = int(macros["FEATURES"]), int(macros["HIDDEN"])
         return {
-            "MESSAGE_IN": (f, f, 1, 1),
-            "MESSAGE_OUT": (f, 3 * f, 1, 1),
-            "MIXING": (f, 2 * f, 3, 1),
-            "UPDATE_IN": (2 * f, f, 1, 2),
-            "UPDATE_OUT": (f, 3 * f, 1, 1),
-            "LAST_OUT": (f, 2 * f, 1, 1),
-            "READ_OUT": (f, hidden, 1, 1),
-            "READ_OUT_BACK": (hidden, f, 1, 1),
-            "UPDATE_OUT_BACK": (3 * f, f, 1, 3),
-            "LAST_OUT_BACK": (2 * f, f, 1, 2),
-            "UPDATE_IN_BACK": (f, 2 * f, 1, 1),
-            "MIXING_BACK": (2 * f, f, 3, 2),
-            "MESSAGE_OUT_BACK": (3 * f, f, 1, 3),
-            "MESSAGE_IN_BACK": (f, f, 1, 1),
+            "MESSAGE_IN": (f, f, 1),
+            "MESSAGE_OUT": (f, 3 * f, 1),
+            "MIXING": (f, 2 * f, 3),
+            "UPDATE_IN": (2 * f, f, 1),
+            "UPDATE_OUT": (f, 3 * f, 1),
+            "LAST_OUT": (f, 2 * f, 1),
+            "READ_OUT": (f, hidden, 1),
+            "READ_OUT_BACK": (hidden, f, 1),
+            "UPDATE_OUT_BACK": (3 * f, f, 1),
+            "LAST_OUT_BACK": (2 * f, f, 1),
+            "UPDATE_IN_BACK": (f, 2 * f, 1),
+            "MIXING_BACK": (2 * f, f, 3),
+            "MESSAGE_OUT_BACK": (3 * f, f, 1),
+            "MESSAGE_IN_BACK": (f, f, 1),
         }
 
     @cached_property
@@ -110,9 +114,9 @@ class Plan:
         A part more is a number more to be added for each result; four are taken to cost as much as a step of the sum.
         """
         found = {}
-        for name, (length, columns, per_atom, _) in self._products().items():
-            tiles = -(-per_atom * self.rows // self.row_tile) * (columns // self.wide)
-            results = -(-per_atom * self.rows * columns // self.wide // self.threads)
+        for name, (length, columns, per_atom) in self._products().items():
+            tiles = -(-per_atom * self.rows // self.row_tile) * (columns // WIDE)
+            results = -(-per_atom * self.rows * columns // WIDE // self.threads)
 
             def cost(cut: int, tiles: int = tiles, length: int = length, results: int = results) -> float:
                 return -(-tiles * cut // self.threads) * (length // cut) * self.row_tile + 4.0 * cut * results
@@ -128,7 +132,7 @@ class Plan:
         slices, rows = self.slices, self._rows
         sizes = [
             slices[name] * per_atom * rows * columns
-            for name, (_, columns, per_atom, _) in self._products().items()
+            for name, (_, columns, per_atom) in self._products().items()
             if not (name == "MIXING" and slices[name] == 1)  # is written to scratch at once
         ]
         return max(*sizes, 6 * self._pairs)
@@ -142,10 +146,10 @@ class Plan:
         for sets in (1, 2):
             fitting = [
                 c
-                for c in range(self.wide, features + 1, self.wide)
+                for c in range(WIDE, features + 1, WIDE)
                 if features % c == 0 and sets * 3 * c * self._pairs <= max(room, self._product_numbers)
             ]
-            found.append(max(fitting, default=self.wide))
+            found.append(max(fitting, default=WIDE))
         return found[0], found[1]
 
     @property
@@ -155,14 +159,9 @@ class Plan:
         return 4 * (planes + (0 if self.spilled else self._pair_numbers)) + 8 * (self._rows + 1)
 
     @property
-    def _index(self) -> int:
-        """Bytes of what counts rows, pairs and slots of a group."""
-        return 2 if 2 * self._pairs < 2**15 else 4
-
-    @property
     def _pair_numbers(self) -> int:
         """Of 32 bits: radial functions of pairs, gradients of slots, `Pair` and `Slot`."""
-        return self._pairs * (2 * int(self.packed.macros["BASIS_WIDTH"]) + 8 * self.lanes + 7 + 10 * self._index // 4)
+        return self._pairs * (2 * int(self.packed.macros["BASIS_WIDTH"]) + 8 * self.lanes + 7 + 10 * INDEX // 4)
 
     @cached_property
     def work(self) -> int:
@@ -191,8 +190,8 @@ class Plan:
             "PAIRS": self._pairs,
             "ROW_TILE": self.row_tile,
             "PAIR_TILE": self.pair_tile,
-            "WIDE": self.wide,
-            "INDEX": {2: "short", 4: "int"}[self._index],
+            "WIDE": WIDE,
+            "INDEX": "short",
             "THREADS": self.threads,
             "LEAST_BLOCKS": self.blocks,
             "LANES": self.lanes,

@@ -1,11 +1,13 @@
-"""CUDA C++ of one kernel that gives energies, forces and virials of a batch of small molecules in a single launch.
+"""One kernel that gives energies, forces and virials of groups of rows, in C++ for a CPU and in CUDA C++ for a GPU.
 
-A block takes a group of whole molecules. All that an atom is lies in planes [rows, features] of shared memory; weights
-stream through from L2, each read for all rows of the group; what the adjoint needs again waits in a scratch of the
-block's own. Every sum has one owner and one order, so that results repeat to the bit, alone and in a batch.
+A block takes a group, of which no pair leads out. All that an atom is lies in planes [rows, features] of the memory
+that is near, which is a GPU's shared memory; weights stream through, each read for all rows of a tile; what the adjoint
+needs again waits in memory that is far. Every sum has one owner and one order, so that results repeat to the bit, alone
+and in a batch.
 
-The source is a list of phases between barriers, and every phase a loop over its work: g++ compiles the same with one
-thread a block and no barriers. Sizes are macros, see `painn_deploy.engines.fused.plan`.
+The source is a list of phases between barriers, and every phase is a loop over tasks that threads share. What differs
+from machine to machine is in `host_source` and `device_source`. On a GPU sizes are macros
+(`painn_deploy.engines.fused.plan`); on a CPU they are those of what is evaluated (`painn_deploy.engines.fused.host`).
 """
 
 from painn_deploy.engines.fused.device_source import DEVICE

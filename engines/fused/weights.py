@@ -138,10 +138,12 @@ def _checked(student: Student) -> PaiNN:
     """
     said = student.configuration
     if len(student.members) > 1:
-        raise EngineUnavailableError("The kernel of whole molecules evaluates one student, and this is a committee.")
+        raise EngineUnavailableError(
+            "The engine fused evaluates one student, and this is a committee. Export it with another engine."
+        )
     if not isinstance(student, PaiNN):
         raise EngineUnavailableError(
-            f"The kernel of whole molecules computes the architecture painn, and this student is {said.architecture}. "
+            f"The engine fused computes the architecture painn, and this student is {said.architecture}. "
             "Export it with another engine."
         )
     linear = [layer for layer in student.readout if isinstance(layer, nn.Linear)]
@@ -158,7 +160,6 @@ def _checked(student: Student) -> PaiNN:
     odd[f"a read-out of {linear[0].out_features} features, and no multiple of 4"] = linear[0].out_features % 4
     if found := [name for name, is_so in odd.items() if is_so]:
         raise EngineUnavailableError(
-            f"The kernel of whole molecules does not compute this student: it has {'; '.join(found)}. "
-            "Export it with another engine."
+            f"The engine fused does not compute this student: it has {'; '.join(found)}. Export it with another engine."
         )
     return student

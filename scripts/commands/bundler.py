@@ -190,7 +190,9 @@ class Bundler(Closing):
         Raises:
             ParityError: the graph, or an engine in `fp64` or FP32, does not give the student's energies and forces.
             PrecisionError: the engine costs more than the limits allow.
+            EngineUnavailableError: there is no such engine of this student.
         """
+        of_student = get_backend(engine).of_student(self._exported)  # refuses a student before anything takes time
         excess, traced = "", self._traced_for(precision)
         for share in SHARES if precision == "int8" else (1.0,):
             try:
@@ -199,7 +201,7 @@ class Bundler(Closing):
                 if excess:  # within less there is nothing, and the first attempt says why
                     continue
                 raise
-            bundle, facts = self._build(engine, precision, graph, traced)
+            bundle, facts = self._build(engine, precision, graph, traced, of_student)
             self._tell(f"measuring {engine} in {precision}")
             examined = traced.examiner.examine(bundle, graph)
             if not examined.excess:
@@ -251,13 +253,14 @@ class Bundler(Closing):
         validation = chosen.bundle.json(VALIDATION) | {"chosen_from": table}
         return Made(chosen.bundle.with_file(VALIDATION, to_json(validation)), chosen.accuracy)
 
-    def _build(self, engine: str, precision: str, graph: TypedGraph, traced: _Traced) -> tuple[Bundle, dict[str, Any]]:
+    def _build(
+        self, engine: str, precision: str, graph: TypedGraph, traced: _Traced, of_student: bytes
+    ) -> tuple[Bundle, dict[str, Any]]:
         """An engine in a bundle, and what validation.json says of how it was built."""
         self._tell(f"building {engine} in {precision}")
         if engine == GATE and graph.model == traced.exact.file(MODEL):  # the gate has loaded it
             bundle, built, before = traced.exact, BuiltEngine(), False
         else:
-            of_student = get_backend(engine).of_student(self._exported)
             options = dataclasses.replace(self._options, precision=precision, of_student=of_student)
             if precision == "fp64":
                 options = dataclasses.replace(options, device="cpu", tf32=False)

@@ -71,7 +71,7 @@ class HostKernel:
 
     def _together(self, values: Sequence[Any]) -> None:
         """All threads of a block, on one group."""
-        meeting = np.zeros(2, np.int32)
+        meeting = np.zeros(3, np.int32)
         typed = [ctypes.c_int(v) if place == 9 else ctypes.c_void_p(v) for place, v in enumerate(values)]
 
         def run(thread: int) -> None:

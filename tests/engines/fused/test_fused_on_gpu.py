@@ -208,6 +208,9 @@ def path(painn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_is_built_without_a_gpu_and_says_that_it_was_not_executed(path: Path) -> None:
     bundle = read_bundle(path)
     assert bundle.manifest.bound_to == ("cuda:86",)
+    (said,) = get_backend("fused").contents(bundle).items()
+    assert said[0] == "kernels for cuda:86"
+    assert "groups of up to 9 atoms and 36 pairs" in said[1]
     assert "there is none here" in bundle.json("validation.json")["not_executed"]
     with pytest.raises(EngineUnavailableError, match="compiled for cuda:86 and cannot run on 'auto'; there is"):
         PaiNNCalculator(path)

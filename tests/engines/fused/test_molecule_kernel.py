@@ -258,8 +258,10 @@ def test_a_bundle_runs_as_an_engine_like_every_other(path: Path, bundle: Path) -
         for got, want in zip(one.calculate_batch(batch), other.calculate_batch(batch), strict=True):
             np.testing.assert_allclose(got["forces"], want["forces"], rtol=0, atol=2e-5)
             assert got["energy"] == pytest.approx(want["energy"], abs=1e-5)
-    graph = get_backend("fused").executed_graph(read_bundle(path), 9, 8)
+    backend = get_backend("fused")
+    graph = backend.executed_graph(read_bundle(path), 9, 8)
     assert "pairs" in [value.name for value in graph.graph.input], "filters are computed once a pair"
+    assert "vectors of 4, 8 numbers" in backend.contents(read_bundle(path))["kernels"], "8 read-out features are no 16"
     validation = read_bundle(path).json("validation.json")
     assert validation["parity"]["forces"] < 1e-4
 
