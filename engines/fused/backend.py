@@ -88,14 +88,12 @@ class FusedBackend(Backend):
         if self._on_cpu(bundle):
             widths = ", ".join(str(width) for width in LIBRARIES if LIBRARY.format(width) in bundle.manifest.files)
             return {"kernels": f"for vectors of {widths} numbers; the widest that a processor has is taken"}
-        packed = Packed.from_bytes(bundle.file(WEIGHTS))
-        return {
-            f"kernels for {kind}": "groups of up to "
-            + "; ".join(
-                f"{plan.rows} atoms and {plan.pairs} pairs" for plan in plans_for(packed, kind.removeprefix(CUDA))
-            )
-            for kind in bundle.manifest.bound_to
-        }
+        packed, found = Packed.from_bytes(bundle.file(WEIGHTS)), {}
+        for kind in bundle.manifest.bound_to:
+            plans = plans_for(packed, kind.removeprefix(CUDA))
+            sizes = "; ".join(f"{plan.rows} atoms and {plan.pairs} pairs" for plan in plans)
+            found[f"kernels for {kind}"] = f"groups of up to {sizes}"
+        return found
 
     def batch_slots(self, device: str) -> int:
         """See `Backend.batch_slots`."""
