@@ -63,11 +63,14 @@ class HostKernel:
         bounds = emulated_gpu.array_at(groups + 4, (count + 1,), "int32")
         inputs = [weights, numbers, displacements, reverse, mask, shares]
         for block in reversed(range(blocks)):
-            memory = aligned(self._plan.shared // 4)
-            own = [memory.ctypes.data, scratch + 4 * self._plan.scratch * block, self._sizes.ctypes.data]
+            memory, far = aligned(self._plan.shared // 4), aligned(self._plan.scratch)
+            own = [memory.ctypes.data, far.ctypes.data, self._sizes.ctypes.data]
             for group in range(block, count, blocks):
                 one = np.array([1, *bounds[group : group + 2]], np.int32)
                 self._together([*own, *inputs, width, one.ctypes.data, *outputs])
+            assert all(np.isnan(one.base[-GUARD:]).all() for one in (memory, far)), "a block wrote beyond its memory"
+            given = emulated_gpu.array_at(scratch + 4 * self._plan.scratch * block, far.shape, "float32")
+            given[:] = far  # there is as much of it
 
     def _together(self, values: Sequence[Any]) -> None:
         """All threads of a block, on one group."""
@@ -91,8 +94,11 @@ def loaded(cuda: emulated_gpu.EmulatedCuda, plans: Sequence[Plan], threads: int 
     return [LoadedPlan(plan, HostKernel(cuda, plan, threads), plan.scratch) for plan in plans]
 
 
+GUARD = 64
+
+
 def aligned(numbers: int) -> np.ndarray:
-    """NaN, at an address that sixteen numbers may be read from at once."""
-    room = np.full(numbers + 16, np.nan, np.float32)
+    """NaN, at an address that sixteen numbers may be read from at once; so are the numbers after it."""
+    room = np.full(numbers + 16 + GUARD, np.nan, np.float32)
     start = -room.ctypes.data % 64 // 4
     return room[start : start + numbers]

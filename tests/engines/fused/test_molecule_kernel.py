@@ -16,7 +16,7 @@ from ase.build import molecule
 
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions
-from painn_deploy.engines.fused import host
+from painn_deploy.engines.fused import host, host_session
 from painn_deploy.engines.fused.host import FLAGS, Library, Sizes, compiled_libraries, load
 from painn_deploy.engines.fused.host_session import ROWS_A_THREAD, FusedHostSession
 from painn_deploy.engines.fused.packed import Packed
@@ -36,6 +36,8 @@ from painn_deploy.scripts import export_engines
 from tests import students
 
 from .molecules import check, matrix, mixture, parts, same_bits
+
+GUARD = 64
 
 INFO = EngineInfo(backend="fused", version="1", device="cpu", precision="fp32", bundle_sha256="")
 
@@ -124,6 +126,29 @@ def test_memory_grows_and_serves_small_ones_after_large_ones(base: Student, sess
         first = fresh.run(matrix(small, base))
         fresh.run(matrix(large, base))
         assert same_bits(fresh.run(matrix(small, base)), first)
+
+
+def test_no_phase_writes_beyond_the_memory_that_sizes_ask_for(
+    base: Student, libraries: dict[int, Library], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[tuple[np.ndarray, int, int]] = []
+
+    def guarded(numbers: int) -> np.ndarray:
+        room = np.full(numbers + 2 * GUARD, 7.25, np.float32)
+        start = GUARD + -(room.ctypes.data // 4 + GUARD) % 16
+        kept.append((room, start, start + numbers))
+        return room[start : start + numbers]
+
+    monkeypatch.setattr(host_session, "_aligned", guarded)
+    crystals = [atoms for atoms in students.zoo().values() if set(atoms.numbers) <= {1, 6, 7, 8}]
+    for library in libraries.values():
+        with opened(library, base) as session:
+            for batch in ([Atoms("O")], mixture()[:2], mixture(), crystals, crowd(base)):
+                session.run(matrix(batch, base))
+    assert len(kept) > 8 * len(libraries)
+    for room, start, end in kept:
+        assert (room[:start] == 7.25).all()
+        assert (room[end:] == 7.25).all()
 
 
 def test_neighbours_that_stand_are_looked_at_once(base: Student, session: FusedHostSession) -> None:
