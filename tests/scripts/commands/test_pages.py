@@ -128,11 +128,11 @@ def test_the_python_of_a_page_runs(base: Path, page: str, said: str) -> None:
     assert re.search(said, done.stdout)
 
 
-def test_times_of_the_readme_are_those_of_the_performance_page() -> None:
+def test_times_of_the_readme_are_those_of_the_pages_that_have_them() -> None:
     """Each ratio as it stands there, each time of an engine as one of it rounds: no figure is kept up in two places."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8").split("## How fast")[1].split("\n## ")[0]
     rows = [line.strip("| ").split(" | ") for line in readme.splitlines() if line.startswith("| ")]
-    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    page = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("performance.md", "kernels.md"))
     known = [float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*\.?\d*", page)]
     ratios = [cell for row in rows for cell in row if re.fullmatch(r"\d+\.\dx", cell)]
     times = [match[1] for row in rows for cell in row[1:3] if (match := re.match(r"(\d+(?:\.\d+)?) ms", cell))]
