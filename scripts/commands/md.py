@@ -1,5 +1,6 @@
 """Molecular dynamics with an engine through ASE: `painn-deploy md`, and what the demo runs."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,7 +138,9 @@ def run_md(
         made.add_row("speed", f"{1e3 * record.seconds / record.steps:.3f} ms/step")
     made.add_row("temperature", f"{record.column('temperature_K').mean():.0f} K (mean)")
     if plan.ensemble == "nve":
-        made.add_row("drift", f"{record.drift:+.4f} meV/atom/ps (linear fit of the total energy)")
+        known = f"{record.drift:+.4f} meV/atom/ps (linear fit of the total energy)"
+        unknown = f"unknown: a line takes three energies, and {len(record.rows)} were written (--every)"
+        made.add_row("drift", unknown if math.isnan(record.drift) else known)
         made.add_row("fluctuation", f"{record.fluctuation:.4f} meV/atom (standard deviation of the total energy)")
     if watch.outcome:
         made.add_row("judged structures", watch.outcome)

@@ -279,7 +279,10 @@ def test_dynamics_that_diverge_end_in_words(bundle: Path, tmp_path: Path) -> Non
 def test_a_run_that_cannot_start_leaves_an_earlier_one_alone(bundle: Path, tmp_path: Path) -> None:
     ase.io.write(tmp_path / "water.xyz", students.water())
     ase.io.write(tmp_path / "uranium.xyz", ase.Atoms("U"))
-    assert run("md", bundle, tmp_path / "water.xyz", "-o", tmp_path / "md", "--steps", 5).returncode == 0
+    done = run("md", bundle, tmp_path / "water.xyz", "-o", tmp_path / "md", "--steps", 5)
+    assert done.returncode == 0
+    said = " ".join(re.sub("[│┃]", " ", done.stdout).split())
+    assert re.search(r"unknown: a line takes three energies, and \d were written", said), said
     before = (tmp_path / "md" / "md.extxyz").read_bytes()
     for arguments in (["uranium.xyz", "--overwrite"], ["md/md.extxyz", "--overwrite"]):
         done = run("md", bundle, tmp_path / arguments[0], "-o", tmp_path / "md", "--steps", 5, *arguments[1:])
