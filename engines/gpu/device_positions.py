@@ -42,7 +42,7 @@ def _nvrtc() -> Any:
         call(nvrtc.nvrtcVersion)
     except (ImportError, RuntimeError) as error:
         raise EngineUnavailableError(
-            "NVRTC, which compiles the kernel that forms displacements, is not installed: it comes with "
+            "NVRTC, which compiles kernels for GPUs, is not installed: it comes with "
             'pip install "painn-deploy[tensorrt-rtx]" and "painn-deploy[tensorrt]".'
         ) from error
     return nvrtc

@@ -1,9 +1,11 @@
 """The fused kernel as an engine of a GPU, whose blocks are evaluated on a CPU, and its machine code."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cuda.bindings
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from painn_deploy.engines import get_backend
+from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.engines.fused import backend as fused_backend
 from painn_deploy.engines.fused import gpu as fused_gpu
 from painn_deploy.engines.fused.gpu import FusedExecutor
@@ -168,6 +171,16 @@ def made(features: int) -> PaiNN:
     torch.manual_seed(0)
     said = {"architecture": "painn", "hidden_dim": features, "num_interactions": 3, "num_rbf": 20, "cutoff": 5.0}
     return PaiNN(Configuration(**said), 10).double().requires_grad_(False)
+
+
+def test_a_student_too_wide_and_nvrtc_that_is_missing_are_said(packed: Packed, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EngineUnavailableError, match="capability 90 has 232,448 bytes .* a student of 2048 features"):
+        plans_for(Packed(packed.weights, {**packed.macros, "FEATURES": 2048}), "90")
+    monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
+    monkeypatch.delattr(cuda.bindings, "nvrtc", raising=False)
+    options = BuildOptions(("80",), device="cuda", of_student=pack(made(16)).to_bytes())
+    with pytest.raises(EngineUnavailableError, match="NVRTC, which compiles kernels for GPUs, is not installed"):
+        get_backend("fused").build(b"", options)
 
 
 @pytest.mark.parametrize("capability", ["75", "86", "90", "120"])
