@@ -11,7 +11,16 @@ from painn_deploy.export.errors import ShapeError
 from painn_deploy.export.fields import INPUTS, WITH_WEIGHTS, Field, GraphInputs
 from painn_deploy.export.manifest_values import PRECISIONS
 
-__all__ = ["check_boxes", "check_indices", "check_inputs", "check_molecules", "check_no_weights", "padded", "taken"]
+__all__ = [
+    "check_boxes",
+    "check_indices",
+    "check_inputs",
+    "check_molecules",
+    "check_no_weights",
+    "check_pairing",
+    "padded",
+    "taken",
+]
 
 MOST_SPAN = 2**24
 """Boxes away that a neighbour may be in a direction that repeats; a thinner cell is none of matter."""
@@ -100,6 +109,20 @@ def check_indices(
     if most_number is not None:
         bounds["atomic_numbers"] = (atomic_numbers, most_number + 1)
     _refuse_beyond(bounds, "The input {}")
+
+
+def check_pairing(reverse: Int32[np.ndarray, " cells"], own: Int32[np.ndarray, " cells"]) -> None:
+    """Refuse a `reverse` that is none.
+
+    Args:
+        reverse: as in the graph contract, flat.
+        own: index of each slot.
+
+    Raises:
+        ShapeError: it does not lead back from where it leads.
+    """
+    if reverse.min() < 0 or reverse.max() >= reverse.size or not np.array_equal(reverse[reverse], own):
+        raise ShapeError("The input reverse is no pairing: the reverse of a slot's reverse must be that slot.")
 
 
 def _refuse_beyond(bounds: Mapping[str, tuple[Int32[np.ndarray, "*shape"], int]], called: str) -> None:

@@ -7,13 +7,14 @@ cores for them, half as many each time there were not, and more again after a wh
 bit of a result.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["CORES", "SharedCores", "seconds_waited"]
+__all__ = ["CORES", "SharedCores", "cores_here", "seconds_waited"]
 
 TASKS = Path("/proc/self/task")
 
@@ -25,6 +26,11 @@ LOOK, COST = 0.02, 100
 
 FIRST, LONGEST = 0.5, 16.0
 """Seconds until more threads are tried again: at first, and where that failed time after time."""
+
+
+def cores_here() -> int:
+    """Cores of the machine, or those that this process is kept to."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def seconds_waited() -> float | None:

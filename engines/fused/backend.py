@@ -200,7 +200,7 @@ class FusedBackend(Backend):
         contents = {width: bundle.file(name) for width, name in names.items() if name in manifest.files}
         if not contents:
             raise BundleError(f"{bundle} holds no library of the engine fused. Export it again.")
-        return FusedHostSession(load(contents), packed, threads, info, manifest.outputs, manifest.inputs)
+        return FusedHostSession(load(contents), packed, threads, info, manifest.outputs)
 
 
 BACKEND = FusedBackend()

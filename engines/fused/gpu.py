@@ -16,10 +16,11 @@ from painn_deploy.engines.fused.plan import Plan, plans_for
 from painn_deploy.engines.fused.source import KERNEL_NAME
 from painn_deploy.engines.gpu.arena import Arena
 from painn_deploy.engines.gpu.cuda import call, compute_capability, on_device, runtime
-from painn_deploy.engines.gpu.device_positions import compile_kernel
+from painn_deploy.engines.gpu.device_positions import LoadedKernel, compile_kernel
 from painn_deploy.engines.gpu.executor import Executor, GraphOfCuda, Recorded
 from painn_deploy.engines.gpu.session import GpuSession
-from painn_deploy.engines.session import Closing, EngineInfo
+from painn_deploy.engines.known import Known
+from painn_deploy.engines.session import EngineInfo
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import BundleError, EngineError, ShapeError
 from painn_deploy.export.fields import INPUTS, OUTPUTS, Field, GraphInputs
@@ -35,7 +36,7 @@ GROUPS = Field("groups", ("groups_and_two",), "int32", "", "how many groups of r
 TYPES = (*[ctypes.c_void_p] * 6, ctypes.c_int, *[ctypes.c_void_p] * 6)
 
 
-class GroupsKernel(Closing):
+class GroupsKernel(LoadedKernel):
     """The kernel of one plan on one GPU, whose context is the current one.
 
     Args:
@@ -47,14 +48,10 @@ class GroupsKernel(Closing):
     """
 
     def __init__(self, code: bytes, plan: Plan) -> None:
-        from cuda.bindings import driver
-
-        self._driver, self._plan = driver, plan
-        self._library = call(driver.cuLibraryLoadData, code, [], [], 0, [], [], 0)
-        kernel = call(driver.cuLibraryGetKernel, self._library, KERNEL_NAME.encode())
-        self._function = call(driver.cuKernelGetFunction, kernel)
-        shared = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        call(driver.cuFuncSetAttribute, self._function, shared, plan.shared)
+        super().__init__(code, KERNEL_NAME)
+        self._plan = plan
+        shared = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        call(self._driver.cuFuncSetAttribute, self._function, shared, plan.shared)
 
     def send(self, stream: int, blocks: int, values: Sequence[Any]) -> None:
         """Send it to a stream.
@@ -67,12 +64,6 @@ class GroupsKernel(Closing):
         grid, block, shared = (blocks, 1, 1), (self._plan.threads, 1, 1), self._plan.shared
         call(self._driver.cuLaunchKernel, self._function, *grid, *block, shared, stream, (tuple(values), TYPES), 0)
 
-    def close(self) -> None:
-        """Unload it; may be called twice."""
-        if self._library is not None:
-            library, self._library, self._function = self._library, None, None
-            call(self._driver.cuLibraryUnload, library)
-
 
 class LoadedPlan(NamedTuple):
     """A plan and its kernel on a GPU.
@@ -80,12 +71,10 @@ class LoadedPlan(NamedTuple):
     Attributes:
         plan: sizes of its groups.
         kernel: compiled for it.
-        scratch: float32 numbers of memory that each of its blocks needs.
     """
 
     plan: Plan
     kernel: GroupsKernel
-    scratch: int
 
     def takes(self, rows: int, slots: int) -> bool:
         """Whether a group fits.
@@ -110,10 +99,10 @@ class FusedExecutor(Executor):
         stream: of the lane.
         arena: of the lane.
         outputs: of the graph.
-        inputs: of the graph.
     """
 
     fields: tuple[Field, ...] = (GROUPS,)
+    inputs: tuple[Field, ...] = INPUTS
     least = 1
     most_slots: int | None = None
 
@@ -125,12 +114,11 @@ class FusedExecutor(Executor):
         stream: int,
         arena: Arena,
         outputs: Sequence[Field] = OUTPUTS,
-        inputs: Sequence[Field] = INPUTS,
     ) -> None:
-        self.outputs, self.inputs = tuple(outputs), tuple(inputs)
+        self.outputs = tuple(outputs)
         self._plans, self._multiprocessors, self._stream, self._arena = tuple(plans), multiprocessors, stream, arena
         self._choose(plans[0])
-        self._blocks = 0
+        self._blocks, self._pieces = 0, Known[Pieces]()
         self._arguments: tuple[Any, ...] | None = None
         weights = arena.block("student", (("weights", packed.weights.shape, "float32"),))
         weights.arrays["weights"][:] = packed.weights
@@ -177,7 +165,8 @@ class FusedExecutor(Executor):
         Raises:
             ShapeError: more atoms interact than any kernel takes, or `reverse` is no pairing.
         """
-        self._divide(pieces_of(inputs.reverse), arrays[GROUPS.name])
+        pieces = self._pieces.made_of(inputs.reverse, 0, lambda: pieces_of(inputs.reverse))
+        self._divide(pieces, arrays[GROUPS.name])
 
     def fill_molecules(
         self, starts: Int64[np.ndarray, " molecules"], atoms: int, arrays: Mapping[str, np.ndarray]
@@ -223,7 +212,7 @@ class FusedExecutor(Executor):
         """See `Executor.bind`."""
         loaded = self._chosen
         self._blocks = min(atoms, self._multiprocessors)
-        scratch = self._arena.device("scratch", 4 * loaded.scratch * self._blocks)
+        scratch = self._arena.device("scratch", 4 * loaded.plan.scratch * self._blocks)
         inputs = ("atomic_numbers", "displacements", "reverse", "mask", "weights")
         outputs = [addresses[field.name] for field in self.outputs] + [0] * (len(OUTPUTS) + 1 - len(self.outputs))
         before = [self._weights, *(addresses[name] for name in inputs)]
@@ -291,12 +280,12 @@ def session_on_gpu(bundle: Bundle, packed: Packed, index: int, info: EngineInfo)
         try:
             for number, plan in enumerate(plans, 1):
                 kernel = GroupsKernel(bundle.file(KERNEL.format(capability, number)), plan)
-                loaded.append(LoadedPlan(plan, kernel, plan.scratch))
+                loaded.append(LoadedPlan(plan, kernel))
         except BaseException:
             release()
             raise
 
     def make(stream: int, arena: Arena) -> FusedExecutor:
-        return FusedExecutor(packed, loaded, int(many), stream, arena, manifest.outputs, manifest.inputs)
+        return FusedExecutor(packed, loaded, int(many), stream, arena, manifest.outputs)
 
     return GpuSession(make, index, info, species=manifest.species, release=release)

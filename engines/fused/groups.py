@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from painn_deploy.export.errors import ShapeError
+from painn_deploy.engines.contract import check_pairing
 
 __all__ = ["Pieces", "groups_of", "pieces_of", "pieces_of_molecules"]
 
@@ -38,8 +38,7 @@ def pieces_of(reverse: Int32[np.ndarray, "atoms slots"]) -> Pieces:
     """
     atoms, slots = reverse.shape
     flat, own = reverse.reshape(-1), np.arange(reverse.size, dtype=np.int32)
-    if flat.min() < 0 or flat.max() >= flat.size or not np.array_equal(flat[flat], own):
-        raise ShapeError("The input reverse is no pairing: the reverse of a slot's reverse must be that slot.")
+    check_pairing(flat, own)
     farthest = np.maximum.accumulate(
         reverse.max(1) // slots
     )  # a pair is seen from both ends: no row looks back further

@@ -17,7 +17,7 @@ from subprocess import PIPE, STDOUT, Popen
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from painn_deploy.engines.fused.packed import Packed, defined
+from painn_deploy.engines.fused.packed import Packed, defined, round_up
 from painn_deploy.engines.fused.source import HOST_SOURCE
 from painn_deploy.export.errors import EngineError, EngineUnavailableError, ShapeError
 
@@ -38,6 +38,9 @@ FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-ffp-contract=fast", "-fno-ma
 ROW_TILE = PAIR_TILE = 9
 """Rows that a product computes at once: with four weights they fill most of 16 registers, and half of 32."""
 
+LANES, INDEX = 1, 4
+"""Threads that share a slot's gradient, and bytes of what counts rows, pairs and slots."""
+
 CACHE = 2**20
 """Bytes that filters may take: of more, fewer features are computed at once."""
 
@@ -57,7 +60,7 @@ def _widths(packed: Packed) -> dict[int, Sequence[str]]:
 def _macros(packed: Packed, width: int) -> dict[str, int | float | str]:
     slices = ("MESSAGE_IN", "MESSAGE_OUT", "MIXING", "UPDATE_IN", "UPDATE_OUT", "LAST_OUT", "READ_OUT")
     whole = {f"SLICES_{name}{back}": 1 for name in slices for back in ("", "_BACK")}
-    sizes = {"ROW_TILE": ROW_TILE, "PAIR_TILE": PAIR_TILE, "WIDE": width, "LANES": 1, "SPILLED": 0}
+    sizes = {"ROW_TILE": ROW_TILE, "PAIR_TILE": PAIR_TILE, "WIDE": width, "LANES": LANES, "SPILLED": 0}
     return {**packed.macros, **whole, **sizes, "INDEX": "int", "PRODUCT_UNROLL": ""}
 
 
@@ -189,13 +192,13 @@ class Sizes(NamedTuple):
             ShapeError: offsets into so much memory have more than 32 bits.
         """
         features, hidden = int(packed.macros["FEATURES"]), int(packed.macros["HIDDEN"])
-        rows, pairs = ROW_TILE * -(-rows // ROW_TILE), PAIR_TILE * max(1, -(-pairs // PAIR_TILE))
+        rows, pairs = round_up(rows, ROW_TILE), round_up(max(1, pairs), PAIR_TILE)
         chunks = [chunk for chunk in range(width, features + 1, width) if features % chunk == 0]
         forward, adjoint = (
             max((chunk for chunk in chunks if 4 * sets * 3 * chunk * pairs <= CACHE), default=width) for sets in (1, 2)
         )
         work = max(max(3 * features, hidden) * rows, 6 * pairs, 3 * forward * pairs, 6 * adjoint * pairs)
-        if max(work, 16 * features * rows * int(packed.macros["LAYERS"])) >= 2**31:
+        if max(work, packed.saved(rows)) >= 2**31:
             raise ShapeError(
                 f"{rows} atoms with {pairs} pairs are more than the engine fused counts with 32 bits. Take smaller "
                 "pieces."
@@ -208,7 +211,5 @@ class Sizes(NamedTuple):
         Args:
             packed: the student's weights.
         """
-        features, basis = int(packed.macros["FEATURES"]), int(packed.macros["BASIS_WIDTH"])
-        of_pairs = (2 * basis + 8 + 7 + 2 * 5) * self.pairs  # radial functions, gradients, `Pair` and `Slot`
-        near = 10 * features * self.rows + self.work + of_pairs + 2 * (self.rows + 1)
-        return near, 16 * features * self.rows * int(packed.macros["LAYERS"])
+        near = packed.planes(self.rows) + self.work + packed.of_pairs(self.pairs, LANES, INDEX) + 2 * (self.rows + 1)
+        return near, packed.saved(self.rows)

@@ -3,9 +3,7 @@
 Neither changes a bit of a result, since each sum has one owner and one order.
 """
 
-import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -16,15 +14,16 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from painn_deploy.engines.contract import check_indices, taken
-from painn_deploy.engines.cores import CORES
+from painn_deploy.engines.contract import check_indices
+from painn_deploy.engines.cores import CORES, cores_here
 from painn_deploy.engines.fused.groups import groups_of, pieces_of
 from painn_deploy.engines.fused.host import Library, Sizes
 from painn_deploy.engines.fused.packed import Packed
 from painn_deploy.engines.host_session import HostSession
+from painn_deploy.engines.known import Known
 from painn_deploy.engines.session import EngineInfo
 from painn_deploy.export.errors import EngineUnavailableError
-from painn_deploy.export.fields import INPUTS, OUTPUTS, Field, GraphInputs
+from painn_deploy.export.fields import OUTPUTS, Field, GraphInputs
 
 __all__ = ["FusedHostSession"]
 
@@ -57,7 +56,6 @@ class FusedHostSession(HostSession):
         threads: of its calls; None for as many as there are cores, and fewer while others want them.
         info: what the session says of itself.
         outputs: of the graph.
-        inputs: of the graph.
     """
 
     def __init__(
@@ -67,23 +65,22 @@ class FusedHostSession(HostSession):
         threads: int | None,
         info: EngineInfo,
         outputs: Sequence[Field] = OUTPUTS,
-        inputs: Sequence[Field] = INPUTS,
     ) -> None:
-        super().__init__(info, outputs=outputs, inputs=inputs)
+        super().__init__(info, outputs=outputs)
         self._library, self._packed, self._threads = library, packed, threads
         self._elements = int(packed.macros["ELEMENTS"])
         self._weights = _aligned(len(packed.weights))
         self._weights[:] = packed.weights
         self._rooms: list[_Room] = []
         self._team: _Team | None = None
-        self._known: tuple[weakref.ref[np.ndarray], _Work] | None = None
+        self._known = Known[_Work]()
 
     def _evaluate(self, inputs: GraphInputs) -> list[np.ndarray]:
-        taken(inputs, self.inputs)  # it refuses weights that a graph without such an input would leave out
         if inputs.atomic_numbers.view(np.uint32).max() >= self._elements:
             check_indices(inputs.atomic_numbers, inputs.neighbours, inputs.reverse, self._elements - 1)
-        most = _cores() if self._threads is None else self._threads
-        work = self._work_of(inputs.reverse, most)
+        most = cores_here() if self._threads is None else self._threads
+        reverse, packed, width = inputs.reverse, self._packed, self._library.width
+        work = self._known.made_of(reverse, most, lambda: _Work.of(reverse, packed, width, most))
         outputs = [np.empty(field.sized(atoms=len(inputs.mask)), np.float32) for field in self.outputs]
         arrays = self._weights, inputs.atomic_numbers, inputs.displacements, inputs.reverse, inputs.mask, inputs.weights
         before = [*(array.ctypes.data for array in arrays), inputs.mask.shape[1]]
@@ -114,18 +111,6 @@ class FusedHostSession(HostSession):
             CORES.look(most)
         return outputs
 
-    def _work_of(self, reverse: Int32[np.ndarray, "atoms slots"], threads: int) -> "_Work":
-        """Groups of a matrix and what they take; those of the call before where nothing can have changed in it.
-
-        See `painn_deploy.engines.inductor.pairs.KnownPairs` for why an array that is closed for writing is known again.
-        """
-        if self._known is not None and self._known[0]() is reverse:
-            return self._known[1]
-        work = _Work.of(reverse, self._packed, self._library.width, threads)
-        closed = not reverse.flags.writeable and reverse.base is None
-        self._known = (weakref.ref(reverse), work) if closed else None
-        return work
-
     def _rooms_for(self, sizes: Sizes, threads: int) -> "list[_Room]":
         """Memory of each thread, with room for groups of some size."""
         self._rooms += [_Room(self._packed) for _ in range(len(self._rooms), threads)]
@@ -147,7 +132,8 @@ class FusedHostSession(HostSession):
         team, self._team = self._team, None
         if team is not None:
             team.close()
-        self._rooms, self._known = [], None
+        self._rooms = []
+        self._known.forget()
 
 
 class _Work(NamedTuple):
@@ -262,11 +248,6 @@ class _Team:
     def close(self) -> None:
         """End its threads."""
         self._pool.shutdown()
-
-
-def _cores() -> int:
-    """Of the machine, or those that this process is kept to."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _aligned(numbers: int) -> Float32[np.ndarray, " numbers"]:

@@ -34,7 +34,6 @@ ENTRY molecules(
                 put(own + SAVED_X + kind * PLANE + at, sent);
             }
         }
-        EACH(t, 8 * PAIRS * LANES) lanes[t] = 0.0f;
         EACH(row, rows) {
             starts[row + 1] = edges_before(matrix, row, width);
             leads[row + 1] = leads_before(matrix, row, width);
@@ -49,6 +48,7 @@ ENTRY molecules(
         }
         BARRIER;
         const int slot_count = starts[rows], pair_count = leads[rows];
+        EACH(t, 4 * slot_count * LANES) lanes[t] = 0.0f;
         EACH(t, rows * width) place_slot(matrix, t / width, t % width, starts, leads, slots, pairs);
         BARRIER;
         EACH(t, pair_count * (BASIS + 1)) {

@@ -9,7 +9,7 @@ from jaxtyping import Float32
 
 from painn_deploy.export.errors import EngineError
 
-__all__ = ["Packed", "defined"]
+__all__ = ["Packed", "defined", "round_up"]
 
 LONGEST = 2**16
 """Bytes of the line that says what the weights are."""
@@ -25,6 +25,32 @@ class Packed(NamedTuple):
 
     weights: Float32[np.ndarray, " numbers"]
     macros: Mapping[str, int | float]
+
+    def planes(self, rows: int) -> int:
+        """Numbers of near memory for what atoms are: s, x of three kinds, v before and after.
+
+        Args:
+            rows: of a group.
+        """
+        return 10 * rows * int(self.macros["FEATURES"])
+
+    def saved(self, rows: int) -> int:
+        """Numbers of far memory for what waits for the adjoint.
+
+        Args:
+            rows: of a group.
+        """
+        return 16 * rows * int(self.macros["FEATURES"]) * int(self.macros["LAYERS"])
+
+    def of_pairs(self, pairs: int, lanes: int, index: int) -> int:
+        """Numbers for radial functions of pairs and gradients of slots, and for each `Pair` and `Slot`.
+
+        Args:
+            pairs: of a group.
+            lanes: threads that share a slot's gradient.
+            index: bytes of what counts rows, pairs and slots.
+        """
+        return pairs * (2 * int(self.macros["BASIS_WIDTH"]) + 8 * lanes + 7 + 10 * index // 4)
 
     def to_bytes(self) -> bytes:
         """The file of a bundle: a line of JSON, and the weights, little-endian."""
@@ -48,6 +74,16 @@ class Packed(NamedTuple):
         if not sound or len(rest) % 4:
             raise EngineError("The weights of the engine fused are none. Export the bundle again.")
         return cls(np.frombuffer(rest, "<f4").astype(np.float32), macros)
+
+
+def round_up(count: int, step: int) -> int:
+    """The least multiple of a step that is as large.
+
+    Args:
+        count: of anything.
+        step: positive.
+    """
+    return step * -(-count // step)
 
 
 def defined(macros: Mapping[str, int | float | str]) -> str:

@@ -4,7 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
-from painn_deploy.engines.fused.packed import Packed, defined
+from painn_deploy.engines.fused.packed import Packed, defined, round_up
 from painn_deploy.engines.fused.source import DEVICE_SOURCE
 from painn_deploy.export.errors import EngineUnavailableError, ShapeError
 
@@ -30,10 +30,6 @@ INDEX = 2
 
 RESERVED = 1_024
 """Bytes of a multiprocessor's shared memory that each block takes besides its own."""
-
-
-def _round_up(count: int, step: int) -> int:
-    return step * -(-count // step)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +76,11 @@ class Plan:
 
     @property
     def _rows(self) -> int:
-        return _round_up(self.rows, self.row_tile)
+        return round_up(self.rows, self.row_tile)
 
     @property
     def _pairs(self) -> int:
-        return _round_up(max(1, self.pairs), self.pair_tile)
+        return round_up(max(1, self.pairs), self.pair_tile)
 
     def _products(self) -> dict[str, tuple[int, int, int]]:
         """Of each product the length of its sums, its columns, and its rows an atom."""
@@ -155,13 +151,12 @@ class Plan:
     @property
     def _fixed(self) -> int:
         """Bytes of shared memory without what products and filters are written to."""
-        planes = 10 * self._rows * int(self.packed.macros["FEATURES"])
-        return 4 * (planes + (0 if self.spilled else self._pair_numbers)) + 8 * (self._rows + 1)
+        return 4 * (self.packed.planes(self._rows) + (0 if self.spilled else self._pair_numbers)) + 8 * (self._rows + 1)
 
     @property
     def _pair_numbers(self) -> int:
         """Of 32 bits: radial functions of pairs, gradients of slots, `Pair` and `Slot`."""
-        return self._pairs * (2 * int(self.packed.macros["BASIS_WIDTH"]) + 8 * self.lanes + 7 + 10 * INDEX // 4)
+        return self.packed.of_pairs(self._pairs, self.lanes, INDEX)
 
     @cached_property
     def work(self) -> int:
@@ -172,14 +167,12 @@ class Plan:
     @property
     def shared(self) -> int:
         """Bytes of shared memory of a block."""
-        return _round_up(self._fixed + 4 * self.work, 16)
+        return round_up(self._fixed + 4 * self.work, 16)
 
     @property
     def scratch(self) -> int:
         """Float32 numbers of memory that each block needs besides."""
-        macros = self.packed.macros
-        saved = 16 * self._rows * int(macros["FEATURES"]) * int(macros["LAYERS"])
-        return saved + (self._pair_numbers if self.spilled else 0)
+        return self.packed.saved(self._rows) + (self._pair_numbers if self.spilled else 0)
 
     def macros(self) -> dict[str, int | float | str]:
         """All that the source leaves open."""
@@ -233,7 +226,7 @@ def plans_for(packed: Packed, capability: str) -> list[Plan]:
 
 
 def _fitting(packed: Packed, rows: int, pairs: int, limit: int) -> Plan | None:
-    tile = min((9, 8, 7, 10, 6), key=lambda size: _round_up(rows, size))
+    tile = min((9, 8, 7, 10, 6), key=lambda size: round_up(rows, size))
     for spilled in (False, True):
         with suppress(ShapeError):
             return Plan(packed, rows, pairs, tile, spilled=spilled, shared_limit=limit)

@@ -9,7 +9,7 @@ from painn_deploy.engines.gpu.cuda import call
 from painn_deploy.engines.session import Closing
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
 
-__all__ = ["KERNEL", "KERNEL_NAME", "DeviceKernel", "DisplacementKernel", "compile_kernel"]
+__all__ = ["KERNEL", "KERNEL_NAME", "DeviceKernel", "DisplacementKernel", "LoadedKernel", "compile_kernel"]
 
 KERNEL_NAME = "displacements_and_mask"
 KERNEL = r"""
@@ -78,7 +78,33 @@ def compile_kernel(capability: str, source: str = KERNEL, *, fmad: bool = False)
     return code
 
 
-class DeviceKernel(Closing):
+class LoadedKernel(Closing):
+    """Machine code on one GPU, whose context is the current one.
+
+    Args:
+        code: of NVRTC.
+        name: of the kernel in it.
+
+    Raises:
+        EngineError: the GPU refuses it.
+    """
+
+    def __init__(self, code: bytes, name: str) -> None:
+        from cuda.bindings import driver
+
+        self._driver = driver
+        self._library = call(driver.cuLibraryLoadData, code, [], [], 0, [], [], 0)
+        kernel = call(driver.cuLibraryGetKernel, self._library, name.encode())
+        self._function = call(driver.cuKernelGetFunction, kernel)
+
+    def close(self) -> None:
+        """Unload it; may be called twice."""
+        if self._library is not None:
+            library, self._library, self._function = self._library, None, None
+            call(self._driver.cuLibraryUnload, library)
+
+
+class DeviceKernel(LoadedKernel):
     """A kernel on one GPU, a thread for each slot of a matrix or entry of a table.
 
     Args:
@@ -97,12 +123,7 @@ class DeviceKernel(Closing):
     name: ClassVar[str]
 
     def __init__(self, capability: str) -> None:
-        from cuda.bindings import driver
-
-        self._driver = driver
-        self._library = call(driver.cuLibraryLoadData, compile_kernel(capability, self.source), [], [], 0, [], [], 0)
-        kernel = call(driver.cuLibraryGetKernel, self._library, self.name.encode())
-        self._function = call(driver.cuKernelGetFunction, kernel)
+        super().__init__(compile_kernel(capability, self.source), self.name)
 
     def send(self, stream: int, threads: int, values: Sequence[Any], types: Sequence[Any]) -> None:
         """Send the kernel to a stream.
@@ -116,12 +137,6 @@ class DeviceKernel(Closing):
         grid = (-(-threads // THREADS), 1, 1)
         block = (THREADS, 1, 1)
         call(self._driver.cuLaunchKernel, self._function, *grid, *block, 0, stream, (tuple(values), tuple(types)), 0)
-
-    def close(self) -> None:
-        """Unload it; may be called twice."""
-        if self._library is not None:
-            library, self._library, self._function = self._library, None, None
-            call(self._driver.cuLibraryUnload, library)
 
 
 class DisplacementKernel(DeviceKernel):

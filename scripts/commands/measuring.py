@@ -1,7 +1,8 @@
 """How far the engines of one student are from it, measured before a bundle is written, and held to limits."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ase import Atoms
@@ -20,7 +21,7 @@ from painn_deploy.export.progress import Tell, prefixed
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts.commands.typed_graphs import INT8_LIMITS, TypedGraph
 
-__all__ = ["GATE", "Examined", "Examiner"]
+__all__ = ["GATE", "Examined", "Examiner", "taker"]
 
 GATE = "onnxruntime"
 """Engine that the graph itself is compared with the student in, on the CPU, whatever else is built of the graph."""
@@ -94,11 +95,9 @@ class Examiner(Closing):
         brought = self._domain.structures if self._domain.brought else ()
         told = prefixed(self._tell, f"comparing {engine.manifest.engine} with the student in float64: ")
         precision = self._exact.manifest.precision
-        backend, device = get_backend(engine.manifest.engine), engine.engine_info["device"]
         return check_parity(
-            engine.run_graph, self._exported, None, brought, precision=precision, tell=told,
-            takes=lambda atoms: backend.takes(device, atoms),
-        )  # fmt: skip
+            engine.run_graph, self._exported, None, brought, precision=precision, takes=taker(engine), tell=told
+        )
 
     def examine(self, bundle: Bundle, graph: TypedGraph) -> Examined:
         """Measure the engine of a bundle, if it can run here.
@@ -123,8 +122,8 @@ class Examiner(Closing):
             parity, results = self.parity, self._gate.calculate_batch(structures)
         else:
             with PaiNNCalculator(bundle) as calculator:
-                device = calculator.engine_info["device"]
-                taken = [i for i, atoms in enumerate(structures) if backend.takes(device, atoms)]
+                takes = taker(calculator)
+                taken = [i for i, atoms in enumerate(structures) if takes(atoms)]
                 if not taken:
                     raise PrecisionError(
                         f"The engine {engine} takes none of the structures that it would be measured on. Give others "
@@ -204,6 +203,15 @@ class Examiner(Closing):
             structures, wanted = [structures[i] for i in kept], [wanted[i] for i in kept]
             self._near = structures, wanted, self._gate.calculate_batch(structures), left_out
         return self._near
+
+
+def taker(calculator: PaiNNCalculator) -> Callable[[Atoms], bool]:
+    """Whether an engine takes a structure where it runs.
+
+    Args:
+        calculator: on the engine.
+    """
+    return partial(get_backend(calculator.manifest.engine).takes, calculator.engine_info["device"])
 
 
 def _not_executed(engine: str) -> dict[str, Any]:

@@ -4,13 +4,12 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from ase import Atoms
 from ase.md.velocitydistribution import thermalize_momenta
 from rich.console import Console
 
@@ -33,6 +32,7 @@ from painn_deploy.scripts.benchmarks.contenders.bundles import Bundle
 from painn_deploy.scripts.benchmarks.inference import time_bundles
 from painn_deploy.scripts.benchmarks.results import plot
 from painn_deploy.scripts.commands.export import export_engines
+from painn_deploy.scripts.commands.measuring import taker
 from painn_deploy.scripts.gpu.baseline import eager_figures
 from painn_deploy.scripts.gpu.builds import BuildRequest, Bundles
 from painn_deploy.scripts.gpu.cases import Case, Pace, first_requests, made_cases, size_requests
@@ -352,16 +352,6 @@ class Job:
             return {"written": path.name}
 
         keep("benchmark", timed)
-
-
-def taker(calculator: PaiNNCalculator) -> Callable[[Atoms], bool]:
-    """Whether an engine takes a structure where it runs.
-
-    Args:
-        calculator: on the engine.
-    """
-    info = calculator.engine_info
-    return partial(get_backend(info["backend"]).takes, info["device"])
 
 
 class StageError(Exception):

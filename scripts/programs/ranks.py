@@ -11,6 +11,7 @@ from pathlib import Path
 
 import typer
 
+from painn_deploy.engines.cores import cores_here
 from painn_deploy.engines.gpu.driver import driver
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
 from painn_deploy.runtime.motion.ranks import Ranks
@@ -80,8 +81,7 @@ def cores_of(ranks: Ranks) -> int | None:
         ranks: of LAMMPS.
     """
     _, here = ranks.neighbours_here()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return None if ranks.size == 1 else max(1, cores // here)
+    return None if ranks.size == 1 else max(1, cores_here() // here)
 
 
 def device_of(ranks: Ranks, device: str) -> str:

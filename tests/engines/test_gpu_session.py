@@ -96,9 +96,7 @@ class Opened:
         assert self.student is not None, "its weights are not in the graph"
         packed = pack(self.student)
         plans = [Plan(packed, 9, 36, lanes=2), Plan(packed, 64, 2048, 8, spilled=True, shared_limit=2**24)]
-        return lambda stream, arena: FusedExecutor(
-            packed, loaded(self.cuda, plans), 4, stream, arena, self.outputs, self.inputs
-        )
+        return lambda stream, arena: FusedExecutor(packed, loaded(self.cuda, plans), 4, stream, arena, self.outputs)
 
     def _onnxruntime(self, index: int) -> Callable[[int, Arena], OrtExecutor]:
         opened = self

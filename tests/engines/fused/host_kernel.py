@@ -91,7 +91,7 @@ class HostKernel:
 
 
 def loaded(cuda: emulated_gpu.EmulatedCuda, plans: Sequence[Plan], threads: int = 1) -> list[LoadedPlan]:
-    return [LoadedPlan(plan, HostKernel(cuda, plan, threads), plan.scratch) for plan in plans]
+    return [LoadedPlan(plan, HostKernel(cuda, plan, threads)) for plan in plans]
 
 
 GUARD = 64

@@ -151,18 +151,23 @@ def test_no_phase_writes_beyond_the_memory_that_sizes_ask_for(
         assert (room[end:] == 7.25).all()
 
 
-def test_neighbours_that_stand_are_looked_at_once(base: Student, session: FusedHostSession) -> None:
+def test_neighbours_that_stand_are_looked_at_once(
+    base: Student, session: FusedHostSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    pieces_of = host_session.pieces_of
+    monkeypatch.setattr(host_session, "pieces_of", lambda reverse: looked.append(len(reverse)) or pieces_of(reverse))
     atoms, verlet = molecule("CH3CH2OH"), VerletList(base.configuration.cutoff, 1.0)
     for seed in range(3):
         atoms.positions += np.random.default_rng(seed).normal(size=(9, 3)) * 0.02
         inputs = verlet.inputs(atoms)
-        known = session._known
         got = session.run(inputs)
-        assert (session._known is known) == (seed > 0)
+        assert looked == [9]
         check(base, [atoms], got)
     writable = inputs._replace(reverse=inputs.reverse.copy())
     assert same_bits(session.run(writable), got)
-    assert session._known is None, "what may be written into is looked at anew"
+    assert same_bits(session.run(writable), got)
+    assert looked == [9] * 3, "what may be written into is looked at anew"
 
 
 def test_weights_of_atoms_count(base: Student, session: FusedHostSession) -> None:
