@@ -27,6 +27,7 @@ from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError, PaiNNDeployError, ShapeError
 from painn_deploy.export.fields import outputs_of
 from painn_deploy.export.manifest import read_bundle
+from painn_deploy.export.model.committee import Committee
 from painn_deploy.export.model.distiller import Distiller
 from painn_deploy.export.model.painn import BesselBasis, PaiNN
 from painn_deploy.export.model.student import Configuration, Student
@@ -242,6 +243,8 @@ def test_other_students(monkeypatch: pytest.MonkeyPatch, configuration: Configur
 def test_what_is_not_computed_is_said(base: Student) -> None:
     with pytest.raises(EngineError, match="architecture painn, and this student is distiller"):
         pack(Distiller(Configuration("distiller", 16, 2, 5, 5.0)))
+    with pytest.raises(EngineError, match="evaluates one student, and this is a committee. Export it with another"):
+        pack(Committee([made(variant()), made(variant())], ["a", "b"]))
     refused = {
         "18 features, and no multiple of 4": made(variant(hidden_dim=18)),
         "cutoff function mollifier": made(variant(cutoff_fn="mollifier")),
