@@ -9,6 +9,8 @@ A form is written as words joined by `+`, with sizes to tune for behind an `@`: 
 | `products` | the same only where an operand was multiplied just before |
 | `paired` | filters once a pair of slots, not once a slot |
 | `side` | products of one tensor with several weights side by side, as one product |
+| `messages` | on a GPU, what an interaction sums over neighbours in one kernel of Triton, and its adjoint in another |
+| `split` | the filters' products in those kernels as three of TF32, which together are about as exact as one of FP32 |
 | `dots` | products with weights as a multiplication and a sum, too: for a few atoms |
 | `frozen` | weights compiled in, laid out as the product likes them |
 | `inline` | on a CPU, products compiled with the rest in place of calls to oneDNN |
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CPU_FORMS", "GPU_FORMS", "WORDS", "Form", "Package", "Plan", "plans_for", "serving"]
 
-WORDS = ("plain", "sums", "products", "paired", "side", "dots", "frozen", "inline", "tuned", "descent", "unchecked")
+WORDS = ("plain", "sums", "products", "messages", "split", "paired", "side", "dots", "frozen", "inline", "tuned", "descent", "unchecked")
 
 INLINE_THREADS = 2
 """Threads that an inline product is compiled for; the number that it runs on does not change its bits."""
@@ -90,8 +92,11 @@ class Form:
             sums_for_batched_products,
             sums_for_products,
         )
+        from painn_deploy.export.graph.messages import messages_in_one_pass
 
         graph = EditableGraph(model)
+        if "messages" in self.words:
+            messages_in_one_pass(graph)
         if {"sums", "products"}.intersection(self.words):
             sums_for_batched_products(graph, of_products="sums" not in self.words, mixing=True)
         if self.paired:

@@ -13,7 +13,8 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from painn_deploy.engines.inductor.int8 import product, quantised
-from painn_deploy.export.errors import EngineError
+from painn_deploy.export.errors import EngineError, EngineUnavailableError
+from painn_deploy.export.graph.messages import ADJOINT, DOMAIN, MESSAGES
 
 __all__ = ["TYPES", "OnnxModule"]
 
@@ -23,13 +24,16 @@ class OnnxModule(nn.Module):
 
     Args:
         model: one that keeps the graph contract.
+        precision: of products inside of messages; see `painn_deploy.engines.inductor.messages.messages`.
 
     Raises:
         EngineError: the graph holds an operator that is not known here.
+        EngineUnavailableError: it holds messages in one pass, and there is no Triton.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, precision: str = "ieee") -> None:
         super().__init__()
+        self.precision = precision
         self.inputs = [value.name for value in model.graph.input]
         self.outputs = [value.name for value in model.graph.output]
         self.integers: dict[str, list[int]] = {}
@@ -44,6 +48,9 @@ class OnnxModule(nn.Module):
         self.steps: list[tuple[Callable[..., Any], list[str], list[str], Mapping[str, Any]]] = []
         eight_bits = {n.output[0]: list(n.input[:2]) for n in model.graph.node if n.op_type == "DequantizeLinear"}
         for node in model.graph.node:
+            if node.domain == DOMAIN:
+                self.steps.append(self._messages(node))
+                continue
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
                 self._check_scale(node)
             if node.op_type == "DequantizeLinear":  # what it gives only products read, which take eight bits as well
@@ -59,6 +66,19 @@ class OnnxModule(nn.Module):
             elif node.op_type == "QuantizeLinear":
                 read, attributes = read[:2], {}
             self.steps.append((run, read, list(node.output), attributes))
+
+    def _messages(self, node: onnx.NodeProto) -> tuple[Callable[..., Any], list[str], list[str], Mapping[str, Any]]:
+        """The step of a node that stands for what an interaction sums, or for its adjoint."""
+        try:
+            from painn_deploy.engines.inductor import messages
+        except ImportError as error:
+            raise EngineUnavailableError(
+                "Messages in one pass are kernels of Triton, which is missing here: pip install triton, or take a form "
+                "without the word `messages`."
+            ) from error
+        masked = next(list(attribute.ints) for attribute in node.attribute)
+        run = {MESSAGES: messages.messages, ADJOINT: messages.adjoint}[node.op_type]
+        return run, list(node.input), list(node.output), {"masked": masked, "precision": self.precision}
 
     def _check_scale(self, node: onnx.NodeProto) -> None:
         """Refuse any scale but one of an operand, or of each column of a weight; and a zero point that is not 0."""
@@ -77,7 +97,7 @@ class OnnxModule(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The contract's inputs to its outputs."""
         values: dict[str, Any] = dict(zip(self.inputs, inputs, strict=True))
-        values |= self.integers
+        values |= self.integers | {"": None}  # an operand that is not there has no name
         values |= {name: getattr(self, weight) for name, weight in self.weights.items()}
         for run, names, outputs, attributes in self.steps:
             results = run(*(values[name] for name in names), **attributes)

@@ -8,7 +8,7 @@ from onnx import helper
 
 from painn_deploy.export.fields import PAIR_INPUTS
 from painn_deploy.export.graph.edit import EditableGraph, renamed
-from painn_deploy.export.graph.products import weight_products
+from painn_deploy.export.graph.products import is_weight_product
 
 __all__ = ["filters_once_a_pair", "products_side_by_side", "sums_for_batched_products", "sums_for_products"]
 
@@ -32,7 +32,7 @@ def sums_for_batched_products(graph: EditableGraph, *, of_products: bool = False
     Returns:
         Whether there was such a product.
     """
-    kept = {product.name for product in weight_products(graph)}
+    kept = {node.name for node in graph.nodes if is_weight_product(node)}
     constants = set(graph.constants)
     multiplied: set[str] = set()
 

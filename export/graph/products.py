@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import onnx
+
 from painn_deploy.export.graph.edit import EditableGraph, Model
 
-__all__ = ["RESULT", "Product", "behind_weights", "weight_products"]
+__all__ = ["RESULT", "Product", "behind_weights", "is_weight_product", "weight_products"]
 
 READOUT, TABLE = "readout.", "radial_table."
 RESULT = "/result"
@@ -64,6 +66,15 @@ class Product:
         return count
 
 
+def is_weight_product(node: onnx.NodeProto) -> bool:
+    """Whether a node is a product with a weight of the student's: they have names of their own.
+
+    Args:
+        node: of a graph made by `painn_deploy.export.graph.onnx_graph.export_onnx`.
+    """
+    return node.op_type == "MatMul" and "/" in node.name
+
+
 def weight_products(model: Model) -> Sequence[Product]:
     """Products with the student's weights, in the graph's order.
 
@@ -78,7 +89,7 @@ def weight_products(model: Model) -> Sequence[Product]:
     results = {n.name: n.output[0] for n in graph.nodes if n.name.endswith(RESULT)}
     found = []
     for node in graph.nodes:
-        if node.op_type == "MatMul" and "/" in node.name:
+        if is_weight_product(node):
             operand, weight = node.input
             weight = widened.get(weight, weight)
             is_int8, rows = weight != node.input[1], graph.types[node.output[0]].shape[:-1]
