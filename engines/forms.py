@@ -25,14 +25,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
-from painn_deploy.export.errors import EngineError
+from painn_deploy.export.errors import EngineError, EngineUnavailableError
 
 if TYPE_CHECKING:
     import onnx
 
 __all__ = ["CPU_FORMS", "GPU_FORMS", "WORDS", "Form", "Package", "Plan", "plans_for", "serving"]
 
-WORDS = ("plain", "sums", "products", "messages", "split", "paired", "side", "dots", "frozen", "inline", "tuned", "descent", "unchecked")
+WORDS = (
+    "plain", "sums", "products", "messages", "split", "paired", "side", "dots", "frozen", "inline", "tuned", "descent",
+    "unchecked",
+)  # fmt: skip
 
 INLINE_THREADS = 2
 """Threads that an inline product is compiled for; the number that it runs on does not change its bits."""
@@ -65,6 +68,8 @@ class Form:
             raise EngineError(
                 f"{text!r} is no form of the graph. A form is made of {', '.join(WORDS)}, each once and joined by '+'."
             )
+        if "split" in words and "messages" not in words:
+            raise EngineError(f"{text!r}: 'split' is about the products inside of 'messages', which is missing.")
         if not sizes:
             return cls(words)
         try:
@@ -78,13 +83,28 @@ class Form:
     def __str__(self) -> str:
         return f"{'+'.join(self.words) or 'plain'}@{self.atoms},{self.slots}"
 
+    def products_in_kernels(self, *, tf32: bool = False) -> str:
+        """How the filters' products inside of messages are computed, in Triton's words.
+
+        Args:
+            tf32: let products round their operands to ten bits.
+        """
+        return "tf32" if tf32 else "tf32x3" if "split" in self.words else "ieee"
+
     @property
     def paired(self) -> bool:
         """Whether the graph takes `PAIR_INPUTS` as well."""
         return "paired" in self.words
 
     def lowered(self, model: "onnx.ModelProto") -> "onnx.ModelProto":
-        """A copy of the graph in this form."""
+        """A copy of the graph in this form.
+
+        Args:
+            model: as a bundle holds it.
+
+        Raises:
+            EngineError: the form wants messages in one pass, and the graph has none that are known.
+        """
         from painn_deploy.export.graph.edit import EditableGraph
         from painn_deploy.export.graph.lowering import (
             filters_once_a_pair,
@@ -95,8 +115,10 @@ class Form:
         from painn_deploy.export.graph.messages import messages_in_one_pass
 
         graph = EditableGraph(model)
-        if "messages" in self.words:
-            messages_in_one_pass(graph)
+        if "messages" in self.words and not messages_in_one_pass(graph):
+            raise EngineError(
+                f"The form {self} wants messages in one pass, and this graph holds none that are known: take another."
+            )
         if {"sums", "products"}.intersection(self.words):
             sums_for_batched_products(graph, of_products="sums" not in self.words, mixing=True)
         if self.paired:
@@ -233,10 +255,15 @@ def plans_for(kind: str, form: str, precision: str = "fp32") -> dict[str, Plan]:
 
     Raises:
         EngineError: the form is none, or none for this precision.
+        EngineUnavailableError: it is for a GPU, and this is a CPU.
     """
     on_cpu_alone = {"fp64": DOUBLE_FORMS, "int8": INT8_FORMS}.get(precision)
     chosen = on_cpu_alone or (CPU_FORMS if kind == "cpu" else GPU_FORMS)
     plans = {"large.pt2": Plan(Form.parse(form))} if form else dict(chosen)
+    if kind == "cpu" and any("messages" in plan.form.words for plan in plans.values()):
+        raise EngineUnavailableError(
+            f"The form {form} is for a GPU: its messages are kernels of Triton. Take another form, or --device cuda."
+        )
     if on_cpu_alone and (kind != "cpu" or any("inline" in plan.form.words for plan in plans.values())):
         raise EngineError(
             f"There is no engine in {precision} on {kind} of the form {form or 'of this version'}: torch's compiler "

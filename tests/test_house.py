@@ -224,9 +224,11 @@ def run_bare(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
 
 
-NEED_TORCH = {  # what only building with torch imports; a model of TorchSim is a torch module
+NEED_TORCH = {  # or Triton: what only building with torch imports; a model of TorchSim is a torch module
     "painn_deploy.engines.fused.weights",
     "painn_deploy.engines.inductor.int8",
+    "painn_deploy.engines.inductor.messages",
+    "painn_deploy.engines.inductor.messages_kernel",
     "painn_deploy.engines.inductor.onnx_torch",
     "painn_deploy.runtime.torchsim",
 }

@@ -51,7 +51,7 @@ def compiled_form(model: bytes, asked: Asked) -> tuple[bytes, float]:
 
     Raises:
         EngineError: torch cannot compile it.
-        EngineUnavailableError: CUDA's headers or the driver's library are missing, for a GPU.
+        EngineUnavailableError: CUDA's headers or the driver's library are missing, for a GPU; or Triton, for messages.
     """
     import onnx
     import torch
@@ -59,7 +59,8 @@ def compiled_form(model: bytes, asked: Asked) -> tuple[bytes, float]:
     form, kind = Form.parse(asked.form), asked.device.partition(":")[0]
     with toolchain() if kind == "cuda" else nullcontext():
         lowered = form.lowered(onnx.load_from_string(model))
-        program, elements = traced(torch, lowered, asked.device, form.atoms, form.slots)
+        inside = form.products_in_kernels(tf32=asked.tf32)
+        program, elements = traced(torch, lowered, asked.device, form.atoms, form.slots, inside)
         return _compiled(torch, program, _settings(torch, form, kind), tf32=asked.tf32), elements
 
 
@@ -117,7 +118,7 @@ def _compiled(torch: Any, program: Any, settings: Mapping[str, Any], *, tf32: bo
     return package.getvalue()
 
 
-def traced(torch: Any, model: Any, device: str, atoms: int, slots: int) -> tuple[Any, float]:
+def traced(torch: Any, model: Any, device: str, atoms: int, slots: int, precision: str = "ieee") -> tuple[Any, float]:
     """A graph as a program for any number of atoms, slots and, where it has an axis of them, pairs.
 
     Args:
@@ -126,6 +127,7 @@ def traced(torch: Any, model: Any, device: str, atoms: int, slots: int) -> tuple
         device: that it is compiled for.
         atoms: that block sizes are chosen for.
         slots: likewise.
+        precision: of products inside of messages; see `painn_deploy.engines.inductor.messages.messages`.
 
     Returns:
         The program, and how many elements its widest tensor has for each slot of the matrix.
@@ -140,7 +142,7 @@ def traced(torch: Any, model: Any, device: str, atoms: int, slots: int) -> tuple
     dynamic = tuple({i: axes[n] for i, n in enumerate(f.shape) if n in axes} for f in fields)
     with warnings.catch_warnings():  # torch's compiler warns about its own internals
         warnings.simplefilter("ignore")
-        program = torch.export.export(OnnxModule(model).to(device), tuple(sample), dynamic_shapes=(dynamic,))
+        program = torch.export.export(OnnxModule(model, precision).to(device), tuple(sample), dynamic_shapes=(dynamic,))
     values = (node.meta.get("val") for node in program.graph.nodes if node.op == "call_function")
     shapes = [value.shape for value in values if isinstance(value, torch.Tensor)]
     growing = [shape for shape in shapes if not all(isinstance(size, int) for size in shape)]

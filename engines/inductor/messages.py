@@ -14,8 +14,13 @@ from painn_deploy.engines.inductor.messages_kernel import adjoint_kernel, messag
 
 __all__ = ["adjoint", "messages"]
 
-SLOTS, WIDTH, DEPTH = 16, 32, 32
-"""A program's tile: slots at a time, features, and radial functions at a time."""
+SLOTS, WIDTH, DEPTH = 16, 32, 16
+"""A program's tile: slots at a time, features, and radial functions at a time, of which Triton's products take no
+fewer. With the four warps that Triton starts, what a program holds fits into registers, but for 8 bytes of a thread on
+compute capability 12.0 where products are split (`pytest tests/engines/messages`)."""
+
+DIPOLES = 1
+"""Their place among the parts."""
 
 
 def messages(
@@ -80,7 +85,10 @@ def adjoint(
     """
     flags, present = [bool(one) for one in masked], [operands[5 * part] is not None for part in range(3)]
     some = slope if radial is None else radial
-    distance, direction, *by_x = _adjoint(some, slope, neighbours, directions, mask, list(operands), flags, precision)
+    same = operands[9] is operands[14]  # asked here: to whoever traces, what is one tensor may be two
+    distance, direction, *by_x = _adjoint(
+        some, slope, neighbours, directions, mask, list(operands), flags, same, precision
+    )
     # a kernel adds up what programs of some features each have; the compiler writes that into what comes next
     gradients = [distance.sum(0) if part == present.index(True) else torch.zeros_like(mask) for part in range(3)]
     found: list[Tensor | None] = []
@@ -90,10 +98,6 @@ def adjoint(
         found.append(direction.sum(0) if there and part == DIPOLES else None)
         found.append(by_x[part] if there and gathered else None)
     return tuple(found)
-
-
-DIPOLES = 1
-"""Their place among the parts."""
 
 
 @torch.library.triton_op("painn_deploy::messages", mutates_args=())
@@ -129,6 +133,7 @@ def _adjoint(
     mask: Tensor,
     operands: list[Tensor | None],
     masked: list[bool],
+    same: bool,
     precision: str,
 ) -> list[Tensor]:
     atoms, slots, columns = radial.shape
@@ -145,13 +150,13 @@ def _adjoint(
         **_constants(columns, features, [part[0] for part in parts], [part[1] for part in parts], masked, precision),
         GATHERS_D=parts[DIPOLES][2] is not None,
         **{f"GIVES_{name}": one for name, one in zip("SDV", gives, strict=True)},
-        SAME_G=parts[1][4] is parts[2][4],
+        SAME_G=same,
     )
     return [distance, direction, *by_x]
 
 
 def _laid_out(one: Tensor | None, other: Tensor) -> Tensor:
-    """A tensor row by row, as kernels read it; of one that is not there, which no kernel reads, another in its place."""
+    """A tensor row by row, as kernels read it; in the place of one that is not there, which none reads, another."""
     return other if one is None else one.contiguous()
 
 

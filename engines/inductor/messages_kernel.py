@@ -65,7 +65,25 @@ def messages_kernel(
     MASKED_S: tl.constexpr, MASKED_D: tl.constexpr, MASKED_V: tl.constexpr,
     PRECISION: tl.constexpr, SLOTS: tl.constexpr, WIDTH: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Scalars Σ_k w x_j, dipoles Σ_k u ⊗ w x_j and vectors Σ_k w x_j of some features of an atom."""
+    """Scalars Σ_k w x_j, dipoles Σ_k u ⊗ w x_j and vectors Σ_k w x_j of some features of an atom.
+
+    What is absent may be any pointer. Shapes are those of `painn_deploy.engines.inductor.messages.messages`.
+
+    Args:
+        radial, neighbours, directions, mask: of slots.
+        weight_s, weight_d, weight_v: of the filters of scalars, dipoles and vectors.
+        bias_s, bias_d, bias_v: likewise.
+        x_s, x_d, x_v: what is gathered.
+        sum_s, sum_d, sum_v: results.
+        slots: of an atom.
+        COLUMNS, FEATURES: sizes of the weights.
+        HAS_S, HAS_D, HAS_V: which parts there are.
+        GATHERS_D: whether dipoles have x.
+        BIAS_S, BIAS_D, BIAS_V: which filters have a bias.
+        MASKED_S, MASKED_D, MASKED_V: which filters are masked.
+        PRECISION: of products of FP32, in Triton's words.
+        SLOTS, WIDTH, DEPTH: slots, features and radial functions of a tile.
+    """
     atom = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     inside = f < FEATURES
@@ -128,7 +146,30 @@ def adjoint_kernel(
     MASKED_S: tl.constexpr, MASKED_D: tl.constexpr, MASKED_V: tl.constexpr,
     PRECISION: tl.constexpr, SLOTS: tl.constexpr, WIDTH: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Gradients by distances and directions, of some features each, and by what was gathered, for an atom."""
+    """Gradients by distances and directions, of some features each, and by what was gathered, for an atom.
+
+    What is absent may be any pointer. Shapes are those of `painn_deploy.engines.inductor.messages.adjoint`.
+
+    Args:
+        radial, slope, neighbours, directions, mask: of slots.
+        weight_s, weight_d, weight_v: of the filters of scalars, dipoles and vectors.
+        bias_s, bias_d, bias_v: likewise.
+        x_s, x_d, x_v: what was gathered.
+        own_s, own_d, own_v: gradients by the sums, of which the atom's row is read.
+        g_s, g_d, g_v: the same, of which neighbours' rows are read.
+        by_x_s, by_x_d, by_x_v: results, by what was gathered.
+        by_distance, by_direction: results of each program of an atom, [programs, atoms, slots] and with 3 behind.
+        atoms, slots: of the matrix.
+        COLUMNS, FEATURES: sizes of the weights.
+        HAS_S, HAS_D, HAS_V: which parts there are.
+        GATHERS_D: whether dipoles have x.
+        GIVES_S, GIVES_D, GIVES_V: which gradients by what was gathered are wanted.
+        SAME_G: whether g_d and g_v are one.
+        BIAS_S, BIAS_D, BIAS_V: which filters have a bias.
+        MASKED_S, MASKED_D, MASKED_V: which filters are masked.
+        PRECISION: of products of FP32, in Triton's words.
+        SLOTS, WIDTH, DEPTH: slots, features and radial functions of a tile.
+    """
     atom = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     inside = f < FEATURES

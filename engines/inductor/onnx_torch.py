@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from painn_deploy.engines.inductor.int8 import product, quantised
 from painn_deploy.export.errors import EngineError, EngineUnavailableError
-from painn_deploy.export.graph.messages import ADJOINT, DOMAIN, MESSAGES
+from painn_deploy.export.graph.messages import DOMAIN, MESSAGES
 
 __all__ = ["TYPES", "OnnxModule"]
 
@@ -77,7 +77,7 @@ class OnnxModule(nn.Module):
                 "without the word `messages`."
             ) from error
         masked = next(list(attribute.ints) for attribute in node.attribute)
-        run = {MESSAGES: messages.messages, ADJOINT: messages.adjoint}[node.op_type]
+        run: Callable[..., Any] = messages.messages if node.op_type == MESSAGES else messages.adjoint
         return run, list(node.input), list(node.output), {"masked": masked, "precision": self.precision}
 
     def _check_scale(self, node: onnx.NodeProto) -> None:

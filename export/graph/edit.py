@@ -95,7 +95,7 @@ class EditableGraph:
         found = set(names)
         for node in reversed(self._nodes):
             if any(name in found and name not in known for name in node.output):
-                found.update(node.input)
+                found.update(filter(None, node.input))  # an operand that is not there has no name
         return found
 
     def rewrite(self, replacement: Callable[[onnx.NodeProto], Sequence[onnx.NodeProto] | None]) -> bool:

@@ -34,7 +34,16 @@ OPENED = (("inductor", "fp32"),)
 HAS = {"inductor": ("fp32", "fp16", TF32), "fused": ("fp32",), "onnxruntime": ("fp32", "fp16", "int8")}
 """Precisions of engines that lack one."""
 
-FORMS = ("plain", "sums+unchecked", "sums+paired+side+unchecked", "sums+paired+unchecked@1024,16", "plain@4096,16")
+FORMS = (
+    "sums+messages+side+unchecked@1024,16",
+    "sums+unchecked",
+    "sums+messages+split+side+unchecked@1024,16",
+    "sums+messages+side+dots+unchecked@9,8",
+    "plain",
+    "sums+paired+side+unchecked",
+    "sums+paired+unchecked@1024,16",
+    "plain@4096,16",
+)
 """Of the graph, that `inductor` is compiled in beside its own; `tuned` ones take many minutes, and are asked for."""
 
 PRECISIONS = ("fp32", "fp16", "int8", TF32)
