@@ -16,8 +16,8 @@ __all__ = ["adjoint", "messages"]
 
 SLOTS, WIDTH, DEPTH = 16, 32, 16
 """A program's tile: slots at a time, features, and radial functions at a time, of which Triton's products take no
-fewer. With the four warps that Triton starts, what a program holds fits into registers, but for 8 bytes of a thread on
-compute capability 12.0 where products are split (`pytest tests/engines/messages`)."""
+fewer. With the four warps that Triton starts, what a program holds fits into registers; of split products a few
+numbers do not (`pytest tests/engines/messages`)."""
 
 DIPOLES = 1
 """Their place among the parts."""
@@ -30,6 +30,7 @@ def messages(
     mask: Tensor,
     *operands: Tensor | None,
     masked: Sequence[int],
+    first: Sequence[int],
     precision: str = "ieee",
 ) -> tuple[Tensor | None, ...]:
     """Sums over slots; see `painn_deploy.export.graph.messages`.
@@ -40,8 +41,9 @@ def messages(
         directions: [atoms, slots, 3]; None where there are no dipoles.
         mask: [atoms, slots].
         operands: for scalars, dipoles and vectors each a weight [columns, features], a bias [features] and what is
-            gathered, [atoms, features] or [atoms, 3, features]; None where there is none.
+            gathered, [atoms, features or more] or [atoms, 3, features]; None where there is none.
         masked: whether the filters of each are masked.
+        first: column of what is gathered for each that its features begin in; 0 of vectors.
         precision: of products of FP32, in Triton's words: `ieee`, `tf32`, or `tf32x3`, of three that round their
             operands and together are about as exact as one that does not.
 
@@ -49,8 +51,8 @@ def messages(
         Sums of scalars [atoms, features], dipoles and vectors [atoms, 3, features], in FP32; None where there is no
         weight.
     """
-    flags = [bool(one) for one in masked]
-    sums = _messages(radial, neighbours, directions, mask, list(operands), flags, precision)
+    of_slots, flags = _written(radial, neighbours, directions), [bool(one) for one in masked]
+    sums = _messages(mask, of_slots, _written(*operands), flags, list(first), precision)
     return tuple(total if operands[3 * part] is not None else None for part, total in enumerate(sums))
 
 
@@ -62,6 +64,7 @@ def adjoint(
     mask: Tensor,
     *operands: Tensor | None,
     masked: Sequence[int],
+    first: Sequence[int],
     precision: str = "ieee",
 ) -> tuple[Tensor | None, ...]:
     """Gradients of such sums; see `painn_deploy.export.graph.messages`.
@@ -76,104 +79,94 @@ def adjoint(
             gradient by the sum, for the atom's own row; and the same gradient, maybe in half, where rows of it are to
             be gathered for a gradient by what was gathered.
         masked: whether the filters of each are masked.
+        first: as for the sums.
         precision: as for the sums.
 
     Returns:
         For scalars, dipoles and vectors each the gradient by distances [atoms, slots], by directions
-        [atoms, slots, 3], and by what was gathered, in its shape; None where there is none. That by distances is the
-        sum of all, given once, and zeros for the others.
+        [atoms, slots, 3], and by what was gathered [atoms, features] or [atoms, 3, features]; None where there is
+        none. That by distances is the sum of all, given once, and zeros for the others.
     """
-    flags, present = [bool(one) for one in masked], [operands[5 * part] is not None for part in range(3)]
-    some = slope if radial is None else radial
+    of_slots, flags = _written(radial, slope, neighbours, directions), [bool(one) for one in masked]
     same = operands[9] is operands[14]  # asked here: to whoever traces, what is one tensor may be two
-    distance, direction, *by_x = _adjoint(
-        some, slope, neighbours, directions, mask, list(operands), flags, same, precision
-    )
+    found = _adjoint(mask, of_slots, _written(*operands), flags, list(first), same, precision)
     # a kernel adds up what programs of some features each have; the compiler writes that into what comes next
-    gradients = [distance.sum(0) if part == present.index(True) else torch.zeros_like(mask) for part in range(3)]
-    found: list[Tensor | None] = []
+    distance, direction, by_x = found[0].sum(0), found[1].sum(0), found[2:]
+    present = [operands[5 * part] is not None for part in range(3)]
+    results: list[Tensor | None] = []
     for part, there in enumerate(present):
-        gathered = operands[5 * part + 4] is not None
-        found.append(gradients[part] if there else None)
-        found.append(direction.sum(0) if there and part == DIPOLES else None)
-        found.append(by_x[part] if there and gathered else None)
-    return tuple(found)
+        once = part == present.index(True)
+        results.append((distance if once else torch.zeros_like(mask)) if there else None)
+        results.append(direction if there and part == DIPOLES else None)
+        results.append(by_x[part] if operands[5 * part + 4] is not None else None)
+    return tuple(results)
+
+
+def _written(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The same, row by row; to the compiler other tensors, which it writes down once for all kernels that read them."""
+    found: list[Tensor | None] = []
+    for one in tensors:
+        rows = None if one is None else one.contiguous()
+        is_whole = rows is not None and rows.storage_offset() == 0
+        found.append(rows.as_strided(rows.shape, rows.stride()) if rows is not None and is_whole else rows)
+    return found
 
 
 @torch.library.triton_op("painn_deploy::messages", mutates_args=())
 def _messages(
-    radial: Tensor,
-    neighbours: Tensor,
-    directions: Tensor | None,
     mask: Tensor,
+    of_slots: list[Tensor | None],
     operands: list[Tensor | None],
     masked: list[bool],
+    first: list[int],
     precision: str,
 ) -> list[Tensor]:
-    atoms, slots, columns = radial.shape
-    parts = [operands[i : i + 3] for i in range(0, 9, 3)]
-    features = _features(operands)
-    sums = [radial.new_empty(_shape(part, atoms, features), dtype=torch.float32) for part in range(3)]
-    given = [_laid_out(one, mask) for i in range(3) for one in (*parts[i], sums[i])]
-    _traceable(messages_kernel)[(atoms, _blocks(features))](
-        *(_laid_out(one, mask) for one in (radial, neighbours, directions, mask)),
-        *(*given, slots),
-        **_constants(columns, features, [part[0] for part in parts], [part[1] for part in parts], masked, precision),
-        GATHERS_D=parts[DIPOLES][2] is not None,
+    (atoms, slots), (weights, biases, x) = mask.shape, (operands[i::3] for i in range(3))
+    columns, features = next(weight.shape for weight in weights if weight is not None)
+    shapes = (atoms, features), (atoms, 3, features), (atoms, 3, features)
+    sums = [mask.new_empty(shape if weights[part] is not None else (0,)) for part, shape in enumerate(shapes)]
+    of_parts = [one for part in range(3) for one in (weights[part], biases[part], x[part], sums[part])]
+    _traceable(messages_kernel)[(atoms, -(-features // WIDTH))](
+        *_pointers(*of_slots, mask, *of_parts),
+        slots,
+        **_constants(columns, features, weights, biases, x, masked, first, precision),
     )
     return sums
 
 
 @torch.library.triton_op("painn_deploy::messages_adjoint", mutates_args=())
 def _adjoint(
-    radial: Tensor,
-    slope: Tensor,
-    neighbours: Tensor,
-    directions: Tensor | None,
     mask: Tensor,
+    of_slots: list[Tensor | None],
     operands: list[Tensor | None],
     masked: list[bool],
+    first: list[int],
     same: bool,
     precision: str,
 ) -> list[Tensor]:
-    atoms, slots, columns = radial.shape
-    parts = [operands[i : i + 5] for i in range(0, 15, 5)]
-    features = _features(operands)
-    gives = [part[4] is not None for part in parts]
-    distance = mask.new_empty((_blocks(features), atoms, slots))
-    direction = mask.new_empty((_blocks(features), atoms, slots, 3))
-    by_x = [mask.new_empty(_shape(part, atoms, features, is_sum=False)) for part in range(3)]
-    given = [_laid_out(one, mask) for i in range(3) for one in (*parts[i], by_x[i])]
-    _traceable(adjoint_kernel)[(atoms, _blocks(features))](
-        *(_laid_out(one, mask) for one in (radial, slope, neighbours, directions, mask)),
-        *(*given, distance, direction, atoms, slots),
-        **_constants(columns, features, [part[0] for part in parts], [part[1] for part in parts], masked, precision),
-        GATHERS_D=parts[DIPOLES][2] is not None,
-        **{f"GIVES_{name}": one for name, one in zip("SDV", gives, strict=True)},
+    (atoms, slots), (weights, biases, x, _, g) = mask.shape, (operands[i::5] for i in range(5))
+    columns, features = next(weight.shape for weight in weights if weight is not None)
+    programs = -(-features // WIDTH)
+    distance = mask.new_empty((programs, atoms, slots))
+    direction = mask.new_empty((programs, atoms, slots, 3) if weights[DIPOLES] is not None else (0, 3))
+    shapes = (atoms, features), (atoms, features), (atoms, 3, features)
+    by_x = [mask.new_empty(shape if g[part] is not None else (0,)) for part, shape in enumerate(shapes)]
+    of_parts = [one for part in range(3) for one in (*operands[5 * part : 5 * part + 5], by_x[part])]
+    gives = {f"GIVES_{name}": one is not None for name, one in zip("SDV", g, strict=True)}
+    _traceable(adjoint_kernel)[(atoms, programs)](
+        *_pointers(*of_slots, mask, *of_parts, distance, direction),
+        *(atoms, slots),
+        **_constants(columns, features, weights, biases, x, masked, first, precision),
+        **gives,
         SAME_G=same,
     )
     return [distance, direction, *by_x]
 
 
-def _laid_out(one: Tensor | None, other: Tensor) -> Tensor:
-    """A tensor row by row, as kernels read it; in the place of one that is not there, which none reads, another."""
-    return other if one is None else one.contiguous()
-
-
-def _features(operands: Sequence[Tensor | None]) -> int:
-    """Columns of the weights."""
-    size = 3 if len(operands) == 9 else 5
-    return next(weight.shape[1] for weight in operands[::size] if weight is not None)
-
-
-def _blocks(features: int) -> int:
-    """Programs that share the features of an atom."""
-    return -(-features // WIDTH)
-
-
-def _shape(part: int, atoms: int, features: int, *, is_sum: bool = True) -> tuple[int, ...]:
-    """Of a sum of a part, or of what it gathers."""
-    return (atoms, features) if part == 0 or (part == DIPOLES and not is_sum) else (atoms, 3, features)
+def _pointers(*tensors: Tensor | None) -> list[Tensor]:
+    """Tensors for a kernel: in the place of one that is not there, and which it does not read, stands another."""
+    other = next(one for one in tensors if one is not None)
+    return [other if one is None else one for one in tensors]
 
 
 def _constants(
@@ -181,14 +174,20 @@ def _constants(
     features: int,
     weights: Sequence[Tensor | None],
     biases: Sequence[Tensor | None],
+    x: Sequence[Tensor | None],
     masked: Sequence[bool],
+    first: Sequence[int],
     precision: str,
 ) -> dict[str, Any]:
     """What both kernels are compiled for."""
     found: dict[str, Any] = {"COLUMNS": columns, "FEATURES": features, "PRECISION": precision}
-    found |= {"SLOTS": SLOTS, "WIDTH": WIDTH, "DEPTH": DEPTH}
-    for name, weight, bias, of_mask in zip("SDV", weights, biases, masked, strict=True):
-        found |= {f"HAS_{name}": weight is not None, f"BIAS_{name}": bias is not None, f"MASKED_{name}": of_mask}
+    found |= {"SLOTS": SLOTS, "WIDTH": WIDTH, "DEPTH": DEPTH, "GATHERS_D": x[DIPOLES] is not None}
+    for part, name in enumerate("SDV"):
+        found |= {f"HAS_{name}": weights[part] is not None, f"BIAS_{name}": biases[part] is not None}
+        found[f"MASKED_{name}"] = masked[part]
+    for part, name in enumerate("SD"):
+        rows = x[part]
+        found |= {f"WIDTH_{name}": features if rows is None else rows.shape[1], f"FIRST_{name}": first[part]}
     return found
 
 

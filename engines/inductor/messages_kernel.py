@@ -60,6 +60,7 @@ def messages_kernel(
     weight_s, bias_s, x_s, sum_s, weight_d, bias_d, x_d, sum_d, weight_v, bias_v, x_v, sum_v,
     slots,
     COLUMNS: tl.constexpr, FEATURES: tl.constexpr,
+    WIDTH_S: tl.constexpr, WIDTH_D: tl.constexpr, FIRST_S: tl.constexpr, FIRST_D: tl.constexpr,
     HAS_S: tl.constexpr, HAS_D: tl.constexpr, HAS_V: tl.constexpr, GATHERS_D: tl.constexpr,
     BIAS_S: tl.constexpr, BIAS_D: tl.constexpr, BIAS_V: tl.constexpr,
     MASKED_S: tl.constexpr, MASKED_D: tl.constexpr, MASKED_V: tl.constexpr,
@@ -77,6 +78,7 @@ def messages_kernel(
         sum_s, sum_d, sum_v: results.
         slots: of an atom.
         COLUMNS, FEATURES: sizes of the weights.
+        WIDTH_S, WIDTH_D, FIRST_S, FIRST_D: columns of x_s and x_d, and the first of those that are meant.
         HAS_S, HAS_D, HAS_V: which parts there are.
         GATHERS_D: whether dipoles have x.
         BIAS_S, BIAS_D, BIAS_V: which filters have a bias.
@@ -93,26 +95,28 @@ def messages_kernel(
         slot = first + tl.arange(0, SLOTS)
         there = slot < slots
         row = atom * slots + slot
-        j = tl.load(neighbours + row, mask=there, other=0).to(tl.int64) * FEATURES
+        j = tl.load(neighbours + row, mask=there, other=0).to(tl.int64)
         m = tl.load(mask + row, mask=there, other=0.0)
         w_s, w_d, w_v = _filters(
             radial, weight_s, weight_d, weight_v, row, there, f, inside,
             COLUMNS, FEATURES, HAS_S, HAS_D, HAS_V, PRECISION, SLOTS, WIDTH, DEPTH,
         )  # fmt: skip
         if HAS_S:
-            s += _finished(w_s, bias_s, f, inside, m, BIAS_S, MASKED_S) * _rows(x_s, j, there, f, inside)
+            s += _finished(w_s, bias_s, f, inside, m, BIAS_S, MASKED_S) * _rows(
+                x_s, j * WIDTH_S + FIRST_S, there, f, inside
+            )
         if HAS_D:
             w = _finished(w_d, bias_d, f, inside, m, BIAS_D, MASKED_D)
             if GATHERS_D:
-                w *= _rows(x_d, j, there, f, inside)
+                w *= _rows(x_d, j * WIDTH_D + FIRST_D, there, f, inside)
             d0 += tl.load(directions + row * 3, mask=there, other=0.0)[:, None] * w
             d1 += tl.load(directions + row * 3 + 1, mask=there, other=0.0)[:, None] * w
             d2 += tl.load(directions + row * 3 + 2, mask=there, other=0.0)[:, None] * w
         if HAS_V:
             w = _finished(w_v, bias_v, f, inside, m, BIAS_V, MASKED_V)
-            v0 += w * _rows(x_v, 3 * j, there, f, inside)
-            v1 += w * _rows(x_v, 3 * j + FEATURES, there, f, inside)
-            v2 += w * _rows(x_v, 3 * j + 2 * FEATURES, there, f, inside)
+            v0 += w * _rows(x_v, 3 * j * FEATURES, there, f, inside)
+            v1 += w * _rows(x_v, (3 * j + 1) * FEATURES, there, f, inside)
+            v2 += w * _rows(x_v, (3 * j + 2) * FEATURES, there, f, inside)
     if HAS_S:
         tl.store(sum_s + atom * FEATURES + f, tl.sum(s, 0), mask=inside)
     if HAS_D:
@@ -140,6 +144,7 @@ def adjoint_kernel(
     weight_v, bias_v, x_v, own_v, g_v, by_x_v, by_distance, by_direction,
     atoms, slots,
     COLUMNS: tl.constexpr, FEATURES: tl.constexpr,
+    WIDTH_S: tl.constexpr, WIDTH_D: tl.constexpr, FIRST_S: tl.constexpr, FIRST_D: tl.constexpr,
     HAS_S: tl.constexpr, HAS_D: tl.constexpr, HAS_V: tl.constexpr, GATHERS_D: tl.constexpr,
     GIVES_S: tl.constexpr, GIVES_D: tl.constexpr, GIVES_V: tl.constexpr, SAME_G: tl.constexpr,
     BIAS_S: tl.constexpr, BIAS_D: tl.constexpr, BIAS_V: tl.constexpr,
@@ -161,6 +166,7 @@ def adjoint_kernel(
         by_distance, by_direction: results of each program of an atom, [programs, atoms, slots] and with 3 behind.
         atoms, slots: of the matrix.
         COLUMNS, FEATURES: sizes of the weights.
+        WIDTH_S, WIDTH_D, FIRST_S, FIRST_D: columns of x_s and x_d, and the first of those that are meant.
         HAS_S, HAS_D, HAS_V: which parts there are.
         GATHERS_D: whether dipoles have x.
         GIVES_S, GIVES_D, GIVES_V: which gradients by what was gathered are wanted.
@@ -190,7 +196,7 @@ def adjoint_kernel(
         slot = first + tl.arange(0, SLOTS)
         there = slot < slots
         row = atom * slots + slot
-        j = tl.load(neighbours + row, mask=there, other=0).to(tl.int64) * FEATURES
+        j = tl.load(neighbours + row, mask=there, other=0).to(tl.int64)
         m = tl.load(mask + row, mask=there, other=0.0)
         w_s, w_d, w_v = _filters(
             radial, weight_s, weight_d, weight_v, row, there, f, inside,
@@ -203,19 +209,19 @@ def adjoint_kernel(
         along = nothing
         if HAS_S:
             a = _finished(a_s, bias_s, f, inside, m, False, MASKED_S)
-            along += a * o_s * _rows(x_s, j, there, f, inside)
+            along += a * o_s * _rows(x_s, j * WIDTH_S + FIRST_S, there, f, inside)
             if GIVES_S:
-                s += _finished(w_s, bias_s, f, inside, m, BIAS_S, MASKED_S) * _rows(g_s, j, there, f, inside)
+                s += _finished(w_s, bias_s, f, inside, m, BIAS_S, MASKED_S) * _rows(g_s, j * FEATURES, there, f, inside)
         if (HAS_D and GIVES_D) or (HAS_V and GIVES_V):
             g = g_v if GIVES_V else g_d
-            g0 = _rows(g, 3 * j, there, f, inside)
-            g1 = _rows(g, 3 * j + FEATURES, there, f, inside)
-            g2 = _rows(g, 3 * j + 2 * FEATURES, there, f, inside)
+            g0 = _rows(g, 3 * j * FEATURES, there, f, inside)
+            g1 = _rows(g, (3 * j + 1) * FEATURES, there, f, inside)
+            g2 = _rows(g, (3 * j + 2) * FEATURES, there, f, inside)
         if HAS_V:
             a = _finished(a_v, bias_v, f, inside, m, False, MASKED_V)
-            sent = o_v0 * _rows(x_v, 3 * j, there, f, inside)
-            sent += o_v1 * _rows(x_v, 3 * j + FEATURES, there, f, inside)
-            sent += o_v2 * _rows(x_v, 3 * j + 2 * FEATURES, there, f, inside)
+            sent = o_v0 * _rows(x_v, 3 * j * FEATURES, there, f, inside)
+            sent += o_v1 * _rows(x_v, (3 * j + 1) * FEATURES, there, f, inside)
+            sent += o_v2 * _rows(x_v, (3 * j + 2) * FEATURES, there, f, inside)
             along += a * sent
             if GIVES_V:
                 w = _finished(w_v, bias_v, f, inside, m, BIAS_V, MASKED_V)
@@ -230,12 +236,12 @@ def adjoint_kernel(
             a = _finished(a_d, bias_d, f, inside, m, False, MASKED_D)
             if GIVES_D:  # the reverse edge points the other way: hence the minus
                 if GIVES_V and not SAME_G:
-                    g0 = _rows(g_d, 3 * j, there, f, inside)
-                    g1 = _rows(g_d, 3 * j + FEATURES, there, f, inside)
-                    g2 = _rows(g_d, 3 * j + 2 * FEATURES, there, f, inside)
+                    g0 = _rows(g_d, 3 * j * FEATURES, there, f, inside)
+                    g1 = _rows(g_d, (3 * j + 1) * FEATURES, there, f, inside)
+                    g2 = _rows(g_d, (3 * j + 2) * FEATURES, there, f, inside)
                 d -= w * (u0 * g0 + u1 * g1 + u2 * g2)
             if GATHERS_D:
-                x = _rows(x_d, j, there, f, inside)
+                x = _rows(x_d, j * WIDTH_D + FIRST_D, there, f, inside)
                 w *= x
                 a *= x
             place = (part + row) * 3

@@ -76,9 +76,9 @@ class OnnxModule(nn.Module):
                 "Messages in one pass are kernels of Triton, which is missing here: pip install triton, or take a form "
                 "without the word `messages`."
             ) from error
-        masked = next(list(attribute.ints) for attribute in node.attribute)
+        said = {attribute.name: list(attribute.ints) for attribute in node.attribute}
         run: Callable[..., Any] = messages.messages if node.op_type == MESSAGES else messages.adjoint
-        return run, list(node.input), list(node.output), {"masked": masked, "precision": self.precision}
+        return run, list(node.input), list(node.output), said | {"precision": self.precision}
 
     def _check_scale(self, node: onnx.NodeProto) -> None:
         """Refuse any scale but one of an operand, or of each column of a weight; and a zero point that is not 0."""

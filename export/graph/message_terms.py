@@ -85,6 +85,17 @@ class Matcher:
         node = self.made.get(self.source(name))
         return node if node is not None and node.op_type == operator else None
 
+    def columns_of(self, name: str) -> tuple[str, int]:
+        """The tensor that holds these columns, and the first of them; the tensor itself where it is no part of one."""
+        node = self.made.get(name)
+        if node is None or node.op_type != "Split" or node.input[1] not in self.graph.constants:
+            return name, 0
+        axes, rank = [a.i for a in node.attribute if a.name == "axis"], len(self._shape(name))
+        if axes not in ([rank - 1], [-1]):
+            return name, 0
+        sizes = self.graph.array(node.input[1])
+        return node.input[0], int(sizes[: list(node.output).index(name)].sum())
+
     def terms(self) -> Mapping[str, Term]:
         """Terms by the tensor that they give, in the graph's order."""
         found: dict[str, Term] = {}

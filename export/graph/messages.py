@@ -113,8 +113,8 @@ def _joined(terms: Sequence[Term], matcher: Matcher) -> list[onnx.NodeProto]:
     adjoints = [one for term in terms if term.kind == "distance" and (one := _adjoint(term, terms, matcher))]
     taken = {term.output for one in adjoints for term in one.terms}
     sums = [term for term in terms if term.kind == "forward" and term.output not in taken]
-    nodes = [_adjoint_node(group) for group in _apart(adjoints, lambda one: one.distance, matcher)]
-    return nodes + [_node(group) for group in _apart(sums, lambda one: one, matcher)]
+    nodes = [_adjoint_node(group, matcher) for group in _apart(adjoints, lambda one: one.distance, matcher)]
+    return nodes + [_node(group, matcher) for group in _apart(sums, lambda one: one, matcher)]
 
 
 def _adjoint(distance: Term, terms: Sequence[Term], matcher: Matcher) -> Adjoint | None:
@@ -152,45 +152,55 @@ def _apart(ones: Iterable[One], term_of: Callable[[One], Term], matcher: Matcher
     return list(groups.values())
 
 
-def _node(terms: Sequence[Term]) -> onnx.NodeProto:
+def _node(terms: Sequence[Term], matcher: Matcher) -> onnx.NodeProto:
     """Sums over slots of what this many parts at most send."""
     of_part = {term.part: term for term in terms}
     inputs = [_one(term.filter.radial for term in terms), "neighbours", _one(t.directions for t in terms), "mask"]
-    outputs, masked = [], []
+    outputs, masked, first = [], [], []
     for part in PARTS:
-        term = of_part.get(part)
-        inputs += [term.filter.weight, term.filter.bias, term.gathered] if term else ["", "", ""]
-        outputs.append(term.output if term else "")
+        if (term := of_part.get(part)) is None:
+            inputs += ["", "", ""]
+            outputs.append("")
+        else:
+            x, column = matcher.columns_of(term.gathered)
+            inputs += [term.filter.weight, term.filter.bias, x]
+            outputs.append(term.output)
         masked.append(bool(term and term.filter.masked))
-    return _made(MESSAGES, inputs, outputs, masked)
+        first.append(column if term else 0)
+    return _made(MESSAGES, inputs, outputs, masked, first)
 
 
-def _adjoint_node(adjoints: Sequence[Adjoint]) -> onnx.NodeProto:
+def _adjoint_node(adjoints: Sequence[Adjoint], matcher: Matcher) -> onnx.NodeProto:
     """Gradients of these sums."""
     of_part = {one.distance.part: one for one in adjoints}
     every = [term for one in adjoints for term in one.terms]
     values = [term for term in every if term.kind != "distance"]
     inputs = [_one(term.filter.radial for term in values), _one(one.distance.filter.radial for one in adjoints)]
     inputs += ["neighbours", _one(term.directions for term in every), "mask"]
-    outputs, masked = [], []
+    outputs, masked, first = [], [], []
     for part in PARTS:
         if (one := of_part.get(part)) is None:
             inputs += ["", "", "", "", ""]
             outputs += ["", "", ""]
             masked.append(False)
+            first.append(0)
             continue
+        x, column = matcher.columns_of(one.distance.gathered)
         biases = _one(term.filter.bias for term in one.terms)
         gathered = one.by_x.gathered if one.by_x else ""
-        inputs += [one.distance.filter.weight, biases, one.distance.gathered, one.distance.own, gathered]
+        inputs += [one.distance.filter.weight, biases, x, one.distance.own, gathered]
         outputs += [term.output if term else "" for term in one]
         masked.append(one.distance.filter.masked)
-    return _made(ADJOINT, inputs, outputs, masked)
+        first.append(column)
+    return _made(ADJOINT, inputs, outputs, masked, first)
 
 
-def _made(operator: str, inputs: Sequence[str], outputs: Sequence[str], masked: Sequence[bool]) -> onnx.NodeProto:
-    name = f"{operator}/{next(name for name in outputs if name)}"
-    flags = [int(one) for one in masked]
-    return helper.make_node(operator, inputs, outputs, name=name, domain=DOMAIN, masked=flags)
+def _made(
+    operator: str, inputs: Sequence[str], outputs: Sequence[str], masked: Sequence[bool], first: Sequence[int]
+) -> onnx.NodeProto:
+    """A node whose attributes say of each part whether it is masked, and in which column of x it begins."""
+    name, flags = f"{operator}/{next(name for name in outputs if name)}", [int(one) for one in masked]
+    return helper.make_node(operator, inputs, outputs, name=name, domain=DOMAIN, masked=flags, first=list(first))
 
 
 def _one(names: Iterable[str]) -> str:

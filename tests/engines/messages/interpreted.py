@@ -30,7 +30,7 @@ def process(*, interprets: bool = True) -> Iterator[Callable[..., Any]]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", str(int(interprets)))
             pool.submit(len, ()).result()  # it has started
-        yield lambda function, *arguments: pool.submit(function, *arguments).result()
+        yield lambda function, *arguments, **named: pool.submit(function, *arguments, **named).result()
 
 
 def tensors(arrays: Arrays) -> list[torch.Tensor | None]:
@@ -41,20 +41,22 @@ def _arrays(found: Sequence[torch.Tensor | None]) -> list[np.ndarray | None]:
     return [None if one is None else one.numpy() for one in found]
 
 
-def sums(given: Arrays, masked: list[int]) -> list[np.ndarray | None]:
+def sums(given: Arrays, masked: list[int], first: Sequence[int] = (0, 0, 0)) -> list[np.ndarray | None]:
     from painn_deploy.engines.inductor import messages
 
-    return _arrays(messages.messages(*tensors(given), masked=masked))
+    return _arrays(messages.messages(*tensors(given), masked=masked, first=first))
 
 
-def gradients(given: Arrays, masked: list[int], same: tuple[int, int] | None = None) -> list[np.ndarray | None]:
+def gradients(
+    given: Arrays, masked: list[int], first: Sequence[int] = (0, 0, 0), same: tuple[int, int] | None = None
+) -> list[np.ndarray | None]:
     """`same`: places of two arrays that are one tensor."""
     from painn_deploy.engines.inductor import messages
 
     operands = tensors(given)
     if same is not None:
         operands[same[1]] = operands[same[0]]
-    return _arrays(messages.adjoint(*operands, masked=masked))
+    return _arrays(messages.adjoint(*operands, masked=masked, first=first))
 
 
 def evaluate(model: bytes, form: str, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:

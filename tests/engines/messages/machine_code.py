@@ -24,6 +24,7 @@ CONSTANTS: dict[str, Any] = {
 }
 CONSTANTS |= {"SLOTS": messages.SLOTS, "WIDTH": messages.WIDTH, "DEPTH": messages.DEPTH}
 CONSTANTS |= {"COLUMNS": 24, "FEATURES": 96, "GATHERS_D": True, "SAME_G": True}
+CONSTANTS |= {"WIDTH_S": 288, "WIDTH_D": 288, "FIRST_S": 0, "FIRST_D": 96}
 
 
 def compiled(kernel: Any, capability: int, precision: str) -> Mapping[str, int]:
