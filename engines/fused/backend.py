@@ -46,7 +46,7 @@ CPU_BATCH_SLOTS = 16_384
 
 
 class FusedBackend(Backend):
-    """A kernel of our own, of PaiNNs whose filters have a cosine cutoff."""
+    """A kernel of our own, of PaiNNs in FP32."""
 
     name = "fused"
     packages = MappingProxyType({"cuda-bindings": "cuda"})

@@ -48,9 +48,7 @@ DEVICE Pair pair_of(const float* displacement)
     }
     p.distance = sqrtf(squared);
     p.scale = 1.0f / p.distance;
-    float angle = p.distance * CUTOFF_FREQUENCY;
-    p.cutoff = 0.5f * (cosf(angle) + 1.0f);
-    p.cutoff_slope = -0.5f * CUTOFF_FREQUENCY * sinf(angle);
+    cutoff(p.distance, &p.cutoff, &p.cutoff_slope);
     return p;
 }
 

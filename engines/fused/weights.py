@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from painn_deploy.engines.fused.cutoff_source import KINDS
 from painn_deploy.engines.fused.packed import Packed
 from painn_deploy.export.errors import EngineUnavailableError
+from painn_deploy.export.model.cutoffs import LEAST
 from painn_deploy.export.model.painn import BesselBasis, GaussianBasis, PaiNN
-from painn_deploy.export.model.student import Student, parts
+from painn_deploy.export.model.student import Configuration, Student, parts
 
 __all__ = ["pack"]
 
@@ -54,10 +56,24 @@ def pack(student: Student) -> Packed:
             "SINES": int(isinstance(basis, BesselBasis)),
             "SOFTPLUS": int(said.activation == "shifted_softplus"),
             "EPSILON": float(np.float32(said.epsilon)),
-            "CUTOFF_FREQUENCY": float(np.float32(np.pi / said.cutoff)),
+            **_cutoff(said),
             **writer.offsets(),
         }
     return Packed(writer.joined(), macros)
+
+
+def _cutoff(said: Configuration) -> dict[str, int | float]:
+    """What the function is that fades a pair out."""
+    start = said.switch_on or 0.0
+    numbers = {
+        "CUTOFF_FREQUENCY": np.pi / said.cutoff,
+        "CUTOFF_INVERSE": 1 / said.cutoff,
+        "SWITCH_ON": start,
+        "SWITCH_INVERSE": 1 / (said.cutoff - start),
+        "LEAST_EXPONENT": LEAST,
+    }
+    kind = {"CUTOFF_KIND": KINDS.index(said.cutoff_fn), "CUTOFF_POWER": said.cutoff_power or 0}
+    return kind | {name: float(np.float32(number)) for name, number in numbers.items()}
 
 
 def _add_layer(add: Callable[[str, Tensor], None], model: PaiNN, layer: int, columns: int) -> None:
@@ -149,7 +165,6 @@ def _checked(student: Student) -> PaiNN:
     linear = [layer for layer in student.readout if isinstance(layer, nn.Linear)]
     odd = {
         f"{said.hidden_dim} features, and no multiple of 4": said.hidden_dim % 4,
-        f"the cutoff function {said.cutoff_fn}, not cosine": said.cutoff_fn != "cosine",
         "a repulsion of nuclei": student.repulsion is not None,
         "a scale for each element's energies": student.energy_scales is not None,
         "a bias in its mixing of vectors": cast(nn.Linear, student.mixing[0]).bias is not None,

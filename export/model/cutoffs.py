@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["CUTOFFS", "CutoffFunction", "ShiftedSoftplus", "cutoff_function", "no_more"]
+__all__ = ["CUTOFFS", "LEAST", "CutoffFunction", "ShiftedSoftplus", "cutoff_function", "no_more"]
 
 CutoffFunction = Callable[[Float[Tensor, "*edges"]], Float[Tensor, "*edges"]]
 

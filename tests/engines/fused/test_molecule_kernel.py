@@ -222,8 +222,22 @@ def made(configuration: Configuration, **arguments: object) -> PaiNN:
         (variant(num_interactions=4, activation="shifted_softplus"), {}),
         (variant(epsilon=0.0), {"basis": BesselBasis(torch.arange(1, 6) * torch.pi / 4.0), "shared_filters": True}),
         (variant(hidden_dim=160, num_rbf=8), {"readout": (20,)}),
+        (variant(cutoff_fn="mollifier"), {}),
+        (variant(cutoff_fn="switch", switch_on=1.5), {}),
+        (variant(cutoff_fn="polynomial", cutoff_power=5), {}),
+        (variant(cutoff_fn="polynomial", cutoff_power=1), {}),
     ],
-    ids=["small", "one interaction", "softplus", "bessel, shared, no epsilon", "wide"],
+    ids=[
+        "small",
+        "one interaction",
+        "softplus",
+        "bessel, shared, no epsilon",
+        "wide",
+        "mollifier",
+        "switch",
+        "polynomial",
+        "line",
+    ],
 )
 def test_other_students(monkeypatch: pytest.MonkeyPatch, configuration: Configuration, arguments: dict) -> None:
     monkeypatch.setattr(host, "FLAGS", ("-O1", *(flag for flag in FLAGS if flag != "-O3")))
@@ -247,7 +261,7 @@ def test_what_is_not_computed_is_said(base: Student) -> None:
         pack(Committee([made(variant()), made(variant())], ["a", "b"]))
     refused = {
         "18 features, and no multiple of 4": made(variant(hidden_dim=18)),
-        "cutoff function mollifier": made(variant(cutoff_fn="mollifier")),
+        "a radial basis for each": made(variant(), basis=torch.nn.ModuleList([BesselBasis(torch.ones(5))] * 2)),
         "a bias in its mixing": made(variant(), mixing_bias=True),
         "2 hidden layers in its read-out": made(variant(), readout=(8, 8)),
         "a scale for each": made(variant(), scaled=True),
