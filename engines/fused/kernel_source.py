@@ -101,7 +101,11 @@ ENTRY molecules(
                     int r = 3 * row + axis;
                     Wide a = summed<2 * F, SLICES_MIXING>(products, 3 * ROWS, r, f);
                     Wide b = summed<2 * F, SLICES_MIXING>(products, 3 * ROWS, r, f + F);
-                    if (SLICES_MIXING > 1) {
+                    if (MIXING_BIASED) {
+                        a = a + fixed(w + MIXING_BIAS + f);
+                        b = b + fixed(w + MIXING_BIAS + F + f);
+                    }
+                    if (SLICES_MIXING > 1 || MIXING_BIASED) {
                         put(mixed + r * 2 * F + f, a);
                         put(mixed + r * 2 * F + F + f, b);
                     }
@@ -160,17 +164,19 @@ ENTRY molecules(
         EACH(t, rows * (HIDDEN / WIDE)) {
             int row = t / (HIDDEN / WIDE), f = WIDE * (t % (HIDDEN / WIDE));
             Wide hidden = summed<HIDDEN, SLICES_READ_OUT>(work, ROWS, row, f) + fixed(weights + READ_OUT_BIAS + f);
-            Wide last = shares[begin + row] * fixed(weights + READ_OUT_LAST + f), shown = activated(hidden);
+            float scale = SCALED ? weights[SCALES + numbers[begin + row]] : 1.0f;
+            Wide last = shares[begin + row] * fixed(weights + READ_OUT_LAST + f), shown = scale * activated(hidden);
             if (GIVES_FEATURES) put(features + (long long)(begin + row) * HIDDEN + f, shown);
             put(v + row * HIDDEN + f, shown * last);
-            put(v_new + row * HIDDEN + f, slope(hidden) * last);
+            put(v_new + row * HIDDEN + f, scale * slope(hidden) * last);
         }
         BARRIER;
         const int BACK_TASKS = (rows + ROW_TILE - 1) / ROW_TILE * COLUMNS * SLICES_READ_OUT_BACK;
         EACH_AFTER(row, rows, BACK_TASKS) {
             Wide sum = wide(0.0f);
             for (int f = 0; f < HIDDEN; f += WIDE) sum = sum + get(v + row * HIDDEN + f);
-            energies[begin + row] = total(sum) + shares[begin + row] * weights[READ_OUT_LAST + HIDDEN];
+            float scale = SCALED ? weights[SCALES + numbers[begin + row]] : 1.0f;
+            energies[begin + row] = total(sum) + scale * shares[begin + row] * weights[READ_OUT_LAST + HIDDEN];
         }
         product<HIDDEN, F, SLICES_READ_OUT_BACK, HIDDEN>(v_new, 0, rows, weights + READ_OUT_BACK, work, ROWS);
         BARRIER;

@@ -41,6 +41,8 @@ def pack(student: Student) -> Packed:
         writer.add("READ_OUT_BIAS", read_in.bias)
         writer.add("READ_OUT_BACK", read_in.weight)
         writer.add("READ_OUT_LAST", torch.cat([read_last.weight[0], read_last.bias]))
+        if model.energy_scales is not None:
+            writer.add("SCALES", model.energy_scales)
         start = writer.length
         for layer in range(said.num_interactions):
             writer.begin_layer(start if layer == 0 else None)
@@ -56,7 +58,11 @@ def pack(student: Student) -> Packed:
             "SINES": int(isinstance(basis, BesselBasis)),
             "SOFTPLUS": int(said.activation == "shifted_softplus"),
             "EPSILON": float(np.float32(said.epsilon)),
+            "SCALED": int(model.energy_scales is not None),
+            "MIXING_BIASED": int(cast(nn.Linear, model.mixing[0]).bias is not None),
             **_cutoff(said),
+            "SCALES": 0,
+            "MIXING_BIAS": 0,
             **writer.offsets(),
         }
     return Packed(writer.joined(), macros)
@@ -101,6 +107,8 @@ def _add_layer(add: Callable[[str, Tensor], None], model: PaiNN, layer: int, col
     mixing = cast(nn.Linear, model.mixing[layer])
     add("MIXING", mixing.weight.mT)
     add("MIXING_BACK", mixing.weight)
+    if mixing.bias is not None:
+        add("MIXING_BIAS", mixing.bias)
     add("UPDATE_IN", update_in.weight.mT)
     add("UPDATE_IN_BIAS", update_in.bias)
     add("UPDATE_IN_BACK", update_in.weight)
@@ -166,8 +174,6 @@ def _checked(student: Student) -> PaiNN:
     odd = {
         f"{said.hidden_dim} features, and no multiple of 4": said.hidden_dim % 4,
         "a repulsion of nuclei": student.repulsion is not None,
-        "a scale for each element's energies": student.energy_scales is not None,
-        "a bias in its mixing of vectors": cast(nn.Linear, student.mixing[0]).bias is not None,
         "a radial basis for each interaction": isinstance(student.basis, nn.ModuleList),
         "a radial table": student.radial_table is not None,
         f"{len(linear) - 1} hidden layers in its read-out, not one": len(linear) != 2,
