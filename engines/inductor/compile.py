@@ -130,7 +130,7 @@ def traced(torch: Any, model: Any, device: str, atoms: int, slots: int, precisio
         precision: of products inside of messages; see `painn_deploy.engines.inductor.messages.messages`.
 
     Returns:
-        The program, and how many elements its widest tensor has for each slot of the matrix.
+        The program, and how many elements its widest tensor has at most for each slot of the matrix.
     """
     from painn_deploy.engines.inductor.onnx_torch import TYPES, OnnxModule
 
@@ -146,7 +146,20 @@ def traced(torch: Any, model: Any, device: str, atoms: int, slots: int, precisio
     values = (node.meta.get("val") for node in program.graph.nodes if node.op == "call_function")
     shapes = [value.shape for value in values if isinstance(value, torch.Tensor)]
     growing = [shape for shape in shapes if not all(isinstance(size, int) for size in shape)]
-    return program, max(math.prod(_hint(size) for size in shape) for shape in growing) / (atoms * slots)
+    mask = program.graph_signature.user_inputs[[field.name for field in fields].index("mask")]
+    (of_mask,) = (node.meta["val"].shape for node in program.graph.nodes if node.name == mask)
+
+    def elements(shape: Any) -> float:
+        # what an atom has counts most for each slot where there are the fewest
+        has_slots = any(_symbols(of_mask[1]) & _symbols(size) for size in shape)
+        return math.prod(_hint(size) for size in shape) / (atoms * (slots if has_slots else LEAST))
+
+    return program, max(map(elements, growing))
+
+
+def _symbols(size: Any) -> set[Any]:
+    """What a dimension depends on."""
+    return set() if isinstance(size, int) else set(size.node.expr.free_symbols)
 
 
 def _hint(size: Any) -> int:

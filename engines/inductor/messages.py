@@ -16,8 +16,8 @@ __all__ = ["adjoint", "messages"]
 
 SLOTS, WIDTH, DEPTH = 16, 32, 16
 """A program's tile: slots at a time, features, and radial functions at a time, of which Triton's products take no
-fewer. With the four warps that Triton starts, what a program holds fits into registers; of split products a few
-numbers do not (`pytest tests/engines/messages`)."""
+fewer. With the four warps that Triton starts, what a program holds fits into registers; a few numbers do not where
+products are split, or filters are of a network's hidden layer (`pytest tests/engines/messages`)."""
 
 DIPOLES = 1
 """Their place among the parts."""
@@ -85,7 +85,7 @@ def adjoint(
     Returns:
         For scalars, dipoles and vectors each the gradient by distances [atoms, slots], by directions
         [atoms, slots, 3], and by what was gathered [atoms, features] or [atoms, 3, features]; None where there is
-        none. That by distances is the sum of all, given once, and zeros for the others.
+        none. That by distances is the sum of all, given once, and zeros for the others: they are to be added up.
     """
     of_slots, flags = _written(radial, slope, neighbours, directions), [bool(one) for one in masked]
     same = operands[9] is operands[14]  # asked here: to whoever traces, what is one tensor may be two

@@ -23,7 +23,7 @@ def _filters(
     w_s = tl.zeros([SLOTS, WIDTH], tl.float32)
     w_d = tl.zeros([SLOTS, WIDTH], tl.float32)
     w_v = tl.zeros([SLOTS, WIDTH], tl.float32)
-    for first in tl.static_range(0, COLUMNS, DEPTH):
+    for first in tl.static_range(0, COLUMNS if HAS_S or HAS_D or HAS_V else 0, DEPTH):
         k = first + tl.arange(0, DEPTH)
         some = k < COLUMNS
         phi = tl.load(radial + row[:, None] * COLUMNS + k[None, :], mask=there[:, None] & some[None, :], other=0.0)

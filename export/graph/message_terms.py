@@ -3,6 +3,7 @@
 What they compute is written in `painn_deploy.export.graph.messages`.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ __all__ = ["PARTS", "Filter", "Matcher", "Term"]
 
 PARTS = ("scalars", "dipoles", "vectors")
 """What an interaction sums."""
+
+
+_FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16}
 
 
 class Filter(NamedTuple):
@@ -68,11 +72,25 @@ class Matcher:
     def __init__(self, graph: EditableGraph) -> None:
         self.graph = graph
         self.made = {name: node for node in graph.nodes for name in node.output}
+        self.readers = defaultdict[str, list[onnx.NodeProto | None]](list)
+        for node in graph.nodes:
+            for name in node.input:
+                self.readers[name].append(node)
+        for name in graph.outputs:
+            self.readers[name].append(None)
 
     def source(self, name: str) -> str:
-        """The tensor that a chain of casts began with."""
+        """The tensor that a chain of casts between float and half began with."""
         while (node := self.made.get(name)) is not None and node.op_type == "Cast":
+            if not {self.graph.types[name].element, self.graph.types[node.input[0]].element} <= _FLOATS:
+                break
             name = node.input[0]
+        return name
+
+    def total(self, name: str) -> str:
+        """The sum that a tensor ends in, where it and what it was added to are read by nothing else."""
+        while len(readers := self.readers[name]) == 1 and readers[0] is not None and readers[0].op_type == "Add":
+            name = readers[0].output[0]
         return name
 
     def node(self, name: str, operator: str) -> onnx.NodeProto | None:
@@ -90,8 +108,8 @@ class Matcher:
         node = self.made.get(name)
         if node is None or node.op_type != "Split" or node.input[1] not in self.graph.constants:
             return name, 0
-        axes, rank = [a.i for a in node.attribute if a.name == "axis"], len(self._shape(name))
-        if axes not in ([rank - 1], [-1]):
+        axes = [a.i for a in node.attribute if a.name == "axis"]
+        if axes not in ([1], [-1]) or len(self._shape(name)) != 2:
             return name, 0
         sizes = self.graph.array(node.input[1])
         return node.input[0], int(sizes[: list(node.output).index(name)].sum())
@@ -109,9 +127,25 @@ class Matcher:
                     term = self._over_features(node)
                 case _:
                     term = None
-            if term is not None and self.graph.types[term.output].element == TensorProto.FLOAT:
+            if term is not None and self._is_sound(term):
                 found[term.output] = term
         return found
+
+    def _is_sound(self, term: Term) -> bool:
+        """Whether operands have the shapes that the term is written for, and a slope no bias."""
+        weight, bias = self.graph.constants[term.filter.weight], self.graph.constants.get(term.filter.bias)
+        width = weight.dims[-1]
+        scalars, vectors = ("atoms", width), ("atoms", 3, width)
+        gathers_vectors = term.part == "vectors" or term.kind == "projected"
+        wanted = {
+            term.gathered: vectors if gathers_vectors else scalars,
+            term.own: scalars if term.part == "scalars" else vectors,
+            term.directions: ("atoms", "slots", 3),
+        }
+        shaped = all(self._shape(name) == shape for name, shape in wanted.items() if name)
+        biased = bias is None or (list(bias.dims) == [width] and not term.filter.is_slope)
+        is_float = self.graph.types[term.output].element == TensorProto.FLOAT
+        return shaped and biased and is_float and (term.kind == "distance") == term.filter.is_slope
 
     def _over_slots(self, node: onnx.NodeProto) -> Term | None:
         """Σ_k w x_j; or Σ_k w (-u·g_j)."""
@@ -202,7 +236,7 @@ class Matcher:
         if (product := self.node(name, "Mul")) is not None:
             for wide, factor in self._both(product):
                 raised = self.node(factor, "Unsqueeze")
-                if raised is not None and self.source(raised.input[0]) == "mask":
+                if raised is not None and self.source(raised.input[0]) == "mask" and self._is(raised.input[1], 2, -1):
                     name, masked = wide, True
                     break
         if (total := self.node(name, "Add")) is not None:
@@ -223,13 +257,18 @@ class Matcher:
         node = self.node(name, "Gather")
         if node is None or node.input[1] != "neighbours" or node.input[0] in self.graph.constants:
             return None
+        if any(a.i for a in node.attribute if a.name == "axis"):
+            return None
         return node.input[0] if len(self._shape(node.input[0])) == axes else None
 
     def _axes(self, node: onnx.NodeProto, *wanted: int) -> bool:
         """Whether a node sums over one of these axes and does not keep it."""
-        kept = any(a.name == "keepdims" and a.i for a in node.attribute)
-        axes = node.input[1]
-        return not kept and axes in self.graph.constants and self.graph.array(axes).tolist() in [[w] for w in wanted]
+        kept = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+        return not kept and len(node.input) > 1 and self._is(node.input[1], *wanted)
+
+    def _is(self, name: str, *wanted: int) -> bool:
+        """Whether a tensor is a constant of one of these numbers."""
+        return name in self.graph.constants and self.graph.array(name).tolist() in [[number] for number in wanted]
 
     def _shape(self, name: str) -> tuple[str | int, ...]:
         return self.graph.types[name].shape

@@ -109,12 +109,16 @@ def _in_order(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
 
 
 def _joined(terms: Sequence[Term], matcher: Matcher) -> list[onnx.NodeProto]:
-    """Nodes for the terms of one level; a sum over features whose partners are missing is left to the graph."""
+    """Nodes for the terms of one level; gradients of dipoles of which one is missing are left to the graph.
+
+    A node gives gradients by distances in one sum. So its parts are of one student, whose gradients end in one total.
+    """
     adjoints = [one for term in terms if term.kind == "distance" and (one := _adjoint(term, terms, matcher))]
     taken = {term.output for one in adjoints for term in one.terms}
     sums = [term for term in terms if term.kind == "forward" and term.output not in taken]
-    nodes = [_adjoint_node(group, matcher) for group in _apart(adjoints, lambda one: one.distance, matcher)]
-    return nodes + [_node(group, matcher) for group in _apart(sums, lambda one: one, matcher)]
+    together = _apart(adjoints, lambda one: one.distance, lambda one: matcher.total(one.distance.output), matcher)
+    nodes = [_adjoint_node(group, matcher) for group in together]
+    return nodes + [_node(group, matcher) for group in _apart(sums, lambda one: one, lambda _: "", matcher)]
 
 
 def _adjoint(distance: Term, terms: Sequence[Term], matcher: Matcher) -> Adjoint | None:
@@ -130,25 +134,28 @@ def _adjoint(distance: Term, terms: Sequence[Term], matcher: Matcher) -> Adjoint
 
     if distance.part != "dipoles":
         return Adjoint(distance, None, of("forward"))
-    direction = of("direction")
+    direction, by_x = of("direction"), of("projected")
     if direction is None or direction.gathered != distance.gathered:
         return None
-    return Adjoint(distance, direction, of("projected"))
+    return Adjoint(distance, direction, by_x if by_x is not None and by_x.filter == direction.filter else None)
 
 
 One = TypeVar("One", Term, Adjoint)
 
 
-def _apart(ones: Iterable[One], term_of: Callable[[One], Term], matcher: Matcher) -> list[list[One]]:
-    """Groups with the same radial functions and width, of which each has one of a part at most."""
-    groups: dict[tuple[str, int, int], list[One]] = {}
+def _apart(
+    ones: Iterable[One], term_of: Callable[[One], Term], total_of: Callable[[One], str], matcher: Matcher
+) -> list[list[One]]:
+    """Groups with the same radial functions, width and total, of which each has one of a part at most."""
+    groups: dict[tuple[str, int, str, int], list[One]] = {}
     for one in ones:
         term = term_of(one)
-        width = matcher.graph.constants[term.filter.weight].dims[1]
-        number = 0
-        while any(term_of(other).part == term.part for other in groups.get((term.filter.radial, width, number), ())):
+        width, total, number = matcher.graph.constants[term.filter.weight].dims[1], total_of(one), 0
+        while any(
+            term_of(other).part == term.part for other in groups.get((term.filter.radial, width, total, number), ())
+        ):
             number += 1
-        groups.setdefault((term.filter.radial, width, number), []).append(one)
+        groups.setdefault((term.filter.radial, width, total, number), []).append(one)
     return list(groups.values())
 
 

@@ -19,23 +19,43 @@ from triton.backends.nvidia import compiler
 from painn_deploy.engines.inductor import messages
 from painn_deploy.engines.inductor.messages_kernel import adjoint_kernel, messages_kernel
 
-CONSTANTS: dict[str, Any] = {
-    f"{word}_{part}": word in ("HAS", "GIVES") for word in ("HAS", "GIVES", "BIAS", "MASKED") for part in "SDV"
+Constants = Mapping[str, Any]
+
+TILE = {"SLOTS": messages.SLOTS, "WIDTH": messages.WIDTH, "DEPTH": messages.DEPTH, "SAME_G": True}
+
+
+def constants(features: int, columns: int, *, plain: bool) -> Constants:
+    """Of a student with scalars, dipoles and vectors: a `plain` one gathers for dipoles, and has no biases."""
+    found = TILE | {"COLUMNS": columns, "FEATURES": features, "GATHERS_D": plain}
+    found |= {"WIDTH_S": 3 * features, "WIDTH_D": 3 * features, "FIRST_S": 0, "FIRST_D": features}
+    for part in "SDV":
+        gives = plain or part != "D"
+        found |= {f"HAS_{part}": True, f"GIVES_{part}": gives, f"BIAS_{part}": not plain}
+        found[f"MASKED_{part}"] = not plain and part != "D"
+    return found
+
+
+WIDEST = "90"
+
+STUDENTS = {
+    "painn of 96 features": constants(96, 24, plain=True),
+    "distiller of 128 features": constants(128, 128, plain=False),
 }
-CONSTANTS |= {"SLOTS": messages.SLOTS, "WIDTH": messages.WIDTH, "DEPTH": messages.DEPTH}
-CONSTANTS |= {"COLUMNS": 24, "FEATURES": 96, "GATHERS_D": True, "SAME_G": True}
-CONSTANTS |= {"WIDTH_S": 288, "WIDTH_D": 288, "FIRST_S": 0, "FIRST_D": 96}
 
 
-def compiled(kernel: Any, capability: int, precision: str) -> Mapping[str, int]:
-    """What a kernel takes: registers of a thread, and bytes that found no place in them."""
-    said = CONSTANTS | {"PRECISION": "ieee" if precision == "half" else precision}
-    constants = {name: value for name, value in said.items() if name in kernel.arg_names}
-    kinds = dict.fromkeys(kernel.arg_names, "*fp32") | dict.fromkeys(constants, "constexpr")
-    kinds |= {name: "*fp16" for name in kinds if precision == "half" and name.startswith(("x_", "g_"))}
+def compiled(kernel: Any, capability: int, precision: str, said: Constants) -> Mapping[str, int]:
+    """What a kernel takes: registers of a thread, and bytes that found no place in them.
+
+    In `half` operands of sums are half, in `halves` those of products too.
+    """
+    said = {**said, "PRECISION": "ieee" if "hal" in precision else precision}
+    given = {name: value for name, value in said.items() if name in kernel.arg_names}
+    kinds = dict.fromkeys(kernel.arg_names, "*fp32") | dict.fromkeys(given, "constexpr")
+    narrow = {"half": ("x_", "g_"), "halves": ("x_", "g_", "radial", "slope", "weight_", "bias_")}.get(precision, ())
+    kinds |= {name: "*fp16" for name in kinds if name.startswith(tuple(narrow))}
     kinds |= {name: "i32" for name in ("atoms", "slots") if name in kinds} | {"neighbours": "*i32"}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kinds) if kinds[name].startswith("*")}
-    source = triton.compiler.ASTSource(kernel, kinds, constants, aligned)
+    source = triton.compiler.ASTSource(kernel, kinds, given, aligned)
     code = triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
     tool = Path(compiler.__file__).parent / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -48,11 +68,16 @@ def compiled(kernel: Any, capability: int, precision: str) -> Mapping[str, int]:
 
 
 def main(capabilities: Sequence[str]) -> None:
-    """Tell what kernels take on GPUs of these capabilities, in each precision."""
+    """Tell what kernels take on GPUs of these capabilities, in each precision.
+
+    Products of a wide network take long to compile: they are compiled for one of the capabilities.
+    """
     found = {
-        f"{kernel.__name__}, {capability}, {precision}": compiled(kernel, int(capability), precision)
+        f"{kernel.__name__}, {capability}, {precision}, {student}": compiled(kernel, int(capability), precision, said)
         for capability in capabilities
-        for precision in ("ieee", "tf32x3", "half")
+        for student, said in STUDENTS.items()
+        for precision in ("ieee", "tf32x3", "half" if student.startswith("painn") else "halves")
+        if student.startswith("painn") or capability == WIDEST
         for kernel in (messages_kernel, adjoint_kernel)
     }
     sys.stdout.write(json.dumps(found))

@@ -27,6 +27,7 @@ from painn_deploy.export.graph.message_terms import PARTS
 from painn_deploy.export.graph.messages import ADJOINT, DOMAIN, MESSAGES, messages_in_one_pass
 from painn_deploy.export.graph.onnx_graph import export_onnx
 from painn_deploy.export.model.aggregation import PLAIN
+from painn_deploy.export.model.committee import Committee
 from painn_deploy.export.model.force_head import explicit_forces, tensors
 from painn_deploy.runtime.matrix import graph_inputs
 from tests import students
@@ -167,7 +168,7 @@ def test_kernels_are_the_sums_and_their_gradients(there: Call, name: str) -> Non
             close(found[3 * part + 2], of_x)
 
 
-def test_one_gradient_that_is_gathered_for_two_is_read_once(there: Call) -> None:
+def test_a_gradient_may_be_gathered_for_two(there: Call) -> None:
     case = Case(24, 32)
     case.gradients[1] = case.gradients[2]
     inputs = [case.radial(case.distances), case.slopes(), case.neighbours, case.directions, case.mask]
@@ -181,16 +182,35 @@ def test_one_gradient_that_is_gathered_for_two_is_read_once(there: Call) -> None
 
 @pytest.mark.parametrize("present", [(0,), (1,), (2,), (0, 1), (1, 2)])
 def test_a_part_that_is_not_there_changes_no_other(there: Call, present: tuple[int, ...]) -> None:
+    """And x may be some columns of a wider tensor."""
     case = Case(24, 32)
-    want = case.sums(case.distances, case.directions, case.x)
-    inputs = [case.radial(case.distances), case.neighbours, case.directions, case.mask]
+    variables = [one.clone().requires_grad_() for one in (case.distances, case.directions, *case.x)]
+    want = case.sums(variables[0], variables[1], variables[2:])
+    total = sum((want[part] * case.gradients[part]).sum() for part in present)
+    by_distance, by_direction, *by_x = torch.autograd.grad(total, variables, allow_unused=True)
+    radial, first = case.radial(case.distances), [5, 3, 0]
+    wide = [torch.cat([torch.ones(len(x), f), x, x[:, :7]], 1) if f else x for x, f in zip(case.x, first, strict=True)]
+
+    inputs = [radial, case.neighbours, case.directions, case.mask]
     for part in range(3):
-        inputs += [case.weights[part], None, case.gathered[part]] if part in present else [None] * 3
-    for part, got in enumerate(there(interpreted.sums, single(*inputs), [0, 0, 0])):
+        inputs += [case.weights[part], None, wide[part]] if part in present else [None] * 3
+    for part, got in enumerate(there(interpreted.sums, single(*inputs), [0, 0, 0], first)):
         if part in present:
-            close(got, want[part])
+            close(got, want[part].detach())
         else:
             assert got is None
+
+    inputs = [radial, case.slopes(), case.neighbours, case.directions, case.mask]
+    for part, gradient in enumerate(case.gradients):
+        inputs += [case.weights[part], None, wide[part], gradient, gradient] if part in present else [None] * 5
+    found = there(interpreted.gradients, single(*inputs), [0, 0, 0], first)
+    close(sum(found[3 * part] for part in present), by_distance)
+    for part in range(3):
+        assert (found[3 * part + 2] is not None) == (part in present)
+        if part in present:
+            close(found[3 * part + 2], by_x[part])
+    if 1 in present:
+        close(found[4], by_direction)
 
 
 def arrays_of(inputs: GraphInputs, form: str) -> Sequence[np.ndarray]:
@@ -203,6 +223,13 @@ def evaluated(there: Call, model: onnx.ModelProto, form: str, inputs: GraphInput
     return found
 
 
+def gathered(model: onnx.ModelProto, form: str, features: int) -> list[str]:
+    """What a graph in a form still gathers of the neighbours' features."""
+    types = EditableGraph(model).types
+    nodes = [node for node in Form.parse(form).lowered(model).graph.node if "neighbours" in node.input]
+    return [n.input[0] for n in nodes if n.op_type == "Gather" and types[n.input[0]].shape[-1] == features]
+
+
 Change = Callable[[Any], Any]
 
 
@@ -210,6 +237,7 @@ def check_student(there: Call, path: Path, form: str, change: Change = lambda st
     """Energies, forces and virials of a form are those of the student in float64, molecules and periodic alike."""
     exact, student = change(load_student(path, dtype=torch.float64)), change(load_student(path))
     model = export_onnx(student, {})
+    assert not gathered(model, form, student.configuration.hidden_dim), "all messages are found"
     for name in ("ethanol", "slab", "single atom"):
         found = evaluated(there, model, form, graph_inputs([ZOO[name]], CUTOFF))
         own = evaluated(there, model, "plain", graph_inputs([ZOO[name]], CUTOFF))
@@ -269,11 +297,9 @@ def test_forces_of_a_trained_student_are_as_good_as_float32_can_give_them(
     assert np.abs(found[1] - want.forces.numpy()).max() < 1e-5, "eV/Å"
 
 
-def test_results_are_the_same_from_call_to_call_and_beside_others(there: Call, painn: Path) -> None:
+def test_results_are_the_same_beside_others(there: Call, painn: Path) -> None:
     model, waters = export_onnx(load_student(painn), {}), [students.water(seed) for seed in range(3)]
-    together = graph_inputs(waters, CUTOFF, slot_step=8)
-    first, again = (evaluated(there, model, "sums+messages", together) for _ in range(2))
-    assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
+    first = evaluated(there, model, "sums+messages", graph_inputs(waters, CUTOFF, slot_step=8))
     for index, atoms in enumerate(waters):
         alone = evaluated(there, model, "sums+messages", graph_inputs([atoms], CUTOFF, slot_step=8))
         for got, want in zip(alone, first, strict=True):  # sums of atoms are torch's here, and not those of a kernel
@@ -296,19 +322,48 @@ def test_no_tensor_of_the_size_of_filters_is_written(tmp_path: Path, kind: str, 
     apart = 0 if kind == "painn" else layers - 1
     assert made.count(MESSAGES) == layers + apart, "a radial network has dipoles of its own, which wait for nothing"
     left = [name for node in graph.nodes if not node.domain for name in node.output]
+    assert not gathered(to_half(model) if half else model, "messages", features)
     widths = {types[name].shape[2:] for name in left if types[name].shape[1:2] == ("slots",)}
     assert (3, features) not in widths
     assert ((features,) in widths) == (kind == "distiller")
+
+
+def test_students_of_a_committee_are_told_apart(there: Call, tmp_path: Path) -> None:
+    """They share radial functions; and what is found may not depend on the order in which nodes stand."""
+    members = [load_student(students.write(tmp_path, "painn", seed=seed)) for seed in range(2)]
+    model = export_onnx(Committee(members, ["a", "b"]), {})
+    inputs = graph_inputs([ZOO["ethanol"]], CUTOFF)
+    want = evaluated(there, model, "plain", inputs)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        shuffled = onnx.ModelProto()
+        shuffled.CopyFrom(model)
+        del shuffled.graph.node[:]
+        shuffled.graph.node.extend(in_any_order(model, rng))
+        for got, exact in zip(evaluated(there, shuffled, "messages", inputs), want, strict=True):
+            np.testing.assert_allclose(got, exact, rtol=0, atol=1e-5 * max(1.0, np.abs(exact).max()))
+
+
+def in_any_order(model: onnx.ModelProto, rng: np.random.Generator) -> list[onnx.NodeProto]:
+    """Nodes of a graph in a random order, each after those that it reads from."""
+    left, known = list(model.graph.node), {v.name for v in (*model.graph.input, *model.graph.initializer)}
+    ordered = []
+    while left:
+        ready = [i for i, node in enumerate(left) if known.issuperset(node.input)]
+        ordered.append(left.pop(rng.choice(ready)))
+        known.update(ordered[-1].output)
+    return ordered
 
 
 @pytest.mark.parametrize("kind", ["painn", "distiller"])
 def test_a_program_of_any_size_holds_them(tmp_path: Path, kind: str) -> None:
     model, form = export_onnx(load_student(students.write(tmp_path, kind)), {}), Form.parse("sums+messages+split@9,8")
     with interpreted.process(interprets=False) as call:
-        program = call(interpreted.trace, model.SerializeToString(), str(form))
+        program, without = (call(interpreted.trace, model.SerializeToString(), one) for one in (str(form), "sums@9,8"))
     nodes = [node for node in form.lowered(model).graph.node if node.domain == DOMAIN]
     assert program.precisions == ["tf32x3"] * len(nodes)
-    assert program.elements < 3 * students.CONFIGURATION["hidden_dim"], "of a slot, which it was before"
+    assert not without.precisions
+    assert program.elements <= without.elements
 
 
 def test_they_are_machine_code_that_works_in_registers() -> None:
@@ -317,9 +372,10 @@ def test_they_are_machine_code_that_works_in_registers() -> None:
     done = subprocess.run(asked, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 2 * 3 * len(capabilities)
+    assert len(found) == 2 * 3 * (len(capabilities) + 1)
     for kernel, takes in found.items():
-        allowed = 32 if kernel.endswith("tf32x3") else 0  # some numbers of some hundred
+        # some of hundreds of numbers, where operands are split, or of a network as wide as features
+        allowed = 48 if "tf32x3" in kernel or "distiller" in kernel else 0
         assert takes["spilled"] <= allowed, f"{kernel} keeps {takes['spilled']} bytes of a thread in memory"
 
 
