@@ -51,11 +51,10 @@ ENTRY molecules(
         EACH(t, 4 * slot_count * LANES) lanes[t] = 0.0f;
         EACH(t, rows * width) place_slot(matrix, t / width, t % width, starts, leads, slots, pairs);
         BARRIER;
-        EACH(t, pair_count * (BASIS + 1)) {
-            int pair = t / (BASIS + 1), k = t % (BASIS + 1), at = pair * BASIS_WIDTH + k;
-            radial(pairs[pair], weights + CONSTANTS, k, basis + at, basis + PAIRS * BASIS_WIDTH + at);
+        if (!BASIS_OF_EACH) {
+            radials(pair_count, pairs, weights + CONSTANTS, PAIRS, basis);
+            BARRIER;
         }
-        BARRIER;
 
         float *v = shared, *v_new = shared + 3 * PLANE;
         for (int layer = 0; layer < LAYERS; ++layer) {
@@ -81,6 +80,10 @@ ENTRY molecules(
                     put(x + at, sent);
                     put(saved + SAVED_X + at, sent);
                 }
+                BARRIER;
+            }
+            if (BASIS_OF_EACH) {
+                radials(pair_count, pairs, w + CONSTANTS_OF_EACH, PAIRS, basis);
                 BARRIER;
             }
             for (int feature = 0; feature < F; feature += CHUNK_FORWARD) {
@@ -249,6 +252,10 @@ ENTRY molecules(
             }
             BARRIER;
             const float *x_then = saved + SAVED_X, *v_then = saved + SAVED_V;
+            if (BASIS_OF_EACH && layer < LAST) {
+                radials(pair_count, pairs, w + CONSTANTS_OF_EACH, PAIRS, basis);
+                BARRIER;
+            }
             for (int feature = 0; feature < F; feature += CHUNK_ADJOINT) {
                 filters<2>(basis, pair_count, w + FILTERS, feature, CHUNK_ADJOINT, layer > 0 ? 3 : 2, work);
                 BARRIER;

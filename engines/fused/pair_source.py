@@ -86,6 +86,15 @@ DEVICE void radial(const Pair& p, const float* constants, int k, float* value, f
     *by_distance = phi_slope * p.cutoff + phi * p.cutoff_slope;
 }
 
+// Radial functions of every pair, and behind them their slopes; a column more of each is of the bias.
+PHASE void radials(int pair_count, const Pair* pairs, const float* constants, int capacity, float* basis)
+{
+    EACH(t, pair_count * (BASIS + 1)) {
+        int pair = t / (BASIS + 1), k = t % (BASIS + 1), at = pair * BASIS_WIDTH + k;
+        radial(pairs[pair], constants, k, basis + at, basis + capacity * BASIS_WIDTH + at);
+    }
+}
+
 // Messages, eq. 7 and 8 of the paper: s += sum of w_s x_s, and v_new = v + sum of u (w_d x_d) + w_v x_v v.
 template <bool FIRST>
 PHASE void gather_messages(int rows, const int* starts, const Slot* slots, const Pair* pairs, const float* filtered,

@@ -35,7 +35,8 @@ def pack(student: Student) -> Packed:
         embedding = model.embedding.weight
         first = parts(cast(nn.Sequential, model.message[0]), embedding, (0, 1))
         writer.add("TABLES", torch.cat([embedding, *first], -1))
-        writer.add("CONSTANTS", _constants(basis, columns))
+        if not isinstance(basis, nn.ModuleList):
+            writer.add("CONSTANTS", _constants(basis, columns))
         read_in, read_last = (cast(nn.Linear, model.readout[place]) for place in (0, 2))
         writer.add("READ_OUT", read_in.weight.mT)
         writer.add("READ_OUT_BIAS", read_in.bias)
@@ -55,12 +56,15 @@ def pack(student: Student) -> Packed:
             "HIDDEN": read_in.out_features,
             "ELEMENTS": len(embedding),
             "GIVES_FEATURES": int(student.gives_features),
-            "SINES": int(isinstance(basis, BesselBasis)),
+            "SINES": int(isinstance(_one_of(basis), BesselBasis)),
+            "BASIS_OF_EACH": int(isinstance(basis, nn.ModuleList)),
             "SOFTPLUS": int(said.activation == "shifted_softplus"),
             "EPSILON": float(np.float32(said.epsilon)),
             "SCALED": int(model.energy_scales is not None),
             "MIXING_BIASED": int(cast(nn.Linear, model.mixing[0]).bias is not None),
             **_cutoff(said),
+            "CONSTANTS": 0,
+            "CONSTANTS_OF_EACH": 0,
             "SCALES": 0,
             "MIXING_BIAS": 0,
             **writer.offsets(),
@@ -97,6 +101,8 @@ def _add_layer(add: Callable[[str, Tensor], None], model: PaiNN, layer: int, col
     bias = torch.cat([update_out.bias.chunk(3)[i] for i in order])
     out_forward = out.mT.contiguous().flatten()
     spare = out.new_zeros(3 * features * features - out.numel())
+    if isinstance(model.basis, nn.ModuleList):
+        add("CONSTANTS_OF_EACH", _constants(model.basis[layer], columns))
     add("FILTERS", torch.cat([weight, padding, model.filters.bias[None, place : place + 3 * features]]))
     add("MESSAGE_IN", message_in.weight.mT)
     add("MESSAGE_IN_BIAS", message_in.bias)
@@ -145,6 +151,11 @@ class _Writer:
         return np.concatenate(self._arrays)
 
 
+def _one_of(basis: nn.Module) -> nn.Module:
+    """The basis, or the first of those of each interaction."""
+    return basis[0] if isinstance(basis, nn.ModuleList) else basis
+
+
 def _constants(basis: nn.Module, columns: int) -> Tensor:
     """What the radial functions are made of; a padded one is finite, and its weights are zero."""
     if isinstance(basis, BesselBasis):
@@ -174,7 +185,8 @@ def _checked(student: Student) -> PaiNN:
     odd = {
         f"{said.hidden_dim} features, and no multiple of 4": said.hidden_dim % 4,
         "a repulsion of nuclei": student.repulsion is not None,
-        "a radial basis for each interaction": isinstance(student.basis, nn.ModuleList),
+        "radial bases of different kinds": isinstance(student.basis, nn.ModuleList)
+        and len({type(basis) for basis in student.basis}) > 1,
         "a radial table": student.radial_table is not None,
         f"{len(linear) - 1} hidden layers in its read-out, not one": len(linear) != 2,
     }

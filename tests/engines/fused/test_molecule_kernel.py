@@ -29,7 +29,7 @@ from painn_deploy.export.fields import outputs_of
 from painn_deploy.export.manifest import read_bundle
 from painn_deploy.export.model.committee import Committee
 from painn_deploy.export.model.distiller import Distiller
-from painn_deploy.export.model.painn import BesselBasis, PaiNN
+from painn_deploy.export.model.painn import BesselBasis, GaussianBasis, PaiNN
 from painn_deploy.export.model.student import Configuration, Student
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.verlet import VerletList
@@ -217,10 +217,21 @@ def made(configuration: Configuration, **arguments: object) -> PaiNN:
     return student
 
 
+def bases(*kinds: type[torch.nn.Module]) -> torch.nn.ModuleList:
+    """A radial basis of five functions for each interaction, none like another."""
+    at = torch.arange(1.0, 6.0)
+    each = [(at * (1 + 0.2 * n), torch.ones(5)) for n in range(len(kinds))]
+    return torch.nn.ModuleList(
+        kind(*numbers) if kind is GaussianBasis else kind(numbers[0]) for kind, numbers in zip(kinds, each, strict=True)
+    )
+
+
 @pytest.mark.parametrize(
     ("configuration", "arguments"),
     [
         (variant(), {}),
+        (variant(num_interactions=3), {"basis": bases(GaussianBasis, GaussianBasis, GaussianBasis)}),
+        (variant(), {"basis": bases(BesselBasis, BesselBasis), "shared_filters": True}),
         (variant(num_interactions=1), {}),
         (variant(num_interactions=4, activation="shifted_softplus"), {}),
         (variant(epsilon=0.0), {"basis": BesselBasis(torch.arange(1, 6) * torch.pi / 4.0), "shared_filters": True}),
@@ -232,6 +243,8 @@ def made(configuration: Configuration, **arguments: object) -> PaiNN:
     ],
     ids=[
         "small",
+        "a basis each",
+        "sines each, shared filters",
         "one interaction",
         "softplus",
         "bessel, shared, no epsilon",
@@ -267,7 +280,7 @@ def test_what_is_not_computed_is_said(base: Student) -> None:
         pack(Committee([made(variant()), made(variant())], ["a", "b"]))
     refused = {
         "18 features, and no multiple of 4": made(variant(hidden_dim=18)),
-        "a radial basis for each": made(variant(), basis=torch.nn.ModuleList([BesselBasis(torch.ones(5))] * 2)),
+        "radial bases of different kinds": made(variant(), basis=bases(GaussianBasis, BesselBasis)),
         "2 hidden layers in its read-out": made(variant(), readout=(8, 8)),
         "a radial table": base.with_radial_table(8, 64),
     }
