@@ -1,12 +1,10 @@
 """C++ of the functions that fade a pair out: those of `painn_deploy.export.model.cutoffs`, with their slopes."""
 
-__all__ = ["CUTOFF", "KINDS"]
-
-KINDS = ("cosine", "mollifier", "switch", "polynomial")
-"""Their names in a configuration, by the number that CUTOFF_KIND has for each."""
+__all__ = ["CUTOFF"]
 
 CUTOFF = r"""
-// Of a distance below the cutoff the function and its slope. Below LEAST_EXPONENT, exp(-1/x) is 0 in float32.
+// Of a distance below the cutoff the function and its slope. CUTOFF_KIND is the function's place among the names there.
+// Below LEAST_EXPONENT, exp(-1/x) is 0 in float32.
 DEVICE void cutoff(float distance, float* value, float* slope)
 {
 #if CUTOFF_KIND == 0
@@ -25,7 +23,7 @@ DEVICE void cutoff(float distance, float* value, float* slope)
     float by_falling = falling > 0.0f ? falling / (y * y) : 0.0f;
     *value = falling / sum;
     *slope = -SWITCH_INVERSE * (by_falling * rising + falling * by_rising) / (sum * sum);
-#else
+#elif CUTOFF_KIND == 3
     float x = distance * CUTOFF_INVERSE, rest = 1.0f - x, power = 1.0f;
     float total = 0.5f * (CUTOFF_POWER * (CUTOFF_POWER + 1));
     for (int k = CUTOFF_POWER - 2; k >= 0; --k) {
@@ -34,6 +32,8 @@ DEVICE void cutoff(float distance, float* value, float* slope)
     }
     *value = rest * rest * rest * total;
     *slope = -0.5f * (CUTOFF_POWER * (CUTOFF_POWER + 1) * (CUTOFF_POWER + 2)) * CUTOFF_INVERSE * power * rest * rest;
+#else
+#error "this cutoff function is not written here"
 #endif
 }
 """

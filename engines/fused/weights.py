@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from painn_deploy.engines.fused.cutoff_source import KINDS
 from painn_deploy.engines.fused.packed import Packed
 from painn_deploy.export.errors import EngineUnavailableError
-from painn_deploy.export.model.cutoffs import LEAST
+from painn_deploy.export.model.cutoffs import CUTOFFS, LEAST
 from painn_deploy.export.model.painn import BesselBasis, GaussianBasis, PaiNN
 from painn_deploy.export.model.student import Configuration, Student, parts
 
@@ -28,15 +27,15 @@ def pack(student: Student) -> Packed:
     """
     model = _checked(student)
     said = model.configuration
-    basis = model.basis
+    bases = _bases(model)
     columns = 4 * -(-said.num_rbf // 4)
     writer = _Writer()
     with torch.no_grad():
         embedding = model.embedding.weight
         first = parts(cast(nn.Sequential, model.message[0]), embedding, (0, 1))
         writer.add("TABLES", torch.cat([embedding, *first], -1))
-        if not isinstance(basis, nn.ModuleList):
-            writer.add("CONSTANTS", _constants(basis, columns))
+        if len(bases) == 1:
+            writer.add("CONSTANTS", _constants(bases[0], columns))
         read_in, read_last = (cast(nn.Linear, model.readout[place]) for place in (0, 2))
         writer.add("READ_OUT", read_in.weight.mT)
         writer.add("READ_OUT_BIAS", read_in.bias)
@@ -56,8 +55,8 @@ def pack(student: Student) -> Packed:
             "HIDDEN": read_in.out_features,
             "ELEMENTS": len(embedding),
             "GIVES_FEATURES": int(student.gives_features),
-            "SINES": int(isinstance(_one_of(basis), BesselBasis)),
-            "BASIS_OF_EACH": int(isinstance(basis, nn.ModuleList)),
+            "SINES": int(isinstance(bases[0], BesselBasis)),
+            "BASIS_OF_EACH": int(len(bases) > 1),
             "SOFTPLUS": int(said.activation == "shifted_softplus"),
             "EPSILON": float(np.float32(said.epsilon)),
             "SCALED": int(model.energy_scales is not None),
@@ -82,7 +81,7 @@ def _cutoff(said: Configuration) -> dict[str, int | float]:
         "SWITCH_INVERSE": 1 / (said.cutoff - start),
         "LEAST_EXPONENT": LEAST,
     }
-    kind = {"CUTOFF_KIND": KINDS.index(said.cutoff_fn), "CUTOFF_POWER": said.cutoff_power or 0}
+    kind = {"CUTOFF_KIND": CUTOFFS.index(said.cutoff_fn), "CUTOFF_POWER": said.cutoff_power or 0}
     return kind | {name: float(np.float32(number)) for name, number in numbers.items()}
 
 
@@ -101,8 +100,8 @@ def _add_layer(add: Callable[[str, Tensor], None], model: PaiNN, layer: int, col
     bias = torch.cat([update_out.bias.chunk(3)[i] for i in order])
     out_forward = out.mT.contiguous().flatten()
     spare = out.new_zeros(3 * features * features - out.numel())
-    if isinstance(model.basis, nn.ModuleList):
-        add("CONSTANTS_OF_EACH", _constants(model.basis[layer], columns))
+    if len(bases := _bases(model)) > 1:
+        add("CONSTANTS_OF_EACH", _constants(bases[layer], columns))
     add("FILTERS", torch.cat([weight, padding, model.filters.bias[None, place : place + 3 * features]]))
     add("MESSAGE_IN", message_in.weight.mT)
     add("MESSAGE_IN_BIAS", message_in.bias)
@@ -151,9 +150,9 @@ class _Writer:
         return np.concatenate(self._arrays)
 
 
-def _one_of(basis: nn.Module) -> nn.Module:
-    """The basis, or the first of those of each interaction."""
-    return basis[0] if isinstance(basis, nn.ModuleList) else basis
+def _bases(model: PaiNN) -> list[nn.Module]:
+    """The radial basis, or those of each interaction."""
+    return list(model.basis) if isinstance(model.basis, nn.ModuleList) else [model.basis]
 
 
 def _constants(basis: nn.Module, columns: int) -> Tensor:
@@ -185,8 +184,7 @@ def _checked(student: Student) -> PaiNN:
     odd = {
         f"{said.hidden_dim} features, and no multiple of 4": said.hidden_dim % 4,
         "a repulsion of nuclei": student.repulsion is not None,
-        "radial bases of different kinds": isinstance(student.basis, nn.ModuleList)
-        and len({type(basis) for basis in student.basis}) > 1,
+        "radial bases of different kinds": len({type(basis) for basis in _bases(student)}) > 1,
         "a radial table": student.radial_table is not None,
         f"{len(linear) - 1} hidden layers in its read-out, not one": len(linear) != 2,
     }

@@ -184,12 +184,12 @@ class Matcher:
         made, x = message
         return Term("forward", "dipoles", made, node.output[0], x, directions=self.source(turned.input[0]))
 
-    def _by_direction(self, node: onnx.NodeProto, *, of_slopes: bool = False) -> Term | None:
-        """Σ_f w x_j g_i, a vector for each slot; or Σ_f w' x_j g_i."""
+    def _by_direction(self, node: onnx.NodeProto) -> Term | None:
+        """Σ_f w x_j g_i, a vector for each slot."""
         turned = self.node(node.input[1], "Transpose")
         if turned is None or self._shape(turned.input[0])[:2] != ("atoms", 3):
             return None
-        if (message := self._message(node.input[0])) is None or message[0].is_slope != of_slopes:
+        if (message := self._message(node.input[0])) is None:
             return None
         return Term("direction", "dipoles", message[0], node.output[0], message[1], turned.input[0])
 
@@ -200,7 +200,7 @@ class Matcher:
             return None
         for directions, slope in self._both(product):
             summed = self.node(slope, "MatMul")
-            if summed and (term := self._by_direction(summed, of_slopes=True)):
+            if summed and (term := self._by_direction(summed)):
                 return term._replace(kind="distance", output=node.output[0], directions=self.source(directions))
         return None
 

@@ -16,8 +16,9 @@ Dipoles may be without x, which is then 1. These are the sums of `painn_deploy.e
 adjoints of `painn_deploy.export.model.explicit`, and no others are looked for.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from graphlib import TopologicalSorter
 from typing import NamedTuple, TypeVar
 
 import onnx
@@ -91,21 +92,10 @@ def _levels(graph: EditableGraph, terms: Mapping[str, Term]) -> Mapping[str, int
 
 
 def _in_order(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Nodes so that each comes after those that it reads from, and otherwise as they were."""
-    made = {name for node in nodes for name in node.output if name}
-    known, ordered, left = set[str](), list[onnx.NodeProto](), list(nodes)
-    while left:
-        later = []
-        for node in left:
-            if any(name in made and name not in known for name in node.input):
-                later.append(node)
-            else:
-                ordered.append(node)
-                known.update(node.output)
-        if len(later) == len(left):
-            raise ExportError(f"{later[0].name} waits for itself.")
-        left = later
-    return ordered
+    """Nodes so that each comes after those that it reads from."""
+    maker = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    reads = {i: {maker[name] for name in node.input if name in maker} for i, node in enumerate(nodes)}
+    return [nodes[i] for i in TopologicalSorter(reads).static_order()]
 
 
 def _joined(terms: Sequence[Term], matcher: Matcher) -> list[onnx.NodeProto]:
@@ -116,9 +106,15 @@ def _joined(terms: Sequence[Term], matcher: Matcher) -> list[onnx.NodeProto]:
     adjoints = [one for term in terms if term.kind == "distance" and (one := _adjoint(term, terms, matcher))]
     taken = {term.output for one in adjoints for term in one.terms}
     sums = [term for term in terms if term.kind == "forward" and term.output not in taken]
-    together = _apart(adjoints, lambda one: one.distance, lambda one: matcher.total(one.distance.output), matcher)
-    nodes = [_adjoint_node(group, matcher) for group in together]
-    return nodes + [_node(group, matcher) for group in _apart(sums, lambda one: one, lambda _: "", matcher)]
+
+    def read(term: Term) -> tuple[str, int]:
+        return term.filter.radial, matcher.graph.constants[term.filter.weight].dims[1]
+
+    def ends(one: Adjoint) -> Hashable:
+        return read(one.distance), matcher.total(one.distance.output)
+
+    nodes = [_adjoint_node(group, matcher) for group in _apart(adjoints, lambda one: one.distance, ends)]
+    return nodes + [_node(group, matcher) for group in _apart(sums, lambda one: one, read)]
 
 
 def _adjoint(distance: Term, terms: Sequence[Term], matcher: Matcher) -> Adjoint | None:
@@ -143,19 +139,14 @@ def _adjoint(distance: Term, terms: Sequence[Term], matcher: Matcher) -> Adjoint
 One = TypeVar("One", Term, Adjoint)
 
 
-def _apart(
-    ones: Iterable[One], term_of: Callable[[One], Term], total_of: Callable[[One], str], matcher: Matcher
-) -> list[list[One]]:
-    """Groups with the same radial functions, width and total, of which each has one of a part at most."""
-    groups: dict[tuple[str, int, str, int], list[One]] = {}
+def _apart(ones: Iterable[One], term_of: Callable[[One], Term], alike: Callable[[One], Hashable]) -> list[list[One]]:
+    """Groups of those that are alike, of which each has one of a part at most."""
+    groups, before = defaultdict[Hashable, list[One]](list), Counter[Hashable]()
     for one in ones:
-        term = term_of(one)
-        width, total, number = matcher.graph.constants[term.filter.weight].dims[1], total_of(one), 0
-        while any(
-            term_of(other).part == term.part for other in groups.get((term.filter.radial, width, total, number), ())
-        ):
-            number += 1
-        groups.setdefault((term.filter.radial, width, total, number), []).append(one)
+        kind = alike(one)
+        of_part = kind, term_of(one).part
+        groups[kind, before[of_part]].append(one)
+        before[of_part] += 1
     return list(groups.values())
 
 
