@@ -55,36 +55,6 @@ def _rows(x, start, there, f, inside):
 
 
 @triton.jit
-def _vectors(x, j, there, f, inside, FEATURES: tl.constexpr):
-    """Rows of vectors, x, y and z."""
-    start = 3 * j * FEATURES
-    x0 = _rows(x, start, there, f, inside)
-    x1 = _rows(x, start + FEATURES, there, f, inside)
-    x2 = _rows(x, start + 2 * FEATURES, there, f, inside)
-    return x0, x1, x2
-
-
-@triton.jit
-def _tile(neighbours, mask, atom, first, slots, SLOTS: tl.constexpr):
-    """Of some slots which there are, their places, neighbours and mask."""
-    slot = first + tl.arange(0, SLOTS)
-    there = slot < slots
-    row = atom * slots + slot
-    j = tl.load(neighbours + row, mask=there, other=0).to(tl.int64)
-    m = tl.load(mask + row, mask=there, other=0.0)
-    return there, row, j, m
-
-
-@triton.jit
-def _store_vectors(out, atom, x, y, z, f, inside, FEATURES: tl.constexpr):
-    """Sums over slots as the vectors of an atom."""
-    place = out + atom * 3 * FEATURES + f
-    tl.store(place, tl.sum(x, 0), mask=inside)
-    tl.store(place + FEATURES, tl.sum(y, 0), mask=inside)
-    tl.store(place + 2 * FEATURES, tl.sum(z, 0), mask=inside)
-
-
-@triton.jit
 def messages_kernel(
     radial, neighbours, directions, mask,
     weight_s, bias_s, x_s, sum_s, weight_d, bias_d, x_d, sum_d, weight_v, bias_v, x_v, sum_v,
@@ -122,7 +92,11 @@ def messages_kernel(
     nothing = tl.zeros([SLOTS, WIDTH], tl.float32)
     s, d0, d1, d2, v0, v1, v2 = nothing, nothing, nothing, nothing, nothing, nothing, nothing
     for first in range(0, slots, SLOTS):
-        there, row, j, m = _tile(neighbours, mask, atom, first, slots, SLOTS)
+        slot = first + tl.arange(0, SLOTS)
+        there = slot < slots
+        row = atom * slots + slot
+        j = tl.load(neighbours + row, mask=there, other=0).to(tl.int64)
+        m = tl.load(mask + row, mask=there, other=0.0)
         w_s, w_d, w_v = _filters(
             radial, weight_s, weight_d, weight_v, row, there, f, inside,
             COLUMNS, FEATURES, HAS_S, HAS_D, HAS_V, PRECISION, SLOTS, WIDTH, DEPTH,
@@ -140,31 +114,27 @@ def messages_kernel(
             d2 += tl.load(directions + row * 3 + 2, mask=there, other=0.0)[:, None] * w
         if HAS_V:
             w = _finished(w_v, bias_v, f, inside, m, BIAS_V, MASKED_V)
-            x0, x1, x2 = _vectors(x_v, j, there, f, inside, FEATURES)
-            v0 += w * x0
-            v1 += w * x1
-            v2 += w * x2
+            v0 += w * _rows(x_v, 3 * j * FEATURES, there, f, inside)
+            v1 += w * _rows(x_v, (3 * j + 1) * FEATURES, there, f, inside)
+            v2 += w * _rows(x_v, (3 * j + 2) * FEATURES, there, f, inside)
     if HAS_S:
         tl.store(sum_s + atom * FEATURES + f, tl.sum(s, 0), mask=inside)
     if HAS_D:
-        _store_vectors(sum_d, atom, d0, d1, d2, f, inside, FEATURES)
+        place = sum_d + atom * 3 * FEATURES + f
+        tl.store(place, tl.sum(d0, 0), mask=inside)
+        tl.store(place + FEATURES, tl.sum(d1, 0), mask=inside)
+        tl.store(place + 2 * FEATURES, tl.sum(d2, 0), mask=inside)
     if HAS_V:
-        _store_vectors(sum_v, atom, v0, v1, v2, f, inside, FEATURES)
+        place = sum_v + atom * 3 * FEATURES + f
+        tl.store(place, tl.sum(v0, 0), mask=inside)
+        tl.store(place + FEATURES, tl.sum(v1, 0), mask=inside)
+        tl.store(place + 2 * FEATURES, tl.sum(v2, 0), mask=inside)
 
 
 @triton.jit
 def _own(x, start, f, inside):
     """A row of this atom, [1, features]."""
     return tl.load(x + start + f, mask=inside, other=0.0).to(tl.float32)[None, :]
-
-
-@triton.jit
-def _own_vectors(x, own, f, inside, FEATURES: tl.constexpr):
-    """Rows of this atom's vectors, x, y and z."""
-    x0 = _own(x, 3 * own, f, inside)
-    x1 = _own(x, 3 * own + FEATURES, f, inside)
-    x2 = _own(x, 3 * own + 2 * FEATURES, f, inside)
-    return x0, x1, x2
 
 
 @triton.jit
@@ -200,7 +170,7 @@ def adjoint_kernel(
         HAS_S, HAS_D, HAS_V: which parts there are.
         GATHERS_D: whether dipoles have x.
         GIVES_S, GIVES_D, GIVES_V: which gradients by what was gathered are wanted.
-        SAME_G: whether g_d and g_v are one, which vectors have read then.
+        SAME_G: whether g_d and g_v are one.
         BIAS_S, BIAS_D, BIAS_V: which filters have a bias.
         MASKED_S, MASKED_D, MASKED_V: which filters are masked.
         PRECISION: of products of FP32, in Triton's words.
@@ -215,11 +185,19 @@ def adjoint_kernel(
     if HAS_S:
         o_s = _own(own_s, own, f, inside)
     if HAS_D:
-        o_d0, o_d1, o_d2 = _own_vectors(own_d, own, f, inside, FEATURES)
+        o_d0 = _own(own_d, 3 * own, f, inside)
+        o_d1 = _own(own_d, 3 * own + FEATURES, f, inside)
+        o_d2 = _own(own_d, 3 * own + 2 * FEATURES, f, inside)
     if HAS_V:
-        o_v0, o_v1, o_v2 = _own_vectors(own_v, own, f, inside, FEATURES)
+        o_v0 = _own(own_v, 3 * own, f, inside)
+        o_v1 = _own(own_v, 3 * own + FEATURES, f, inside)
+        o_v2 = _own(own_v, 3 * own + 2 * FEATURES, f, inside)
     for first in range(0, slots, SLOTS):
-        there, row, j, m = _tile(neighbours, mask, atom, first, slots, SLOTS)
+        slot = first + tl.arange(0, SLOTS)
+        there = slot < slots
+        row = atom * slots + slot
+        j = tl.load(neighbours + row, mask=there, other=0).to(tl.int64)
+        m = tl.load(mask + row, mask=there, other=0.0)
         w_s, w_d, w_v = _filters(
             radial, weight_s, weight_d, weight_v, row, there, f, inside,
             COLUMNS, FEATURES, GIVES_S, HAS_D, GIVES_V, PRECISION, SLOTS, WIDTH, DEPTH,
@@ -234,12 +212,18 @@ def adjoint_kernel(
             along += a * o_s * _rows(x_s, j * WIDTH_S + FIRST_S, there, f, inside)
             if GIVES_S:
                 s += _finished(w_s, bias_s, f, inside, m, BIAS_S, MASKED_S) * _rows(g_s, j * FEATURES, there, f, inside)
+        if (HAS_D and GIVES_D) or (HAS_V and GIVES_V):
+            g = g_v if GIVES_V else g_d
+            g0 = _rows(g, 3 * j * FEATURES, there, f, inside)
+            g1 = _rows(g, (3 * j + 1) * FEATURES, there, f, inside)
+            g2 = _rows(g, (3 * j + 2) * FEATURES, there, f, inside)
         if HAS_V:
             a = _finished(a_v, bias_v, f, inside, m, False, MASKED_V)
-            x0, x1, x2 = _vectors(x_v, j, there, f, inside, FEATURES)
-            along += a * (o_v0 * x0 + o_v1 * x1 + o_v2 * x2)
+            sent = o_v0 * _rows(x_v, 3 * j * FEATURES, there, f, inside)
+            sent += o_v1 * _rows(x_v, (3 * j + 1) * FEATURES, there, f, inside)
+            sent += o_v2 * _rows(x_v, (3 * j + 2) * FEATURES, there, f, inside)
+            along += a * sent
             if GIVES_V:
-                g0, g1, g2 = _vectors(g_v, j, there, f, inside, FEATURES)
                 w = _finished(w_v, bias_v, f, inside, m, BIAS_V, MASKED_V)
                 v0 += w * g0
                 v1 += w * g1
@@ -251,8 +235,10 @@ def adjoint_kernel(
             w = _finished(w_d, bias_d, f, inside, m, BIAS_D, MASKED_D)
             a = _finished(a_d, bias_d, f, inside, m, False, MASKED_D)
             if GIVES_D:  # the reverse edge points the other way: hence the minus
-                if not SAME_G:
-                    g0, g1, g2 = _vectors(g_d, j, there, f, inside, FEATURES)
+                if GIVES_V and not SAME_G:
+                    g0 = _rows(g_d, 3 * j * FEATURES, there, f, inside)
+                    g1 = _rows(g_d, (3 * j + 1) * FEATURES, there, f, inside)
+                    g2 = _rows(g_d, (3 * j + 2) * FEATURES, there, f, inside)
                 d -= w * (u0 * g0 + u1 * g1 + u2 * g2)
             if GATHERS_D:
                 x = _rows(x_d, j * WIDTH_D + FIRST_D, there, f, inside)
@@ -269,4 +255,6 @@ def adjoint_kernel(
     if HAS_D and GIVES_D:
         tl.store(by_x_d + own + f, tl.sum(d, 0), mask=inside)
     if HAS_V and GIVES_V:
-        _store_vectors(by_x_v, atom, v0, v1, v2, f, inside, FEATURES)
+        tl.store(by_x_v + 3 * own + f, tl.sum(v0, 0), mask=inside)
+        tl.store(by_x_v + 3 * own + FEATURES + f, tl.sum(v1, 0), mask=inside)
+        tl.store(by_x_v + 3 * own + 2 * FEATURES + f, tl.sum(v2, 0), mask=inside)
