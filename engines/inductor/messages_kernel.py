@@ -5,6 +5,9 @@ It goes through the atom's slots a tile at a time: filters are a product of the 
 and stay in registers, neighbours' rows are gathered, and sums over slots stay in registers until the last tile. Sums
 over features are partial, one for each program of an atom, and are added up after it. So every sum has one owner and
 one order, and results are the same to the bit from call to call. Sums are in FP32 whatever the operands are.
+
+What both kernels begin a tile with stands in both: with it in functions of its own, torch 2.11 refuses the program for
+a GPU, which is not seen before it is compiled for one.
 """
 
 import triton
