@@ -129,11 +129,12 @@ class Form:
             sums_for_products(graph)
         return graph.model()
 
-    def settings(self, kind: str) -> dict[str, Any]:
+    def settings(self, kind: str, *, tf32: bool = False) -> dict[str, Any]:
         """Settings of torch's compiler.
 
         Args:
             kind: `cpu` or `cuda`.
+            tf32: whether FP32 products may round their operands to ten bits.
         """
         found: dict[str, Any] = {"freezing": True} if "frozen" in self.words else {}
         if kind == "cpu":
@@ -141,7 +142,8 @@ class Form:
                 found |= {"max_autotune": True, "max_autotune_gemm_backends": "CPP", "cpp.threads": INLINE_THREADS}
             return found
         if "tuned" in self.words:
-            found |= {"max_autotune": True, "max_autotune_gemm_backends": "ATEN,TRITON"}
+            # torch's own kernels of Triton drop the digits that TF32 has not, where cuBLAS rounds them
+            found |= {"max_autotune": True, "max_autotune_gemm_backends": "ATEN" if tf32 else "ATEN,TRITON"}
         if "descent" in self.words:
             found["coordinate_descent_tuning"] = True
         return found | ({"assert_indirect_indexing": False} if "unchecked" in self.words else {})

@@ -35,7 +35,7 @@ def described(
     """
     if manifest is None:
         return f"{kind}({NOT_OPEN})"
-    facts = {"engine": manifest.engine, "precision": manifest.precision}
+    facts = {"engine": manifest.engine, "precision": manifest.arithmetic}
     facts |= {} if device is None else {"device": device}
     facts |= {"student": manifest.architecture}
     facts |= {"species": species_text(manifest.species, verified=manifest.species_verified, most=MOST_ELEMENTS)}

@@ -119,6 +119,11 @@ class Manifest:
         return outputs_of(self.axes)
 
     @property
+    def arithmetic(self) -> str:
+        """What its results are judged as: the precision, or `tf32` of FP32 whose products round to ten bits."""
+        return "tf32" if self.tf32 and self.precision == "fp32" else self.precision
+
+    @property
     def compute_capability(self) -> tuple[str, ...]:
         """The former name of `bound_to`."""
         return self.bound_to

@@ -7,10 +7,14 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["PRECISIONS", "wrong_keys"]
+__all__ = ["EXACT", "PRECISIONS", "wrong_keys"]
 
 PRECISIONS = ("fp64", "fp32", "fp16", "int8")
 """Every precision that a bundle can be in, the most exact first."""
+
+EXACT = ("fp64", "fp32")
+"""What `Manifest.arithmetic` is of an engine that is held to giving what its student gives, and not to limits of the
+user's: nothing of its graph was rounded since it was traced, and nothing is as it runs."""
 
 LONGEST_WORD, LONGEST_TEXT, MOST_ITEMS = 200, 10_000, 1_000
 LARGEST_SIZE = 16_384

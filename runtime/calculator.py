@@ -121,7 +121,7 @@ class PaiNNCalculator(Closing, Calculator):
 
     @property
     def engine_info(self) -> EngineInfo:
-        """Backend, its version, device, precision and bundle hash of the engine that runs."""
+        """Backend, version, device, precision (`Manifest.arithmetic`) and bundle hash of the engine that runs."""
         return self.evaluator.engine_info
 
     def calculate(

@@ -125,8 +125,8 @@ class Evaluator(Closing):
 
     @property
     def engine_info(self) -> EngineInfo:
-        """Backend, its version, device, precision and bundle hash of the engine that runs."""
-        return self.session.info
+        """Backend, version, device, precision (`Manifest.arithmetic`) and bundle hash of the engine that runs."""
+        return {**self.session.info, "precision": self.manifest.arithmetic}
 
     @property
     def dtype(self) -> np.dtype:

@@ -121,7 +121,7 @@ def prepare(engine: Any, references: References, precision: str, limits: Toleran
     Args:
         engine: an ASE calculator with `calculate_batch`, such as `PaiNNCalculator`.
         references: of the student that it was made from.
-        precision: of the engine, `fp64`, `fp32`, `fp16` or `int8`.
+        precision: of the engine, `fp64`, `fp32`, `tf32`, `fp16` or `int8`.
         limits: errors that the user accepts; the seed project's by default.
     """
     limits, subjects = limits or Tolerances(), references.subjects
@@ -149,7 +149,7 @@ def audit(
     Args:
         engine: an ASE calculator with `calculate_batch`, such as `PaiNNCalculator`.
         references: of the student that it was made from.
-        precision: of the engine, `fp64`, `fp32`, `fp16` or `int8`; it bounds what rounding may excuse.
+        precision: of the engine, `fp64`, `fp32`, `tf32`, `fp16` or `int8`; it bounds what rounding may excuse.
         limits: errors that the user accepts; the seed project's by default.
         again: the same engine opened a second time, to compare its results bit by bit; None for one opening.
         picoseconds: length of the dynamics; 0 for none.

@@ -20,6 +20,7 @@ from painn_deploy.calibration.physics.verdicts import (
     format_quantity,
     largest,
 )
+from painn_deploy.export.manifest_values import EXACT
 
 __all__ = ["bond_stretch", "cross_cutoff", "cusp"]
 
@@ -120,7 +121,7 @@ def cusp(audited: Audited) -> list[Finding]:
     """Compare forces on either side of perfect symmetry, where the vectors on an atom cancel."""
     if not audited.subjects.symmetric:
         return []
-    fine = audited.precision in ("fp64", "fp32")
+    fine = audited.precision in EXACT
     cases, steepest = [], ("", 0.0)
     for index, atoms in enumerate(audited.subjects.symmetric):
         direction = np.random.default_rng(index).normal(size=atoms.positions.shape)

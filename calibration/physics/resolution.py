@@ -43,9 +43,15 @@ COPIES, SIGMA = 6, 0.1
 """How many geometries of each structure scatter is measured on, and their perturbation in Å."""
 
 HALF_ROUNDOFF = 2.0**13
-"""Unit roundoff of float16 over that of float32."""
+"""Unit roundoff of float16, and of TF32, over that of float32."""
 
-ROUNDOFFS = {"fp64": float(BLUR_FACTOR), "fp32": float(BLUR_FACTOR), "fp16": HALF_ROUNDOFF, "int8": float("inf")}
+ROUNDOFFS = {
+    "fp64": float(BLUR_FACTOR),
+    "fp32": float(BLUR_FACTOR),
+    "tf32": HALF_ROUNDOFF,
+    "fp16": HALF_ROUNDOFF,
+    "int8": float("inf"),
+}
 """How many times the student's own error in float32 a precision may explain, at most."""
 
 COARSE = ("energy_error", "force_error")
@@ -130,7 +136,7 @@ def measure_resolution(
         student: evaluates with the student in float64.
         single: evaluates with the student in float32.
         structures: to measure on; `info["name"]` names each, see `probes`.
-        precision: of the engine, `fp64`, `fp32`, `fp16` or `int8`.
+        precision: of the engine, `fp64`, `fp32`, `tf32`, `fp16` or `int8`.
         limits: accepted errors; rounding may excuse none that is larger.
     """
     scale = ROUNDOFFS[precision]

@@ -18,6 +18,7 @@ from painn_deploy.calibration.physics.verdicts import Case, largest
 from painn_deploy.calibration.structures import LARGEST_FORCE, default_structures
 from painn_deploy.calibration.validation_set import molecules_of
 from painn_deploy.export.errors import StructureError
+from painn_deploy.export.manifest_values import EXACT
 
 __all__ = [
     "MOST_ELEMENTS",
@@ -102,7 +103,7 @@ class Audited:
         student: evaluates them with the student in float64.
         single: evaluates them with the student in PyTorch and float32.
         cutoff: Å.
-        precision: of the engine, `fp64`, `fp32`, `fp16` or `int8`.
+        precision: of the engine, `fp64`, `fp32`, `tf32`, `fp16` or `int8`.
         limits: errors that the user accepts.
         subjects: the structures.
         resolution: of the engine's precision.
@@ -125,7 +126,7 @@ class Audited:
     @property
     def coarseness(self) -> float:
         """How many times the student's own error in float32 this engine may add, at any one geometry."""
-        if self.precision in ("fp64", "fp32"):
+        if self.precision in EXACT:
             return ROUNDOFFS[self.precision]
         return min(ROUNDOFFS[self.precision], COARSENESS_MARGIN * max(1.0, self.resolution.coarseness()))
 

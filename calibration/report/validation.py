@@ -230,7 +230,7 @@ def _validations(
                 audited = audit(
                     calculator,
                     references,
-                    precision=bundle.manifest.precision,
+                    precision=bundle.manifest.arithmetic,
                     limits=options.limits,
                     again=lambda structures, path=path: _anew(path, options.device, structures),  # type: ignore[misc]
                     picoseconds=options.picoseconds,

@@ -61,7 +61,7 @@ def compiled_form(model: bytes, asked: Asked) -> tuple[bytes, float]:
         lowered = form.lowered(onnx.load_from_string(model))
         inside = form.products_in_kernels(tf32=asked.tf32)
         program, elements = traced(torch, lowered, asked.device, form.atoms, form.slots, inside)
-        return _compiled(torch, program, _settings(torch, form, kind), tf32=asked.tf32), elements
+        return _compiled(torch, program, _settings(torch, form, kind, tf32=asked.tf32), tf32=asked.tf32), elements
 
 
 @contextmanager
@@ -95,10 +95,10 @@ def compiling(model: bytes, asked: Asked) -> Iterator[Callable[[], tuple[bytes, 
                 process.kill()
 
 
-def _settings(torch: Any, form: Form, kind: str) -> dict[str, Any]:
+def _settings(torch: Any, form: Form, kind: str, *, tf32: bool) -> dict[str, Any]:
     """Settings of torch's compiler for a form, by which any number of threads gives the same."""
     # dynamic threads: else this machine's cores would be compiled in
-    settings = {"cpp.dynamic_threads": True, **form.settings(kind)}
+    settings = {"cpp.dynamic_threads": True, **form.settings(kind, tf32=tf32)}
     if "cpp.threads" in settings and torch.__version__ < (2, 12):
         # Products compiled with the rest share their rows among exactly the threads that they were compiled for. Those
         # may be more than were asked for, and where OpenMP gives fewer, rows are never computed. One thread has all.

@@ -17,6 +17,14 @@ __all__ = ["adjoint_kernel", "messages_kernel"]
 
 
 @triton.jit
+def _operand(x, PRECISION: tl.constexpr):
+    """What a product reads: a tensor core would drop the digits that TF32 has not, so they are rounded away before."""
+    if PRECISION == "tf32" and x.dtype == tl.float32:
+        x = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return x
+
+
+@triton.jit
 def _filters(
     radial, weight_s, weight_d, weight_v, row, there, f, inside,
     COLUMNS: tl.constexpr, FEATURES: tl.constexpr, HAS_S: tl.constexpr, HAS_D: tl.constexpr, HAS_V: tl.constexpr,
@@ -30,13 +38,17 @@ def _filters(
         k = first + tl.arange(0, DEPTH)
         some = k < COLUMNS
         phi = tl.load(radial + row[:, None] * COLUMNS + k[None, :], mask=there[:, None] & some[None, :], other=0.0)
+        phi = _operand(phi, PRECISION)
         place, held = k[:, None] * FEATURES + f[None, :], some[:, None] & inside[None, :]
         if HAS_S:
-            w_s = tl.dot(phi, tl.load(weight_s + place, mask=held, other=0.0), w_s, input_precision=PRECISION)
+            weight = _operand(tl.load(weight_s + place, mask=held, other=0.0), PRECISION)
+            w_s = tl.dot(phi, weight, w_s, input_precision=PRECISION)
         if HAS_D:
-            w_d = tl.dot(phi, tl.load(weight_d + place, mask=held, other=0.0), w_d, input_precision=PRECISION)
+            weight = _operand(tl.load(weight_d + place, mask=held, other=0.0), PRECISION)
+            w_d = tl.dot(phi, weight, w_d, input_precision=PRECISION)
         if HAS_V:
-            w_v = tl.dot(phi, tl.load(weight_v + place, mask=held, other=0.0), w_v, input_precision=PRECISION)
+            weight = _operand(tl.load(weight_v + place, mask=held, other=0.0), PRECISION)
+            w_v = tl.dot(phi, weight, w_v, input_precision=PRECISION)
     return w_s, w_d, w_v
 
 

@@ -170,7 +170,7 @@ class Bundler(Closing):
             manifest = self._manifest(GATE, exact, graph, BuiltEngine())
             bundle = Bundle.in_memory(manifest, {MODEL: graph.model, **self._certainty.files})
             cutoff, limits = student.configuration.cutoff, self._limits or INT8_LIMITS
-            graphs = TypedGraphs(model, cutoff, self._calibration, limits, self._tell)
+            graphs = TypedGraphs(model, cutoff, self._calibration, limits, self._options.tf32, self._tell)
             self._tell(f"comparing the graph in {exact} with the student in float64")
             examiner = Examiner(self._exported, bundle, self._domain, self._limits, self._tell)
             self._traced[exact] = _Traced(student, bundle, graphs, examiner)
@@ -239,6 +239,8 @@ class Bundler(Closing):
                 made[precision] = self.bundle(engine, precision)
             except PrecisionError as error:
                 table.append({"precision": precision, "refused": str(error)})
+        if not made:  # FP32 keeps every limit, but for its products in TF32
+            raise PrecisionError(" ".join(row["refused"] for row in table))
         self._tell(f"timing {engine} in {', '.join(made)}")
         structures = self._domain.structures
         with ExitStack() as stack:

@@ -23,13 +23,13 @@ from painn_deploy.export.checkpoint import Checkpoint
 from painn_deploy.export.errors import ParityError
 from painn_deploy.export.files import to_json
 from painn_deploy.export.manifest import UNCERTAINTY, Manifest
+from painn_deploy.export.manifest_values import EXACT
 from painn_deploy.export.model.committee import Committee
 from painn_deploy.export.model.student import Student
 from painn_deploy.export.progress import Tell, prefixed
 from painn_deploy.runtime.uncertainty.committee import ELEMENTS, KIND
 from painn_deploy.runtime.uncertainty.rigidity import LastLayer
 from painn_deploy.runtime.uncertainty.scale import Scale
-from painn_deploy.scripts.commands.measuring import EXACT
 
 __all__ = ["Certainty"]
 
@@ -121,9 +121,9 @@ class Certainty:
         self._own |= {id(atoms): ratio for atoms, ratio in zip(missing, ratios, strict=True)}
         errors = uncertainty_errors(results, [self._own[id(atoms)] for atoms in structures])
         error = errors["median_relative_error"]
-        if not error <= LARGEST_ERROR and manifest.precision in EXACT:
+        if not error <= LARGEST_ERROR and manifest.arithmetic in EXACT:
             raise ParityError(
-                f"The uncertainties of {manifest.engine} in {manifest.precision} differ from the student's by "
+                f"The uncertainties of {manifest.engine} in {manifest.arithmetic} differ from the student's by "
                 f"{error:.1%} (median). No engine was written; report it with the student's configuration."
             )
         return errors
@@ -138,9 +138,9 @@ class Certainty:
         self._own |= {id(atoms): each for atoms, each in zip(missing, spread, strict=True)}
         errors = spread_errors(results, [self._own[id(atoms)] for atoms in structures])
         near = errors["energy_median"] <= ENERGY_TOLERANCE and errors["forces_median"] <= FORCE_TOLERANCE
-        if not near and manifest.precision in EXACT:
+        if not near and manifest.arithmetic in EXACT:
             raise ParityError(
-                f"The spread of {manifest.engine} in {manifest.precision} is not that of its members: medians of its "
+                f"The spread of {manifest.engine} in {manifest.arithmetic} is not that of its members: medians of its "
                 f"errors are {errors['forces_median']:.1e} eV/Å and {errors['energy_median']:.1e} eV an atom. No "
                 "engine was written; report it with the students' configuration."
             )

@@ -37,7 +37,7 @@ def print_bundle(path: Path, out: Console) -> None:
     made = Table(title=_shown(path.name), show_header=False)
     made.add_column()
     made.add_column(overflow="fold")
-    made.add_row("engine", _shown(f"{m.engine} {m.engine_version}, {m.precision}"))
+    made.add_row("engine", _shown(f"{m.engine} {m.engine_version}, {m.arithmetic}"))
     made.add_row("bound to", _shown(", ".join(m.bound_to)) or "nothing: it runs on any machine")
     made.add_row("architecture", _shown(f"{m.architecture}: {json.dumps(dict(m.configuration))}"))
     made.add_row("cutoff", f"{m.cutoff:g} Å")

@@ -15,7 +15,8 @@ from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import Closing
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import PrecisionError
-from painn_deploy.export.manifest import MODEL
+from painn_deploy.export.manifest import MODEL, Manifest
+from painn_deploy.export.manifest_values import EXACT
 from painn_deploy.export.model.student import Student
 from painn_deploy.export.progress import Tell, prefixed
 from painn_deploy.runtime import PaiNNCalculator
@@ -26,11 +27,9 @@ __all__ = ["GATE", "Examined", "Examiner", "taker"]
 GATE = "onnxruntime"
 """Engine that the graph itself is compared with the student in, on the CPU, whatever else is built of the graph."""
 
-EXACT = ("fp64", "fp32")
-"""Precisions of graphs that are traced from a student and hold nothing that was rounded since; such an engine is held
-to giving what its student gives, and not to limits of the user's."""
-
-SIMULATED = "every half tensor of the graph rounded to half, in ONNX Runtime on the CPU: no engine loses more"
+SIMULATED = "{}, in ONNX Runtime on the CPU"
+OF_HALVES = "every half tensor of the graph rounded to half: no engine loses more"
+OF_PRODUCTS = "operands of every FP32 product rounded to TF32's ten bits, as NVIDIA's libraries round them"
 
 Results = Sequence[Mapping[str, Any]]
 
@@ -112,7 +111,7 @@ class Examiner(Closing):
         engine = bundle.manifest.engine
         backend = get_backend(engine)
         runs, precision = backend.can_run(bundle), bundle.manifest.precision
-        if precision not in EXACT:
+        if bundle.manifest.arithmetic not in EXACT:
             return self._lossy(bundle, graph, runs=runs)
         if not runs:
             return Examined(_not_executed(engine))
@@ -140,10 +139,10 @@ class Examiner(Closing):
         return Examined(found, structures=structures, results=results)
 
     def _lossy(self, bundle: Bundle, graph: TypedGraph, *, runs: bool) -> Examined:
-        """Errors of an FP16 or INT8 engine.
+        """Errors of an engine in FP16, INT8 or TF32.
 
-        They are measured where the engine runs. Where it cannot run, or may have computed half tensors with more digits
-        than half precision has, the simulation counts, which loses as much as any engine may.
+        They are measured where the engine runs. Where it cannot run, or may have computed with more digits than it has
+        to, the simulation counts, which loses as much as any engine may.
         """
         structures, wanted, exact, left_out = self._reachable()
         report = dict(graph.report)
@@ -167,23 +166,23 @@ class Examiner(Closing):
             bundled = Bundle.in_memory(manifest, {MODEL: graph.simulated, **others})
             with PaiNNCalculator(bundled, device="cpu") as calculator:
                 simulated = compare(structures, calculator.calculate_batch(structures), exact)
-            found["simulated"] = {"how": SIMULATED, "against_fp32": simulated.as_dict()}
+            found["simulated"] = {"how": _simulated(bundle.manifest), "against_fp32": simulated.as_dict()}
             worst.append(simulated)
         excess = next(filter(None, (self._excess(bundle, accuracy) for accuracy in worst)), "")
         return Examined(found, max(worst, key=lambda each: each.force_rmse), excess, structures, results)
 
     def _excess(self, bundle: Bundle, accuracy: Accuracy) -> str:
         """Which limits errors against FP32 exceed; empty where they keep them. A stress has no limit of its own."""
-        engine, precision = bundle.manifest.engine, bundle.manifest.precision
-        limits = self._limits or (INT8_LIMITS if precision == "int8" else Tolerances())
+        engine, arithmetic = bundle.manifest.engine, bundle.manifest.arithmetic
+        limits = self._limits or (INT8_LIMITS if arithmetic == "int8" else Tolerances())
         if not (failures := accuracy.failures(dataclasses.replace(limits, stress=float("inf")))):
             return ""
-        what, past = f"{engine} in {precision}", "; ".join(failures)
+        what, past = f"{engine} in {arithmetic}", "; ".join(failures)
         self._tell(f"{what}: {past}, on {accuracy.force_worst}")
         return (
             f"{what} costs more than it may, against FP32: {past}, worst on {accuracy.force_worst}. Allow more "
             "with --max-energy-error and --max-force-error, give structures like those that it is for with "
-            "--structures, or take fp32."
+            f"--structures, or {'leave out --tf32' if arithmetic == 'tf32' else 'take fp32'}."
         )
 
     def _reachable(self) -> tuple[Sequence[Atoms], Results, Results, int]:
@@ -212,6 +211,11 @@ def taker(calculator: PaiNNCalculator) -> Callable[[Atoms], bool]:
         calculator: on the engine.
     """
     return partial(get_backend(calculator.manifest.engine).takes, calculator.engine_info["device"])
+
+
+def _simulated(manifest: Manifest) -> str:
+    halves = [] if manifest.arithmetic == "tf32" else [OF_HALVES]
+    return SIMULATED.format("; ".join([*halves, *([OF_PRODUCTS] if manifest.tf32 else [])]))
 
 
 def _not_executed(engine: str) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from painn_deploy.export.graph.half import half_tensors, rounded, to_half
 from painn_deploy.export.graph.int8 import to_int8
 from painn_deploy.export.graph.onnx_graph import axes_of, check_contract
 from painn_deploy.export.graph.products import weight_products
+from painn_deploy.export.graph.tf32 import rounded_products
+from painn_deploy.export.manifest_values import EXACT
 from painn_deploy.export.progress import Tell, silent
 
 __all__ = ["AUTO", "AUTO_CHOICE", "INT8_LIMITS", "TypedGraph", "TypedGraphs", "auto_choice"]
@@ -44,8 +46,8 @@ class TypedGraph:
 
     Attributes:
         model: what engines are built of.
-        simulated: an FP32 graph with every half tensor rounded, for engines that cannot run here or that keep more
-            digits than they must; None where no tensor is half.
+        simulated: an FP32 graph with every half tensor rounded, and operands of products in TF32, for engines
+            that cannot run here or that keep more digits than they must; None where neither is done.
         correction: eV to add to the atomic reference of each atomic number.
         report: how the graph was made, for the bundle's validation.json.
         corrections: as `correction`, of each member of a committee; empty for one student.
@@ -66,6 +68,7 @@ class TypedGraphs:
         cutoff: Å.
         calibration: structures that INT8 is calibrated on, called when it comes to that; and their name.
         limits: what INT8 may cost against FP32.
+        tf32: whether FP32 products of engines may round their operands to ten bits.
         tell: called with a line about each step.
     """
 
@@ -75,10 +78,11 @@ class TypedGraphs:
         cutoff: float,
         calibration: Callable[[], tuple[Sequence[Atoms], str]],
         limits: Tolerances = INT8_LIMITS,
+        tf32: bool = False,
         tell: Tell = silent,
     ) -> None:
         self._model, self._cutoff, self._limits, self._tell = model, cutoff, limits, tell
-        self._calibration = calibration
+        self._calibration, self._tf32 = calibration, tf32
         self._search: tuple[Int8Search, str] | None = None
         self._found: dict[float, Quantisation] = {}
 
@@ -96,8 +100,8 @@ class TypedGraphs:
         """
         backend = get_backend(engine)
         exact = backend.lower(self._model)
-        if precision in ("fp64", "fp32"):
-            return TypedGraph(exact.SerializeToString())
+        if precision in EXACT:
+            return TypedGraph(exact.SerializeToString(), self._less_exact(exact) if precision == "fp32" else None)
         if precision == "fp16":
             return self._narrowed(exact, {})
         quantisation, name = self._quantised(share)
@@ -113,7 +117,7 @@ class TypedGraphs:
         }
         if backend.rest_precision == "fp16":
             return self._narrowed(model, report, quantisation.correction, corrections)
-        return TypedGraph(_checked(model), None, quantisation.correction, report, corrections)
+        return TypedGraph(_checked(model), self._less_exact(model), quantisation.correction, report, corrections)
 
     def _of_members(self, model: onnx.ModelProto) -> list[Mapping[int, float]]:
         """What INT8 costs each element in each member of a committee; left alone, it would count as their spread."""
@@ -145,8 +149,12 @@ class TypedGraphs:
         graph = EditableGraph(model)
         half = half_tensors(graph)
         report = {**report, "half_tensors": len(half.computed | half.stored)}
-        simulated = rounded(graph).SerializeToString()
-        return TypedGraph(_checked(to_half(graph)), simulated, correction or {}, report, corrections)
+        simulated = rounded(graph)
+        simulation = self._less_exact(simulated) or simulated.SerializeToString()
+        return TypedGraph(_checked(to_half(graph)), simulation, correction or {}, report, corrections)
+
+    def _less_exact(self, model: onnx.ModelProto) -> bytes | None:
+        return rounded_products(model).SerializeToString() if self._tf32 else None
 
     def _quantised(self, share: float) -> tuple[Quantisation, str]:
         if self._search is None:

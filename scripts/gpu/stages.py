@@ -51,11 +51,12 @@ LIMITS = {
     "fp32": Tolerances(0.1e-3, 1e-3),
     "fp16": Tolerances(0.3e-3, 1.5e-3, ANY),
     "int8": Tolerances(3e-3, 25e-3, ANY),
-    TF32: Tolerances(0.3e-3, 1.5e-3, ANY),
+    TF32: Tolerances(0.3e-3, 8e-3, ANY),
 }
 """Of errors against float64, over the structures of `default_structures` of up to 64 atoms; as in an export, what lower
-precisions make of a stress is told and not limited. TF32 rounds the operands of products to the ten bits that FP16 has,
-and nothing else: whatever FP16 keeps, it keeps."""
+precisions make of a stress is told and not limited. TF32 rounds the radial basis too, which FP16 keeps: `student:base`
+loses 4 meV/Å where operands are rounded to the nearest, as an export for a GPU simulates without one. A kernel that
+drops their digits instead loses several times as much, and this is to find it."""
 
 SIZES_PACE = Pace(60, 1.5)
 """Of further sizes, of which there are many."""

@@ -83,6 +83,8 @@ def test_what_is_compiled_how_depends_on_the_device() -> None:
         "coordinate_descent_tuning": True,
         "assert_indirect_indexing": False,
     }
+    assert form.settings("cuda", tf32=True) == on_gpu | {"max_autotune_gemm_backends": "ATEN"}
+    assert form.settings("cpu", tf32=True) == on_cpu
 
 
 def test_the_smallest_package_that_serves_a_size_runs_it() -> None:

@@ -1,4 +1,4 @@
-"""The FP16-mixed graph: what is half, that types agree, and that the simulated rounding really rounds."""
+"""The FP16-mixed graph: what is half, that types agree, and that simulated roundings, TF32's too, really round."""
 
 from pathlib import Path
 
@@ -13,9 +13,11 @@ from painn_deploy.calibration.structures import default_structures, trusted_spec
 from painn_deploy.engines.onnxruntime.backend import open_graph
 from painn_deploy.export import load_student
 from painn_deploy.export.errors import ExportError
+from painn_deploy.export.graph.edit import EditableGraph
 from painn_deploy.export.graph.half import half_tensors, rounded, to_half
 from painn_deploy.export.graph.onnx_graph import check_contract, export_onnx
 from painn_deploy.export.graph.products import weight_products
+from painn_deploy.export.graph.tf32 import rounded_products, tf32
 from painn_deploy.runtime.matrix import graph_inputs
 from tests import students
 
@@ -108,3 +110,25 @@ def test_real_students_lose_little(request: pytest.FixtureRequest, name: str) ->
     errors = yardstick.errors(open_graph(rounded(model).SerializeToString()), {})
     assert 0 < errors.energy_mae < 0.3e-3
     assert 0 < errors.force_rmse < 1.5e-3
+
+
+def test_products_in_tf32_read_the_nearest_numbers_of_ten_bits(model: onnx.ModelProto) -> None:
+    rng = np.random.default_rng(0)
+    numbers = (10 ** rng.uniform(-30, 30, 100_000) * rng.choice([-1, 1], 100_000)).astype(np.float32)
+    narrow = tf32(numbers)
+    assert not (narrow.view(np.uint32) & 0x1FFF).any()
+    assert (np.abs(narrow - numbers) <= 2.0**-11 * np.abs(numbers)).all()
+
+    before = model.SerializeToString()
+    simulated = rounded_products(model)
+    assert model.SerializeToString() == before, "the FP32 graph was changed"
+    graph = EditableGraph(simulated)
+    products = [node for node in graph.nodes if node.op_type == "MatMul"]
+    computed = sorted({name for node in products for name in node.input} - graph.constants.keys())
+    assert len(products) == sum(node.op_type == "MatMul" for node in model.graph.node)
+    structures = [students.perturbed(students.zoo()["ethanol"])]
+    inputs = graph_inputs(structures, students.CONFIGURATION["cutoff"])
+    for name, value in zip(computed, open_tensors(simulated, computed)(inputs), strict=True):
+        assert not (value.view(np.uint32) & 0x1FFF).any(), name
+    for name in {name for node in products for name in node.input} & graph.constants.keys():
+        assert not (graph.array(name).view(np.uint32) & 0x1FFF).any(), name

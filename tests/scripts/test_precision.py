@@ -1,22 +1,35 @@
 """Export in lower precisions: bundles that say what they cost, limits that hold, auto that measures."""
 
 import json
+import sys
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
+import torch
 from ase import Atoms
 from rich.console import Console
 
+from painn_deploy import engines
+from painn_deploy.calibration.accuracy.domain import find_domain
 from painn_deploy.calibration.accuracy.errors import Accuracy, Tolerances
+from painn_deploy.calibration.physics.audit import References, audit
+from painn_deploy.calibration.physics.verdicts import Verdict
+from painn_deploy.calibration.validation_set import choose_validation_set
 from painn_deploy.engines import cache, get_backend
-from painn_deploy.engines.backend import Backend, BuildOptions
+from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine
+from painn_deploy.engines.onnxruntime.backend import OnnxRuntimeBackend
 from painn_deploy.engines.tensorrt.plan import read_plan
-from painn_deploy.export.errors import DatasetError, ExportError, PrecisionError, SpeciesError
-from painn_deploy.export.manifest import read_bundle
+from painn_deploy.export import load_student
+from painn_deploy.export.bundle import Bundle
+from painn_deploy.export.errors import DatasetError, ExportError, ParityError, PrecisionError, SpeciesError
+from painn_deploy.export.graph.tf32 import rounded_products
+from painn_deploy.export.manifest import MODEL, read_bundle
 from painn_deploy.runtime import PaiNNCalculator
-from painn_deploy.scripts import export_engines
+from painn_deploy.scripts import cli, export_engines
 from painn_deploy.scripts.commands.inspection import print_errors
 from tests import students
 
@@ -206,3 +219,96 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(
     monkeypatch.setenv("PAINN_DEPLOY_CACHE", str(tmp_path / "file"))
     (path,) = export_engines(painn, tmp_path / "out", engines=["tensorrt-rtx"], compute_capabilities=["86"])
     assert read_bundle(path).file("model.plan")
+
+
+class Rounding(OnnxRuntimeBackend):
+    """A backend that has TF32 where there is no GPU."""
+
+    name = "rounding"
+    unasked = False
+
+    def honours_tf32(self, device: str) -> bool:
+        return True
+
+    def build(self, model: bytes, options: BuildOptions, *_: object) -> BuiltEngine:
+        return BuiltEngine(tf32=options.tf32)
+
+    def open(self, bundle: Bundle, *options: object, **others: object) -> object:
+        if not (bundle.manifest.tf32 or self.unasked):
+            return super().open(bundle, *options, **others)
+        model = rounded_products(onnx.load_from_string(bundle.file(MODEL))).SerializeToString()
+        return super().open(Bundle.in_memory(bundle.manifest, {MODEL: model}), *options, **others)
+
+
+@pytest.fixture
+def rounding(monkeypatch: pytest.MonkeyPatch) -> str:
+    name = Rounding.name
+    monkeypatch.setattr(engines, "BACKENDS", {**engines.BACKENDS, name: "rounding_of_the_tests"})
+    monkeypatch.setitem(sys.modules, "rounding_of_the_tests", SimpleNamespace(BACKEND=Rounding()))
+    return name
+
+
+def test_tf32_is_held_to_the_limits_of_lower_precisions(
+    rounding: str, painn: Path, frames: list[Atoms], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It loses a hundred times what FP32 loses, which the parity gate would take for a wrong graph."""
+    (path,) = export_engines(painn, tmp_path, engines=[rounding], structures=frames, tf32=True)
+    found, manifest = validation(path), read_bundle(path).manifest
+    assert (manifest.precision, manifest.tf32, manifest.arithmetic) == ("fp32", True, "tf32")
+    assert 1e-5 < found["against_fp32"]["force_rmse"] < 5e-3
+    measured, simulated = found["against_fp32"], found["simulated"]["against_fp32"]
+    assert measured["force_rmse"] == pytest.approx(simulated["force_rmse"], rel=1e-3)
+    assert "TF32" in found["simulated"]["how"]
+    assert "half" not in found["simulated"]["how"]
+    with PaiNNCalculator(path) as calculator:
+        assert calculator.engine_info["precision"] == "tf32"
+        assert calculator.evaluator.dtype == np.float32
+        assert "precision='tf32'" in repr(calculator)
+    cli.inspect(path)
+    assert "tf32" in capsys.readouterr().out
+    strict = Tolerances(energy=1.0, forces=1e-6)
+    with pytest.raises(PrecisionError, match=r"rounding in tf32 costs more.*force RMSE.*or leave out --tf32\."):
+        export_engines(painn, tmp_path / "strict", engines=[rounding], structures=frames, limits=strict, tf32=True)
+    options = {"engines": [rounding], "precisions": ["auto"], "structures": frames, "limits": strict, "tf32": True}
+    with pytest.raises(PrecisionError, match=r"rounding in tf32 costs more.*rounding in fp16 costs more"):
+        export_engines(painn, tmp_path / "strict", **options)
+    assert not list((tmp_path / "strict").glob("*.engine"))
+
+
+def test_what_tf32_costs_a_plan_is_simulated_where_it_cannot_run(painn: Path, tmp_path: Path) -> None:
+    asked = {"engines": ["tensorrt-rtx"], "compute_capabilities": ["86"], "precisions": ["fp32", "fp16"]}
+    found = {}
+    for tf32 in (False, True):
+        paths = export_engines(painn, tmp_path / str(tf32), **asked, tf32=tf32)
+        found[tf32] = [validation(path).get("simulated") for path in paths]
+        assert all("not_executed" in validation(path) for path in paths)
+    (no_fp32, fp16), (fp32, fp16_with_less) = found[False], found[True]
+    assert no_fp32 is None
+    assert fp32["against_fp32"]["force_rmse"] > 1e-5
+    assert fp16_with_less["against_fp32"]["force_rmse"] != fp16["against_fp32"]["force_rmse"]
+    assert "half" in fp16_with_less["how"]
+    assert "TF32" in fp16_with_less["how"]
+    assert "TF32" not in fp16["how"]
+
+
+def test_an_engine_in_tf32_is_validated_as_one(rounding: str, painn: Path, frames: list[Atoms], tmp_path: Path) -> None:
+    """What its rounding costs is no fault of it, and would be one of an engine that does not say so."""
+    (path,) = export_engines(painn, tmp_path, engines=[rounding], structures=frames, tf32=True)
+    student = load_student(painn, dtype=torch.float64)
+    domain = find_domain(student, *choose_validation_set(None, student), brought=False)
+    references = References.of(student, periodic=False, domain=domain)
+    found = {}
+    with PaiNNCalculator(path) as calculator:
+        for said in ("tf32", "fp32"):
+            findings = audit(calculator, references, precision=said, picoseconds=0.0).findings
+            found[said] = {finding.engine_verdict for finding in findings}
+    assert Verdict.BROKEN not in found["tf32"]
+    assert Verdict.BROKEN in found["fp32"]
+
+
+def test_tf32_that_nobody_asked_for_stops_an_export(
+    rounding: str, painn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Rounding, "unasked", True)
+    with pytest.raises(ParityError, match="computes in TF32 or FP16"):
+        export_engines(painn, tmp_path, engines=[rounding])

@@ -41,10 +41,12 @@ def _arrays(found: Sequence[torch.Tensor | None]) -> list[np.ndarray | None]:
     return [None if one is None else one.numpy() for one in found]
 
 
-def sums(given: Arrays, masked: list[int], first: Sequence[int] = (0, 0, 0)) -> list[np.ndarray | None]:
+def sums(
+    given: Arrays, masked: list[int], first: Sequence[int] = (0, 0, 0), precision: str = "ieee"
+) -> list[np.ndarray | None]:
     from painn_deploy.engines.inductor import messages
 
-    return _arrays(messages.messages(*tensors(given), masked=masked, first=first))
+    return _arrays(messages.messages(*tensors(given), masked=masked, first=first, precision=precision))
 
 
 def gradients(

@@ -76,7 +76,7 @@ def main(capabilities: Sequence[str]) -> None:
         f"{kernel.__name__}, {capability}, {precision}, {student}": compiled(kernel, int(capability), precision, said)
         for capability in capabilities
         for student, said in STUDENTS.items()
-        for precision in ("ieee", "tf32x3", "half" if student.startswith("painn") else "halves")
+        for precision in ("ieee", "tf32", "tf32x3", "half" if student.startswith("painn") else "halves")
         if student.startswith("painn") or capability == WIDEST
         for kernel in (messages_kernel, adjoint_kernel)
     }
