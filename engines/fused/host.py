@@ -41,8 +41,9 @@ ROW_TILE = PAIR_TILE = 9
 LANES, INDEX = 1, 4
 """Threads that share a slot's gradient, and bytes of what counts rows, pairs and slots."""
 
-CACHE = 2**20
-"""Bytes that filters may take: of more, fewer features are computed at once."""
+CACHE = 2**24
+"""Bytes that filters of all pairs may take of the groups that are computed at once: half of what a processor's cores
+share. Those of larger groups are computed row by row, which is twice the arithmetic."""
 
 
 def kind_of_machine() -> str:
@@ -102,12 +103,14 @@ class Library:
     Attributes:
         width: the same.
         widest: numbers of the widest vectors that this machine has.
+        near: float32 numbers that each thread needs to compute filters row by row.
         run: the kernel, see `painn_deploy.engines.fused.host_source`.
     """
 
     def __init__(self, content: bytes, width: int) -> None:
         loaded = _loaded(content)
-        self.width, self.widest, self.run = width, int(loaded.widest()), loaded.run
+        self.width, self.run = width, loaded.run
+        self.widest, self.near = int(loaded.widest()), int(loaded.near_numbers())
         self.run.restype = None
         pointer, number = ctypes.c_void_p, ctypes.c_int
         self.run.argtypes = [number, number, *[pointer] * 4, *[pointer] * 6, number, *[pointer] * 5]
@@ -167,7 +170,8 @@ class Sizes(NamedTuple):
     Attributes:
         rows: of it, in whole tiles.
         pairs: likewise.
-        forward: features whose filters are computed at once, for the energy.
+        forward: features whose filters are computed for all pairs at once, for the energy: all, or none, where they are
+            computed row by row.
         adjoint: the same for its gradient.
         work: numbers for products and filters.
     """
@@ -179,31 +183,30 @@ class Sizes(NamedTuple):
     work: int
 
     @classmethod
-    def of(cls, packed: Packed, width: int, rows: int, pairs: int) -> "Sizes":
+    def of(cls, packed: Packed, rows: int, pairs: int, near: int, at_once: int = 1) -> "Sizes":
         """Sizes for groups of a student.
 
         Args:
             packed: its weights.
-            width: numbers of a vector.
             rows: of the largest group.
             pairs: of the group that has the most.
+            near: float32 numbers that its threads need to compute filters row by row.
+            at_once: how many groups are computed at the same time.
 
         Raises:
             ShapeError: offsets into so much memory have more than 32 bits.
         """
         features, hidden = int(packed.macros["FEATURES"]), int(packed.macros["HIDDEN"])
         rows, pairs = round_up(rows, ROW_TILE), round_up(max(1, pairs), PAIR_TILE)
-        chunks = [chunk for chunk in range(width, features + 1, width) if features % chunk == 0]
-        forward, adjoint = (
-            max((chunk for chunk in chunks if 4 * sets * 3 * chunk * pairs <= CACHE), default=width) for sets in (1, 2)
-        )
-        work = max(max(3 * features, hidden) * rows, 6 * pairs, 3 * forward * pairs, 6 * adjoint * pairs)
+        filters = 6 * features * pairs  # and their slopes
+        chunk = features if 4 * filters * at_once <= CACHE else 0
+        work = max(max(3 * features, hidden) * rows, 6 * pairs, filters if chunk else near)
         if max(work, packed.saved(rows)) >= 2**31:
             raise ShapeError(
                 f"{rows} atoms with {pairs} pairs are more than the engine fused counts with 32 bits. Take smaller "
                 "pieces."
             )
-        return cls(rows, pairs, forward, adjoint, work)
+        return cls(rows, pairs, chunk, chunk, work)
 
     def memory(self, packed: Packed) -> tuple[int, int]:
         """Float32 numbers of the memory that is gone through again and again, and of what waits for the adjoint.

@@ -30,9 +30,9 @@ __all__ = ["FusedHostSession"]
 GROUP = 27
 """Rows that small pieces are put together to: three tiles. More gained nothing, and fewer leave tiles half empty."""
 
-SLOTS_A_THREAD = 512
-"""Slots that hold a pair, of which each thread has as many at least: half a millisecond's work. To wake a thread for
-less gains little, and where other programs have the cores it costs much."""
+SLOTS_A_THREAD = 384
+"""Slots that hold a pair, of which each thread has as many at least: four tenths of a millisecond's work. To wake a
+thread for less gains little, and where other programs have the cores it costs much."""
 
 ROWS_A_THREAD = 18
 """Rows that each thread has at least of a group that several share: two tiles."""
@@ -79,8 +79,8 @@ class FusedHostSession(HostSession):
         if inputs.atomic_numbers.view(np.uint32).max() >= self._elements:
             check_indices(inputs.atomic_numbers, inputs.neighbours, inputs.reverse, self._elements - 1)
         most = cores_here() if self._threads is None else self._threads
-        reverse, packed, width = inputs.reverse, self._packed, self._library.width
-        work = self._known.made_of(reverse, most, lambda: _Work.of(reverse, packed, width, most))
+        reverse, packed, near = inputs.reverse, self._packed, self._library.near
+        work = self._known.made_of(reverse, most, lambda: _Work.of(reverse, packed, near, most))
         outputs = [np.empty(field.sized(atoms=len(inputs.mask)), np.float32) for field in self.outputs]
         arrays = self._weights, inputs.atomic_numbers, inputs.displacements, inputs.reverse, inputs.mask, inputs.weights
         before = [*(array.ctypes.data for array in arrays), inputs.mask.shape[1]]
@@ -158,13 +158,12 @@ class _Work(NamedTuple):
     meeting: Int32[np.ndarray, "3"]
 
     @classmethod
-    def of(cls, reverse: Int32[np.ndarray, "atoms slots"], packed: Packed, width: int, threads: int) -> "_Work":
+    def of(cls, reverse: Int32[np.ndarray, "atoms slots"], packed: Packed, near: int, threads: int) -> "_Work":
         pieces = pieces_of(reverse)
         groups = groups_of(pieces, GROUP, reverse.size)
         count, bounds = int(groups[0]), groups[1:]
         stored = pieces.slots[np.searchsorted(pieces.bounds, bounds)]
         rows, pairs = int(np.diff(bounds).max()), int(np.diff(stored).max()) // 2
-        sizes = Sizes.of(packed, width, rows, pairs)
         cuts = np.linspace(0, count, min(count, SHARES * threads) + 1).round().astype(int)
         shares = [
             np.concatenate([[end - begin], bounds[begin : end + 1]]).astype(np.int32) for begin, end in pairwise(cuts)
@@ -172,6 +171,7 @@ class _Work(NamedTuple):
         most = max(1, min(threads, int(stored[-1]) // SLOTS_A_THREAD))
         together = min(rows // ROWS_A_THREAD, most)
         shared = together if together > min(count, most) else 1
+        sizes = Sizes.of(packed, rows, pairs, near * shared, 1 if shared > 1 else min(count, most))
         return cls(groups, shares, most, shared, sizes, np.array(sizes, np.int32), np.zeros(3, np.int32))
 
 

@@ -5,6 +5,7 @@ __all__ = ["HOST", "HOST_BEGIN", "HOST_END"]
 HOST = r"""
 #include <cmath>
 #include <cstring>
+#include <ctime>
 #ifdef __linux__
 #include <climits>
 #include <linux/futex.h>
@@ -78,7 +79,16 @@ DEVICE Wide each(Wide a)
     return a;
 }
 
-const int SPINS = 20000;
+// A thread that others wait for is late by some 40 us once it slept, where a machine is a virtual one: then they sleep
+// too, and all are late at every barrier. So they look for longer than that before they sleep.
+const long long PATIENCE = 100000;  // ns
+const int LOOKS = 64;  // between two looks at the clock
+static long long nanoseconds()
+{
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
 static void sleep_while(int* word, int value)
 {
 #ifdef __linux__
@@ -113,7 +123,7 @@ struct Molecules {
     float* const memory;
     const int ROWS, PAIRS, CHUNK_FORWARD, CHUNK_ADJOINT, WORK;
 
-    // A thread that waits for longer than a phase takes sleeps: the one that it waits for may want its core.
+    // A thread that waits for long sleeps: the one that it waits for may want its core.
     void meet()
     {
         if (THREADS == 1) return;
@@ -124,8 +134,11 @@ struct Molecules {
             if (__atomic_load_n(meeting + 2, __ATOMIC_SEQ_CST)) wake(meeting + 1);
             return;
         }
-        for (int turn = 0; turn < SPINS; ++turn)
-            if (__atomic_load_n(meeting + 1, __ATOMIC_SEQ_CST) != met) return;
+        const long long until = nanoseconds() + PATIENCE;
+        do {
+            for (int look = 0; look < LOOKS; ++look)
+                if (__atomic_load_n(meeting + 1, __ATOMIC_SEQ_CST) != met) return;
+        } while (nanoseconds() < until);
         __atomic_add_fetch(meeting + 2, 1, __ATOMIC_SEQ_CST);
         while (__atomic_load_n(meeting + 1, __ATOMIC_SEQ_CST) == met) sleep_while(meeting + 1, met);
         __atomic_sub_fetch(meeting + 2, 1, __ATOMIC_SEQ_CST);
@@ -146,6 +159,8 @@ extern "C" int widest()
 #endif
     return 4;
 }
+
+extern "C" int near_numbers() { return Molecules::NEAR; }
 
 extern "C" void run(int thread, int threads, int* meeting, float* memory, float* scratch, const int* sizes,
     const float* weights, const int* numbers, const float* displacements, const int* reverse, const float* mask,

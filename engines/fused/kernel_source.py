@@ -86,7 +86,13 @@ ENTRY molecules(
                 radials(pair_count, pairs, w + CONSTANTS_OF_EACH, PAIRS, basis);
                 BARRIER;
             }
-            for (int feature = 0; feature < F; feature += CHUNK_FORWARD) {
+            if (!CHUNK_FORWARD) {
+                if (layer > 0)
+                    messages_row_by_row<false>(rows, starts, slots, pairs, basis, w + FILTERS, work, x, v, s, v_new);
+                else
+                    messages_row_by_row<true>(rows, starts, slots, pairs, basis, w + FILTERS, work, x, v, s, v_new);
+                BARRIER;
+            } else for (int feature = 0; feature < F; feature += CHUNK_FORWARD) {
                 filters<1>(basis, pair_count, w + FILTERS, feature, CHUNK_FORWARD, layer > 0 ? 3 : 2, work);
                 BARRIER;
                 if (layer > 0) gather_messages<false>(rows, starts, slots, pairs, work, feature, x, v, s, v_new);
@@ -256,7 +262,15 @@ ENTRY molecules(
                 radials(pair_count, pairs, w + CONSTANTS_OF_EACH, PAIRS, basis);
                 BARRIER;
             }
-            for (int feature = 0; feature < F; feature += CHUNK_ADJOINT) {
+            if (!CHUNK_ADJOINT) {
+                if (layer > 0)
+                    adjoints_row_by_row<false>(rows, starts, slots, pairs, basis, w + FILTERS, work, x_then, v_then, s,
+                        v, x, v_new, lanes);
+                else
+                    adjoints_row_by_row<true>(rows, starts, slots, pairs, basis, w + FILTERS, work, x_then, v_then, s,
+                        v, x, v_new, lanes);
+                BARRIER;
+            } else for (int feature = 0; feature < F; feature += CHUNK_ADJOINT) {
                 filters<2>(basis, pair_count, w + FILTERS, feature, CHUNK_ADJOINT, layer > 0 ? 3 : 2, work);
                 BARRIER;
                 if (layer > 0) {

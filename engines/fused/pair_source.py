@@ -95,7 +95,41 @@ PHASE void radials(int pair_count, const Pair* pairs, const float* constants, in
     }
 }
 
-// Messages, eq. 7 and 8 of the paper: s += sum of w_s x_s, and v_new = v + sum of u (w_d x_d) + w_v x_v v.
+// Messages that an atom gets through some of its slots, eq. 7 and 8 of the paper: WIDE features of them.
+struct Messages {
+    Wide s, v[3];
+};
+
+template <bool FIRST>
+METHOD void add_messages(Messages& sum, const Slot& slot, const Pair& pair, const float* w, int chunk, const float* x,
+    const float* v, int f)
+{
+    const float* y = x + slot.there * F + f;
+    float scale = slot.sign * pair.scale;
+    more(sum.s, get(w), get(y));
+    Wide directed = get(w + chunk) * get(y + PLANE);
+    UNROLL
+    for (int axis = 0; axis < 3; ++axis) more(sum.v[axis], pair.r[axis] * scale, directed);
+    if (!FIRST) {
+        Wide carried = get(w + 2 * chunk) * get(y + 2 * PLANE);
+        UNROLL
+        for (int axis = 0; axis < 3; ++axis) more(sum.v[axis], carried, get(v + (3 * slot.there + axis) * F + f));
+    }
+}
+
+// s += sum, and v_new = v + sum.
+template <bool FIRST>
+METHOD void receive(const Messages& sum, int row, int f, const float* v, float* s, float* v_new)
+{
+    float* own = s + row * F + f;
+    put(own, get(own) + sum.s);
+    UNROLL
+    for (int axis = 0; axis < 3; ++axis) {
+        int at = (3 * row + axis) * F + f;
+        put(v_new + at, FIRST ? sum.v[axis] : sum.v[axis] + get(v + at));
+    }
+}
+
 template <bool FIRST>
 PHASE void gather_messages(int rows, const int* starts, const Slot* slots, const Pair* pairs, const float* filtered,
     int feature, const float* x, const float* v, float* s, float* v_new)
@@ -103,80 +137,102 @@ PHASE void gather_messages(int rows, const int* starts, const Slot* slots, const
     const int CHUNK = CHUNK_FORWARD, COLUMNS = CHUNK / WIDE;
     EACH(task, rows * COLUMNS) {
         int column = WIDE * (task % COLUMNS), row = task / COLUMNS, f = feature + column;
-        Wide sum = wide(0.0f), moved[3] = {sum, sum, sum};
+        Messages sum = {wide(0.0f), {wide(0.0f), wide(0.0f), wide(0.0f)}};
         for (int k = starts[row]; k < starts[row + 1]; ++k) {
             const Slot slot = slots[k];
-            const Pair& pair = pairs[slot.pair];
-            const float* w = filtered + slot.pair * 3 * CHUNK + column;
-            const float* y = x + slot.there * F + f;
-            float scale = slot.sign * pair.scale;
-            more(sum, get(w), get(y));
-            Wide directed = get(w + CHUNK) * get(y + PLANE);
-            UNROLL
-            for (int axis = 0; axis < 3; ++axis) more(moved[axis], pair.r[axis] * scale, directed);
-            if (!FIRST) {
-                Wide carried = get(w + 2 * CHUNK) * get(y + 2 * PLANE);
-                UNROLL
-                for (int axis = 0; axis < 3; ++axis)
-                    more(moved[axis], carried, get(v + (3 * slot.there + axis) * F + f));
-            }
+            add_messages<FIRST>(sum, slot, pairs[slot.pair], filtered + slot.pair * 3 * CHUNK + column, CHUNK, x, v, f);
         }
-        float* own = s + row * F + f;
-        put(own, get(own) + sum);
-        UNROLL
-        for (int axis = 0; axis < 3; ++axis) {
-            int at = (3 * row + axis) * F + f;
-            put(v_new + at, FIRST ? moved[axis] : moved[axis] + get(v + at));
-        }
+        receive<FIRST>(sum, row, f, v, s, v_new);
     }
 }
 
-// Of every slot the gradient of the energy by its direction (three numbers) and its distance, added up in lanes that
-// each have some of the features: no two threads add to the same number.
+// Of a slot the gradient of the energy by its direction (three numbers) and its distance, added to those of other
+// features: every LANES-th vector of `chunk` of them, from a lane's own on.
+template <bool FIRST>
+METHOD void add_gradient(const Slot& slot, const Pair& pair, const float* filtered, const float* slopes, int lane,
+    int feature, int chunk, const float* x, const float* v, const float* by_s, const float* by_v, float* gradient)
+{
+    float scale = slot.sign * pair.scale, u[3];
+    UNROLL
+    for (int axis = 0; axis < 3; ++axis) u[axis] = pair.r[axis] * scale;
+    Wide along[3] = {wide(0.0f), wide(0.0f), wide(0.0f)}, by_distance = wide(0.0f);
+    for (int column = WIDE * lane; column < chunk; column += WIDE * LANES) {
+        int f = feature + column;
+        const float *w = filtered + column, *w_slope = slopes + column, *y = x + slot.there * F + f;
+        Wide turned[3], projected = wide(0.0f), x_direction = get(y + PLANE);
+        UNROLL
+        for (int axis = 0; axis < 3; ++axis) {
+            turned[axis] = get(by_v + (3 * slot.here + axis) * F + f);
+            more(projected, u[axis], turned[axis]);
+        }
+        more(by_distance, get(w_slope) * get(y), get(by_s + slot.here * F + f));
+        more(by_distance, get(w_slope + chunk) * x_direction, projected);
+        Wide directed = get(w + chunk) * x_direction;
+        UNROLL
+        for (int axis = 0; axis < 3; ++axis) more(along[axis], directed, turned[axis]);
+        if (!FIRST) {
+            Wide overlap = wide(0.0f);
+            UNROLL
+            for (int axis = 0; axis < 3; ++axis)
+                more(overlap, get(v + (3 * slot.there + axis) * F + f), turned[axis]);
+            more(by_distance, get(w_slope + 2 * chunk) * get(y + 2 * PLANE), overlap);
+        }
+    }
+    for (int axis = 0; axis < 3; ++axis) gradient[axis] += total(along[axis]);
+    gradient[3] += total(by_distance);
+}
+
+// Of all slots, in lanes that each have some of the features: no two threads add to the same number.
 template <bool FIRST>
 PHASE void gather_gradients(int count, const Slot* slots, const Pair* pairs, const float* filtered, int feature,
     const float* x, const float* v, const float* by_s, const float* by_v, float* lanes)
 {
     const int CHUNK = CHUNK_ADJOINT;
     EACH(task, count * LANES) {
-        int lane = task % LANES;
         const Slot slot = slots[task / LANES];
-        const Pair& pair = pairs[slot.pair];
-        float scale = slot.sign * pair.scale, u[3];
-        UNROLL
-        for (int axis = 0; axis < 3; ++axis) u[axis] = pair.r[axis] * scale;
-        Wide along[3] = {wide(0.0f), wide(0.0f), wide(0.0f)}, by_distance = wide(0.0f);
-        for (int column = WIDE * lane; column < CHUNK; column += WIDE * LANES) {
-            int f = feature + column;
-            const float* w = filtered + slot.pair * 3 * CHUNK + column;
-            const float* w_slope = w + PAIRS * 3 * CHUNK;
-            const float* y = x + slot.there * F + f;
-            Wide turned[3], projected = wide(0.0f), x_direction = get(y + PLANE);
-            UNROLL
-            for (int axis = 0; axis < 3; ++axis) {
-                turned[axis] = get(by_v + (3 * slot.here + axis) * F + f);
-                more(projected, u[axis], turned[axis]);
-            }
-            more(by_distance, get(w_slope) * get(y), get(by_s + slot.here * F + f));
-            more(by_distance, get(w_slope + CHUNK) * x_direction, projected);
-            Wide directed = get(w + CHUNK) * x_direction;
-            UNROLL
-            for (int axis = 0; axis < 3; ++axis) more(along[axis], directed, turned[axis]);
-            if (!FIRST) {
-                Wide overlap = wide(0.0f);
-                UNROLL
-                for (int axis = 0; axis < 3; ++axis)
-                    more(overlap, get(v + (3 * slot.there + axis) * F + f), turned[axis]);
-                more(by_distance, get(w_slope + 2 * CHUNK) * get(y + 2 * PLANE), overlap);
-            }
-        }
-        float* own = lanes + 4 * task;
-        for (int axis = 0; axis < 3; ++axis) own[axis] += total(along[axis]);
-        own[3] += total(by_distance);
+        const float* w = filtered + slot.pair * 3 * CHUNK;
+        add_gradient<FIRST>(slot, pairs[slot.pair], w, w + PAIRS * 3 * CHUNK, task % LANES, feature, CHUNK, x, v, by_s,
+            by_v, lanes + 4 * task);
     }
 }
 
-// The adjoint of the messages by what was sent: the same sums over the neighbours, now of gradients, with u reversed.
+// The adjoint of the messages by what was sent, through some of the sender's slots: the same sums over the neighbours,
+// now of gradients, with u reversed.
+struct Adjoints {
+    Wide s, d, v[3];
+};
+
+METHOD void add_adjoints(Adjoints& sum, const Slot& slot, const Pair& pair, const float* w, int chunk,
+    const float* by_s, const float* by_v, int f)
+{
+    float scale = -slot.sign * pair.scale;
+    more(sum.s, get(w), get(by_s + slot.there * F + f));
+    Wide projected = wide(0.0f), w_vector = get(w + 2 * chunk);
+    UNROLL
+    for (int axis = 0; axis < 3; ++axis) {
+        Wide turned = get(by_v + (3 * slot.there + axis) * F + f);
+        more(projected, pair.r[axis] * scale, turned);
+        more(sum.v[axis], w_vector, turned);
+    }
+    more(sum.d, get(w + chunk), projected);
+}
+
+METHOD void give_back(const Adjoints& sum, int row, int f, const float* x, const float* v, const float* by_v,
+    float* by_x, float* by_v_before)
+{
+    int at = row * F + f;
+    Wide by_x_vector = wide(0.0f), x_vector = get(x + 2 * PLANE + at);
+    UNROLL
+    for (int axis = 0; axis < 3; ++axis) {
+        int place = (3 * row + axis) * F + f;
+        more(by_x_vector, sum.v[axis], get(v + place));
+        put(by_v_before + place, get(by_v + place) + sum.v[axis] * x_vector);
+    }
+    put(by_x + at, sum.s);
+    put(by_x + PLANE + at, sum.d);
+    put(by_x + 2 * PLANE + at, by_x_vector);
+}
+
 // Shares its phase with so many tasks before it.
 PHASE void gather_adjoints(int before, int rows, const int* starts, const Slot* slots, const Pair* pairs,
     const float* filtered, int feature, const float* x, const float* v, const float* by_s, const float* by_v,
@@ -184,33 +240,13 @@ PHASE void gather_adjoints(int before, int rows, const int* starts, const Slot* 
 {
     const int CHUNK = CHUNK_ADJOINT, COLUMNS = CHUNK / WIDE;
     EACH_AFTER(task, rows * COLUMNS, before) {
-        int column = WIDE * (task % COLUMNS), row = task / COLUMNS, f = feature + column, at = row * F + f;
-        Wide sent = wide(0.0f), directed = sent, carried[3] = {sent, sent, sent};
+        int column = WIDE * (task % COLUMNS), row = task / COLUMNS, f = feature + column;
+        Adjoints sum = {wide(0.0f), wide(0.0f), {wide(0.0f), wide(0.0f), wide(0.0f)}};
         for (int k = starts[row]; k < starts[row + 1]; ++k) {
             const Slot slot = slots[k];
-            const Pair& pair = pairs[slot.pair];
-            const float* w = filtered + slot.pair * 3 * CHUNK + column;
-            float scale = -slot.sign * pair.scale;
-            more(sent, get(w), get(by_s + slot.there * F + f));
-            Wide projected = wide(0.0f), w_vector = get(w + 2 * CHUNK);
-            UNROLL
-            for (int axis = 0; axis < 3; ++axis) {
-                Wide turned = get(by_v + (3 * slot.there + axis) * F + f);
-                more(projected, pair.r[axis] * scale, turned);
-                more(carried[axis], w_vector, turned);
-            }
-            more(directed, get(w + CHUNK), projected);
+            add_adjoints(sum, slot, pairs[slot.pair], filtered + slot.pair * 3 * CHUNK + column, CHUNK, by_s, by_v, f);
         }
-        Wide by_x_vector = wide(0.0f), x_vector = get(x + 2 * PLANE + at);
-        UNROLL
-        for (int axis = 0; axis < 3; ++axis) {
-            int place = (3 * row + axis) * F + f;
-            more(by_x_vector, carried[axis], get(v + place));
-            put(by_v_before + place, get(by_v + place) + carried[axis] * x_vector);
-        }
-        put(by_x + at, sent);
-        put(by_x + PLANE + at, directed);
-        put(by_x + 2 * PLANE + at, by_x_vector);
+        give_back(sum, row, f, x, v, by_v, by_x, by_v_before);
     }
 }
 """

@@ -15,6 +15,7 @@ from painn_deploy.engines.fused.device_source import DEVICE
 from painn_deploy.engines.fused.host_source import HOST, HOST_BEGIN, HOST_END
 from painn_deploy.engines.fused.kernel_source import KERNEL
 from painn_deploy.engines.fused.pair_source import PAIRS
+from painn_deploy.engines.fused.row_source import ROW_BY_ROW
 
 __all__ = ["DEVICE_SOURCE", "HOST_SOURCE", "KERNEL_NAME"]
 
@@ -100,8 +101,32 @@ DEVICE Wide summed(const float* out, int capacity, int row, int column)
     return sum;
 }
 
-// Of every pair the filters of `chunk` features: out[set][pair][kind][chunk] = basis * weights, the bias times the
-// cutoff function included, where the second set has slopes by the distance.
+// Filters of WIDE features for as many pairs as a tile has, whose results are `step` apart: radial functions times
+// weights, the bias times the cutoff function included.
+DEVICE void filter_tile(const float* radial, const float* weights, float* out, int step)
+{
+    Wide sum[PAIR_TILE], bias = fixed(weights + BASIS * 3 * F);
+    UNROLL
+    for (int p = 0; p < PAIR_TILE; ++p) sum[p] = radial[p * BASIS_WIDTH + BASIS] * bias;
+    PRODUCT_UNROLL
+    for (int k = 0; k < BASIS; k += 4) {
+        const float* w = weights + k * 3 * F;
+        Wide w0 = fixed(w), w1 = fixed(w + 3 * F), w2 = fixed(w + 6 * F), w3 = fixed(w + 9 * F);
+        UNROLL
+        for (int p = 0; p < PAIR_TILE; ++p) {
+            Quad y = quad(radial + p * BASIS_WIDTH + k);
+            more(sum[p], y.x, w0);
+            more(sum[p], y.y, w1);
+            more(sum[p], y.z, w2);
+            more(sum[p], y.w, w3);
+        }
+    }
+    UNROLL
+    for (int p = 0; p < PAIR_TILE; ++p) put(out + p * step, sum[p]);
+}
+
+// Of every pair the filters of `chunk` features: out[set][pair][kind][chunk], where the second set has slopes by the
+// distance.
 template <int SETS>
 PHASE void filters(
     const float* basis, int pairs, const float* weights, int feature, int chunk, int kinds, float* out)
@@ -111,30 +136,12 @@ PHASE void filters(
     EACH(task, SETS * tiles * COLUMNS * kinds) {
         int column = WIDE * (task % COLUMNS), rest = task / COLUMNS, kind = rest % kinds, tile = rest / kinds;
         int pair = tile % tiles * PAIR_TILE + tile / tiles * PAIRS;
-        const float* w = weights + kind * F + feature + column;
-        const float* from = basis + pair * BASIS_WIDTH;
-        Wide sum[PAIR_TILE], bias = fixed(w + BASIS * 3 * F);
-        UNROLL
-        for (int p = 0; p < PAIR_TILE; ++p) sum[p] = from[p * BASIS_WIDTH + BASIS] * bias;
-        PRODUCT_UNROLL
-        for (int k = 0; k < BASIS; k += 4) {
-            Wide w0 = fixed(w + k * 3 * F), w1 = fixed(w + (k + 1) * 3 * F), w2 = fixed(w + (k + 2) * 3 * F),
-                 w3 = fixed(w + (k + 3) * 3 * F);
-            UNROLL
-            for (int p = 0; p < PAIR_TILE; ++p) {
-                Quad y = quad(from + p * BASIS_WIDTH + k);
-                more(sum[p], y.x, w0);
-                more(sum[p], y.y, w1);
-                more(sum[p], y.z, w2);
-                more(sum[p], y.w, w3);
-            }
-        }
-        UNROLL
-        for (int p = 0; p < PAIR_TILE; ++p) put(out + ((pair + p) * 3 + kind) * chunk + column, sum[p]);
+        filter_tile(basis + pair * BASIS_WIDTH, weights + kind * F + feature + column,
+            out + (pair * 3 + kind) * chunk + column, 3 * chunk);
     }
 }
 """
 
-_PHASES = _SIZES + _PRODUCTS + CUTOFF + PAIRS + KERNEL
+_PHASES = _SIZES + _PRODUCTS + CUTOFF + PAIRS + ROW_BY_ROW + KERNEL
 DEVICE_SOURCE = DEVICE + _FUNCTIONS + _PHASES
 HOST_SOURCE = HOST + _FUNCTIONS + HOST_BEGIN + _PHASES + HOST_END

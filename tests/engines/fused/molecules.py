@@ -8,17 +8,37 @@ from ase import Atoms
 from ase.build import molecule
 
 from painn_deploy.calibration.structures import aspirin
-from painn_deploy.export.fields import GraphInputs, GraphOutputs
+from painn_deploy.engines.fused.host import Library
+from painn_deploy.engines.fused.host_session import ROWS_A_THREAD, FusedHostSession
+from painn_deploy.engines.fused.weights import pack
+from painn_deploy.engines.session import EngineInfo
+from painn_deploy.export.fields import GraphInputs, GraphOutputs, outputs_of
 from painn_deploy.export.model.force_head import autograd_forces, tensors
 from painn_deploy.export.model.student import Student
 from painn_deploy.runtime.matrix import graph_inputs
 from tests import students
+
+INFO = EngineInfo(backend="fused", version="1", device="cpu", precision="fp32", bundle_sha256="")
 
 
 def mixture() -> list[Atoms]:
     ring, spirit, water = molecule("C6H6"), molecule("CH3CH2OH"), molecule("H2O")
     kinds = [spirit, water, Atoms("O"), aspirin(), water, spirit, ring, Atoms("H"), Atoms("C"), ring, spirit]
     return [students.perturbed(atoms, seed, 0.08) for seed, atoms in enumerate(kinds)]
+
+
+def crowd() -> list[Atoms]:
+    """A cluster that threads share, in which everything interacts with something."""
+    rng = np.random.default_rng(0)
+    water = molecule("H2O")
+    atoms = Atoms()
+    for place in np.ndindex(3, 3, 3):
+        one = water.copy()
+        one.rotate(float(rng.uniform(0, 360)), rng.normal(size=3))
+        one.positions += 3.0 * np.array(place)
+        atoms += one
+    assert len(atoms) > 4 * ROWS_A_THREAD
+    return [atoms]
 
 
 def matrix(batch: Sequence[Atoms], student: Student) -> GraphInputs:
@@ -46,3 +66,7 @@ def parts(batch: Sequence[Atoms], got: GraphOutputs) -> Iterator[list[np.ndarray
 
 def same_bits(ones: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
     return all(np.array_equal(one, other) for one, other in zip(ones, others, strict=True))
+
+
+def opened(library: Library, student: Student, threads: int | None = 1) -> FusedHostSession:
+    return FusedHostSession(library, pack(student), threads, INFO, outputs_of(student.axes))

@@ -1,6 +1,7 @@
 """The fused kernel as an engine of a CPU: against its student in float64, and to the bit against itself."""
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -18,14 +19,11 @@ from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.engines.fused import host, host_session
 from painn_deploy.engines.fused.host import FLAGS, Library, Sizes, compiled_libraries, load
-from painn_deploy.engines.fused.host_session import ROWS_A_THREAD, FusedHostSession
+from painn_deploy.engines.fused.host_session import FusedHostSession
 from painn_deploy.engines.fused.packed import Packed
 from painn_deploy.engines.fused.weights import pack
-from painn_deploy.engines.session import EngineInfo
 from painn_deploy.export.bundle import Bundle
-from painn_deploy.export.checkpoint import load_student
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError, PaiNNDeployError, ShapeError
-from painn_deploy.export.fields import outputs_of
 from painn_deploy.export.manifest import read_bundle
 from painn_deploy.export.model.committee import Committee
 from painn_deploy.export.model.distiller import Distiller
@@ -36,35 +34,9 @@ from painn_deploy.runtime.verlet import VerletList
 from painn_deploy.scripts import export_engines
 from tests import students
 
-from .molecules import check, matrix, mixture, parts, same_bits
+from .molecules import check, crowd, matrix, mixture, opened, parts, same_bits
 
 GUARD = 64
-
-INFO = EngineInfo(backend="fused", version="1", device="cpu", precision="fp32", bundle_sha256="")
-
-
-@pytest.fixture(scope="module")
-def base() -> Student:
-    return load_student("student:base", dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def libraries(base: Student) -> dict[int, Library]:
-    """Of every width that this machine has."""
-    made = compiled_libraries(pack(base))
-    contents = {int("".join(filter(str.isdigit, name))): content for name, content in made.items()}
-    assert sorted(contents) == sorted(host.WIDTHS.get(os.uname().machine, {4: ()}))
-    narrowest = Library(contents[min(contents)], min(contents))
-    return {width: Library(contents[width], width) for width in contents if width <= max(4, narrowest.widest)}
-
-
-def opened(library: Library, student: Student, threads: int | None = 1) -> FusedHostSession:
-    return FusedHostSession(library, pack(student), threads, INFO, outputs_of(student.axes))
-
-
-@pytest.fixture(scope="module")
-def session(base: Student, libraries: dict[int, Library]) -> FusedHostSession:
-    return opened(libraries[max(libraries)], base)
 
 
 @pytest.mark.parametrize("width", [4, 8, 16])
@@ -80,20 +52,6 @@ def test_every_width_of_vectors_gives_what_the_student_gives(
         check(base, batch, session.run(matrix(batch, base)))
 
 
-def crowd(base: Student) -> list[Atoms]:
-    """A cluster that threads share, in which everything interacts with something."""
-    rng = np.random.default_rng(0)
-    water = molecule("H2O")
-    atoms = Atoms()
-    for place in np.ndindex(3, 3, 3):
-        one = water.copy()
-        one.rotate(float(rng.uniform(0, 360)), rng.normal(size=3))
-        one.positions += 3.0 * np.array(place)
-        atoms += one
-    assert len(atoms) > 4 * ROWS_A_THREAD
-    return [atoms]
-
-
 def test_no_bit_depends_on_threads_neighbours_in_a_batch_or_the_order_of_it(
     base: Student, session: FusedHostSession, libraries: dict[int, Library]
 ) -> None:
@@ -104,7 +62,7 @@ def test_no_bit_depends_on_threads_neighbours_in_a_batch_or_the_order_of_it(
     backwards = list(parts(batch[::-1], session.run(matrix(batch[::-1], base))))[::-1]
     for found, other in zip(parts(batch, together), backwards, strict=True):
         assert same_bits(found, other)
-    large = crowd(base)
+    large = crowd()
     alone = session.run(matrix(large, base))
     check(base, large, alone)
     for threads in (2, 5):
@@ -122,7 +80,7 @@ def test_threads_of_the_machine_are_taken_where_nothing_is_said(base: Student, s
 
 
 def test_memory_grows_and_serves_small_ones_after_large_ones(base: Student, session: FusedHostSession) -> None:
-    large, small = crowd(base), mixture()[:1]
+    large, small = crowd(), mixture()[:1]
     with opened(session._library, base) as fresh:
         first = fresh.run(matrix(small, base))
         fresh.run(matrix(large, base))
@@ -142,11 +100,13 @@ def test_no_phase_writes_beyond_the_memory_that_sizes_ask_for(
 
     monkeypatch.setattr(host_session, "_aligned", guarded)
     crystals = [atoms for atoms in students.zoo().values() if set(atoms.numbers) <= {1, 6, 7, 8}]
-    for library in libraries.values():
-        with opened(library, base) as session:
-            for batch in ([Atoms("O")], mixture()[:2], mixture(), crystals, crowd(base)):
-                session.run(matrix(batch, base))
-    assert len(kept) > 8 * len(libraries)
+    for library, cache in itertools.product(libraries.values(), (host.CACHE, 0)):
+        monkeypatch.setattr(host, "CACHE", cache)
+        for threads in (1, 3):
+            with opened(library, base, threads) as session:
+                for batch in ([Atoms("O")], mixture()[:2], mixture(), crystals, crowd()):
+                    session.run(matrix(batch, base))
+    assert len(kept) > 32 * len(libraries)
     for room, start, end in kept:
         assert (room[:start] == 7.25).all()
         assert (room[end:] == 7.25).all()
@@ -201,7 +161,7 @@ def test_what_leads_elsewhere_is_refused(base: Student, session: FusedHostSessio
         with pytest.raises(ShapeError, match=f"atomic_numbers holds {number}"):
             session.run(inputs._replace(atomic_numbers=numbers))
     with pytest.raises(ShapeError, match="more than the engine fused counts with 32 bits"):
-        Sizes.of(pack(base), 16, 10**7, 10)
+        Sizes.of(pack(base), 10**7, 10, 0)
 
 
 def variant(**changes: object) -> Configuration:
@@ -264,6 +224,8 @@ def test_other_students(monkeypatch: pytest.MonkeyPatch, configuration: Configur
     with opened(library, student) as session:
         got = session.run(matrix(batch, student))
         check(student, batch, got)
+        monkeypatch.setattr(host, "CACHE", 0)
+        assert same_bits(session.run(matrix(batch, student)), got), "row by row"
         (features,) = got.extras.values()
         answer = student.readout[-1]
         bias = answer.bias.numpy()
@@ -363,7 +325,7 @@ def damaged(path: Path, **changes: object) -> Bundle:
     ("changes", "error", "message"),
     [
         ({"bound_to": ("cpu:plan9-pdp11",)}, BundleError, "compiled for cpu:plan9-pdp11, and this machine is cpu:"),
-        ({"engine_version": "0"}, BundleError, "version 0 of the kernel, and this is version 1"),
+        ({"engine_version": "0"}, BundleError, "version 0 of the kernel, and this is version 2"),
         ({"axes": {"width": 7}}, BundleError, "weights of another graph"),
         ({"without": ("molecules-4.so", "molecules-8.so")}, BundleError, "holds no library"),
         ({"files": {"molecules.weights": b"nothing"}}, EngineError, "weights of the engine fused are none"),
