@@ -30,9 +30,10 @@ __all__ = ["FusedHostSession"]
 GROUP = 27
 """Rows that small pieces are put together to: three tiles. More gained nothing, and fewer leave tiles half empty."""
 
-SLOTS_A_THREAD = 384
-"""Slots that hold a pair, of which each thread has as many at least: four tenths of a millisecond's work. To wake a
-thread for less gains little, and where other programs have the cores it costs much."""
+SLOTS_A_ROW, SLOTS_A_THREAD = 50, 1150
+"""What takes as long as a row's products takes, in slots that hold a pair; and how much of that each thread has at
+least: four tenths of a millisecond's work. To wake a thread for less gains little, and where other programs have the
+cores it costs much."""
 
 ROWS_A_THREAD = 18
 """Rows that each thread has at least of a group that several share: two tiles."""
@@ -168,7 +169,7 @@ class _Work(NamedTuple):
         shares = [
             np.concatenate([[end - begin], bounds[begin : end + 1]]).astype(np.int32) for begin, end in pairwise(cuts)
         ]
-        most = max(1, min(threads, int(stored[-1]) // SLOTS_A_THREAD))
+        most = max(1, min(threads, (len(reverse) * SLOTS_A_ROW + int(stored[-1])) // SLOTS_A_THREAD))
         together = min(rows // ROWS_A_THREAD, most)
         shared = together if together > min(count, most) else 1
         sizes = Sizes.of(packed, rows, pairs, near * shared, 1 if shared > 1 else min(count, most))
