@@ -201,7 +201,7 @@ class Sizes(NamedTuple):
         filters = 6 * features * pairs  # and their slopes
         chunk = features if 4 * filters * at_once <= CACHE else 0
         work = max(max(3 * features, hidden) * rows, 6 * pairs, filters if chunk else near)
-        if max(work, packed.saved(rows)) >= 2**31:
+        if max(work, packed.saved(rows), packed.of_pairs(pairs, LANES, INDEX)) >= 2**31:
             raise ShapeError(
                 f"{rows} atoms with {pairs} pairs are more than the engine fused counts with 32 bits. Take smaller "
                 "pieces."

@@ -162,6 +162,8 @@ def test_what_leads_elsewhere_is_refused(base: Student, session: FusedHostSessio
             session.run(inputs._replace(atomic_numbers=numbers))
     with pytest.raises(ShapeError, match="more than the engine fused counts with 32 bits"):
         Sizes.of(pack(base), 10**7, 10, 0)
+    with pytest.raises(ShapeError, match="more than the engine fused counts with 32 bits"):
+        Sizes.of(pack(base), 10**5, 5 * 10**7, 0)
 
 
 def variant(**changes: object) -> Configuration:
