@@ -6,13 +6,12 @@ HOST = r"""
 #include <cmath>
 #include <cstring>
 #include <ctime>
+#include <sched.h>
 #ifdef __linux__
 #include <climits>
 #include <linux/futex.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#else
-#include <sched.h>
 #endif
 #define DEVICE static inline
 #define METHOD
@@ -80,9 +79,10 @@ DEVICE Wide each(Wide a)
 }
 
 // A thread that others wait for is late by some 40 us once it slept, where a machine is a virtual one: then they sleep
-// too, and all are late at every barrier. So they look for longer than that before they sleep.
+// too, and all are late at every barrier. So they look for longer than that before they sleep; meanwhile whoever else
+// wants the core gets it, who may be the one that is waited for.
 const long long PATIENCE = 100000;  // ns
-const int LOOKS = 64;  // between two looks at the clock
+const int LOOKS = 64;  // before a core is offered, and the clock is looked at
 static long long nanoseconds()
 {
     timespec now;
@@ -138,6 +138,7 @@ struct Molecules {
         do {
             for (int look = 0; look < LOOKS; ++look)
                 if (__atomic_load_n(meeting + 1, __ATOMIC_SEQ_CST) != met) return;
+            sched_yield();
         } while (nanoseconds() < until);
         __atomic_add_fetch(meeting + 2, 1, __ATOMIC_SEQ_CST);
         while (__atomic_load_n(meeting + 1, __ATOMIC_SEQ_CST) == met) sleep_while(meeting + 1, met);
