@@ -79,10 +79,10 @@ DEVICE Wide each(Wide a)
 }
 
 // A thread that others wait for is late by some 40 us once it slept, where a machine is a virtual one: then they sleep
-// too, and all are late at every barrier. So they look for longer than that before they sleep; meanwhile whoever else
-// wants the core gets it, who may be the one that is waited for.
-const long long PATIENCE = 100000;  // ns
-const int LOOKS = 64;  // before a core is offered, and the clock is looked at
+// too, and all are late at every barrier. So they look for longer than that before they sleep. Where that was in vain,
+// other programs have the cores: then the next barriers are short of patience, twice as many each time.
+const long long PATIENCE = 100000, HASTE = 5000;  // ns
+const int LOOKS = 64;  // between two looks at the clock
 static long long nanoseconds()
 {
     timespec now;
@@ -122,6 +122,7 @@ struct Molecules {
     int* const meeting;  // of all threads: how many wait, how often all met, and how many sleep
     float* const memory;
     const int ROWS, PAIRS, CHUNK_FORWARD, CHUNK_ADJOINT, WORK;
+    int in_haste = 0, more_haste = 1;  // barriers, this time and the next
 
     // A thread that waits for long sleeps: the one that it waits for may want its core.
     void meet()
@@ -134,12 +135,20 @@ struct Molecules {
             if (__atomic_load_n(meeting + 2, __ATOMIC_SEQ_CST)) wake(meeting + 1);
             return;
         }
-        const long long until = nanoseconds() + PATIENCE;
+        const bool patient = !in_haste;
+        const long long until = nanoseconds() + (patient ? PATIENCE : HASTE);
+        if (!patient) --in_haste;
         do {
             for (int look = 0; look < LOOKS; ++look)
-                if (__atomic_load_n(meeting + 1, __ATOMIC_SEQ_CST) != met) return;
-            sched_yield();
+                if (__atomic_load_n(meeting + 1, __ATOMIC_SEQ_CST) != met) {
+                    if (patient) more_haste = 1;
+                    return;
+                }
         } while (nanoseconds() < until);
+        if (patient) {
+            more_haste *= 2;
+            in_haste = more_haste;
+        }
         __atomic_add_fetch(meeting + 2, 1, __ATOMIC_SEQ_CST);
         while (__atomic_load_n(meeting + 1, __ATOMIC_SEQ_CST) == met) sleep_while(meeting + 1, met);
         __atomic_sub_fetch(meeting + 2, 1, __ATOMIC_SEQ_CST);
