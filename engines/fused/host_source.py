@@ -6,12 +6,13 @@ HOST = r"""
 #include <cmath>
 #include <cstring>
 #include <ctime>
-#include <sched.h>
 #ifdef __linux__
 #include <climits>
 #include <linux/futex.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#else
+#include <sched.h>
 #endif
 #define DEVICE static inline
 #define METHOD

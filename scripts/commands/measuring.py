@@ -27,8 +27,8 @@ __all__ = ["GATE", "Examined", "Examiner", "taker"]
 GATE = "onnxruntime"
 """Engine that the graph itself is compared with the student in, on the CPU, whatever else is built of the graph."""
 
-SIMULATED = "{}, in ONNX Runtime on the CPU"
-OF_HALVES = "every half tensor of the graph rounded to half: no engine loses more"
+SIMULATED = "in ONNX Runtime on the CPU: "
+OF_HALVES = "every half tensor of the graph rounded to half, and no engine loses more"
 OF_PRODUCTS = "operands of every FP32 product rounded to TF32's ten bits, as NVIDIA's libraries round them"
 
 Results = Sequence[Mapping[str, Any]]
@@ -142,7 +142,7 @@ class Examiner(Closing):
         """Errors of an engine in FP16, INT8 or TF32.
 
         They are measured where the engine runs. Where it cannot run, or may have computed with more digits than it has
-        to, the simulation counts, which loses as much as any engine may.
+        to, the simulation counts: of halves it loses as much as any engine may, of TF32 as much as the format does.
         """
         structures, wanted, exact, left_out = self._reachable()
         report = dict(graph.report)
@@ -214,8 +214,8 @@ def taker(calculator: PaiNNCalculator) -> Callable[[Atoms], bool]:
 
 
 def _simulated(manifest: Manifest) -> str:
-    halves = [] if manifest.arithmetic == "tf32" else [OF_HALVES]
-    return SIMULATED.format("; ".join([*halves, *([OF_PRODUCTS] if manifest.tf32 else [])]))
+    rounded = {OF_HALVES: manifest.arithmetic != "tf32", OF_PRODUCTS: manifest.tf32}
+    return SIMULATED + "; ".join(what for what, done in rounded.items() if done)
 
 
 def _not_executed(engine: str) -> dict[str, Any]:
