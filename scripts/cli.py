@@ -18,6 +18,7 @@ from painn_deploy.scripts.commands.choices import (
     EnergyKey,
     EnergyUnit,
     LengthUnit,
+    MadeFrom,
     OneBundle,
     Others,
     Species,
@@ -171,7 +172,7 @@ def convert(
 @app.command()
 def validate(
     bundles: Bundles,
-    reference: Annotated[str, typer.Option(help="The checkpoint that the bundles were made from.")],
+    reference: MadeFrom,
     structures: Structures = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to write validation.json and report.html into.")
@@ -199,9 +200,8 @@ def validate(
 
     limits = Tolerances(energy_limit(max_energy_error), force_limit(max_force_error), stress_limit(max_stress_error))
     chosen = Options(structures, limits, device, audit, picoseconds)
-    if run_validation(
-        bundles, reference, chosen, compare_to=compare_to, output=output, strict=strict, out=out, err=err
-    ):
+    made_of = choices.listed(reference)
+    if run_validation(bundles, made_of, chosen, compare_to=compare_to, output=output, strict=strict, out=out, err=err):
         raise typer.Exit(1)
 
 
@@ -313,18 +313,16 @@ def screen(
 @app.command()
 def bench(
     bundles: Bundles,
-    reference: Annotated[
-        str | None, typer.Option(help="Their checkpoint: PyTorch eager on it is then the baseline.")
-    ] = None,
+    reference: MadeFrom = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for benchmark.json and plots.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small molecules and batches alone.")] = False,
     threads: Threads = None,
     device: Device = "auto",
 ) -> None:
-    """Time engines side by side: latency by size, throughput by batch, memory."""
+    """Time engines, with --reference beside PyTorch eager: latency by size, throughput by batch, memory."""
     from painn_deploy.scripts.benchmarks.inference import bench_bundles
 
-    bench_bundles(bundles, reference, output, quick=quick, threads=threads, device=device, console=out)
+    bench_bundles(bundles, choices.listed(reference), output, quick=quick, threads=threads, device=device, console=out)
 
 
 @app.command()

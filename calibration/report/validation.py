@@ -16,17 +16,18 @@ from painn_deploy.calibration.accuracy.double import allowed_error
 from painn_deploy.calibration.accuracy.errors import ERROR_UNITS, Accuracy, Tolerances, compare, describe
 from painn_deploy.calibration.accuracy.left_out import LeftOut, named
 from painn_deploy.calibration.accuracy.reference import one_thread
+from painn_deploy.calibration.origin import Reference, load_origin
 from painn_deploy.calibration.physics.audit import Audit, References, audit
 from painn_deploy.calibration.report.comparison import Change, by_group, compare_accuracies, compare_findings
 from painn_deploy.calibration.uncertainty.calibrated import Calibrated
 from painn_deploy.calibration.validation_set import choose_validation_set, group_of
 from painn_deploy.engines import EngineInfo
 from painn_deploy.export.bundle import Bundle, read_bundle
-from painn_deploy.export.checkpoint import Checkpoint, load_student, resolve_checkpoint
-from painn_deploy.export.declaration import declaration_of
-from painn_deploy.export.errors import BundleError, CheckpointError, OutputError
+from painn_deploy.export.checkpoint import Checkpoint
+from painn_deploy.export.errors import BundleError, OutputError
 from painn_deploy.export.files import prepare_output, to_json, write_output
 from painn_deploy.export.manifest import MANIFEST, VALIDATION
+from painn_deploy.export.model.student import Student
 from painn_deploy.export.progress import Tell, silent
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.familiarity import Judged, far_structures
@@ -40,7 +41,6 @@ __all__ = [
     "changes",
     "check_output",
     "far_line",
-    "open_bundles",
     "validate",
     "write_validations",
 ]
@@ -173,13 +173,13 @@ class Validation:
 
 
 def validate(
-    bundles: Sequence[Path], reference: str | Path, options: Options | None = None, *, tell: Tell = silent
+    bundles: Sequence[Path], reference: Reference, options: Options | None = None, *, tell: Tell = silent
 ) -> list[Validation]:
     """Measure each bundle's errors against the student, and audit its physics.
 
     Args:
         bundles: folders NAME.engine.
-        reference: the checkpoint that they were made from.
+        reference: the checkpoint that they were made from, or those of all members of a committee.
         options: of the validation.
         tell: called with a line about each step as it begins.
 
@@ -193,20 +193,20 @@ def validate(
         PeriodicityWarning: structures look like crystals and have no periodic direction; once, counting them.
     """
     options = options or Options()
-    opened, source = open_bundles(bundles, reference)
+    opened = [read_bundle(path) for path in bundles]
+    student, source = load_origin(opened, reference, torch.float64)
     with one_thread():
-        return _validations([Path(path) for path in bundles], opened, source, reference, options, tell)
+        return _validations([Path(path) for path in bundles], opened, student, source, options, tell)
 
 
 def _validations(
     paths: Sequence[Path],
     opened: Sequence[Bundle],
+    student: Student,
     source: Checkpoint,
-    reference: str | Path,
     options: Options,
     tell: Tell,
 ) -> list[Validation]:
-    student = load_student(reference, dtype=torch.float64, declared=declaration_of(opened[0].manifest))
     tell("reading structures")
     candidates, named = choose_validation_set(options.structures, student)
     local_graphs(candidates, student.configuration.cutoff)  # of many, it says which is wrong
@@ -263,37 +263,6 @@ def _validations(
 def _far(bundle: Bundle, structures: Sequence[Atoms], places: Sequence[int]) -> list[LeftOut]:
     found = far_structures(Judged.in_bundle(bundle), structures)
     return [LeftOut(places[index], describe(structures[index]), words) for index, words in found]
-
-
-def open_bundles(bundles: Sequence[Path], reference: str | Path) -> tuple[list[Bundle], Checkpoint]:
-    """Read bundles, and check that they were made from the reference.
-
-    Args:
-        bundles: folders NAME.engine.
-        reference: the checkpoint that they should be made from.
-
-    Returns:
-        The bundles, and the checkpoint.
-
-    Raises:
-        BundleError: one is damaged.
-        CheckpointError: the reference is not what a bundle was made from, or they were made with other units.
-    """
-    opened = [read_bundle(path) for path in bundles]
-    source = resolve_checkpoint(reference)
-    for bundle in opened:
-        if bundle.manifest.checkpoint_sha256 != source.sha256:
-            raise CheckpointError(
-                f"{bundle} was not made from {source.path} (its SHA-256 is "
-                f"{bundle.manifest.checkpoint_sha256[:12]}..., the file's {source.sha256[:12]}...). "
-                "Give the checkpoint that it was made from, or export it again."
-            )
-        if declaration_of(bundle.manifest) != declaration_of(opened[0].manifest):
-            raise CheckpointError(
-                f"{bundle} and {opened[0]} were made from one file with other units or elements: they are of different "
-                "students. Validate them one by one, or export one again."
-            )
-    return opened, source
 
 
 def changes(before: Validation, after: Validation) -> list[Change]:

@@ -17,10 +17,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from painn_deploy.calibration.origin import load_origin
 from painn_deploy.engines import get_backend
 from painn_deploy.export.checkpoint import load_student, resolve_checkpoint
-from painn_deploy.export.declaration import declaration_of
-from painn_deploy.export.errors import BundleError, PaiNNDeployError
+from painn_deploy.export.errors import PaiNNDeployError
 from painn_deploy.export.files import prepare_output, to_json, write_output
 from painn_deploy.export.manifest import read_bundle
 from painn_deploy.export.model.student import Student
@@ -167,7 +167,7 @@ def time_bundles(
 
 def bench_bundles(
     bundles: Sequence[Path],
-    reference: str | None,
+    reference: Sequence[str],
     output: Path | None,
     *,
     quick: bool,
@@ -179,7 +179,8 @@ def bench_bundles(
 
     Args:
         bundles: folders NAME.engine.
-        reference: the checkpoint that they were made of, the baseline of ratios; None for no ratios.
+        reference: the checkpoint that they were made from, or those of all members of a committee: the baseline of
+            ratios; empty for no ratios.
         output: folder for benchmark.json and plots; None for none.
         quick: small molecules and batches alone.
         threads: of the CPU, for engines and PyTorch alike, from then on in this process; None for what each chooses.
@@ -187,22 +188,15 @@ def bench_bundles(
         console: to print on.
 
     Raises:
-        BundleError: one cannot be read, or was not made of the reference.
+        BundleError: one cannot be read.
+        CheckpointError: one was not made from the reference.
     """
     made: dict[str, Path] = {}
-    said = {}
     for path in bundles:
-        bundle = read_bundle(path)
-        said[path] = declaration_of(bundle.manifest)
-        if reference is not None and bundle.manifest.checkpoint_sha256 != resolve_checkpoint(reference).sha256:
-            raise BundleError(f"{path} was not made of {reference}, so that it is no baseline for it.")
         made[path.stem if path.stem not in made else str(path)] = path
-    if reference is not None and any(each != said[bundles[0]] for each in said.values()):
-        raise BundleError(
-            f"The bundles were made of {reference} with other units or elements: there is no one baseline."
-        )
-    student = None if reference is None else load_student(reference, declared=said[bundles[0]])
-    sources = {read_bundle(path).manifest.checkpoint_sha256 for path in bundles}
+    read = [read_bundle(path) for path in bundles]
+    student, source = load_origin(read, reference) if reference else (None, None)
+    sources = {bundle.manifest.checkpoint_sha256 for bundle in read}
     if output is not None:
         prepare_output(output)
     if threads is not None:
@@ -211,7 +205,7 @@ def bench_bundles(
         lambda keep: time_bundles(
             made, student, device, compiled=False, quick=quick, console=console, threads=threads, keep=keep
         ),
-        {"checkpoint": reference or "bundles", "checkpoint_sha256": " ".join(sorted(sources))},
+        {"checkpoint": "bundles" if source is None else source.name, "checkpoint_sha256": " ".join(sorted(sources))},
         output,
         console,
     )

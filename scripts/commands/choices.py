@@ -16,6 +16,7 @@ __all__ = [
     "EnergyKey",
     "EnergyUnit",
     "LengthUnit",
+    "MadeFrom",
     "OneBundle",
     "Others",
     "Species",
@@ -105,6 +106,10 @@ def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
 
 Bundles = Annotated[list[Path], typer.Argument(help="Folders NAME.engine.", metavar="BUNDLE", autocompletion=bundles)]
 OneBundle = Annotated[Path, typer.Argument(help="A folder NAME.engine.", metavar="BUNDLE", autocompletion=bundles)]
+MadeFrom = Annotated[
+    list[str] | None,
+    typer.Option("--reference", help="The checkpoint that they were made from; of a committee all: a,b,c."),
+]
 Structures = Annotated[
     Path | None, typer.Option(help="Structures in any format that ASE reads; a default set otherwise.")
 ]

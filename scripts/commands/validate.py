@@ -11,6 +11,7 @@ from rich.table import Table
 
 from painn_deploy.calibration.accuracy.errors import Accuracy, Tolerances
 from painn_deploy.calibration.accuracy.left_out import summary
+from painn_deploy.calibration.origin import Reference
 from painn_deploy.calibration.physics.verdicts import Finding, Verdict, format_number
 from painn_deploy.calibration.report.comparison import Change
 from painn_deploy.calibration.report.validation import (
@@ -39,7 +40,7 @@ COLOURS = {"holds": "green", "within precision": "cyan", "not resolvable": "yell
 
 def run_validation(
     bundles: Sequence[Path],
-    reference: str,
+    reference: Reference,
     options: Options,
     *,
     compare_to: Path | None,
@@ -52,7 +53,7 @@ def run_validation(
 
     Args:
         bundles: folders NAME.engine.
-        reference: the checkpoint that they were made from.
+        reference: the checkpoint that they were made from, or those of all members of a committee.
         options: how to validate.
         compare_to: another bundle of the same student.
         output: folder for validation.json and report.html; None for none.

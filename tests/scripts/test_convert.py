@@ -10,7 +10,7 @@ import torch
 from ase.build import molecule
 
 from painn_deploy.calibration.accuracy.reference import reference_results
-from painn_deploy.calibration.report.validation import open_bundles
+from painn_deploy.calibration.origin import load_origin
 from painn_deploy.export import load_student
 from painn_deploy.export.bundle import read_bundle
 from painn_deploy.export.checkpoint import load_checkpoint
@@ -113,7 +113,7 @@ def test_validate_takes_units_and_elements_from_the_bundle(exported: Path) -> No
 def test_bundles_of_one_file_in_two_units_are_of_two_students(exported: Path, tmp_path: Path) -> None:
     (other,) = export_engines(MODEL, tmp_path, structures=[students.water()], declared=Declaration("eV", "Ang", (1, 8)))
     with pytest.raises(CheckpointError, match="with other units or elements"):
-        open_bundles([exported, other], MODEL)
+        load_origin([read_bundle(exported), read_bundle(other)], MODEL)
 
 
 def test_elements_that_nobody_named_are_unverified_in_every_message(tmp_path: Path) -> None:

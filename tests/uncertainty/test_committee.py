@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from typer.testing import CliRunner
 
+from painn_deploy.calibration.report.validation import Options, validate
 from painn_deploy.calibration.uncertainty.spread import spread_of
 from painn_deploy.export.bundle import read_bundle
 from painn_deploy.export.checkpoint import load_committee, load_student
@@ -101,6 +102,43 @@ def test_mean_and_spread_are_those_of_the_engines_one_by_one(
     assert manifest.axes == {"members": 3}
     said = read_bundle(committee).json("validation.json")["committee"]
     assert said["forces_median"] < 1e-5
+
+
+def test_a_committee_is_validated_against_its_members_in_any_order(committee: Path, members: list[Path]) -> None:
+    shuffled, options = [members[2], members[0], members[1]], Options(physics=False)
+    (found,) = validate([committee], shuffled, options)
+    assert not found.failures
+    assert found.checkpoint == "seed0+2"
+    assert found.accuracy.force_max < FORCES
+    with PaiNNCalculator(committee) as together:
+        got = together.calculate_batch(found.samples.structures)
+    for each, wanted in zip(got, found.samples.wanted, strict=True):
+        np.testing.assert_allclose(each["forces"], wanted["forces"], rtol=0, atol=FORCES)
+
+
+def test_a_committee_is_validated_against_all_its_members_and_nobody_else(
+    committee: Path, members: list[Path], tmp_path: Path
+) -> None:
+    stranger, options = students.write(tmp_path, "painn", seed=9, species=["H", "C", "O"]), Options(physics=False)
+    for given, message in (
+        (members[:2], "of a committee of 3, and of seed2 no checkpoint was given. Give those of all members"),
+        (members[0], "of a committee of 3, and of seed1, seed2 no checkpoint"),
+        ([*members[:2], stranger], r"was not made from .*painn.* but from seed0 .*seed1 .*seed2 .*of all members"),
+        ([*members, members[0]], "given twice"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            validate([committee], given, options)
+    (alone,) = export_engines(members[0], tmp_path / "alone", uncertainty=False)
+    with pytest.raises(CheckpointError, match=r"was not made from .*seed1.* but from a file of SHA-256"):
+        validate([alone], members[:2], options)
+
+
+def test_commands_take_a_committee_s_checkpoints_as_a_list(committee: Path, members: list[Path]) -> None:
+    first, *others = (str(path) for path in members)
+    command = ["validate", str(committee), "--no-audit", "--reference", ",".join(others), "--reference", first]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "faithful" in done.stdout
 
 
 def test_trained_ethanols(references: Path, tmp_path: Path) -> None:
