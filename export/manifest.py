@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from painn_deploy.export.errors import BundleError, OutputError
 from painn_deploy.export.fields import UNITS, Field, inputs_of, outputs_of
-from painn_deploy.export.manifest_values import PRECISIONS, wrong_keys
+from painn_deploy.export.manifest_values import PRECISIONS, arithmetic_of, wrong_keys
 from painn_deploy.export.moved import moved_names
 from painn_deploy.export.parsing import UnreadableError, parse_json
 from painn_deploy.export.reading import is_plain_name
@@ -120,8 +120,8 @@ class Manifest:
 
     @property
     def arithmetic(self) -> str:
-        """What its results are judged as: the precision, or `tf32` of FP32 whose products round to ten bits."""
-        return "tf32" if self.tf32 and self.precision == "fp32" else self.precision
+        """What its results are judged as, see `arithmetic_of`."""
+        return arithmetic_of(self.precision, tf32=self.tf32)
 
     @property
     def compute_capability(self) -> tuple[str, ...]:

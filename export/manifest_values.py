@@ -7,7 +7,7 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["EXACT", "PRECISIONS", "wrong_keys"]
+__all__ = ["EXACT", "PRECISIONS", "arithmetic_of", "wrong_keys"]
 
 PRECISIONS = ("fp64", "fp32", "fp16", "int8")
 """Every precision that a bundle can be in, the most exact first."""
@@ -25,6 +25,16 @@ LARGEST_CUTOFF = 100.0
 
 LARGEST_AXIS, LARGEST_NUMBER = 2**31, 2**63
 HEAVIEST = 118
+
+
+def arithmetic_of(precision: str, *, tf32: bool) -> str:
+    """What an engine computes in: its precision, or `tf32` of FP32 whose products round their operands to ten bits.
+
+    Args:
+        precision: of its graph.
+        tf32: whether products in FP32 round so.
+    """
+    return "tf32" if tf32 and precision == "fp32" else precision
 
 
 def wrong_keys(values: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from painn_deploy.export.declaration import Declaration
 from painn_deploy.export.errors import EngineUnavailableError, ExportError
 from painn_deploy.export.files import prepare_output
 from painn_deploy.export.manifest import SUFFIX, check_free
+from painn_deploy.export.manifest_values import arithmetic_of
 from painn_deploy.export.progress import Tell, silent
 from painn_deploy.scripts.commands.bundler import Bundler
 from painn_deploy.scripts.commands.measuring import GATE
@@ -48,7 +49,7 @@ def export_engines(
     Args:
         checkpoint: a file, see `painn_deploy.export.load_student`, or a student that ships, such as `student:base`; or
             several, for a committee.
-        output: folder to write bundles NAME-ENGINE-PRECISION.engine into.
+        output: folder to write bundles NAME-ENGINE-PRECISION.engine into; those in TF32 are called `tf32`.
         committee: make one bundle of several students of one architecture: the mean of their energies, forces and
             stress, with the standard deviation over them.
         engines: backends by name.
@@ -94,12 +95,12 @@ def export_engines(
     made_of = {engine: _candidates(engine, precisions) for engine in engines}
     asked = list(dict.fromkeys(precision for candidates in made_of.values() for precision in candidates))
 
-    def target(engine: str, precision: str) -> Path:
-        return Path(output) / f"{name}-{engine}-{precision}{SUFFIX}"
+    def target(engine: str, arithmetic: str) -> Path:
+        return Path(output) / f"{name}-{engine}-{arithmetic}{SUFFIX}"
 
     for engine in engines:
         for precision in made_of[engine]:
-            check_free(target(engine, precision), overwrite=overwrite)
+            check_free(target(engine, arithmetic_of(precision, tf32=tf32)), overwrite=overwrite)
     prepare_output(output)
     tell(f"reading {', '.join(find_checkpoint(each)[0].name for each in checkpoints)}")
     paths: list[Path] = []
@@ -121,7 +122,7 @@ def export_engines(
         for engine in engines:
             for precision in precisions:
                 made = bundler.fastest(engine) if precision == AUTO else bundler.bundle(engine, precision)
-                path = target(engine, made.bundle.manifest.precision)
+                path = target(engine, made.bundle.manifest.arithmetic)
                 made.bundle.write(path, overwrite=overwrite or path in paths)
                 paths.append(path)
     return list(dict.fromkeys(paths))

@@ -136,7 +136,7 @@ class Bundles:
         """
         one = BuildRequest(engine, precision, form)
         self._check_here(one)
-        path = self._path(one)
+        path = self.path(one)
         if path.is_dir():
             return path
         if path in self._failed:  # it would take as long again
@@ -168,7 +168,7 @@ class Bundles:
         for one in wanted:
             with suppress(Unavailable, EngineUnavailableError):  # its own stage says so
                 self._check_here(one)
-                missing += [] if self._path(one).is_dir() else [one]
+                missing += [] if self.path(one).is_dir() else [one]
         for one, outcome in build_all(self._options, missing, self.folder):
             keep(f"{one}: build", self._remembered(one, outcome))
 
@@ -177,22 +177,23 @@ class Bundles:
             try:
                 return outcome()
             except Exception as error:
-                self._failed[self._path(one)] = error
+                self._failed[self.path(one)] = error
                 raise
 
         return result
 
     def folder(self, one: BuildRequest) -> Path:
-        """Of bundles in a form, and apart those in TF32, which have the names of those in FP32.
-
-        Those of another machine, version or student lie elsewhere.
-        """
+        """Of bundles in a form; those of another machine, version or student lie elsewhere."""
         of = hashlib.sha256(to_json(self._record.job)).hexdigest()[:16]
-        form = one.form.translate(str.maketrans("+@,", "---")) or "default"
-        return Path(self._options.work) / of / (form if one.precision == one.written else f"{form}-{one.precision}")
+        return Path(self._options.work) / of / (one.form.translate(str.maketrans("+@,", "---")) or "default")
 
-    def _path(self, one: BuildRequest) -> Path:
-        return self.folder(one) / f"{self._record.job['student']}-{one.engine}-{one.written}{SUFFIX}"
+    def path(self, one: BuildRequest) -> Path:
+        """Of a bundle, as `export_engines` names it.
+
+        Args:
+            one: what is asked for.
+        """
+        return self.folder(one) / f"{self._record.job['student']}-{one.engine}-{one.precision}{SUFFIX}"
 
     def _check_here(self, one: BuildRequest) -> None:
         """Refuse what cannot run on the job's device.

@@ -25,7 +25,7 @@ from painn_deploy.engines.onnxruntime.backend import OnnxRuntimeBackend
 from painn_deploy.engines.tensorrt.plan import read_plan
 from painn_deploy.export import load_student
 from painn_deploy.export.bundle import Bundle
-from painn_deploy.export.errors import DatasetError, ExportError, ParityError, PrecisionError, SpeciesError
+from painn_deploy.export.errors import DatasetError, ExportError, OutputError, ParityError, PrecisionError, SpeciesError
 from painn_deploy.export.graph.tf32 import rounded_products
 from painn_deploy.export.manifest import MODEL, read_bundle
 from painn_deploy.runtime import PaiNNCalculator
@@ -255,6 +255,9 @@ def test_tf32_is_held_to_the_limits_of_lower_precisions(
     (path,) = export_engines(painn, tmp_path, engines=[rounding], structures=frames, tf32=True)
     found, manifest = validation(path), read_bundle(path).manifest
     assert (manifest.precision, manifest.tf32, manifest.arithmetic) == ("fp32", True, "tf32")
+    assert path.name == f"painn-{rounding}-tf32.engine", "one in FP32 has room beside it"
+    with pytest.raises(OutputError, match=r"tf32\.engine .*--overwrite"):
+        export_engines(painn, tmp_path, engines=[rounding], structures=frames, tf32=True)
     assert 1e-5 < found["against_fp32"]["force_rmse"] < 5e-3
     measured, simulated = found["against_fp32"], found["simulated"]["against_fp32"]
     assert measured["force_rmse"] == pytest.approx(simulated["force_rmse"], rel=1e-3)

@@ -184,7 +184,7 @@ def test_tf32_comes_last_and_its_bundles_lie_apart(tmp_path: Path) -> None:
     options = Options("student:base", "cpu", str(tmp_path))
     bundles = Bundles(options, Record(tmp_path, {"student": "student-base"}))
     one, other = (BuildRequest("inductor", precision) for precision in ("fp32", "tf32"))
-    assert bundles.folder(one) != bundles.folder(other)
+    assert bundles.path(one) != bundles.path(other)
     assert one.exported == {"engines": ["inductor"], "precisions": ["fp32"], "tf32": False, "form": ""}
     assert other.exported == one.exported | {"tf32": True}
     with pytest.raises(Unavailable, match="inductor has no tf32 on cpu"):
