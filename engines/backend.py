@@ -114,6 +114,18 @@ class Backend(Protocol):
         """
         return ""
 
+    def check(self, options: BuildOptions) -> None:
+        """Refuse now what `build` would refuse after minutes, whatever the graph is.
+
+        Args:
+            options: what an engine is to be built for.
+
+        Raises:
+            EngineUnavailableError: something that building needs is not here, or there is no such device.
+            EngineError: the options make no sense.
+        """
+        self.bound_to(options)
+
     def lower(self, model: "onnx.ModelProto") -> "onnx.ModelProto":
         """The graph as the engine likes it best: the same values up to the order of sums, and the same contract.
 

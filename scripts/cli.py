@@ -18,7 +18,6 @@ from painn_deploy.scripts.commands.choices import (
     EnergyKey,
     EnergyUnit,
     LengthUnit,
-    MadeFrom,
     OneBundle,
     Others,
     Species,
@@ -172,7 +171,7 @@ def convert(
 @app.command()
 def validate(
     bundles: Bundles,
-    reference: MadeFrom,
+    reference: Annotated[str, choices.MADE_FROM],
     structures: Structures = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to write validation.json and report.html into.")
@@ -200,7 +199,7 @@ def validate(
 
     limits = Tolerances(energy_limit(max_energy_error), force_limit(max_force_error), stress_limit(max_stress_error))
     chosen = Options(structures, limits, device, audit, picoseconds)
-    made_of = choices.listed(reference)
+    made_of = choices.listed([reference])
     if run_validation(bundles, made_of, chosen, compare_to=compare_to, output=output, strict=strict, out=out, err=err):
         raise typer.Exit(1)
 
@@ -313,7 +312,7 @@ def screen(
 @app.command()
 def bench(
     bundles: Bundles,
-    reference: MadeFrom = None,
+    reference: Annotated[str | None, choices.MADE_FROM] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for benchmark.json and plots.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small molecules and batches alone.")] = False,
     threads: Threads = None,
@@ -322,7 +321,8 @@ def bench(
     """Time engines, with --reference beside PyTorch eager: latency by size, throughput by batch, memory."""
     from painn_deploy.scripts.benchmarks.inference import bench_bundles
 
-    bench_bundles(bundles, choices.listed(reference), output, quick=quick, threads=threads, device=device, console=out)
+    made_of = choices.listed([] if reference is None else [reference])
+    bench_bundles(bundles, made_of, output, quick=quick, threads=threads, device=device, console=out)
 
 
 @app.command()

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from painn_deploy.engines.backend import Backend, BuildOptions, BuiltEngine
 from painn_deploy.engines.forms import Form
 from painn_deploy.engines.fused.gpu import compiled_kernels, session_on_gpu
-from painn_deploy.engines.fused.host import LIBRARY, compiled_libraries, kind_of_machine, load
+from painn_deploy.engines.fused.host import LIBRARY, compiled_libraries, compiler, kind_of_machine, load
 from painn_deploy.engines.fused.host_session import FusedHostSession
 from painn_deploy.engines.fused.packed import Packed
 from painn_deploy.engines.fused.plan import MOST_ATOMS, plans_for
 from painn_deploy.engines.gpu.cuda import compute_capability, gpus
+from painn_deploy.engines.gpu.device_positions import compile_kernel
 from painn_deploy.engines.gpu.session import GpuSession
 from painn_deploy.engines.session import EngineInfo
 from painn_deploy.export.bundle import Bundle
@@ -115,6 +116,14 @@ class FusedBackend(Backend):
     def bound_to(self, options: BuildOptions) -> str:
         """See `Backend.bound_to`."""
         return ",".join(self._targets(options))
+
+    def check(self, options: BuildOptions) -> None:
+        """See `Backend.check`: compilers, and whether they know the GPUs."""
+        for target in self._targets(options):
+            if target.startswith(CUDA):
+                compile_kernel(target.removeprefix(CUDA), "")
+            else:
+                compiler()
 
     def _targets(self, options: BuildOptions) -> tuple[str, ...]:
         """Kinds of device that an engine is built for.

@@ -21,7 +21,7 @@ from painn_deploy.engines.fused.packed import Packed, defined, round_up
 from painn_deploy.engines.fused.source import HOST_SOURCE
 from painn_deploy.export.errors import EngineError, EngineUnavailableError, ShapeError
 
-__all__ = ["LIBRARY", "Library", "Sizes", "compiled_libraries", "kind_of_machine", "load"]
+__all__ = ["LIBRARY", "Library", "Sizes", "compiled_libraries", "compiler", "kind_of_machine", "load"]
 
 LIBRARY = "molecules-{}.so"
 """Name of a library in a bundle, by its width."""
@@ -65,6 +65,18 @@ def _macros(packed: Packed, width: int) -> dict[str, int | float | str]:
     return {**packed.macros, **whole, **sizes, "INDEX": "int", "PRODUCT_UNROLL": ""}
 
 
+def compiler() -> str:
+    """The C++ compiler's name: what CXX says, or else one that is here.
+
+    Raises:
+        EngineUnavailableError: there is none.
+    """
+    found = next((name for name in (os.environ.get("CXX", ""), "g++", "clang++") if name and shutil.which(name)), None)
+    if found is None:
+        raise EngineUnavailableError("The engine fused needs a C++ compiler: install g++, or set CXX to yours.")
+    return found
+
+
 def compiled_libraries(packed: Packed) -> dict[str, bytes]:
     """Libraries of a student, by their names in a bundle.
 
@@ -75,9 +87,7 @@ def compiled_libraries(packed: Packed) -> dict[str, bytes]:
         EngineUnavailableError: there is no C++ compiler.
         EngineError: it does not compile; with what the compiler said.
     """
-    found = next((name for name in (os.environ.get("CXX", ""), "g++", "clang++") if name and shutil.which(name)), None)
-    if found is None:
-        raise EngineUnavailableError("The engine fused needs a C++ compiler: install g++, or set CXX to yours.")
+    found = compiler()
     with TemporaryDirectory(prefix="painn-deploy-") as folder:
         running = {}
         for width, flags in _widths(packed).items():

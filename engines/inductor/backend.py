@@ -27,6 +27,7 @@ from painn_deploy.engines.forms import CPU_FORMS, Plan, plans_for, serving
 from painn_deploy.engines.gpu.arena import Arena
 from painn_deploy.engines.gpu.driver import check_driver, driver
 from painn_deploy.engines.gpu.session import GpuSession
+from painn_deploy.engines.gpu.toolchain import toolchain
 from painn_deploy.engines.host_session import HostSession
 from painn_deploy.engines.inductor.compile import SEVERAL, Asked, compiled_form, compiling
 from painn_deploy.engines.inductor.gpu import LEAST, LoadedPackage, TorchExecutor, torch_in_words
@@ -159,16 +160,25 @@ class InductorBackend(Backend):
         torch = _torch()
         return (*(f"cuda:{index}" for index in range(torch.cuda.device_count())), "cpu")
 
-    def build(self, model: bytes, options: BuildOptions, tell: Tell = silent) -> BuiltEngine:
-        """See `Backend.build`."""
-        torch = _torch()
-        device = self._device(options.device)
-        kind = device.partition(":")[0]
-        plans = plans_for(kind, options.form, options.precision)
-        if lacking := self.lacks(options.precision, device):
-            raise EngineUnavailableError(f"The engine inductor has no {options.precision} here. {lacking}")
+    def check(self, options: BuildOptions) -> None:
+        """See `Backend.check`: the device, the forms, and what compiles for them."""
+        self._plans(options)
+        if self._device(options.device) != "cpu":
+            with toolchain():  # proves itself
+                return
         if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
             raise EngineUnavailableError("The engine inductor needs a C++ compiler: install g++, or set CXX to yours.")
+
+    def _plans(self, options: BuildOptions) -> dict[str, Plan]:
+        return plans_for(self._device(options.device).partition(":")[0], options.form, options.precision)
+
+    def build(self, model: bytes, options: BuildOptions, tell: Tell = silent) -> BuiltEngine:
+        """See `Backend.build`."""
+        self.check(options)
+        torch, device = _torch(), self._device(options.device)
+        plans = self._plans(options)
+        if lacking := self.lacks(options.precision, device):
+            raise EngineUnavailableError(f"The engine inductor has no {options.precision} here. {lacking}")
         tf32 = options.tf32 and self.honours_tf32(device)
         asked = {name: Asked(str(plan.form), device, tf32) for name, plan in plans.items()}
         first, *others = asked

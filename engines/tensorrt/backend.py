@@ -102,9 +102,9 @@ class TensorRTBackend(PlanBackend):
             )
         return library
 
-    def build(self, model: bytes, options: BuildOptions, tell: Tell = silent) -> BuiltEngine:
-        """See `Backend.build`."""
-        library = self.library()
+    def check(self, options: BuildOptions) -> None:
+        """See `Backend.check`: the library, and the GPU."""
+        self.library()
         if not gpus():
             raise EngineUnavailableError(
                 "tensorrt builds on the GPU that the engine will run on, and there is no NVIDIA GPU here. "
@@ -116,6 +116,11 @@ class TensorRTBackend(PlanBackend):
                 f"tensorrt builds for the GPU at hand, whose compute capability is {here}, not for "
                 f"{', '.join(options.compute_capabilities)}."
             )
+
+    def build(self, model: bytes, options: BuildOptions, tell: Tell = silent) -> BuiltEngine:
+        """See `Backend.build`."""
+        self.check(options)
+        library, here = self.library(), compute_capability(0)
         file = cache_folder() / "timing" / f"tensorrt-{library.__version__}-{here}.cache"
         measured = kept(file, LARGEST_CACHE) or b""
         built = build_plan(library, model, options, timing_cache=measured, tell=tell)

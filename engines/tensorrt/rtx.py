@@ -37,16 +37,20 @@ class TensorRTRTXBackend(PlanBackend):
             "weights": ", ".join(weights),
         }
 
-    def build(self, model: bytes, options: BuildOptions, tell: Tell = silent) -> BuiltEngine:
-        """See `Backend.build`."""
-        capabilities = options.compute_capabilities or DEFAULT_CAPABILITIES
+    def check(self, options: BuildOptions) -> None:
+        """See `Backend.check`: the library, and the GPUs that it builds for."""
         library = self.library()
         known = [name.removeprefix("SM") for name in library.ComputeCapability.__members__ if name.startswith("SM")]
-        if unknown := sorted(set(capabilities) - set(known)):
+        if unknown := sorted(set(options.compute_capabilities) - set(known)):
             raise EngineUnavailableError(
                 f"tensorrt-rtx {library.__version__} builds for the compute capabilities {', '.join(known)}, "
                 f"not for {', '.join(unknown)}. For other GPUs there is the engine tensorrt."
             )
+
+    def build(self, model: bytes, options: BuildOptions, tell: Tell = silent) -> BuiltEngine:
+        """See `Backend.build`."""
+        self.check(options)
+        capabilities = options.compute_capabilities or DEFAULT_CAPABILITIES
 
         def configure(library: Any, config: Any) -> None:
             # without it the runtime may allocate while it runs, which cannot be recorded as a CUDA graph
@@ -55,7 +59,7 @@ class TensorRTRTXBackend(PlanBackend):
             for index, capability in enumerate(capabilities):
                 config.set_compute_capability(getattr(library.ComputeCapability, f"SM{capability}"), index)
 
-        built = build_plan(library, model, options, configure=configure, tell=tell)
+        built = build_plan(self.library(), model, options, configure=configure, tell=tell)
         return BuiltEngine(
             {PLAN: built.plan}, tuple(capabilities), (options.profile,), built.warnings, tf32=options.tf32
         )

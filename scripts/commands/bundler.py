@@ -87,7 +87,8 @@ class Bundler(Closing):
         structures: see `painn_deploy.scripts.export_engines`, as for the others.
         training: to fit on.
         uncertainty: whether a student, unless a committee, says how sure it is.
-        precisions: that will be asked for.
+        engines: that will be asked for.
+        precisions: likewise.
         compute_capabilities: of GPUs.
         limits: errors that lower precisions may cost.
         device: that engines are built for which are bound to a kind of device.
@@ -99,6 +100,7 @@ class Bundler(Closing):
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
+        EngineUnavailableError: an engine cannot be built here, or not of this student; before anything takes time.
         DatasetError: structures cannot be read, hold an element that the student does not know, or are none that it
             can be judged on.
     """
@@ -111,6 +113,7 @@ class Bundler(Closing):
         compute_capabilities: Sequence[str],
         limits: Tolerances | None,
         *,
+        engines: Sequence[str],
         precisions: Sequence[str],
         device: str,
         tf32: bool,
@@ -128,6 +131,11 @@ class Bundler(Closing):
         else:
             loaded = load_committee(checkpoints, dtype=torch.float64, declared=declared)
             reference, self._source, self._members = loaded
+        self._options = BuildOptions(tuple(compute_capabilities), device=device, tf32=tf32, form=form)
+        for engine in engines:
+            for precision in precisions:
+                get_backend(engine).check(self._options_for(precision))
+        self._of_student = {engine: get_backend(engine).of_student(reference) for engine in engines}
         tell("reading structures")
         in_double = set(precisions) == {"fp64"}
         fits = "int8" in precisions or table_error is not None or training is not None
@@ -144,10 +152,11 @@ class Bundler(Closing):
                 fitted, fitted_on = self._domain.structures, self._domain.name
             self._table = find_table(reference, fitted, fitted_on, table_error, tell=tell)
             self._exported = reference.with_radial_table(self._table.rank, self._table.intervals)
+            self._of_student = {engine: get_backend(engine).of_student(self._exported) for engine in engines}
         frames, named = (None if training is None else self._trial.fitted), self._trial.fitted_on
         self._certainty = Certainty(self._exported, self._source, frames, named, tell, wanted=uncertainty)
         self._sizes, self._limits = list(self._trial.sizes), limits
-        self._options = BuildOptions(tuple(compute_capabilities), plan_profile(self._sizes), device, tf32, form)
+        self._options = dataclasses.replace(self._options, profile=plan_profile(self._sizes))
         self._traced: dict[str, _Traced] = {}
 
     def close(self) -> None:
@@ -176,6 +185,11 @@ class Bundler(Closing):
             self._traced[exact] = _Traced(student, bundle, graphs, examiner)
         return self._traced[exact]
 
+    def _options_for(self, precision: str) -> BuildOptions:
+        """What engines in a precision are built for: in double precision, the CPU."""
+        options = dataclasses.replace(self._options, precision=precision)
+        return dataclasses.replace(options, device="cpu", tf32=False) if precision == "fp64" else options
+
     @warned_already()
     def bundle(self, engine: str, precision: str) -> Made:
         """Build an engine and measure it.
@@ -190,9 +204,7 @@ class Bundler(Closing):
         Raises:
             ParityError: the graph, or an engine in `fp64` or FP32, does not give the student's energies and forces.
             PrecisionError: the engine costs more than the limits allow.
-            EngineUnavailableError: there is no such engine of this student.
         """
-        of_student = get_backend(engine).of_student(self._exported)  # refuses a student before anything takes time
         excess, traced = "", self._traced_for(precision)
         for share in SHARES if precision == "int8" else (1.0,):
             try:
@@ -201,7 +213,7 @@ class Bundler(Closing):
                 if excess:  # within less there is nothing, and the first attempt says why
                     continue
                 raise
-            bundle, facts = self._build(engine, precision, graph, traced, of_student)
+            bundle, facts = self._build(engine, precision, graph, traced)
             self._tell(f"measuring {engine} in {precision}")
             examined = traced.examiner.examine(bundle, graph)
             if not examined.excess:
@@ -255,17 +267,13 @@ class Bundler(Closing):
         validation = chosen.bundle.json(VALIDATION) | {"chosen_from": table}
         return Made(chosen.bundle.with_file(VALIDATION, to_json(validation)), chosen.accuracy)
 
-    def _build(
-        self, engine: str, precision: str, graph: TypedGraph, traced: _Traced, of_student: bytes
-    ) -> tuple[Bundle, dict[str, Any]]:
+    def _build(self, engine: str, precision: str, graph: TypedGraph, traced: _Traced) -> tuple[Bundle, dict[str, Any]]:
         """An engine in a bundle, and what validation.json says of how it was built."""
         self._tell(f"building {engine} in {precision}")
         if engine == GATE and graph.model == traced.exact.file(MODEL):  # the gate has loaded it
             bundle, built, before = traced.exact, BuiltEngine(), False
         else:
-            options = dataclasses.replace(self._options, precision=precision, of_student=of_student)
-            if precision == "fp64":
-                options = dataclasses.replace(options, device="cpu", tf32=False)
+            options = dataclasses.replace(self._options_for(precision), of_student=self._of_student[engine])
             built, before = build_cached(get_backend(engine), graph.model, options, self._tell)
             manifest = self._manifest(engine, precision, graph, built)
             bundle = Bundle.in_memory(manifest, {MODEL: graph.model, **self._certainty.files, **built.files})

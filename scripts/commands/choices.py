@@ -10,13 +10,13 @@ import typer
 
 __all__ = [
     "ENSEMBLES",
+    "MADE_FROM",
     "Bundles",
     "Checkpoint",
     "Device",
     "EnergyKey",
     "EnergyUnit",
     "LengthUnit",
-    "MadeFrom",
     "OneBundle",
     "Others",
     "Species",
@@ -106,10 +106,7 @@ def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
 
 Bundles = Annotated[list[Path], typer.Argument(help="Folders NAME.engine.", metavar="BUNDLE", autocompletion=bundles)]
 OneBundle = Annotated[Path, typer.Argument(help="A folder NAME.engine.", metavar="BUNDLE", autocompletion=bundles)]
-MadeFrom = Annotated[
-    list[str] | None,
-    typer.Option("--reference", help="The checkpoint that they were made from; of a committee all: a,b,c."),
-]
+MADE_FROM = typer.Option("--reference", help="The checkpoint that they were made from; of a committee all: a,b,c.")
 Structures = Annotated[
     Path | None, typer.Option(help="Structures in any format that ASE reads; a default set otherwise.")
 ]

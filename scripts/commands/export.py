@@ -110,6 +110,7 @@ def export_engines(
         training,
         compute_capabilities,
         limits,
+        engines=engines,
         precisions=asked,
         device=device,
         tf32=tf32,
