@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKEND", "FusedBackend"]
 
-VERSION = "2"
+VERSION = "3"
 """Of the kernel; one more whenever its results or its arguments change."""
 
 WEIGHTS = "molecules.weights"
@@ -89,6 +89,8 @@ class FusedBackend(Backend):
         if self._on_cpu(bundle):
             widths = ", ".join(str(width) for width in LIBRARIES if LIBRARY.format(width) in bundle.manifest.files)
             return {"kernels": f"for vectors of {widths} numbers; the widest that a processor has is taken"}
+        if bundle.manifest.engine_version != self.version():  # how an older kernel was cut, only that version knows
+            return {}
         packed, found = Packed.from_bytes(bundle.file(WEIGHTS)), {}
         for kind in bundle.manifest.bound_to:
             plans = plans_for(packed, kind.removeprefix(CUDA))

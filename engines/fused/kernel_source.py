@@ -49,7 +49,7 @@ ENTRY molecules(
         BARRIER;
         const int slot_count = starts[rows], pair_count = leads[rows];
         EACH(t, 4 * slot_count * LANES) lanes[t] = 0.0f;
-        EACH(t, rows * width) place_slot(matrix, t / width, t % width, starts, leads, slots, pairs);
+        EACH(t, rows * width) place_slot(matrix, t / width, t % width, starts, leads, numbers, weights, slots, pairs);
         BARRIER;
         if (!BASIS_OF_EACH) {
             radials(pair_count, pairs, weights + CONSTANTS, PAIRS, basis);
@@ -186,6 +186,11 @@ ENTRY molecules(
             for (int f = 0; f < HIDDEN; f += WIDE) sum = sum + get(v + row * HIDDEN + f);
             float scale = SCALED ? weights[SCALES + numbers[begin + row]] : 1.0f;
             energies[begin + row] = total(sum) + scale * shares[begin + row] * weights[READ_OUT_LAST + HIDDEN];
+#if REPULSION
+            float repelled = 0.0f;
+            for (int k = starts[row]; k < starts[row + 1]; ++k) repelled += pairs[slots[k].pair].repulsion;
+            energies[begin + row] += shares[begin + row] * repelled;
+#endif
         }
         product<HIDDEN, F, SLICES_READ_OUT_BACK, HIDDEN>(v_new, 0, rows, weights + READ_OUT_BACK, work, ROWS);
         BARRIER;
@@ -311,6 +316,9 @@ ENTRY molecules(
             float by[4] = {0.0f, 0.0f, 0.0f, 0.0f};
             for (int lane = 0; lane < LANES; ++lane)
                 for (int part = 0; part < 4; ++part) by[part] += lanes[4 * (t * LANES + lane) + part];
+#if REPULSION
+            by[3] += shares[begin + slot.here] * pair.repulsion_slope;
+#endif
             float turned = 0.0f;
             for (int axis = 0; axis < 3; ++axis) turned += by[axis] * (slot.sign * pair.r[axis]);
             float along = (by[3] - turned * (pair.scale / pair.distance)) * pair.scale;

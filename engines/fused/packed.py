@@ -50,7 +50,8 @@ class Packed(NamedTuple):
             lanes: threads that share a slot's gradient.
             index: bytes of what counts rows, pairs and slots.
         """
-        return pairs * (2 * int(self.macros["BASIS_WIDTH"]) + 8 * lanes + 7 + 10 * index // 4)
+        pair = 9 if self.macros["REPULSION"] else 7
+        return pairs * (2 * int(self.macros["BASIS_WIDTH"]) + 8 * lanes + pair + 10 * index // 4)
 
     def to_bytes(self) -> bytes:
         """The file of a bundle: a line of JSON, and the weights, little-endian."""

@@ -5,6 +5,9 @@ __all__ = ["PAIRS"]
 PAIRS = r"""
 struct Pair {
     float r[3], distance, scale, cutoff, cutoff_slope;  // Å; as the pair's leading slot sees it
+#if REPULSION
+    float repulsion, repulsion_slope;  // eV, eV/Å
+#endif
 };
 
 // What a slot of an edge is: its atoms' rows, where its reverse went, its pair, and whether it looks as the pair does
@@ -53,7 +56,8 @@ DEVICE Pair pair_of(const float* displacement)
 }
 
 // Edges alone, row after row, in the order of their slots.
-DEVICE void place_slot(const Matrix& m, int row, int k, const int* starts, const int* leads, Slot* slots, Pair* pairs)
+DEVICE void place_slot(const Matrix& m, int row, int k, const int* starts, const int* leads, const int* numbers,
+    const float* weights, Slot* slots, Pair* pairs)
 {
     long long at = m.at(row, k);
     if (!(m.mask[at] > 0.0f)) return;
@@ -63,7 +67,14 @@ DEVICE void place_slot(const Matrix& m, int row, int k, const int* starts, const
     Slot& slot = slots[starts[row] + edges_before(m, row, k)];
     slot.here = row; slot.there = there; slot.pair = pair; slot.sign = leading ? 1 : -1;
     slot.back = starts[there] + edges_before(m, there, k_there);
-    if (leading) pairs[pair] = pair_of(m.displacements + 3 * at);
+    if (!leading) return;
+    Pair p = pair_of(m.displacements + 3 * at);
+#if REPULSION
+    repulsion(p.distance, numbers[m.begin + row], numbers[m.begin + there], weights, &p.repulsion, &p.repulsion_slope);
+#else
+    (void)numbers; (void)weights;
+#endif
+    pairs[pair] = p;
 }
 
 // One radial function times the cutoff function, and the slope of that. `constants` are offsets and inverse widths of

@@ -10,8 +10,8 @@ from machine to machine is in `host_source` and `device_source`. On a GPU sizes 
 (`painn_deploy.engines.fused.plan`); on a CPU they are those of what is evaluated (`painn_deploy.engines.fused.host`).
 """
 
-from painn_deploy.engines.fused.cutoff_source import CUTOFF
 from painn_deploy.engines.fused.device_source import DEVICE
+from painn_deploy.engines.fused.fading_source import FADING
 from painn_deploy.engines.fused.host_source import HOST, HOST_BEGIN, HOST_END
 from painn_deploy.engines.fused.kernel_source import KERNEL
 from painn_deploy.engines.fused.pair_source import PAIRS
@@ -142,6 +142,6 @@ PHASE void filters(
 }
 """
 
-_PHASES = _SIZES + _PRODUCTS + CUTOFF + PAIRS + ROW_BY_ROW + KERNEL
+_PHASES = _SIZES + _PRODUCTS + FADING + PAIRS + ROW_BY_ROW + KERNEL
 DEVICE_SOURCE = DEVICE + _FUNCTIONS + _PHASES
 HOST_SOURCE = HOST + _FUNCTIONS + HOST_BEGIN + _PHASES + HOST_END

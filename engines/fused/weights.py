@@ -11,7 +11,8 @@ from painn_deploy.engines.fused.packed import Packed
 from painn_deploy.export.errors import EngineUnavailableError
 from painn_deploy.export.model.cutoffs import CUTOFFS, LEAST
 from painn_deploy.export.model.painn import BesselBasis, GaussianBasis, PaiNN
-from painn_deploy.export.model.student import Configuration, Student, parts
+from painn_deploy.export.model.repulsion import ZBLRepulsion
+from painn_deploy.export.model.student import Student, parts
 
 __all__ = ["pack"]
 
@@ -43,6 +44,7 @@ def pack(student: Student) -> Packed:
         writer.add("READ_OUT_LAST", torch.cat([read_last.weight[0], read_last.bias]))
         if model.energy_scales is not None:
             writer.add("SCALES", model.energy_scales)
+        repulsion = {"REPULSION": 0} if model.repulsion is None else _add_repulsion(writer.add, model.repulsion)
         start = writer.length
         for layer in range(said.num_interactions):
             writer.begin_layer(start if layer == 0 else None)
@@ -61,7 +63,10 @@ def pack(student: Student) -> Packed:
             "EPSILON": float(np.float32(said.epsilon)),
             "SCALED": int(model.energy_scales is not None),
             "MIXING_BIASED": int(cast(nn.Linear, model.mixing[0]).bias is not None),
-            **_cutoff(said),
+            **_fading("CUTOFF", said.cutoff_fn, said.cutoff, said.switch_on),
+            "CUTOFF_POWER": said.cutoff_power or 0,
+            "LEAST_EXPONENT": float(np.float32(LEAST)),
+            **repulsion,
             "CONSTANTS": 0,
             "CONSTANTS_OF_EACH": 0,
             "SCALES": 0,
@@ -71,18 +76,21 @@ def pack(student: Student) -> Packed:
     return Packed(writer.joined(), macros)
 
 
-def _cutoff(said: Configuration) -> dict[str, int | float]:
-    """What the function is that fades a pair out."""
-    start = said.switch_on or 0.0
-    numbers = {
-        "CUTOFF_FREQUENCY": np.pi / said.cutoff,
-        "CUTOFF_INVERSE": 1 / said.cutoff,
-        "SWITCH_ON": start,
-        "SWITCH_INVERSE": 1 / (said.cutoff - start),
-        "LEAST_EXPONENT": LEAST,
-    }
-    kind = {"CUTOFF_KIND": CUTOFFS.index(said.cutoff_fn), "CUTOFF_POWER": said.cutoff_power or 0}
-    return kind | {name: float(np.float32(number)) for name, number in numbers.items()}
+def _fading(of: str, kind: str, end: float, start: float | None) -> dict[str, int | float]:
+    """Macros of a function that fades what is called so."""
+    begin = start or 0.0
+    numbers = {"FREQUENCY": np.pi / end, "INVERSE": 1 / end, "START": begin, "FALL": 1 / (end - begin)}
+    which = {f"{of}_KIND": -1 if kind == "none" else CUTOFFS.index(kind)}
+    return which | {f"{of}_{name}": float(np.float32(number)) for name, number in numbers.items()}
+
+
+def _add_repulsion(add: Callable[[str, Tensor], None], repulsion: ZBLRepulsion) -> dict[str, int | float]:
+    """Each atom's half of it, and macros."""
+    factors = 0.5 * repulsion.strength * repulsion.coefficients
+    add("REPULSION_NUMBERS", torch.stack([factors, repulsion.exponents], -1))
+    add("REPULSION_RADII", repulsion.radii)
+    end = {"REPULSION": len(factors), "REPULSION_END": float(np.float32(repulsion.cutoff))}
+    return end | _fading("REPULSION", repulsion.kind, repulsion.cutoff, repulsion.switch_on)
 
 
 def _add_layer(add: Callable[[str, Tensor], None], model: PaiNN, layer: int, columns: int) -> None:
@@ -183,7 +191,6 @@ def _checked(student: Student) -> PaiNN:
     linear = [layer for layer in student.readout if isinstance(layer, nn.Linear)]
     odd = {
         f"{said.hidden_dim} features, and no multiple of 4": said.hidden_dim % 4,
-        "a repulsion of nuclei": student.repulsion is not None,
         "radial bases of different kinds": len({type(basis) for basis in _bases(student)}) > 1,
         "a radial table": student.radial_table is not None,
         f"{len(linear) - 1} hidden layers in its read-out, not one": len(linear) != 2,

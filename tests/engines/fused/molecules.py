@@ -1,4 +1,4 @@
-"""Structures for the fused kernel, and what a student gives for them in float64."""
+"""Structures and students for the fused kernel, and what a student gives in float64."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +14,8 @@ from painn_deploy.engines.fused.weights import pack
 from painn_deploy.engines.session import EngineInfo
 from painn_deploy.export.fields import GraphInputs, GraphOutputs, outputs_of
 from painn_deploy.export.model.force_head import autograd_forces, tensors
-from painn_deploy.export.model.student import Student
+from painn_deploy.export.model.painn import PaiNN
+from painn_deploy.export.model.student import Configuration, Student
 from painn_deploy.runtime.matrix import graph_inputs
 from tests import students
 
@@ -70,3 +71,16 @@ def same_bits(ones: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
 
 def opened(library: Library, student: Student, threads: int | None = 1) -> FusedHostSession:
     return FusedHostSession(library, pack(student), threads, INFO, outputs_of(student.axes))
+
+
+def variant(**changes: object) -> Configuration:
+    values = {"architecture": "painn", "hidden_dim": 16, "num_interactions": 2, "num_rbf": 5, "cutoff": 4.0}
+    return Configuration(**{**values, **changes})
+
+
+def made(configuration: Configuration, **arguments: object) -> PaiNN:
+    torch.manual_seed(0)
+    student = PaiNN(configuration, 10, **arguments).double().requires_grad_(False)
+    if student.energy_scales is not None:
+        student.energy_scales.uniform_(0.5, 1.5)
+    return student

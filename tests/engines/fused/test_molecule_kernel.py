@@ -11,30 +11,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from ase import Atoms
 from ase.build import molecule
 
 from painn_deploy.engines import get_backend
 from painn_deploy.engines.backend import BuildOptions
 from painn_deploy.engines.fused import host, host_session
-from painn_deploy.engines.fused.host import FLAGS, Library, Sizes, compiled_libraries, load
+from painn_deploy.engines.fused.host import Library, Sizes, compiled_libraries, load
 from painn_deploy.engines.fused.host_session import FusedHostSession
 from painn_deploy.engines.fused.packed import Packed
 from painn_deploy.engines.fused.weights import pack
 from painn_deploy.export.bundle import Bundle
 from painn_deploy.export.errors import BundleError, EngineError, EngineUnavailableError, PaiNNDeployError, ShapeError
 from painn_deploy.export.manifest import read_bundle
-from painn_deploy.export.model.committee import Committee
-from painn_deploy.export.model.distiller import Distiller
-from painn_deploy.export.model.painn import BesselBasis, GaussianBasis, PaiNN
-from painn_deploy.export.model.student import Configuration, Student
+from painn_deploy.export.model.student import Student
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.runtime.verlet import VerletList
 from painn_deploy.scripts import export_engines
 from tests import students
 
-from .molecules import check, crowd, matrix, mixture, opened, parts, same_bits
+from .molecules import check, crowd, made, matrix, mixture, opened, parts, same_bits, variant
 
 GUARD = 64
 
@@ -166,93 +162,6 @@ def test_what_leads_elsewhere_is_refused(base: Student, session: FusedHostSessio
         Sizes.of(pack(base), 10**5, 5 * 10**7, 0)
 
 
-def variant(**changes: object) -> Configuration:
-    values = {"architecture": "painn", "hidden_dim": 16, "num_interactions": 2, "num_rbf": 5, "cutoff": 4.0}
-    return Configuration(**{**values, **changes})
-
-
-def made(configuration: Configuration, **arguments: object) -> PaiNN:
-    torch.manual_seed(0)
-    student = PaiNN(configuration, 10, **arguments).double().requires_grad_(False)
-    if student.energy_scales is not None:
-        student.energy_scales.uniform_(0.5, 1.5)
-    return student
-
-
-def bases(*kinds: type[torch.nn.Module]) -> torch.nn.ModuleList:
-    """A radial basis of five functions for each interaction, none like another."""
-    at = torch.arange(1.0, 6.0)
-    each = [(at * (1 + 0.2 * n), torch.ones(5)) for n in range(len(kinds))]
-    return torch.nn.ModuleList(
-        kind(*numbers) if kind is GaussianBasis else kind(numbers[0]) for kind, numbers in zip(kinds, each, strict=True)
-    )
-
-
-@pytest.mark.parametrize(
-    ("configuration", "arguments"),
-    [
-        (variant(), {}),
-        (variant(num_interactions=3), {"basis": bases(GaussianBasis, GaussianBasis, GaussianBasis)}),
-        (variant(), {"basis": bases(BesselBasis, BesselBasis), "shared_filters": True}),
-        (variant(num_interactions=1), {}),
-        (variant(num_interactions=4, activation="shifted_softplus"), {}),
-        (variant(epsilon=0.0), {"basis": BesselBasis(torch.arange(1, 6) * torch.pi / 4.0), "shared_filters": True}),
-        (variant(hidden_dim=160, num_rbf=8), {"readout": (20,)}),
-        (variant(cutoff_fn="mollifier"), {"mixing_bias": True}),
-        (variant(cutoff_fn="switch", switch_on=1.5), {}),
-        (variant(cutoff_fn="polynomial", cutoff_power=5), {"scaled": True}),
-        (variant(cutoff_fn="polynomial", cutoff_power=1), {}),
-    ],
-    ids=[
-        "small",
-        "a basis each",
-        "sines each, shared filters",
-        "one interaction",
-        "softplus",
-        "bessel, shared, no epsilon",
-        "wide",
-        "mollifier, biased vectors",
-        "switch",
-        "polynomial, scaled energies",
-        "line",
-    ],
-)
-def test_other_students(monkeypatch: pytest.MonkeyPatch, configuration: Configuration, arguments: dict) -> None:
-    monkeypatch.setattr(host, "FLAGS", ("-O1", *(flag for flag in FLAGS if flag != "-O3")))
-    student = made(configuration, **arguments)
-    student.gives_features = True
-    library = load({4: compiled_libraries(pack(student))["molecules-4.so"]})
-    batch = [students.perturbed(molecule(name), 3) for name in ("CH3CH2OH", "H2O")]
-    with opened(library, student) as session:
-        got = session.run(matrix(batch, student))
-        check(student, batch, got)
-        monkeypatch.setattr(host, "CACHE", 0)
-        assert same_bits(session.run(matrix(batch, student)), got), "row by row"
-        (features,) = got.extras.values()
-        answer = student.readout[-1]
-        bias = answer.bias.numpy()
-        if student.energy_scales is not None:
-            bias = bias * student.energy_scales.numpy()[matrix(batch, student).atomic_numbers]
-        energies = features @ answer.weight[0].numpy() + bias
-        np.testing.assert_allclose(energies, got.atomic_energies, rtol=0, atol=2e-6)
-
-
-def test_what_is_not_computed_is_said(base: Student) -> None:
-    with pytest.raises(EngineError, match="architecture painn, and this student is distiller"):
-        pack(Distiller(Configuration("distiller", 16, 2, 5, 5.0)))
-    with pytest.raises(EngineError, match="evaluates one student, and this is a committee. Export it with another"):
-        pack(Committee([made(variant()), made(variant())], ["a", "b"]))
-    refused = {
-        "18 features, and no multiple of 4": made(variant(hidden_dim=18)),
-        "radial bases of different kinds": made(variant(), basis=bases(GaussianBasis, BesselBasis)),
-        "2 hidden layers in its read-out": made(variant(), readout=(8, 8)),
-        "a radial table": base.with_radial_table(8, 64),
-    }
-    for words, student in refused.items():
-        with pytest.raises(EngineError, match=words):
-            pack(student)
-
-
 def test_threads_that_the_system_does_not_give_are_said(
     base: Student, session: FusedHostSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,7 +236,7 @@ def damaged(path: Path, **changes: object) -> Bundle:
     ("changes", "error", "message"),
     [
         ({"bound_to": ("cpu:plan9-pdp11",)}, BundleError, "compiled for cpu:plan9-pdp11, and this machine is cpu:"),
-        ({"engine_version": "0"}, BundleError, "version 0 of the kernel, and this is version 2"),
+        ({"engine_version": "0"}, BundleError, "version 0 of the kernel, and this is version 3"),
         ({"axes": {"width": 7}}, BundleError, "weights of another graph"),
         ({"without": ("molecules-4.so", "molecules-8.so")}, BundleError, "holds no library"),
         ({"files": {"molecules.weights": b"nothing"}}, EngineError, "weights of the engine fused are none"),
