@@ -196,7 +196,7 @@ class FusedBackend(Backend):
                 "again here."
             )
         packed = Packed.from_bytes(bundle.file(WEIGHTS))
-        if dict(manifest.axes) != ({"width": packed.macros["HIDDEN"]} if packed.macros["GIVES_FEATURES"] else {}):
+        if dict(manifest.axes) != packed.axes:
             raise BundleError(f"{bundle} holds weights of another graph than its own. Export it again.")
         info = EngineInfo(
             backend=self.name,

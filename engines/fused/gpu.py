@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from painn_deploy.engines.fused.groups import Pieces, groups_of, pieces_of, pieces_of_molecules
-from painn_deploy.engines.fused.packed import Packed
+from painn_deploy.engines.fused.packed import MOST_OUTPUTS, Packed
 from painn_deploy.engines.fused.plan import Plan, plans_for
 from painn_deploy.engines.fused.source import KERNEL_NAME
 from painn_deploy.engines.gpu.arena import Arena
@@ -33,7 +33,7 @@ KERNEL = "molecules-{}-{}.cubin"
 
 GROUPS = Field("groups", ("groups_and_two",), "int32", "", "how many groups of rows there are, and where each begins")
 
-TYPES = (*[ctypes.c_void_p] * 6, ctypes.c_int, *[ctypes.c_void_p] * 6)
+TYPES = (*[ctypes.c_void_p] * 6, ctypes.c_int, *[ctypes.c_void_p] * (2 + MOST_OUTPUTS))
 
 
 class GroupsKernel(LoadedKernel):
@@ -214,7 +214,7 @@ class FusedExecutor(Executor):
         self._blocks = min(atoms, self._multiprocessors)
         scratch = self._arena.device("scratch", 4 * loaded.plan.scratch * self._blocks)
         inputs = ("atomic_numbers", "displacements", "reverse", "mask", "weights")
-        outputs = [addresses[field.name] for field in self.outputs] + [0] * (len(OUTPUTS) + 1 - len(self.outputs))
+        outputs = [addresses[field.name] for field in self.outputs] + [0] * (MOST_OUTPUTS - len(self.outputs))
         before = [self._weights, *(addresses[name] for name in inputs)]
         self._arguments = (*before, slots, addresses[GROUPS.name], scratch, *outputs)
 

@@ -123,7 +123,7 @@ class Library:
         self.widest, self.near = int(loaded.widest()), int(loaded.near_numbers())
         self.run.restype = None
         pointer, number = ctypes.c_void_p, ctypes.c_int
-        self.run.argtypes = [number, number, *[pointer] * 4, *[pointer] * 6, number, *[pointer] * 5]
+        self.run.argtypes = [number, number, *[pointer] * 4, *[pointer] * 6, number, *[pointer] * 6]
 
 
 def _loaded(content: bytes) -> Any:

@@ -18,7 +18,7 @@ from painn_deploy.engines.contract import check_indices
 from painn_deploy.engines.cores import CORES, cores_here
 from painn_deploy.engines.fused.groups import groups_of, pieces_of
 from painn_deploy.engines.fused.host import Library, Sizes
-from painn_deploy.engines.fused.packed import Packed
+from painn_deploy.engines.fused.packed import MOST_OUTPUTS, Packed
 from painn_deploy.engines.host_session import HostSession
 from painn_deploy.engines.known import Known
 from painn_deploy.engines.session import EngineInfo
@@ -85,7 +85,7 @@ class FusedHostSession(HostSession):
         outputs = [np.empty(field.sized(atoms=len(inputs.mask)), np.float32) for field in self.outputs]
         arrays = self._weights, inputs.atomic_numbers, inputs.displacements, inputs.reverse, inputs.mask, inputs.weights
         before = [*(array.ctypes.data for array in arrays), inputs.mask.shape[1]]
-        after = [*(output.ctypes.data for output in outputs), NOTHING][: len(OUTPUTS) + 1]
+        after = [output.ctypes.data for output in outputs] + [NOTHING] * (MOST_OUTPUTS - len(outputs))
         threads = min(work.threads, CORES.threads(most) if self._threads is None else most)
 
         def run(number: int, of: int, groups: np.ndarray, room: _Room) -> None:
@@ -169,7 +169,8 @@ class _Work(NamedTuple):
         shares = [
             np.concatenate([[end - begin], bounds[begin : end + 1]]).astype(np.int32) for begin, end in pairwise(cuts)
         ]
-        most = max(1, min(threads, (len(reverse) * SLOTS_A_ROW + int(stored[-1])) // SLOTS_A_THREAD))
+        amount = packed.members * (len(reverse) * SLOTS_A_ROW + int(stored[-1]))
+        most = max(1, min(threads, amount // SLOTS_A_THREAD))
         together = min(rows // ROWS_A_THREAD, most)
         shared = together if together > min(count, most) else 1
         sizes = Sizes.of(packed, rows, pairs, near * shared, 1 if shared > 1 else min(count, most))

@@ -175,9 +175,11 @@ extern "C" int near_numbers() { return Molecules::NEAR; }
 
 extern "C" void run(int thread, int threads, int* meeting, float* memory, float* scratch, const int* sizes,
     const float* weights, const int* numbers, const float* displacements, const int* reverse, const float* mask,
-    const float* shares, int width, const int* groups, float* energies, float* forces, float* virials, float* features)
+    const float* shares, int width, const int* groups, float* energies, float* forces, float* virials, float* extra,
+    float* spread)
 {
-    Molecules{thread, threads, meeting, memory, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}.molecules(weights,
-        numbers, displacements, reverse, mask, shares, width, groups, scratch, energies, forces, virials, features);
+    Molecules one{thread, threads, meeting, memory, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
+    one.molecules(weights, numbers, displacements, reverse, mask, shares, width, groups, scratch, energies, forces,
+        virials, extra, spread);
 }
 """

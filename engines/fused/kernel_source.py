@@ -3,12 +3,19 @@
 __all__ = ["KERNEL"]
 
 KERNEL = r"""
+// The mean of what members gave, of whom so many came before.
+DEVICE void average(float* mean, float value, int before)
+{
+    *mean = before ? *mean + (value - *mean) / (before + 1) : value;
+}
+
 // Groups of rows that no pair leads out of, one after the other for a block: groups[0] of them, from row groups[g] to
-// row groups[g + 1] of the matrix, which has `width` slots a row. `scratch` has SCRATCH of each block.
+// row groups[g + 1] of the matrix, which has `width` slots a row. `scratch` has SCRATCH of each block. Members of a
+// committee take turns, and results are their means: `extra` are then their energies, and else features.
 ENTRY molecules(
-    const float* weights, const int* numbers, const float* displacements, const int* reverse, const float* mask,
+    const float* all_weights, const int* numbers, const float* displacements, const int* reverse, const float* mask,
     const float* shares, int width, const int* groups, float* scratch, float* energies, float* forces, float* virials,
-    float* features)
+    float* extra, float* spread)
 {
     MEMORY;
     float* const shared = (float*)memory;
@@ -20,10 +27,12 @@ ENTRY molecules(
     int *const starts = SPILLED ? (int*)rest : (int*)(slots + 2 * PAIRS), *const leads = starts + ROWS + 1;
     const int COLUMNS = F / WIDE, LAST = LAYERS - 1;
 
-    for (int group = 1 + BLOCK; group <= groups[0]; group += BLOCKS) {
+    for (int group = 1 + BLOCK; group <= groups[0]; group += BLOCKS)
+    for (int member = 0; member < MEMBERS; ++member) {
+        const float* const weights = all_weights + (long long)member * MEMBER_WEIGHTS;
         const int begin = groups[group], rows = groups[group + 1] - begin;
         const Matrix matrix = {displacements, reverse, mask, width, begin};
-        BARRIER;  // the last group is done
+        BARRIER;  // the last one is done
         EACH(t, rows * COLUMNS) {
             int row = t / COLUMNS, f = WIDE * (t % COLUMNS), at = row * F + f;
             const float* table = weights + TABLES + numbers[begin + row] * 3 * F + f;
@@ -175,7 +184,7 @@ ENTRY molecules(
             Wide hidden = summed<HIDDEN, SLICES_READ_OUT>(work, ROWS, row, f) + fixed(weights + READ_OUT_BIAS + f);
             float scale = SCALED ? weights[SCALES + numbers[begin + row]] : 1.0f;
             Wide last = shares[begin + row] * fixed(weights + READ_OUT_LAST + f), shown = scale * activated(hidden);
-            if (GIVES_FEATURES) put(features + (long long)(begin + row) * HIDDEN + f, shown);
+            if (GIVES_FEATURES) put(extra + (long long)(begin + row) * HIDDEN + f, shown);
             put(v + row * HIDDEN + f, shown * last);
             put(v_new + row * HIDDEN + f, scale * slope(hidden) * last);
         }
@@ -185,12 +194,14 @@ ENTRY molecules(
             Wide sum = wide(0.0f);
             for (int f = 0; f < HIDDEN; f += WIDE) sum = sum + get(v + row * HIDDEN + f);
             float scale = SCALED ? weights[SCALES + numbers[begin + row]] : 1.0f;
-            energies[begin + row] = total(sum) + scale * shares[begin + row] * weights[READ_OUT_LAST + HIDDEN];
+            float energy = total(sum) + scale * shares[begin + row] * weights[READ_OUT_LAST + HIDDEN];
 #if REPULSION
             float repelled = 0.0f;
             for (int k = starts[row]; k < starts[row + 1]; ++k) repelled += pairs[slots[k].pair].repulsion;
-            energies[begin + row] += shares[begin + row] * repelled;
+            energy += shares[begin + row] * repelled;
 #endif
+            average(energies + begin + row, energy, member);
+            if (MEMBERS > 1) extra[(long long)(begin + row) * MEMBERS + member] = energy;
         }
         product<HIDDEN, F, SLICES_READ_OUT_BACK, HIDDEN>(v_new, 0, rows, weights + READ_OUT_BACK, work, ROWS);
         BARRIER;
@@ -337,9 +348,23 @@ ENTRY molecules(
                     sum += work[3 * k + (part - 3) / 3] * (slot.sign * pairs[slot.pair].r[(part - 3) % 3]);
                 }
             }
-            if (part < 3) forces[3 * (long long)(begin + row) + part] = sum;
-            else virials[9 * (long long)(begin + row) + part - 3] = sum;
+            if (part >= 3) average(virials + 9 * (long long)(begin + row) + part - 3, sum, member);
+            else if (MEMBERS == 1) forces[3 * (long long)(begin + row) + part] = sum;
+            else x[3 * row + part] = sum;
         }
+#if MEMBERS > 1
+        BARRIER;
+        EACH(row, rows) {  // Welford's sums
+            float *const mean = forces + 3 * (long long)(begin + row), *const sum = spread + begin + row;
+            float squares = member ? *sum : 0.0f;
+            for (int axis = 0; axis < 3; ++axis) {
+                float force = x[3 * row + axis], off = force - (member ? mean[axis] : force);
+                average(mean + axis, force, member);
+                squares += off * (force - mean[axis]);
+            }
+            *sum = member < MEMBERS - 1 ? squares : sqrtf(squares / (MEMBERS - 1));
+        }
+#endif
     }
 }
 """

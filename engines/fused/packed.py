@@ -9,7 +9,10 @@ from jaxtyping import Float32
 
 from painn_deploy.export.errors import EngineError
 
-__all__ = ["Packed", "defined", "round_up"]
+__all__ = ["MOST_OUTPUTS", "Packed", "defined", "round_up"]
+
+MOST_OUTPUTS = 5
+"""That the kernel has arguments for: those of a committee."""
 
 LONGEST = 2**16
 """Bytes of the line that says what the weights are."""
@@ -25,6 +28,18 @@ class Packed(NamedTuple):
 
     weights: Float32[np.ndarray, " numbers"]
     macros: Mapping[str, int | float]
+
+    @property
+    def members(self) -> int:
+        """How many students there are: several of a committee."""
+        return int(self.macros["MEMBERS"])
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Of the graph, see `Manifest.axes`."""
+        if self.members > 1:
+            return {"members": self.members}
+        return {"width": int(self.macros["HIDDEN"])} if self.macros["GIVES_FEATURES"] else {}
 
     def planes(self, rows: int) -> int:
         """Numbers of near memory for what atoms are: s, x of three kinds, v before and after.

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from painn_deploy.engines.fused.packed import Packed
+from painn_deploy.engines.fused.packed import Packed, round_up
 from painn_deploy.export.errors import EngineUnavailableError
 from painn_deploy.export.model.cutoffs import CUTOFFS, LEAST
 from painn_deploy.export.model.painn import BesselBasis, GaussianBasis, PaiNN
@@ -16,17 +16,34 @@ from painn_deploy.export.model.student import Student, parts
 
 __all__ = ["pack"]
 
+LINE = 16
+"""Numbers of a cache line, at which a member's weights begin."""
+
 
 def pack(student: Student) -> Packed:
-    """Lay a student's weights out for the kernel.
+    """Lay a student's weights out for the kernel, or those of a committee, one member's after the other's.
 
     Args:
-        student: a PaiNN, in any type; one in float64 gives the most exact table of first messages.
+        student: a PaiNN, in any type; one in float64 gives the most exact table of first messages. Or several.
 
     Raises:
-        EngineUnavailableError: it has a part that the kernel does not compute; with its name.
+        EngineUnavailableError: it has a part that the kernel does not compute, with its name; or members of a committee
+            differ in more than weights.
     """
-    model = _checked(student)
+    packed = [_packed(_checked(member), gives_features=student.gives_features) for member in student.members]
+    first, *others = (each.macros for each in packed)
+    if differing := sorted({name for other in others for name, value in other.items() if value != first[name]}):
+        raise EngineUnavailableError(
+            f"The engine fused evaluates a committee whose members differ in weights alone, and these differ in "
+            f"{', '.join(differing)}. Export it with another engine."
+        )
+    length = round_up(len(packed[0].weights), LINE)
+    weights = [np.pad(each.weights, (0, length - len(each.weights))) for each in packed]
+    return Packed(np.concatenate(weights), {**first, "MEMBERS": len(packed), "MEMBER_WEIGHTS": length})
+
+
+def _packed(model: PaiNN, *, gives_features: bool) -> Packed:
+    """One student's weights."""
     said = model.configuration
     bases = _bases(model)
     columns = 4 * -(-said.num_rbf // 4)
@@ -56,7 +73,7 @@ def pack(student: Student) -> Packed:
             "BASIS_WIDTH": columns + 4,
             "HIDDEN": read_in.out_features,
             "ELEMENTS": len(embedding),
-            "GIVES_FEATURES": int(student.gives_features),
+            "GIVES_FEATURES": int(gives_features),
             "SINES": int(isinstance(bases[0], BesselBasis)),
             "BASIS_OF_EACH": int(len(bases) > 1),
             "SOFTPLUS": int(said.activation == "shifted_softplus"),
@@ -179,10 +196,6 @@ def _checked(student: Student) -> PaiNN:
         EngineUnavailableError: see above.
     """
     said = student.configuration
-    if len(student.members) > 1:
-        raise EngineUnavailableError(
-            "The engine fused evaluates one student, and this is a committee. Export it with another engine."
-        )
     if not isinstance(student, PaiNN):
         raise EngineUnavailableError(
             f"The engine fused computes the architecture painn, and this student is {said.architecture}. "

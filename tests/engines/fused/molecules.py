@@ -78,8 +78,8 @@ def variant(**changes: object) -> Configuration:
     return Configuration(**{**values, **changes})
 
 
-def made(configuration: Configuration, **arguments: object) -> PaiNN:
-    torch.manual_seed(0)
+def made(configuration: Configuration, seed: int = 0, **arguments: object) -> PaiNN:
+    torch.manual_seed(seed)
     student = PaiNN(configuration, 10, **arguments).double().requires_grad_(False)
     if student.energy_scales is not None:
         student.energy_scales.uniform_(0.5, 1.5)

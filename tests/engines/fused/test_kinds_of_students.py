@@ -14,10 +14,11 @@ from painn_deploy.engines.fused.weights import pack
 from painn_deploy.engines.gpu.device_positions import compile_kernel
 from painn_deploy.engines.gpu.session import GpuSession
 from painn_deploy.export.errors import EngineError
+from painn_deploy.export.fields import GraphOutputs, outputs_of
 from painn_deploy.export.model.aggregation import PLAIN
 from painn_deploy.export.model.committee import Committee
 from painn_deploy.export.model.distiller import Distiller
-from painn_deploy.export.model.force_head import tensors
+from painn_deploy.export.model.force_head import autograd_forces, tensors
 from painn_deploy.export.model.painn import BesselBasis, GaussianBasis, PaiNN
 from painn_deploy.export.model.repulsion import ZBLRepulsion
 from painn_deploy.export.model.student import Configuration, Student
@@ -26,7 +27,7 @@ from tests import students
 from tests.engines.emulated_gpu import EmulatedCuda
 
 from .host_kernel import loaded
-from .molecules import INFO, check, made, matrix, opened, same_bits, variant
+from .molecules import INFO, check, crowd, made, matrix, opened, same_bits, variant
 
 
 def nuclei(kind: str, end: float, start: float | None = None) -> ZBLRepulsion:
@@ -128,11 +129,73 @@ def test_other_students(monkeypatch: pytest.MonkeyPatch, configuration: Configur
         np.testing.assert_allclose(energies, got.atomic_energies, rtol=0, atol=2e-6)
 
 
+def committee() -> Committee:
+    members = [made(variant(repulsion="none"), seed, repulsion=nuclei("none", 4.0)) for seed in range(3)]
+    for number, member in enumerate(members):
+        assert member.repulsion is not None
+        member.repulsion.strength *= 1 + 0.1 * number
+    return Committee(members, ["a", "b", "c"])
+
+
+def check_spread(student: Committee, batch: list[Atoms], got: GraphOutputs, weights: np.ndarray | None = None) -> None:
+    """Hold means and spreads against each member by itself, in float64."""
+    check(student, batch, got, weights)
+    inputs = graph_inputs(batch, student.configuration.cutoff, np.float64)
+    inputs = inputs if weights is None else inputs._replace(weights=weights.astype(np.float64))
+    each = [autograd_forces(member, tensors(inputs, torch.float64)) for member in student.members]
+    energies, forces = (np.stack([one[place].numpy() for one in each], -1) for place in (0, 1))
+    spread = np.sqrt(forces.var(-1, ddof=1).sum(-1))
+    assert np.median(spread[spread > 0]) > 0.01
+    np.testing.assert_allclose(got.extras["member_energies"], energies, rtol=5e-7, atol=1e-6)
+    np.testing.assert_allclose(got.extras["forces_uncertainty"], spread, rtol=2e-5, atol=2e-5)
+
+
+def test_a_committee(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "FLAGS", ("-O1", *(flag for flag in FLAGS if flag != "-O3")))
+    student, batch, large = committee(), squeezed() * 4, crowd()
+    library = load({4: compiled_libraries(pack(student))["molecules-4.so"]})
+    with opened(library, student) as session:
+        got, of_large = session.run(matrix(batch, student)), session.run(matrix(large, student))
+        check_spread(student, batch, got)
+        check_spread(student, large, of_large)
+        weights = np.random.default_rng(0).integers(0, 2, len(got.forces)).astype(np.float32)
+        check_spread(student, batch, session.run(matrix(batch, student)._replace(weights=weights)), weights)
+        alone = session.run(matrix(batch[:1], student))
+        for name, found in alone.extras.items():
+            np.testing.assert_array_equal(found, got.extras[name][: len(batch[0])])
+        lonely = session.run(matrix([Atoms("O"), Atoms("H")] * 20, student))
+        assert not lonely.extras["forces_uncertainty"].any()
+        assert len(set(lonely.extras["member_energies"][0])) == 3
+    for cache, threads in ((0, 1), (0, 3), (host.CACHE, 2)):
+        monkeypatch.setattr(host, "CACHE", cache)
+        with opened(library, student, threads) as session:
+            for structures, want in ((batch, got), (large, of_large)):
+                again = session.run(matrix(structures, student))
+                assert same_bits(again, want)
+                assert same_bits(list(again.extras.values()), list(want.extras.values()))
+
+
+@pytest.mark.parametrize("threads", [1, 5])
+def test_a_committee_on_a_gpu(cuda: EmulatedCuda, threads: int) -> None:
+    student, batch = committee(), squeezed()
+    packed = pack(student)
+    plan = Plan(packed, 12, 72, 6, spilled=threads > 1)
+    kernels, outputs = loaded(cuda, [plan], threads), outputs_of(student.axes)
+    with GpuSession(
+        lambda stream, arena: FusedExecutor(packed, kernels, 2, stream, arena, outputs), 0, INFO, species=(1, 6, 8)
+    ) as session:
+        for _ in range(3):
+            check_spread(student, batch, session.run(matrix(batch, student)))
+    assert compile_kernel("90", plan.source(), fmad=True)
+
+
 def test_what_is_not_computed_is_said(base: Student) -> None:
     with pytest.raises(EngineError, match="architecture painn, and this student is distiller"):
         pack(Distiller(Configuration("distiller", 16, 2, 5, 5.0)))
-    with pytest.raises(EngineError, match="evaluates one student, and this is a committee. Export it with another"):
-        pack(Committee([made(variant()), made(variant())], ["a", "b"]))
+    said = variant(repulsion="cosine")
+    unlike = Committee([made(said, repulsion=nuclei("cosine", end)) for end in (2.0, 2.5)], ["a", "b"])
+    with pytest.raises(EngineError, match="members differ in weights alone, and these differ in REPULSION_END"):
+        pack(unlike)
     refused = {
         "18 features, and no multiple of 4": made(variant(hidden_dim=18)),
         "radial bases of different kinds": made(variant(), basis=bases(GaussianBasis, BesselBasis)),
