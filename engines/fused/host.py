@@ -114,16 +114,23 @@ class Library:
         width: the same.
         widest: numbers of the widest vectors that this machine has.
         near: float32 numbers that each thread needs to compute filters row by row.
-        run: the kernel, see `painn_deploy.engines.fused.host_source`.
+        team_bytes: memory of a `Team`.
+        begin_team, serve, end_team, run: of it, see `painn_deploy.engines.fused.team_source`.
     """
 
     def __init__(self, content: bytes, width: int) -> None:
         loaded = _loaded(content)
-        self.width, self.run = width, loaded.run
-        self.widest, self.near = int(loaded.widest()), int(loaded.near_numbers())
-        self.run.restype = None
-        pointer, number = ctypes.c_void_p, ctypes.c_int
-        self.run.argtypes = [number, number, *[pointer] * 4, *[pointer] * 6, number, *[pointer] * 6]
+        self.width = width
+        self.widest, self.near, self.team_bytes = (
+            int(number()) for number in (loaded.widest, loaded.near_numbers, loaded.team_bytes)
+        )
+        self.begin_team, self.serve, self.end_team, self.run = (
+            loaded.begin_team, loaded.serve, loaded.end_team, loaded.run,
+        )  # fmt: skip
+        for function, others in (
+            (self.begin_team, ()), (self.serve, (ctypes.c_int,)), (self.end_team, ()), (self.run, (ctypes.c_void_p,)),
+        ):  # fmt: skip
+            function.argtypes, function.restype = [ctypes.c_void_p, *others], None
 
 
 def _loaded(content: bytes) -> Any:

@@ -3,26 +3,22 @@
 Neither changes a bit of a result, since each sum has one owner and one order.
 """
 
-import threading
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, Int64
 
 from painn_deploy.engines.contract import check_indices
 from painn_deploy.engines.cores import CORES, cores_here
 from painn_deploy.engines.fused.groups import groups_of, pieces_of
 from painn_deploy.engines.fused.host import Library, Sizes
-from painn_deploy.engines.fused.packed import MOST_OUTPUTS, Packed
+from painn_deploy.engines.fused.packed import Packed
+from painn_deploy.engines.fused.team import Job, Team
 from painn_deploy.engines.host_session import HostSession
 from painn_deploy.engines.known import Known
 from painn_deploy.engines.session import EngineInfo
-from painn_deploy.export.errors import EngineUnavailableError
 from painn_deploy.export.fields import OUTPUTS, Field, GraphInputs
 
 __all__ = ["FusedHostSession"]
@@ -43,9 +39,6 @@ SHARES = 4
 
 LINE = 64
 """Bytes of a cache line, at which memory begins."""
-
-NOTHING = 0
-"""Address of an output that the graph does not give."""
 
 
 class FusedHostSession(HostSession):
@@ -73,7 +66,7 @@ class FusedHostSession(HostSession):
         self._weights = _aligned(len(packed.weights))
         self._weights[:] = packed.weights
         self._rooms: list[_Room] = []
-        self._team: _Team | None = None
+        self._team: Team | None = None
         self._known = Known[_Work]()
 
     def _evaluate(self, inputs: GraphInputs) -> list[np.ndarray]:
@@ -83,31 +76,17 @@ class FusedHostSession(HostSession):
         reverse, packed, near = inputs.reverse, self._packed, self._library.near
         work = self._known.made_of(reverse, most, lambda: _Work.of(reverse, packed, near, most))
         outputs = [np.empty(field.sized(atoms=len(inputs.mask)), np.float32) for field in self.outputs]
-        arrays = self._weights, inputs.atomic_numbers, inputs.displacements, inputs.reverse, inputs.mask, inputs.weights
-        before = [*(array.ctypes.data for array in arrays), inputs.mask.shape[1]]
-        after = [output.ctypes.data for output in outputs] + [NOTHING] * (MOST_OUTPUTS - len(outputs))
         threads = min(work.threads, CORES.threads(most) if self._threads is None else most)
-
-        def run(number: int, of: int, groups: np.ndarray, room: _Room) -> None:
-            memory = work.meeting.ctypes.data, *room.addresses, work.sizes_array.ctypes.data
-            self._library.run(number, of, *memory, *before, groups.ctypes.data, *after)
-
-        if (together := min(threads, work.shared)) > 1:
-            (room,) = self._rooms_for(work.sizes, 1)
-            self._on_threads(together, lambda number: run(number, together, work.groups, room))
-        elif len(work.shares) == 1 or threads == 1:
-            (room,) = self._rooms_for(work.sizes, 1)
-            run(0, 1, work.groups, room)
-        else:
-            threads = min(threads, len(work.shares))
-            rooms, waiting = self._rooms_for(work.sizes, threads), deque(work.shares)
-
-            def take(number: int) -> None:
-                with suppress(IndexError):
-                    while True:
-                        run(0, 1, waiting.popleft(), rooms[number])
-
-            self._on_threads(threads, take)
+        shared = min(threads, work.shared) > 1
+        threads = min(threads, work.shared if shared else len(work.shares))
+        parts = [work.groups] if shared or threads == 1 else work.shares
+        rooms = self._rooms_for(work.sizes, 1 if shared else threads)
+        groups = _addresses(part.ctypes.data for part in parts)
+        memory = _addresses(address for room in rooms for address in room.addresses)
+        arrays = self._weights, inputs.atomic_numbers, inputs.displacements, inputs.reverse, inputs.mask, inputs.weights
+        given = (array.ctypes.data for array in (*arrays, *outputs))
+        lists = groups.ctypes.data, work.sizes_array.ctypes.data, memory.ctypes.data
+        self._team_of(threads).run(Job(threads, shared, len(parts), inputs.mask.shape[1], *lists, *given))
         if self._threads is None:
             CORES.look(most)
         return outputs
@@ -119,13 +98,14 @@ class FusedHostSession(HostSession):
             room.grow(sizes)
         return self._rooms[:threads]
 
-    def _on_threads(self, threads: int, run: Callable[[int], None]) -> None:
-        """Call something with the number of each thread, the caller's own being 0."""
+    def _team_of(self, threads: int) -> Team:
+        """The session's threads, at least as many."""
         if self._team is None or self._team.threads < threads:
-            if self._team is not None:
-                self._team.close()
-            self._team = _Team(threads)
-        self._team.run(threads, run)
+            larger, smaller = Team(self._library, threads), self._team
+            self._team = larger
+            if smaller is not None:
+                smaller.close()
+        return self._team
 
     def close(self) -> None:
         """See `Session.close`."""
@@ -147,7 +127,6 @@ class _Work(NamedTuple):
         shared: how many of them share each group; 1 where more of them have something to do with one each.
         sizes: of the largest group.
         sizes_array: the same, as the kernel reads them.
-        meeting: of threads that share a group.
     """
 
     groups: Int32[np.ndarray, " groups_and_two"]
@@ -156,7 +135,6 @@ class _Work(NamedTuple):
     shared: int
     sizes: Sizes
     sizes_array: Int32[np.ndarray, "5"]
-    meeting: Int32[np.ndarray, "3"]
 
     @classmethod
     def of(cls, reverse: Int32[np.ndarray, "atoms slots"], packed: Packed, near: int, threads: int) -> "_Work":
@@ -174,7 +152,7 @@ class _Work(NamedTuple):
         together = min(rows // ROWS_A_THREAD, most)
         shared = together if together > min(count, most) else 1
         sizes = Sizes.of(packed, rows, pairs, near * shared, 1 if shared > 1 else min(count, most))
-        return cls(groups, shares, most, shared, sizes, np.array(sizes, np.int32), np.zeros(3, np.int32))
+        return cls(groups, shares, most, shared, sizes, np.array(sizes, np.int32))
 
 
 class _Room:
@@ -206,50 +184,9 @@ class _Room:
             self._far = _aligned(far)
 
 
-class _Team:
-    """The caller's thread and others that wait for work.
-
-    Args:
-        threads: the caller's included.
-
-    Raises:
-        EngineUnavailableError: the system gives no more threads.
-    """
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self._pool = ThreadPoolExecutor(threads - 1, "painn-deploy")
-        # all of them start now: one that was missing would be waited for without end
-        here = threading.Barrier(threads)
-        try:
-            for _ in range(threads - 1):
-                self._pool.submit(here.wait)
-            here.wait()
-        except RuntimeError as error:
-            here.abort()
-            self.close()
-            raise EngineUnavailableError(
-                f"The system gives this process no {threads} threads ({error}). Give fewer: threads=1."
-            ) from error
-
-    def run(self, threads: int, run: Callable[[int], None]) -> None:
-        """Call something with the number of each thread, the caller's own being 0.
-
-        Args:
-            threads: so many of them.
-            run: what is called.
-        """
-        others = [self._pool.submit(run, number) for number in range(1, threads)]
-        try:
-            run(0)
-        finally:
-            wait(others)
-        for other in others:
-            other.result()
-
-    def close(self) -> None:
-        """End its threads."""
-        self._pool.shutdown()
+def _addresses(found: Iterable[int]) -> Int64[np.ndarray, " addresses"]:
+    """An array of pointers."""
+    return np.fromiter(found, np.int64)
 
 
 def _aligned(numbers: int) -> Float32[np.ndarray, " numbers"]:

@@ -173,7 +173,7 @@ extern "C" int widest()
 
 extern "C" int near_numbers() { return Molecules::NEAR; }
 
-extern "C" void run(int thread, int threads, int* meeting, float* memory, float* scratch, const int* sizes,
+extern "C" void evaluate(int thread, int threads, int* meeting, float* memory, float* scratch, const int* sizes,
     const float* weights, const int* numbers, const float* displacements, const int* reverse, const float* mask,
     const float* shares, int width, const int* groups, float* energies, float* forces, float* virials, float* extra,
     float* spread)

@@ -16,6 +16,7 @@ from painn_deploy.engines.fused.host_source import HOST, HOST_BEGIN, HOST_END
 from painn_deploy.engines.fused.kernel_source import KERNEL
 from painn_deploy.engines.fused.pair_source import PAIRS
 from painn_deploy.engines.fused.row_source import ROW_BY_ROW
+from painn_deploy.engines.fused.team_source import TEAM
 
 __all__ = ["DEVICE_SOURCE", "HOST_SOURCE", "KERNEL_NAME"]
 
@@ -144,4 +145,4 @@ PHASE void filters(
 
 _PHASES = _SIZES + _PRODUCTS + FADING + PAIRS + ROW_BY_ROW + KERNEL
 DEVICE_SOURCE = DEVICE + _FUNCTIONS + _PHASES
-HOST_SOURCE = HOST + _FUNCTIONS + HOST_BEGIN + _PHASES + HOST_END
+HOST_SOURCE = HOST + _FUNCTIONS + HOST_BEGIN + _PHASES + HOST_END + TEAM

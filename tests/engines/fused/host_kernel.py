@@ -33,7 +33,7 @@ def compiled(source: str) -> Any:
     command = [shutil.which("g++") or "c++", "-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC"]
     quiet = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-psabi"]
     subprocess.run([*command, *quiet, f"{name}.cpp", "-o", f"{name}.so"], check=True, cwd=folder)
-    return ctypes.CDLL(str(folder / f"{name}.so")).run
+    return ctypes.CDLL(str(folder / f"{name}.so")).evaluate
 
 
 class HostKernel:

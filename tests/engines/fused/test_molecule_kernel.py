@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +169,7 @@ def test_threads_that_the_system_does_not_give_are_said(
 
     inputs = matrix(mixture() * 3, base)
     with opened(session._library, base, 3) as several:
-        monkeypatch.setattr(ThreadPoolExecutor, "submit", none)
+        monkeypatch.setattr(threading.Thread, "start", none)
         before = threading.active_count()
         with pytest.raises(EngineUnavailableError, match="no 3 threads.*can't start new thread.*threads=1"):
             several.run(inputs)
