@@ -15,6 +15,7 @@ __all__ = [
     "check_boxes",
     "check_indices",
     "check_inputs",
+    "check_mask",
     "check_molecules",
     "check_no_weights",
     "check_pairing",
@@ -123,6 +124,31 @@ def check_pairing(reverse: Int32[np.ndarray, " cells"], own: Int32[np.ndarray, "
     """
     if reverse.min() < 0 or reverse.max() >= reverse.size or not np.array_equal(reverse[reverse], own):
         raise ShapeError("The input reverse is no pairing: the reverse of a slot's reverse must be that slot.")
+
+
+def check_mask(
+    mask: Float[np.ndarray, "atoms slots"],
+    reverse: Int32[np.ndarray, "atoms slots"],
+) -> None:
+    """Refuse edges that are none from their other end.
+
+    Args:
+        mask: as in the graph contract, like the other.
+        reverse: likewise.
+
+    Raises:
+        ShapeError: a slot is an edge, and its reverse is none, or is that slot itself; or `reverse` is no pairing.
+    """
+    own = np.arange(reverse.size, dtype=np.int32)
+    flat, edge = reverse.reshape(-1), mask.reshape(-1) > 0
+    check_pairing(flat, own)
+    wrong = edge & (~edge[flat] | (flat == own))
+    if wrong.any():
+        atom, slot = divmod(int(np.flatnonzero(wrong)[0]), mask.shape[1])
+        raise ShapeError(
+            f"The input mask says that slot {slot} of atom {atom} is an edge, and its reverse is none: an edge is one "
+            "from both of its atoms."
+        )
 
 
 def _refuse_beyond(bounds: Mapping[str, tuple[Int32[np.ndarray, "*shape"], int]], called: str) -> None:

@@ -22,7 +22,7 @@ class Known(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, int], tuple[weakref.ref[np.ndarray], T]] = {}
+        self._known: dict[tuple[int, int, tuple[int, ...]], tuple[weakref.ref[np.ndarray], T]] = {}
 
     def made_of(self, array: np.ndarray, kind: int, make: Callable[[], T]) -> T:
         """What was made of an array before, or is made now.
@@ -34,7 +34,7 @@ class Known(Generic[T]):
         """
         if array.flags.writeable or array.base is not None:
             return make()
-        key, known = (id(array), kind), self._known
+        key, known = (id(array), kind, array.shape), self._known  # a shape can be set, where numbers cannot
         if key not in known or known[key][0]() is not array:
             made = make()
             known[key] = weakref.ref(array, lambda _: known.pop(key, None)), made

@@ -21,8 +21,10 @@ class SoleUse:
     """
 
     def __init__(self, name: str) -> None:
-        self._name, self._process, self._lock = name, os.getpid(), threading.Lock()
-        self._owner, self._depth = 0, 0
+        self._name, self._process = name, os.getpid()
+        # whose it is, under the key None: `setdefault` asks and takes at once, whatever interrupts Python beside it
+        self._owner: dict[None, int] = {}
+        self._depth = 0
 
     def __enter__(self) -> None:
         if os.getpid() != self._process:
@@ -32,13 +34,11 @@ class SoleUse:
                 '`forkserver`, for instance multiprocessing.get_context("spawn").'
             )
         me = threading.get_ident()
-        if self._owner != me:
-            if not self._lock.acquire(blocking=False):
-                raise OwnershipError(
-                    f"{self._name} is in use by another thread, and answers one at a time. Open one for each thread; "
-                    "copy.deepcopy opens another of the same bundle."
-                )
-            self._owner = me
+        if self._owner.setdefault(None, me) != me:
+            raise OwnershipError(
+                f"{self._name} is in use by another thread, and answers one at a time. Open one for each thread; "
+                "copy.deepcopy opens another of the same bundle."
+            )
         self._depth += 1
 
     def __exit__(
@@ -46,8 +46,7 @@ class SoleUse:
     ) -> None:
         self._depth -= 1
         if self._depth == 0:  # a generator may be closed by another thread than began it
-            self._owner = 0
-            self._lock.release()
+            self._owner.clear()
 
     def __reduce__(self) -> tuple[type["SoleUse"], tuple[str]]:
         """A copy guards what was copied."""

@@ -13,6 +13,7 @@ DEVICE = r"""
 #define ENTRY extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS)
 #define MEMORY extern __shared__ float4 memory[]
 #define UNROLL _Pragma("unroll")
+#define NOTHING __int_as_float(0x7fffffff)
 typedef float4 Quad;
 typedef float4 Wide;  // columns that a thread computes at once
 DEVICE Wide get(const float* p) { return *(const Wide*)p; }

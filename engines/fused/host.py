@@ -11,7 +11,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen
 from tempfile import TemporaryDirectory
@@ -139,17 +139,18 @@ def _loaded(content: bytes) -> Any:
     Raises:
         EngineError: the system refuses it.
     """
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("painn-deploy")  # stays open: the loader knows a library by its path
-        with suppress(OSError), open(descriptor, "wb", closefd=False) as file:
-            file.write(content)
-            file.flush()
-            return ctypes.CDLL(f"/proc/self/fd/{descriptor}")
-        os.close(descriptor)
     try:
-        with TemporaryDirectory(prefix="painn-deploy-") as folder:
-            path = Path(folder, LIBRARY.format(""))
-            path.write_bytes(content)
+        with TemporaryDirectory(prefix="painn-deploy-") as folder, ExitStack() as stack:
+            path = Path(folder, LIBRARY.format(""))  # a loader knows libraries by their paths, and this one is new
+            try:
+                descriptor = os.memfd_create("painn-deploy")
+            except (AttributeError, OSError):  # another system, or one that forbids it
+                path.write_bytes(content)
+            else:
+                stack.callback(os.close, descriptor)
+                with open(descriptor, "wb", closefd=False) as file:
+                    file.write(content)
+                path.symlink_to(f"/proc/self/fd/{descriptor}")
             return ctypes.CDLL(str(path))
     except OSError as error:
         raise EngineError(f"The engine fused cannot load its library: {error}. Export it again here.") from error

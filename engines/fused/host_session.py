@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-from painn_deploy.engines.contract import check_indices
+from painn_deploy.engines.contract import check_indices, check_mask
 from painn_deploy.engines.cores import CORES, cores_here
 from painn_deploy.engines.fused.groups import groups_of, pieces_of
 from painn_deploy.engines.fused.host import Library, Sizes
@@ -89,23 +89,27 @@ class FusedHostSession(HostSession):
         self._team_of(threads).run(Job(threads, shared, len(parts), inputs.mask.shape[1], *lists, *given))
         if self._threads is None:
             CORES.look(most)
+        if np.isnan(outputs[0]).any():
+            check_mask(inputs.mask, inputs.reverse)
         return outputs
 
     def _rooms_for(self, sizes: Sizes, threads: int) -> "list[_Room]":
         """Memory of each thread, with room for groups of some size."""
-        self._rooms += [_Room(self._packed) for _ in range(len(self._rooms), threads)]
-        for room in self._rooms[:threads]:
+        rooms = self._rooms  # another thread may close the session, which has none then
+        rooms = self._rooms = rooms + [_Room(self._packed) for _ in range(len(rooms), threads)]
+        for room in rooms[:threads]:
             room.grow(sizes)
-        return self._rooms[:threads]
+        return rooms[:threads]
 
     def _team_of(self, threads: int) -> Team:
         """The session's threads, at least as many."""
-        if self._team is None or self._team.threads < threads:
-            larger, smaller = Team(self._library, threads), self._team
-            self._team = larger
+        team = self._team
+        if team is None or team.threads < threads:
+            smaller, team = team, Team(self._library, threads)
+            self._team = team
             if smaller is not None:
                 smaller.close()
-        return self._team
+        return team
 
     def close(self) -> None:
         """See `Session.close`."""

@@ -24,6 +24,7 @@ HOST = r"""
 #define ENTRY void
 #define MEMORY
 #define UNROLL
+#define NOTHING NAN
 struct Quad { float x, y, z, w; };
 typedef float Wide __attribute__((vector_size(4 * WIDE)));  // columns that are computed at once
 DEVICE Wide get(const float* p)

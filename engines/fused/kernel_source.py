@@ -44,19 +44,34 @@ ENTRY molecules(
             }
         }
         EACH(row, rows) {
-            starts[row + 1] = edges_before(matrix, row, width);
+            starts[row + 1] = is_sound(matrix, row, rows) ? edges_before(matrix, row, width) : -1;
             leads[row + 1] = leads_before(matrix, row, width);
         }
         BARRIER;
         EACH(t, 1) {
+            bool sound = true;
             starts[0] = leads[0] = 0;
             for (int row = 0; row < rows; ++row) {
+                sound = sound && starts[row + 1] >= 0;
                 starts[row + 1] += starts[row];
                 leads[row + 1] += leads[row];
             }
+            if (!sound || leads[rows] > PAIRS) starts[rows] = -1;
         }
         BARRIER;
         const int slot_count = starts[rows], pair_count = leads[rows];
+        if (slot_count < 0) {  // what is no graph has no energy
+            EACH(row, rows) {
+                const long long at = begin + row;
+                energies[at] = NOTHING;
+                for (int part = 0; part < 3; ++part) forces[3 * at + part] = NOTHING;
+                for (int part = 0; part < 9; ++part) virials[9 * at + part] = NOTHING;
+                const int more = GIVES_FEATURES ? HIDDEN : MEMBERS > 1 ? MEMBERS : 0;
+                for (int part = 0; part < more; ++part) extra[more * at + part] = NOTHING;
+                if (MEMBERS > 1) spread[at] = NOTHING;
+            }
+            continue;
+        }
         EACH(t, 4 * slot_count * LANES) lanes[t] = 0.0f;
         EACH(t, rows * width) place_slot(matrix, t / width, t % width, starts, leads, numbers, weights, slots, pairs);
         BARRIER;

@@ -41,6 +41,21 @@ DEVICE int leads_before(const Matrix& m, int row, int most)
     return found;
 }
 
+// Whether each edge of a row is one from its other end, too, and both ends are among the group's `rows`: what leads
+// elsewhere would be written where there is no room.
+DEVICE bool is_sound(const Matrix& m, int row, int rows)
+{
+    const long long first = m.at(0, 0), end = m.at(rows, 0);
+    int wrong = 0;
+    for (int k = 0; k < m.width; ++k) {
+        const long long at = m.at(row, k), back = m.reverse[at];
+        const bool inside = back >= first && back < end;
+        const long long there = inside ? back : at;
+        wrong |= m.mask[at] > 0.0f && (there == at || m.reverse[there] != at || !(m.mask[there] > 0.0f));
+    }
+    return !wrong;
+}
+
 DEVICE Pair pair_of(const float* displacement)
 {
     Pair p;

@@ -209,6 +209,8 @@ def _checked(student: Student) -> PaiNN:
         f"{len(linear) - 1} hidden layers in its read-out, not one": len(linear) != 2,
     }
     odd[f"a read-out of {linear[0].out_features} features, and no multiple of 4"] = linear[0].out_features % 4
+    most = 3 * said.hidden_dim  # what its vectors have room for
+    odd[f"a read-out of {linear[0].out_features} features, and more than {most}"] = linear[0].out_features > most
     if found := [name for name, is_so in odd.items() if is_so]:
         raise EngineUnavailableError(
             f"The engine fused does not compute this student: it has {'; '.join(found)}. Export it with another engine."

@@ -200,6 +200,7 @@ def test_what_is_not_computed_is_said(base: Student) -> None:
         "18 features, and no multiple of 4": made(variant(hidden_dim=18)),
         "radial bases of different kinds": made(variant(), basis=bases(GaussianBasis, BesselBasis)),
         "2 hidden layers in its read-out": made(variant(), readout=(8, 8)),
+        "a read-out of 52 features, and more than 48": made(variant(), readout=(52,)),
         "a radial table": base.with_radial_table(8, 64),
     }
     for words, student in refused.items():

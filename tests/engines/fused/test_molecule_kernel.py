@@ -161,6 +161,48 @@ def test_what_leads_elsewhere_is_refused(base: Student, session: FusedHostSessio
         Sizes.of(pack(base), 10**5, 5 * 10**7, 0)
 
 
+def test_edges_that_are_none_from_their_other_end_are_refused(base: Student, session: FusedHostSession) -> None:
+    """Memory has room for the pairs of `reverse`, and `mask` says which are edges: neither may be believed alone."""
+    batch = mixture()
+    inputs = matrix(batch, base)
+    want, own = session.run(inputs), np.arange(inputs.mask.size).reshape(inputs.mask.shape)
+    paired = inputs.reverse != own
+    for wrong in (np.ones_like(inputs.mask), np.where(paired & (inputs.reverse > own), 0, inputs.mask)):
+        with pytest.raises(ShapeError, match=r"slot \d+ of atom \d+ is an edge, and its reverse is none"):
+            session.run(inputs._replace(mask=wrong.astype(np.float32)))
+    assert same_bits(session.run(inputs), want)
+    broken = inputs.displacements.copy()
+    broken[0, 0] = np.nan
+    got = session.run(inputs._replace(displacements=broken))
+    assert np.isnan(got.atomic_energies[0])
+    for one, other in zip(list(parts(batch, got))[1:], list(parts(batch, want))[1:], strict=True):
+        assert same_bits(one, other), "of others nothing is lost"
+
+
+def test_an_array_that_was_not_as_closed_as_it_seemed_is_noticed(base: Student, session: FusedHostSession) -> None:
+    batch = mixture()
+    inputs = matrix(batch, base)
+    reverse = inputs.reverse.copy()
+    open_view = reverse.view()
+    reverse.flags.writeable = False
+    closed = inputs._replace(reverse=reverse)
+    want = session.run(closed)
+    open_view[:] = np.arange(reverse.size, dtype=np.int32)[::-1].reshape(reverse.shape)
+    with pytest.raises(ShapeError, match="its reverse is none"):
+        session.run(closed)
+    open_view[:] = inputs.reverse
+    assert same_bits(session.run(closed), want)
+    reverse.shape = (1, reverse.size)
+    atom = matrix([Atoms("O")], base)
+    row = atom._replace(
+        displacements=np.zeros((*reverse.shape, 3), np.float32),
+        neighbours=np.zeros_like(reverse),
+        reverse=reverse,
+        mask=np.zeros(reverse.shape, np.float32),
+    )
+    assert same_bits(session.run(row), session.run(atom))
+
+
 def test_threads_that_the_system_does_not_give_are_said(
     base: Student, session: FusedHostSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,3 +332,24 @@ def test_a_process_loads_a_library_once(base: Student, monkeypatch: pytest.Monke
     monkeypatch.delattr(os, "memfd_create")
     monkeypatch.setattr(host, "_loaded_once", {})
     assert load(contents).width == 4
+
+    def forbidden(name: str) -> int:
+        raise PermissionError(name)
+
+    monkeypatch.setattr(os, "memfd_create", forbidden, raising=False)
+    monkeypatch.setattr(host, "_loaded_once", {})
+    assert load(contents).width == 4
+
+
+def test_libraries_are_told_apart_whatever_becomes_of_descriptors() -> None:
+    """A loader knows a library by its path, and one of a descriptor that was closed comes again."""
+    near = {}
+    for features in (16, 32, 48):
+        content = compiled_libraries(pack(made(variant(hidden_dim=features))))["molecules-4.so"]
+        free = os.dup(0)
+        os.close(free)
+        near[features] = Library(content, 4).near
+        again = os.dup(0)
+        os.close(again)
+        assert again == free, "a descriptor was left open"
+    assert len(set(near.values())) == 3
