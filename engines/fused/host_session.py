@@ -4,7 +4,6 @@ Neither changes a bit of a result, since each sum has one owner and one order.
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from painn_deploy.engines.contract import check_indices, check_mask
 from painn_deploy.engines.cores import CORES, cores_here
 from painn_deploy.engines.fused.groups import groups_of, pieces_of
 from painn_deploy.engines.fused.host import Library, Sizes
-from painn_deploy.engines.fused.packed import Packed
+from painn_deploy.engines.fused.packed import Packed, round_up
 from painn_deploy.engines.fused.team import Job, Team
 from painn_deploy.engines.host_session import HostSession
 from painn_deploy.engines.known import Known
@@ -34,8 +33,8 @@ cores it costs much."""
 ROWS_A_THREAD = 18
 """Rows that each thread has at least of a group that several share: two tiles."""
 
-SHARES = 4
-"""Parts for each thread that groups are divided into, so that one whose core is taken does not keep the others."""
+FEW = 4
+"""Groups for each thread below which one more or less than the others' is seen in how long a call takes."""
 
 LINE = 64
 """Bytes of a cache line, at which memory begins."""
@@ -78,15 +77,13 @@ class FusedHostSession(HostSession):
         outputs = [np.empty(field.sized(atoms=len(inputs.mask)), np.float32) for field in self.outputs]
         threads = min(work.threads, CORES.threads(most) if self._threads is None else most)
         shared = min(threads, work.shared) > 1
-        threads = min(threads, work.shared if shared else len(work.shares))
-        parts = [work.groups] if shared or threads == 1 else work.shares
+        threads = min(threads, work.shared if shared else int(work.groups[0]))
         rooms = self._rooms_for(work.sizes, 1 if shared else threads)
-        groups = _addresses(part.ctypes.data for part in parts)
         memory = _addresses(address for room in rooms for address in room.addresses)
         arrays = self._weights, inputs.atomic_numbers, inputs.displacements, inputs.reverse, inputs.mask, inputs.weights
         given = (array.ctypes.data for array in (*arrays, *outputs))
-        lists = groups.ctypes.data, work.sizes_array.ctypes.data, memory.ctypes.data
-        self._team_of(threads).run(Job(threads, shared, len(parts), inputs.mask.shape[1], *lists, *given))
+        lists = (array.ctypes.data for array in (work.groups, work.sizes_array, memory))
+        self._team_of(threads).run(Job(threads, shared, inputs.mask.shape[1], *lists, *given))
         if self._threads is None:
             CORES.look(most)
         if np.isnan(outputs[0]).any():
@@ -126,7 +123,6 @@ class _Work(NamedTuple):
 
     Attributes:
         groups: of the whole matrix, see `painn_deploy.engines.fused.groups.groups_of`.
-        shares: the same in parts.
         threads: how many have enough to do.
         shared: how many of them share each group; 1 where more of them have something to do with one each.
         sizes: of the largest group.
@@ -134,7 +130,6 @@ class _Work(NamedTuple):
     """
 
     groups: Int32[np.ndarray, " groups_and_two"]
-    shares: list[np.ndarray]
     threads: int
     shared: int
     sizes: Sizes
@@ -142,21 +137,20 @@ class _Work(NamedTuple):
 
     @classmethod
     def of(cls, reverse: Int32[np.ndarray, "atoms slots"], packed: Packed, near: int, threads: int) -> "_Work":
-        pieces = pieces_of(reverse)
+        pieces, atoms = pieces_of(reverse), len(reverse)
+        amount = packed.members * (atoms * SLOTS_A_ROW + int(pieces.slots[-1]))
+        most = max(1, min(threads, amount // SLOTS_A_THREAD))
         groups = groups_of(pieces, GROUP, reverse.size)
+        if groups[0] < FEW * most and groups[0] % most:  # cut so that every thread has as many
+            even = round_up(int(groups[0]), most)
+            groups = groups_of(pieces, min(GROUP, -(-atoms // even) + pieces.most_rows - 1), reverse.size)
         count, bounds = int(groups[0]), groups[1:]
         stored = pieces.slots[np.searchsorted(pieces.bounds, bounds)]
         rows, pairs = int(np.diff(bounds).max()), int(np.diff(stored).max()) // 2
-        cuts = np.linspace(0, count, min(count, SHARES * threads) + 1).round().astype(int)
-        shares = [
-            np.concatenate([[end - begin], bounds[begin : end + 1]]).astype(np.int32) for begin, end in pairwise(cuts)
-        ]
-        amount = packed.members * (len(reverse) * SLOTS_A_ROW + int(stored[-1]))
-        most = max(1, min(threads, amount // SLOTS_A_THREAD))
         together = min(rows // ROWS_A_THREAD, most)
         shared = together if together > min(count, most) else 1
         sizes = Sizes.of(packed, rows, pairs, near * shared, 1 if shared > 1 else min(count, most))
-        return cls(groups, shares, most, shared, sizes, np.array(sizes, np.int32))
+        return cls(groups, most, shared, sizes, np.array(sizes, np.int32))
 
 
 class _Room:

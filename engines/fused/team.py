@@ -25,7 +25,7 @@ class Job(ctypes.Structure):
     """What a call is to do; see `painn_deploy.engines.fused.team_source`. It keeps nothing alive."""
 
     _fields_ = (
-        *((name, ctypes.c_longlong) for name in ("threads", "shared", "parts", "width")),
+        *((name, ctypes.c_longlong) for name in ("threads", "shared", "width")),
         *((name, ctypes.c_void_p) for name in POINTERS),
     )
 

@@ -6,10 +6,10 @@ TEAM = r"""
 #include <pthread.h>
 
 // What a call is to do, with the layout of `painn_deploy.engines.fused.team.Job`. Threads share each group where
-// `shared`, and else have parts of the groups to themselves, each with a room of its own.
+// `shared`, and else take one after the other, each with a room of its own.
 struct Job {
-    long long threads, shared, parts, width;
-    const int *const *groups, *sizes;
+    long long threads, shared, width;
+    const int *groups, *sizes;
     float* const* rooms;  // two parts of each thread's memory
     const float* weights;
     const int* numbers;
@@ -47,10 +47,12 @@ static void take_part(Team* team, const Job* job, int threads, int number)
             job->displacements, job->reverse, job->mask, job->shares, (int)job->width, groups, job->energies,
             job->forces, job->virials, job->extra, job->spread);
     };
-    if (job->shared) part(number, threads, job->groups[0]);
+    if (job->shared) part(number, threads, job->groups);
     else
-        for (int mine; (mine = __atomic_fetch_add(&team->next, 1, __ATOMIC_RELAXED)) < job->parts;)
-            part(0, 1, job->groups[mine]);
+        for (int mine; (mine = 1 + __atomic_fetch_add(&team->next, 1, __ATOMIC_RELAXED)) <= job->groups[0];) {
+            const int one[] = {1, job->groups[mine], job->groups[mine + 1]};
+            part(0, 1, one);
+        }
 }
 
 // A thread's life, until the team ends.
