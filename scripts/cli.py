@@ -265,8 +265,8 @@ def screen(
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster, which sees the same files.")] = None,
     worker_memory: Annotated[float | None, typer.Option(min=0.25, help="GiB that a worker may take.")] = None,
     relax: Annotated[bool, typer.Option("--relax", help="Relax atoms first; the cell is kept.")] = False,
-    fmax: Annotated[float, typer.Option(min=1e-6, help="eV/Å; when atoms are relaxed.")] = 0.05,
-    steps: Annotated[int, typer.Option(min=1, help="Of relaxation, at most.")] = 500,
+    fmax: Annotated[float | None, typer.Option(min=1e-6, help="eV/Å, of --relax; 0.05.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of --relax, at most; 500.")] = None,
     flag_above: Annotated[
         str | None,
         typer.Option(help="Flag structures so many times as uncertain as the calibration, or `threshold`."),
@@ -296,7 +296,7 @@ def screen(
         workers=workers,
         address=address,
         worker_memory=worker_memory,
-        relaxation=(fmax, steps) if relax else None,
+        relaxation=choices.relaxation(relax=relax, fmax=fmax, steps=steps),
         flag_above=choices.uncertainty_limit(flag_above, "--flag-above"),
         select=select,
         batch_size=batch_size,
@@ -386,9 +386,10 @@ def main() -> None:
         told = f'This needs {error.name}: pip install "painn-deploy[{extra}]"' if extra else str(error)
         err.print(f"[bold red]error:[/] {escape(told)}", soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("interrupted")
-        sys.exit(130)
+    except SystemExit as end:  # typer makes one of an interrupt, without a word
+        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
+            err.print("interrupted")
+        raise
 
 
 if __name__ == "__main__":

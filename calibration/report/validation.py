@@ -14,6 +14,7 @@ from painn_deploy.calibration.accuracy.breakdown import Breakdown, break_down
 from painn_deploy.calibration.accuracy.domain import find_domain
 from painn_deploy.calibration.accuracy.double import allowed_error
 from painn_deploy.calibration.accuracy.errors import ERROR_UNITS, Accuracy, Tolerances, compare, describe
+from painn_deploy.calibration.accuracy.labels import Labelled
 from painn_deploy.calibration.accuracy.left_out import LeftOut, named
 from painn_deploy.calibration.accuracy.reference import one_thread
 from painn_deploy.calibration.origin import Reference, load_origin
@@ -107,6 +108,7 @@ class Validation:
         far: structures that are far from all that the bundle was judged on at export, with what of them is.
         certainty: the engine's uncertainties beside errors against labels that structures came with; None where it
             gives none, or too few came with an energy.
+        labelled: the student's forces against those that structures came with; None where none did.
         exact: eV/Å, the largest RMSE of forces of an engine in `fp64`; infinite for the others.
     """
 
@@ -126,6 +128,7 @@ class Validation:
     left_out: Sequence[LeftOut] = ()
     far: Sequence[LeftOut] = ()
     certainty: Calibrated | None = None
+    labelled: Labelled | None = None
     exact: float = float("inf")
 
     @property
@@ -167,6 +170,7 @@ class Validation:
             "single_against_batch": self.single.as_dict(),
             **self.breakdown.as_dict(),
             "certainty": None if self.certainty is None else self.certainty.as_dict(),
+            "labels": None if self.labelled is None else self.labelled.as_dict(),
             "audit": None if self.audit is None else self.audit.as_dict(),
             "sensitivity": [dict(row) for row in self.sensitivity],
         }
@@ -254,6 +258,7 @@ def _validations(
                     left_out=domain.left_out,
                     far=_far(bundle, chosen, domain.numbers),
                     certainty=Calibrated.of(chosen, results, groups, scale, domain.numbers),
+                    labelled=Labelled.of(chosen, wanted),
                     exact=exact if bundle.manifest.precision == "fp64" else float("inf"),
                 )
             )

@@ -5,6 +5,7 @@ What goes wrong on the way to a GPU it tells on stderr alone, and then fails wit
 """
 
 import ctypes
+import os
 import re
 import sys
 from pathlib import Path
@@ -27,11 +28,15 @@ FOR_A_GPU = 'For an NVIDIA GPU: pip uninstall -y onnxruntime, then pip install "
 
 
 def library() -> Any:
-    """The module.
+    """The module, which sends nothing to anybody, unless ORT_DISABLE_TELEMETRY says 0 already.
+
+    From version 1.29 on it would by default, as it is loaded and as it runs, and would leave a number on the disk by
+    which it knows the machine again.
 
     Raises:
         EngineUnavailableError: it is not installed, or cannot be imported.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ModuleNotFoundError as error:

@@ -37,7 +37,7 @@ class Committee(Student):
         for student, name in zip(students[1:], names[1:], strict=True):
             if differing := _differing(first, student):
                 raise ConfigurationError(
-                    f"{name} and {names[0]} differ in {', '.join(differing)}, and the members of a committee share "
+                    f"{names[0]} and {name} differ in {', '.join(differing)}, and the members of a committee share "
                     "these. Export them apart, or give students that were trained with the same settings."
                 )
         rows = min(len(student.atomic_references) for student in students)

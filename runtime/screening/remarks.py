@@ -17,6 +17,7 @@ __all__ = [
     "REPLACED",
     "UNCERTAIN",
     "UNREAD",
+    "UNRELAXED",
     "UNREPEATED",
     "Remarks",
     "one_line",
@@ -36,6 +37,7 @@ UNREPEATED = "cells without periodic directions that bring images within the cut
 ENDLESS = "last lines without an end: where a file was cut short in one, its last number is half of what it was"
 NOT_NAMED = "columns of atoms that no Properties name, which were not read"
 UNCERTAIN = "structures above --flag-above"
+UNRELAXED = "structures not at rest when relaxation had done its last step"
 REPLACED = "labels that the input brought were replaced"
 
 MOST_LETTERS = 600

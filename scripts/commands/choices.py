@@ -27,6 +27,7 @@ __all__ = [
     "ensembles",
     "listed",
     "precisions",
+    "relaxation",
     "uncertainty_limit",
 ]
 
@@ -43,6 +44,22 @@ def listed(given: Sequence[str] | None) -> list[str]:
     if given and not found:
         raise typer.BadParameter(f"{','.join(given)!r} names nothing. Name at least one, or leave the option out.")
     return found
+
+
+def relaxation(*, relax: bool, fmax: float | None, steps: int | None) -> tuple[float, int] | None:
+    """The largest force (eV/Å) and the steps of a relaxation; None for none.
+
+    Args:
+        relax: whether there is one.
+        fmax: None for 0.05.
+        steps: None for 500.
+
+    Raises:
+        BadParameter: options of a relaxation are given, and there is none.
+    """
+    if not relax and (fmax, steps) != (None, None):
+        raise typer.BadParameter("--fmax and --steps are of a relaxation; give --relax too.")
+    return (0.05 if fmax is None else fmax, 500 if steps is None else steps) if relax else None
 
 
 def uncertainty_limit(text: str | None, option: str) -> float | str | None:

@@ -1,5 +1,6 @@
 """The export command as a function: a checkpoint goes in, bundles come out."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from painn_deploy.scripts.commands.typed_graphs import AUTO, AUTO_CHOICE, auto_c
 
 __all__ = ["export_engines"]
 
-INT8 = "int8"
+DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
+"""That engines are built for."""
 
 
 def export_engines(
@@ -28,11 +30,11 @@ def export_engines(
     output: str | Path,
     *,
     committee: bool = False,
-    engines: Sequence[str] = ("onnxruntime",),
-    precisions: Sequence[str] = ("fp32",),
+    engines: str | Sequence[str] = ("onnxruntime",),
+    precisions: str | Sequence[str] = ("fp32",),
     structures: Given = None,
     training: Given = None,
-    compute_capabilities: Sequence[str] = (),
+    compute_capabilities: str | Sequence[str] = (),
     limits: Tolerances | None = None,
     device: str = "auto",
     tf32: bool = False,
@@ -52,7 +54,7 @@ def export_engines(
         output: folder to write bundles NAME-ENGINE-PRECISION.engine into; those in TF32 are called `tf32`.
         committee: make one bundle of several students of one architecture: the mean of their energies, forces and
             stress, with the standard deviation over them.
-        engines: backends by name.
+        engines: backends by name, one or several.
         precisions: `fp32`, `fp16`, `int8`; or `auto`, the fastest of them within the limits, measured here; or `fp64`,
             on the CPU alone, within 1e-9 eV/Å of the student in float64.
         structures: what the student is for, as Atoms or a file that ASE reads: engines are judged on them, and their
@@ -82,8 +84,8 @@ def export_engines(
             half-made does.
     """
     checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
+    engines, precisions, compute_capabilities = map(_listed, (engines, precisions, compute_capabilities))
     name = _name_of(checkpoints, committee=committee)
-    engines, precisions = list(dict.fromkeys(engines)), list(dict.fromkeys(precisions))
     _check_request(engines, precisions, device)
     if committee and not uncertainty:
         raise ExportError("A committee is there for its spread. Leave out --no-uncertainty, or export one student.")
@@ -150,6 +152,11 @@ def _name_of(checkpoints: Sequence[str | Path], *, committee: bool) -> str:
     return committee_name(names) if committee else names[0]
 
 
+def _listed(names: str | Sequence[str]) -> list[str]:
+    """Names, each once; a text is one of them."""
+    return [names] if isinstance(names, str) else list(dict.fromkeys(names))
+
+
 def _candidates(engine: str, precisions: Sequence[str]) -> list[str]:
     """The precisions that an engine is built in, those that `auto` chooses from among them."""
     return list(dict.fromkeys(p for each in precisions for p in (auto_choice(engine) if each == AUTO else [each])))
@@ -174,6 +181,10 @@ def _check_request(engines: Sequence[str], precisions: Sequence[str], device: st
     """Refuse now what would fail after minutes."""
     if not engines or not precisions:
         raise ExportError("Name at least one engine and one precision.")
+    if not DEVICE.fullmatch(device):
+        raise ExportError(
+            f"There is no device {device!r} to build for; there are auto, cpu, cuda, and cuda:1 and so on."
+        )
     backends, known = [get_backend(engine) for engine in engines], (*AUTO_CHOICE, AUTO, "fp64")
     for precision in precisions:
         if precision not in known:
@@ -201,7 +212,7 @@ def _check_tf32(engines: Sequence[str], device: str) -> None:
     for engine in engines:
         if not get_backend(engine).honours_tf32(device):
             able = [name for name in BACKENDS if get_backend(name).honours_tf32("cuda")]
-            where = "" if device == "auto" else f" on {device}"
+            where = " here, without an NVIDIA GPU" if device == "auto" else f" on {device}"
             raise ExportError(
                 f"The engine {engine} has no TF32{where}: its products would be FP32 all the same. "
                 f"On an NVIDIA GPU these have it: {', '.join(able)}. Leave out --tf32, or choose among them."

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from painn_deploy import engines
+from painn_deploy.calibration.accuracy.labels import Labelled
 from painn_deploy.calibration.accuracy.left_out import LeftOut, summary
 from painn_deploy.export.bundle import Bundle, read_bundle
 from painn_deploy.export.declaration import species_text
@@ -100,6 +101,11 @@ def _lines(manifest: Manifest, errors: Mapping[str, Any]) -> Iterator[str]:
         yield f"judged on: {_shown(str(errors['measured_on']))}"
         for line in summary([LeftOut(**each) for each in errors["left_out"]]):
             yield f"  [yellow]{_shown(line)}[/]"
+    if "labels" in errors:
+        labelled = Labelled(**errors["labels"])
+        yield labelled.sentence
+        if labelled.doubt:
+            yield f"  [yellow]{_shown(labelled.doubt)}[/]"
     if (table := manifest.radial_table) is not None:
         yield (
             f"radial table of {table['rank']} functions: it changes forces by at most "

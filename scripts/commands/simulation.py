@@ -27,6 +27,9 @@ __all__ = ["COLUMNS", "STEPS", "Plan", "Record", "simulate"]
 STEPS = 2000
 """Of a simulation whose length nobody gave."""
 
+LARGEST_MOVE = 1.0
+"""Å that an atom may move in one step: ten times what a sane step moves the fastest hydrogen of a hot molecule."""
+
 COLUMNS = ("step", "time_fs", "potential_eV", "kinetic_eV", "total_eV", "temperature_K")
 
 
@@ -113,7 +116,7 @@ def simulate(
         progress: called with the number of steps done.
 
     Raises:
-        StructureError: `npt` without a periodic cell, or a simulation that diverged.
+        StructureError: `npt` without a periodic cell, or a simulation that diverged; its frames until then are written.
         OutputError: a file cannot be written.
     """
     if plan.ensemble == "npt" and not atoms.pbc.all():
@@ -130,6 +133,7 @@ def simulate(
         dynamics = _dynamics(atoms, plan)
     except NotImplementedError as error:
         raise StructureError(f"{plan.ensemble} cannot run this structure: {error}") from error
+    dynamics.attach(_check_moves, 1, atoms, dynamics, plan.timestep)
     if plan.stop_above is not None:
         dynamics.attach(_stop, 1, atoms, plan.stop_above)
     record.rows.append(_row(atoms, plan, 0))  # what cannot be computed must not replace what an earlier run left
@@ -161,6 +165,22 @@ def simulate(
     finally:
         writer.close()
     return record
+
+
+def _check_moves(atoms: Atoms, dynamics: MolecularDynamics, timestep: float) -> None:
+    """End what no time step can follow: afterwards all is far apart, finite, and looks like atoms at rest.
+
+    Raises:
+        StructureError: an atom moves by a bond's length in one step.
+    """
+    moves = np.linalg.norm(atoms.get_velocities(), axis=1) * (timestep * units.fs)
+    fastest = int(moves.argmax())
+    if not moves[fastest] <= LARGEST_MOVE:
+        raise StructureError(
+            f"The simulation diverged at step {dynamics.nsteps}: atom {fastest} ({atoms.symbols[fastest]}) would move "
+            f"by {moves[fastest]:.3g} Å in a step of {timestep:g} fs. Use a shorter time step, or relax the structure "
+            "first."
+        )
 
 
 class _UncertainError(Exception):

@@ -101,6 +101,10 @@ def print_validations(
     console.print(error_table(validations, validations[0].limits))
     for line in summary(validations[0].left_out):
         console.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
+    if (labelled := validations[0].labelled) is not None:
+        console.print(labelled.sentence, soft_wrap=True, highlight=False)
+        if labelled.doubt:
+            console.print(f"[yellow]{escape(labelled.doubt)}[/]", soft_wrap=True)
     for validation in validations:
         console.print(group_table(validation))
         if validation.far:

@@ -169,6 +169,22 @@ def test_two_packages_in_two_folders_are_whole(apart: Path) -> None:
     assert hidden.stdout == "cpu\n", hidden.stderr
 
 
+def test_nothing_is_sent_or_left_behind(bundle: Path, tmp_path: Path) -> None:
+    """By default ONNX Runtime keeps a number in the home folder by which it is known again, and sends it."""
+    code = f"""
+import os, sys
+os.environ["HOME"] = os.environ["XDG_CACHE_HOME"] = {str(tmp_path)!r}
+from painn_deploy.runtime import PaiNNCalculator
+from ase.build import molecule
+with PaiNNCalculator(sys.argv[1]) as calculator:
+    calculator.calculate_batch([molecule("H2O")])
+print(os.environ["ORT_DISABLE_TELEMETRY"])
+"""
+    done = python(code, bundle)
+    assert done.stdout == "1\n", done.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_other_engines_are_exported_all_the_same(both: Path, painn: Path, tmp_path: Path) -> None:
     code = """
 import sys

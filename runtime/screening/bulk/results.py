@@ -12,7 +12,7 @@ from painn_deploy.runtime.periodicity import lacking
 from painn_deploy.runtime.screening.bulk.block import Block
 from painn_deploy.runtime.screening.chunks import atoms_of
 from painn_deploy.runtime.screening.labels import labels_of, result_row
-from painn_deploy.runtime.screening.remarks import REPLACED, UNCERTAIN, UNREPEATED, Remarks, one_line
+from painn_deploy.runtime.screening.remarks import REPLACED, UNCERTAIN, UNRELAXED, UNREPEATED, Remarks, one_line
 from painn_deploy.runtime.uncertainty.scale import FLAG, OF_ATOMS, RATIO, VERDICT
 
 __all__ = ["Done", "Rows", "done_rows"]
@@ -50,6 +50,8 @@ class Rows:
             if results[FLAG]:
                 self.uncertain(index, results[VERDICT], results[RATIO])
         row = result_row(kept, results, reason, labels=labels_of(given), index=index, remarks=self.remarks)
+        if results is not None and not results.get("relax_converged", True):
+            self.remarks.add(UNRELAXED, index, f"after {results['relax_steps']} steps")
         if given is None or results is None:
             self.failures.append((index, one_line(reason)))
         else:

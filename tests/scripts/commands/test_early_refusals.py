@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from painn_deploy.engines import get_backend
-from painn_deploy.export.errors import EngineError
+from painn_deploy.export.errors import EngineError, ExportError
 from painn_deploy.scripts import export_engines
 from tests import students
 
@@ -41,6 +41,14 @@ def test_a_compiler_that_is_not_here(engine: str, painn: Path, tmp_path: Path, m
     monkeypatch.delenv("CXX", raising=False)
     said = refused(painn, tmp_path / "engines", engines=["onnxruntime", engine], device="cpu")
     assert f"{engine} needs a C++ compiler: install g++" in said
+
+
+def test_names_that_are_one_text_are_one_name_and_a_device_that_is_none_is_refused(painn: Path, tmp_path: Path) -> None:
+    (path,) = export_engines(painn, tmp_path, engines="onnxruntime", precisions="fp32", structures=[students.water()])
+    assert path.name == "painn-onnxruntime-fp32.engine"
+    for device in ("gpu", "cuda:", "cpu:0"):
+        with pytest.raises(ExportError, match=f"no device '{device}' to build for; there are auto, cpu, cuda"):
+            export_engines(painn, tmp_path / "other", device=device)
 
 
 def test_a_form_that_is_none(painn: Path, tmp_path: Path) -> None:

@@ -46,6 +46,33 @@ def test_md_takes_its_length_in_picoseconds_or_steps(
     assert int(last.split(",")[0]) == steps
 
 
+def test_dynamics_that_no_step_can_follow_end_with_what_happened(bundle: Path, water: Path, tmp_path: Path) -> None:
+    """Without that, atoms fly apart, and each alone is at rest, near what was judged, and finite."""
+    done = run("md", bundle, water, "-o", tmp_path / "md", "--timestep", 60, "--every", 1, "--steps", 400)
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
+    (step,) = re.findall(
+        r"diverged at step (\d+): atom \d \([OH]\) would move by [\d.e+]+ Å in a step of 60 fs\.", said
+    )
+    assert "Use a shorter time step" in said
+    rows = (tmp_path / "md" / "md.csv").read_text().splitlines()
+    assert 1 <= len(rows) - 1 <= int(step) + 1, "frames until then are kept"
+    assert float(rows[-1].split(",")[-1]) < 1e7
+    fine = run("md", bundle, water, "-o", tmp_path / "fine", "--steps", 5)
+    assert fine.returncode == 0, fine.stderr
+
+
+def test_options_of_a_relaxation_are_not_dropped(bundle: Path, water: Path, tmp_path: Path) -> None:
+    for given in (["--fmax", "0.1"], ["--steps", "5"]):
+        refused = run("screen", bundle, water, "-o", tmp_path / "out.extxyz", *given)
+        assert refused.returncode == 2
+        assert "give --relax too" in refused.stderr
+    done = run("screen", bundle, water, "-o", tmp_path / "out.extxyz", "--relax", "--steps", 1, "--fmax", 1e-6)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    assert "not at rest when relaxation had done its last step: 1, as in row 0: after 1 steps" in said
+
+
 def test_a_length_that_is_rounded_is_said(bundle: Path, water: Path, tmp_path: Path) -> None:
     done = run("md", bundle, water, "-o", tmp_path / "md", "--picoseconds", 0.0103)
     assert done.returncode == 0, done.stderr
