@@ -246,7 +246,8 @@ def read_structures(path: str | Path) -> list[Atoms]:
     try:
         read = ase.io.read(path, index=":")
     except Exception as error:  # each of ASE's readers raises what it met
-        raise DatasetError(f"Cannot read structures from {path}: {error or type(error).__name__}.") from error
+        reason = getattr(error, "strerror", None) or error or type(error).__name__
+        raise DatasetError(f"Cannot read structures from {path}: {reason}.") from error
     structures: list[Atoms] = list(read) if isinstance(read, list) else [read]
     if not structures:
         raise DatasetError(f"{path} holds no structures.")

@@ -86,4 +86,5 @@ def _forces(atoms: Atoms) -> Any:
     forces = None if atoms.calc is None else getattr(atoms.calc, "results", {}).get("forces")
     if forces is None or np.shape(forces) != (len(atoms), 3) or not np.isfinite(forces).all():
         return None
-    return None if atoms.calc.check_state(atoms) else forces
+    changed = getattr(atoms.calc, "check_state", None)
+    return None if changed is not None and changed(atoms) else forces

@@ -47,7 +47,9 @@ def print_bundle(path: Path, out: Console) -> None:
         made.add_row("declared", ", ".join(f"{_shown(key)} {_words(value)}" for key, value in said.items()))
     made.add_row("profiles", "any atoms, any slots" if not m.profiles else _shown(json.dumps(list(m.profiles))))
     made.add_row("radial table", "none" if m.radial_table is None else _shown(json.dumps(dict(m.radial_table))))
-    made.add_row("checkpoint", f"sha256 {m.checkpoint_sha256}")
+    made.add_row("checkpoint", f"sha256 {m.checkpoint_sha256}{', of those of its members' if m.members else ''}")
+    for member in m.members:
+        made.add_row("member", _shown(f"{member['name']}, sha256 {member['checkpoint_sha256']}"))
     made.add_row("bundle", f"sha256 {bundle.sha256}, format {m.format_version}")
     made.add_row("built", _shown(f"{m.built_at} with " + ", ".join(f"{k} {v}" for k, v in m.built_with.items())))
     if m.engine in engines.BACKENDS:

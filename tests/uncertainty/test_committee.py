@@ -1,5 +1,6 @@
 """Committees: several students in one bundle, their mean and their spread."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,6 +135,10 @@ def test_a_committee_is_validated_against_all_its_members_and_nobody_else(
 
 
 def test_commands_take_a_committee_s_checkpoints_as_a_list(committee: Path, members: list[Path]) -> None:
+    shown = "".join(CliRunner().invoke(app, ["inspect", str(committee)]).stdout.split())
+    for path in members:
+        assert f"{path.stem},sha256" in shown
+        assert hashlib.sha256(path.read_bytes()).hexdigest()[:24] in shown
     command = ["validate", str(committee), "--no-audit", "--reference", ",".join(map(str, reversed(members)))]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
