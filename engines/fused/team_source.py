@@ -5,6 +5,9 @@ __all__ = ["TEAM"]
 TEAM = r"""
 #include <pthread.h>
 
+// Threads that sleep come late, which is no sign of cores that others have: who shares a group with them waits so long.
+const long long AWAKENING = 1000000;  // ns
+
 // What a call is to do, with the layout of `painn_deploy.engines.fused.team.Job`. Threads share each group where
 // `shared`, and else take one after the other, each with a room of its own.
 struct Job {
@@ -26,7 +29,7 @@ struct Team {
     pthread_cond_t sent, done;
     const Job* job;
     long long jobs;  // that were sent
-    int working, ended, next, meeting[3];
+    int coming, working, ended, next, meeting[3];
 };
 
 extern "C" int team_bytes() { return sizeof(Team); }
@@ -37,6 +40,13 @@ extern "C" void begin_team(Team* team)
     pthread_mutex_init(&team->lock, nullptr);
     pthread_cond_init(&team->sent, nullptr);
     pthread_cond_init(&team->done, nullptr);
+}
+
+// Look for some time whether a count of threads is down to nothing.
+static void look_for(const int* count, long long time)
+{
+    const long long until = nanoseconds() + time;
+    while (__atomic_load_n(count, __ATOMIC_ACQUIRE) && nanoseconds() < until) {}
 }
 
 static void take_part(Team* team, const Job* job, int threads, int number)
@@ -67,6 +77,7 @@ extern "C" void serve(Team* team, int number)
         const Job* job = team->job;
         if (!job || number >= job->threads) continue;
         pthread_mutex_unlock(&team->lock);
+        __atomic_sub_fetch(&team->coming, 1, __ATOMIC_RELEASE);
         take_part(team, job, (int)job->threads, number);
         pthread_mutex_lock(&team->lock);
         if (!__atomic_sub_fetch(&team->working, 1, __ATOMIC_RELEASE)) pthread_cond_signal(&team->done);
@@ -89,15 +100,15 @@ extern "C" void run(Team* team, const Job* job)
     const int threads = team->ended ? 1 : (int)job->threads;
     if (threads > 1) {
         team->job = job;
-        team->working = threads - 1;
+        team->working = team->coming = threads - 1;
         ++team->jobs;
         pthread_cond_broadcast(&team->sent);
     }
     pthread_mutex_unlock(&team->lock);
+    if (threads > 1 && job->shared) look_for(&team->coming, AWAKENING);
     take_part(team, job, threads, 0);
     if (threads == 1) return;
-    const long long until = nanoseconds() + PATIENCE;
-    while (__atomic_load_n(&team->working, __ATOMIC_ACQUIRE) && nanoseconds() < until) {}
+    look_for(&team->working, PATIENCE);
     pthread_mutex_lock(&team->lock);
     while (team->working) pthread_cond_wait(&team->done, &team->lock);
     team->job = nullptr;
