@@ -35,11 +35,11 @@ def kinds_of_work() -> list[list[Atoms]]:
 class Interrupting:
     """Raises KeyboardInterrupt as the line of some number begins, of those that run in the files of a session."""
 
-    def __init__(self, at: int) -> None:
-        self.left = at
+    def __init__(self, at: int, files: tuple[str, ...] = FILES) -> None:
+        self.left, self._files = at, files
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> "Interrupting | None":
-        if Path(frame.f_code.co_filename).name not in FILES:
+        if Path(frame.f_code.co_filename).name not in self._files:
             return None
         if event == "line":
             self.left -= 1
