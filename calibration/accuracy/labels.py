@@ -76,7 +76,7 @@ class Labelled:
             return f"{found}; times {self.factor:.4g} they would agree: its units are not those that were said"
         return f"{found}: its units may not be those that were said, or it was not trained on such labels"
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
 

@@ -212,8 +212,9 @@ def _check_tf32(engines: Sequence[str], device: str) -> None:
     for engine in engines:
         if not get_backend(engine).honours_tf32(device):
             able = [name for name in BACKENDS if get_backend(name).honours_tf32("cuda")]
-            where = " here, without an NVIDIA GPU" if device == "auto" else f" on {device}"
+            where = "" if device == "auto" else f" on {device}"
+            none_here = "There is none here. " if device == "auto" and engine in able else ""
             raise ExportError(
                 f"The engine {engine} has no TF32{where}: its products would be FP32 all the same. "
-                f"On an NVIDIA GPU these have it: {', '.join(able)}. Leave out --tf32, or choose among them."
+                f"On an NVIDIA GPU these have it: {', '.join(able)}. {none_here}Leave out --tf32, or choose among them."
             )
