@@ -39,9 +39,9 @@ class Eager(Contender):
 
     def __init__(self, student: Student, device: str = "cpu", name: str | None = None, *, compiled: bool = False):
         super().__init__(name or (COMPILED if compiled else EAGER), str(torch.__version__), device)
-        self._model = EagerModel(student).to(device)
-        if compiled:
-            self._model.atomic = torch.compile(self._model.atomic, dynamic=True)
+        self._models = [EagerModel(member).to(device) for member in student.members]
+        for model in self._models if compiled else ():
+            model.atomic = torch.compile(model.atomic, dynamic=True)
         self._cutoff = student.configuration.cutoff
 
     def prepare(self, structures: Sequence[Atoms]) -> Edges:
@@ -50,7 +50,11 @@ class Eager(Contender):
 
     def run(self, prepared: Edges) -> list[np.ndarray]:
         """Energies of structures in eV, and forces in eV/Å."""
-        return [tensor.cpu().numpy() for tensor in self._model(prepared.to(self.device))]
+        prepared = prepared.to(self.device)
+        first, *others = (model(prepared) for model in self._models)
+        if others:  # a committee's are the means
+            first = [torch.stack(each).mean(0) for each in zip(first, *others, strict=True)]
+        return [tensor.cpu().numpy() for tensor in first]
 
     def forces(self, results: Any) -> Float[np.ndarray, "atoms 3"]:
         """eV/Å."""
