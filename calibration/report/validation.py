@@ -14,9 +14,9 @@ from painn_deploy.calibration.accuracy.breakdown import Breakdown, break_down
 from painn_deploy.calibration.accuracy.domain import find_domain
 from painn_deploy.calibration.accuracy.double import allowed_error
 from painn_deploy.calibration.accuracy.errors import ERROR_UNITS, Accuracy, Tolerances, compare, describe
-from painn_deploy.calibration.accuracy.labels import Labelled
 from painn_deploy.calibration.accuracy.left_out import LeftOut, named
 from painn_deploy.calibration.accuracy.reference import one_thread
+from painn_deploy.calibration.labels import Labelled
 from painn_deploy.calibration.origin import Reference, load_origin
 from painn_deploy.calibration.physics.audit import Audit, References, audit
 from painn_deploy.calibration.report.comparison import Change, by_group, compare_accuracies, compare_findings
@@ -220,6 +220,7 @@ def _validations(
     periodic = any(atoms.pbc.any() for atoms in chosen)  # who brings molecules alone has no use for crystals
     references = References.of(student, periodic=periodic, domain=domain) if options.physics else None
     exact = allowed_error(student, chosen, wanted) if any(double) else float("inf")
+    labelled = Labelled.of(chosen, wanted)
     validations, groups = [], [group_of(atoms) for atoms in chosen]
     for path, bundle in zip(paths, opened, strict=True):
         label = f"{path.name}: " if len(opened) > 1 else ""
@@ -258,7 +259,7 @@ def _validations(
                     left_out=domain.left_out,
                     far=_far(bundle, chosen, domain.numbers),
                     certainty=Calibrated.of(chosen, results, groups, scale, domain.numbers),
-                    labelled=Labelled.of(chosen, wanted),
+                    labelled=labelled,
                     exact=exact if bundle.manifest.precision == "fp64" else float("inf"),
                 )
             )

@@ -8,6 +8,7 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Bool, Float64, Int64
 
+from painn_deploy.calibration.labels import as_forces, labels_of
 from painn_deploy.calibration.uncertainty.fitting import on_one_scale
 from painn_deploy.calibration.uncertainty.merit import coverage, rank_correlation
 from painn_deploy.runtime.uncertainty.scale import RATIO, Scale
@@ -96,7 +97,7 @@ class Calibrated:
         Returns:
             None where fewer than `FEWEST` have both an energy and an uncertainty.
         """
-        labels = [{} if atoms.calc is None else getattr(atoms.calc, "results", {}) for atoms in structures]
+        labels = [labels_of(atoms) for atoms in structures]
         known = [i for i, label in enumerate(labels) if _is_finite(label.get("energy"))]
         kept = [i for i in known if "energy_uncertainty" in results[i]]
         if len(kept) < FEWEST:
@@ -224,8 +225,5 @@ def _is_finite(value: Any) -> bool:
 
 def _force_error(got: np.ndarray, label: Any) -> float:
     """Mean absolute error; NaN where there is no label, or none for each atom."""
-    try:
-        wanted = np.asarray(label, np.float64)
-    except (TypeError, ValueError):
-        return float("nan")
-    return float(np.abs(got - wanted).mean()) if wanted.shape == got.shape else float("nan")
+    wanted = as_forces(label, len(got))
+    return float("nan") if wanted is None else float(np.abs(got - wanted).mean())

@@ -3,11 +3,11 @@
 Neither changes a bit of a result, since each sum has one owner and one order.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float32, Int32
 
 from painn_deploy.engines.contract import check_indices, check_mask
 from painn_deploy.engines.cores import CORES, cores_here
@@ -79,7 +79,7 @@ class FusedHostSession(HostSession):
         shared = min(threads, work.shared) > 1
         threads = min(threads, work.shared if shared else int(work.groups[0]))
         rooms = self._rooms_for(work.sizes, 1 if shared else threads)
-        memory = _addresses(address for room in rooms for address in room.addresses)
+        memory = np.array([address for room in rooms for address in room.addresses], np.int64)
         arrays = self._weights, inputs.atomic_numbers, inputs.displacements, inputs.reverse, inputs.mask, inputs.weights
         given = (array.ctypes.data for array in (*arrays, *outputs))
         lists = (array.ctypes.data for array in (work.groups, work.sizes_array, memory))
@@ -180,11 +180,6 @@ class _Room:
             self._near = _aligned(near)
         if len(self._far) < far:
             self._far = _aligned(far)
-
-
-def _addresses(found: Iterable[int]) -> Int64[np.ndarray, " addresses"]:
-    """An array of pointers."""
-    return np.fromiter(found, np.int64)
 
 
 def _aligned(numbers: int) -> Float32[np.ndarray, " numbers"]:

@@ -163,9 +163,13 @@ class InductorBackend(Backend):
     def check(self, options: BuildOptions) -> None:
         """See `Backend.check`: the device, the forms, and what compiles for them."""
         self._plans(options)
+        self._check_compiler()
         if self._device(options.device) != "cpu":
             with toolchain():  # proves itself
                 return
+
+    @staticmethod
+    def _check_compiler() -> None:
         if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
             raise EngineUnavailableError("The engine inductor needs a C++ compiler: install g++, or set CXX to yours.")
 
@@ -174,11 +178,11 @@ class InductorBackend(Backend):
 
     def build(self, model: bytes, options: BuildOptions, tell: Tell = silent) -> BuiltEngine:
         """See `Backend.build`."""
-        self.check(options)
         torch, device = _torch(), self._device(options.device)
         plans = self._plans(options)
         if lacking := self.lacks(options.precision, device):
             raise EngineUnavailableError(f"The engine inductor has no {options.precision} here. {lacking}")
+        self._check_compiler()  # that of a GPU proves itself as it is used
         tf32 = options.tf32 and self.honours_tf32(device)
         asked = {name: Asked(str(plan.form), device, tf32) for name, plan in plans.items()}
         first, *others = asked

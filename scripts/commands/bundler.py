@@ -12,8 +12,8 @@ import torch
 from ase import Atoms
 
 from painn_deploy.calibration.accuracy.errors import Accuracy, Tolerances
-from painn_deploy.calibration.accuracy.labels import Labelled
 from painn_deploy.calibration.accuracy.tabling import Tabled, find_table
+from painn_deploy.calibration.labels import Labelled
 from painn_deploy.calibration.structures import CALIBRATION_NAME, calibration_structures, trusted_species
 from painn_deploy.calibration.timing import milliseconds
 from painn_deploy.engines import get_backend
@@ -144,6 +144,8 @@ class Bundler(Closing):
         self._domain = self._trial.domain
         tell(f"noting the surroundings of atoms in {len(self._domain)} structures")
         self._judged_on = Judged.of(self._domain.structures, reference.configuration.cutoff).as_dict()
+        labelled = Labelled.of(self._domain.structures, self._domain.wanted)
+        self._labels = {} if labelled is None else {"labels": labelled.as_dict()}
         self._table: Tabled | None = None
         self._exported = reference
         if table_error is not None:
@@ -220,8 +222,7 @@ class Bundler(Closing):
             if not examined.excess:
                 validation: dict[str, Any] = {"reference": REFERENCE, "measured_on": self._domain.name}
                 validation |= {JUDGED_ON: self._judged_on}
-                if (labelled := Labelled.of(self._domain.structures, self._domain.wanted)) is not None:
-                    validation |= {"labels": labelled.as_dict()}
+                validation |= self._labels
                 validation |= {"left_out": [each.as_dict() for each in self._domain.left_out]}
                 validation |= {"graph_parity": traced.examiner.parity, **facts, **examined.found}
                 validation |= self._certainty.measured(bundle.manifest, examined.structures, examined.results)

@@ -51,15 +51,20 @@ def relaxation(*, relax: bool, fmax: float | None, steps: int | None) -> tuple[f
 
     Args:
         relax: whether there is one.
-        fmax: None for 0.05.
-        steps: None for 500.
+        fmax: None for the default of `painn_deploy.runtime.screening.relaxation.Relaxation`.
+        steps: likewise.
 
     Raises:
         BadParameter: options of a relaxation are given, and there is none.
     """
     if not relax and (fmax, steps) != (None, None):
         raise typer.BadParameter("--fmax and --steps are of a relaxation; give --relax too.")
-    return (0.05 if fmax is None else fmax, 500 if steps is None else steps) if relax else None
+    if not relax:
+        return None
+    from painn_deploy.runtime.screening.relaxation import Relaxation
+
+    usual = Relaxation()
+    return usual.fmax if fmax is None else fmax, usual.steps if steps is None else steps
 
 
 def uncertainty_limit(text: str | None, option: str) -> float | str | None:

@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from painn_deploy import engines
-from painn_deploy.calibration.accuracy.labels import Labelled
 from painn_deploy.calibration.accuracy.left_out import LeftOut, summary
+from painn_deploy.calibration.labels import Labelled
 from painn_deploy.export.bundle import Bundle, read_bundle
 from painn_deploy.export.declaration import species_text
 from painn_deploy.export.errors import BundleError, PaiNNDeployError

@@ -9,7 +9,7 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from painn_deploy.calibration.accuracy.labels import Labelled
+from painn_deploy.calibration.labels import Labelled
 from painn_deploy.export.declaration import Declaration
 from painn_deploy.runtime import PaiNNCalculator
 from painn_deploy.scripts import export_engines

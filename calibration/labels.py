@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from jaxtyping import Float64
 
-__all__ = ["Labelled"]
+__all__ = ["Labelled", "as_forces", "labels_of"]
 
 DOUBTFUL = 0.5
 """Of the labels' own size, an error of forces above which something is wrong: a student that knew nothing has 1."""
@@ -42,15 +43,17 @@ class Labelled:
             structures: whose calculators hold the labels, as files give them.
             results: of the student, `forces` in eV/Å among them.
         """
-        brought = [_forces(atoms) for atoms in structures]
-        known = [index for index, forces in enumerate(brought) if forces is not None]
-        if not known:
+        pairs = [
+            (label, np.asarray(one["forces"], np.float64))
+            for atoms, one in zip(structures, results, strict=True)
+            if (label := _forces(atoms)) is not None
+        ]
+        if not pairs:
             return None
-        labels = np.concatenate([np.ravel(brought[index]) for index in known]).astype(float)
-        found = np.concatenate([np.ravel(results[index]["forces"]) for index in known]).astype(float)
+        labels, found = (np.concatenate(side) for side in zip(*pairs, strict=True))
         square, both, own = (float(np.mean(each)) for each in (labels**2, labels * found, found**2))
         return cls(
-            structures=len(known),
+            structures=len(pairs),
             force_rmse=float(np.sqrt(np.mean((found - labels) ** 2))),
             force_size=float(np.sqrt(square)),
             correlation=both / np.sqrt(square * own) if square and own else 0.0,
@@ -81,10 +84,29 @@ class Labelled:
         return asdict(self)
 
 
-def _forces(atoms: Atoms) -> Any:
+def labels_of(atoms: Atoms) -> Mapping[str, Any]:
+    """The labels that a structure came with, as files give them to its calculator; whatever they hold."""
+    return {} if atoms.calc is None else getattr(atoms.calc, "results", {})
+
+
+def as_forces(label: Any, atoms: int) -> Float64[np.ndarray, "atoms 3"] | None:
+    """A label as forces; None where it is none for each atom.
+
+    Args:
+        label: anything.
+        atoms: how many.
+    """
+    try:
+        forces = np.asarray(label, np.float64)
+    except (TypeError, ValueError):
+        return None
+    return forces if forces.shape == (atoms, 3) else None
+
+
+def _forces(atoms: Atoms) -> Float64[np.ndarray, "atoms 3"] | None:
     """The label of a structure, finite and of its own atoms; None without."""
-    forces = None if atoms.calc is None else getattr(atoms.calc, "results", {}).get("forces")
-    if forces is None or np.shape(forces) != (len(atoms), 3) or not np.isfinite(forces).all():
+    forces = as_forces(labels_of(atoms).get("forces"), len(atoms))
+    if forces is None or not np.isfinite(forces).all():
         return None
     changed = getattr(atoms.calc, "check_state", None)
     return None if changed is not None and changed(atoms) else forces
